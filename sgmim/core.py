@@ -8,13 +8,13 @@ __all__ = ['WEIGHTS', 'CONFIG', 'SgmimError', 'ConfigError', 'DataError', 'Check
            'save_checkpoint', 'load_checkpoint', 'load_state', 'code_version', 'hardware', 'run_record',
            'peak_memory_mb']
 
-# %% ../nbs/00_core.ipynb #af37e61c
+# %% ../nbs/00_core.ipynb #1bc917de
 import contextlib, dataclasses, difflib, hashlib, json, os, platform, random, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/00_core.ipynb #cef8b187
+# %% ../nbs/00_core.ipynb #a31c0ddd
 class SgmimError(Exception):
     "Any error that this library raises on purpose; its text says what was wrong, where, and what to do."
 
@@ -27,7 +27,7 @@ class DataError(SgmimError, ValueError):
 class CheckpointError(SgmimError, RuntimeError):
     "A checkpoint that is missing, truncated, foreign, or of another configuration."
 
-# %% ../nbs/00_core.ipynb #78ab5a50
+# %% ../nbs/00_core.ipynb #bd7d6cdd
 @contextlib.contextmanager
 def atomic_write(path, mode='wb'):
     """Open `path` for writing; the content appears under its name only when the block ends without an error.
@@ -56,7 +56,7 @@ def _umask():
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #db77b9e4
+# %% ../nbs/00_core.ipynb #ce4d9ddd
 def _jsonable(x):
     if dataclasses.is_dataclass(x) and not isinstance(x, type): x = dataclasses.asdict(x)
     if isinstance(x, dict): return {str(k): _jsonable(v) for k, v in x.items()}
@@ -80,7 +80,7 @@ def read_json(path):
         raise DataError(f'{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}); the file may be truncated') from e
     except (OSError, UnicodeDecodeError) as e: raise DataError(f'cannot read {path}: {e}') from e
 
-# %% ../nbs/00_core.ipynb #69627e00
+# %% ../nbs/00_core.ipynb #f2a2472c
 def config_to_dict(cfg):
     "A dataclass as plain, JSON-able values."
     return _jsonable(dataclasses.asdict(cfg))
@@ -110,7 +110,7 @@ def _as_kind(v, f, where):
 
 def _tuples(v): return tuple(_tuples(x) if isinstance(x, (list, tuple)) else x for x in v)
 
-# %% ../nbs/00_core.ipynb #10374144
+# %% ../nbs/00_core.ipynb #430938f0
 def stable_hash(*key):
     "A 64-bit integer from ints and strings: the same in every process, on every machine."
     return int.from_bytes(hashlib.blake2b('\x1f'.join(map(str, key)).encode(), digest_size=8).digest(), 'little')
@@ -126,7 +126,7 @@ def set_seed(seed):
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #ebc1c54d
+# %% ../nbs/00_core.ipynb #31cb1f98
 def pick_device(device=None):
     "The torch device to use: the one named, else cuda when there is one, else cpu. `ConfigError` if the named one is not there."
     import torch
@@ -138,7 +138,7 @@ def pick_device(device=None):
                           "use device='cpu', or install a CUDA build of torch and its driver")
     return device
 
-# %% ../nbs/00_core.ipynb #846f86c8
+# %% ../nbs/00_core.ipynb #5ccefc95
 WEIGHTS, CONFIG = 'weights.safetensors', 'config.json'
 
 def save_checkpoint(folder, tensors, meta):
@@ -172,7 +172,7 @@ def load_checkpoint(folder):
 
 def _digest(blob): return hashlib.blake2b(blob, digest_size=16).hexdigest()
 
-# %% ../nbs/00_core.ipynb #ed9b21bf
+# %% ../nbs/00_core.ipynb #7852a697
 def load_state(module, tensors, what='checkpoint', ignore=()):
     """Load `tensors` into `module`, strictly; names starting with one of `ignore` may be missing or left over.
     `CheckpointError` lists all missing, unexpected and mismatched names; the module is then unchanged."""
@@ -188,16 +188,16 @@ def load_state(module, tensors, what='checkpoint', ignore=()):
         raise CheckpointError(f'{what} does not fit {type(module).__name__}: ' + '; '.join(parts))
     module.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
 
-# %% ../nbs/00_core.ipynb #203c2077
+# %% ../nbs/00_core.ipynb #027f1bb8
 def code_version():
     "The version of this library and, in a git checkout, its commit (`+changes` if tracked files differ from it)."
-    from sgmim import __version__
-    root = Path(__file__).resolve().parents[1] if '__file__' in globals() else Path.cwd()
+    import sgmim
+    root = Path(sgmim.__file__).resolve().parents[1]
     def git(*args): return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     try:
         commit = git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno', '--', 'sgmim') else '')
     except (OSError, subprocess.SubprocessError): commit = None
-    return {'sgmim': __version__, 'commit': commit}
+    return {'sgmim': sgmim.__version__, 'commit': commit}
 
 def hardware(device=None):
     "What this runs on: processor, cores, memory, device and the versions of what computes."

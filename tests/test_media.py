@@ -1,0 +1,403 @@
+"Sound and image files as they come: every format, every defect, and the transforms."
+import math, pickle, warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sgmim import audio, image
+from sgmim.core import ConfigError, DataError
+
+soundfile = pytest.importorskip('soundfile')
+pytest.importorskip('soxr')
+RATE = 16_000
+noise = np.random.default_rng(0).normal(0, .1, 3 * RATE).astype(np.float32).clip(-.9, .9)
+tone = (.3 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
+
+
+# ---- sound files -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('ext', ['wav', 'flac', 'ogg', 'mp3'])
+@pytest.mark.parametrize('rate', [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize('channels', [1, 2])
+def test_formats_rates_channels(tmp_path, ext, rate, channels):
+    x = .3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    soundfile.write(tmp_path / f'a.{ext}', np.stack([x] * channels, 1), rate)
+    y = audio.load_audio(tmp_path / f'a.{ext}')
+    assert y.dtype == np.float32 and y.ndim == 1 and abs(len(y) - RATE) < 5000
+    spectrum = np.abs(np.fft.rfft(y[2000:12_000] * np.hanning(10_000)))
+    assert abs(spectrum.argmax() * RATE / 10_000 - 440) < 3
+    if ext in ('wav', 'flac'): assert len(y) == RATE and np.abs(y - tone)[300:-300].max() < 2e-3
+
+
+@pytest.mark.parametrize('subtype', ['PCM_U8', 'PCM_16', 'PCM_24', 'PCM_32', 'FLOAT', 'DOUBLE', 'ULAW'])
+def test_wav_encodings(tmp_path, subtype):
+    soundfile.write(tmp_path / 'a.wav', tone, RATE, subtype=subtype)
+    assert np.abs(audio.load_audio(tmp_path / 'a.wav') - tone).max() < .02
+
+
+def test_many_channels_are_averaged(tmp_path):
+    soundfile.write(tmp_path / 'a.wav', np.stack([tone, tone, -tone, tone * 0, tone], 1), RATE, subtype='FLOAT')
+    np.testing.assert_allclose(audio.load_audio(tmp_path / 'a.wav'), tone * .4, atol=1e-6)
+
+
+def test_other_target_rate(tmp_path):
+    soundfile.write(tmp_path / 'a.wav', noise, RATE)
+    assert len(audio.load_audio(tmp_path / 'a.wav', rate=8000)) == len(noise) // 2
+
+
+@pytest.mark.parametrize('rate', [16_000, 22_050, 44_100])
+@pytest.mark.parametrize('seconds', [.1, 1, 1.2345, 2.95, 100])
+def test_part_equals_cut_whole(tmp_path, rate, seconds):
+    soundfile.write(tmp_path / 'a.wav', np.random.default_rng(0).normal(0, .1, 3 * rate), rate)
+    part, whole = (audio.load_audio(tmp_path / 'a.wav', max_seconds=s) for s in (seconds, None))
+    np.testing.assert_allclose(part, whole[:round(seconds * RATE)], atol=1e-6)
+
+
+def test_only_the_needed_part_is_read(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / 'a.flac', np.tile(noise, 20), RATE)
+    read, count = soundfile.SoundFile.read, []
+    monkeypatch.setattr(soundfile.SoundFile, 'read', lambda self, *a, **k: count.append(len(out := read(self, *a, **k))) or out)
+    assert len(audio.load_audio(tmp_path / 'a.flac', max_seconds=2)) == 2 * RATE
+    assert sum(count) < 3 * RATE
+
+
+@pytest.mark.parametrize('make, text', [
+    (lambda p: None, 'is not there'),
+    (lambda p: p.mkdir(), 'is not there'),
+    (lambda p: p.write_bytes(b''), 'is empty'),
+    (lambda p: p.write_text('<html>404</html>' * 50), 'cannot be read as sound'),
+    (lambda p: Image.new('RGB', (9, 9)).save(p, 'PNG'), 'cannot be read as sound'),
+    (lambda p: soundfile.write(p, tone[:0], RATE), 'has no samples'),
+    (lambda p: soundfile.write(p, tone[:399], RATE), 'has 399 samples'),
+    (lambda p: soundfile.write(p, np.r_[tone, np.nan], RATE, subtype='FLOAT'), 'NaN or infinite'),
+    (lambda p: soundfile.write(p, np.r_[tone, -np.inf], RATE, subtype='FLOAT'), 'NaN or infinite')])
+def test_bad_sound_is_named(tmp_path, make, text):
+    path = tmp_path / 'bad name.wav'
+    make(path)
+    with pytest.raises(DataError) as e: audio.load_audio(path)
+    assert text in str(e.value) and 'bad name.wav' in str(e.value)
+
+
+@pytest.mark.parametrize('ext, keep', [(e, k) for e in ('wav', 'flac', 'ogg', 'mp3') for k in (.02, .5, .9, .99)
+                                       if (e, k) != ('mp3', .99)])      # an mp3 may lack two frames: its length is an estimate
+def test_truncated_sound(tmp_path, ext, keep):
+    soundfile.write(tmp_path / f'a.{ext}', noise, RATE)
+    whole = (tmp_path / f'a.{ext}').read_bytes()
+    (tmp_path / f'a.{ext}').write_bytes(whole[:int(len(whole) * keep)])
+    with pytest.raises(DataError, match='truncated|cannot be read'): audio.load_audio(tmp_path / f'a.{ext}')
+
+
+@pytest.mark.parametrize('size', [0xFFFFFFFF, 0x7FFFFFFF])
+def test_streamed_wav_without_size_is_fine(tmp_path, size):
+    soundfile.write(tmp_path / 'a.wav', tone, RATE)
+    x = bytearray((tmp_path / 'a.wav').read_bytes())
+    x[40:44] = size.to_bytes(4, 'little')
+    (tmp_path / 'a.wav').write_bytes(x)
+    np.testing.assert_allclose(audio.load_audio(tmp_path / 'a.wav'), tone, atol=1e-4)
+
+
+def test_a_header_that_promises_terabytes(tmp_path):
+    soundfile.write(tmp_path / 'a.flac', tone, RATE)
+    x = bytearray((tmp_path / 'a.flac').read_bytes())
+    x[21] |= 0x0F                                          # the highest bits of FLAC's 36-bit sample count
+    (tmp_path / 'a.flac').write_bytes(x)
+    with pytest.raises(DataError): audio.load_audio(tmp_path / 'a.flac')
+
+
+def test_silence_warns_and_loads(tmp_path):
+    soundfile.write(tmp_path / 'a.wav', np.zeros(1000), RATE)
+    with pytest.warns(UserWarning, match='a.wav is silent'): assert len(audio.load_audio(tmp_path / 'a.wav')) == 1000
+
+
+def test_good_sound_does_not_warn(tmp_path):
+    soundfile.write(tmp_path / 'a.wav', tone, RATE)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        audio.load_audio(str(tmp_path / 'a.wav'))
+
+
+@pytest.mark.parametrize('seconds', [0, -1, math.nan])
+def test_max_seconds_has_to_be_positive(tmp_path, seconds):
+    with pytest.raises(DataError, match='max_seconds'): audio.load_audio(tmp_path / 'a.wav', max_seconds=seconds)
+
+
+def test_two_problems_are_both_told():
+    with pytest.raises(DataError, match='first frame needs 400 and holds NaN'): audio.check_audio(np.array([np.nan]), 'x')
+
+
+@pytest.mark.parametrize('ext', ['wav', 'flac', 'ogg', 'mp3'])
+@pytest.mark.parametrize('channels', [1, 2])
+def test_write_and_read_back(tmp_path, ext, channels):
+    wave = tone if channels == 1 else np.stack([tone] * 2, 1)
+    audio.write_audio(tmp_path / 'new' / f'a.{ext}', wave)
+    y = audio.load_audio(tmp_path / 'new' / f'a.{ext}')
+    n = min(len(y), len(tone))
+    assert np.corrcoef(y[:n], tone[:n])[0, 1] > .9 or ext == 'mp3'
+    assert [p.name for p in (tmp_path / 'new').iterdir()] == [f'a.{ext}']
+
+
+@pytest.mark.parametrize('wave', [tone * 4, tone * np.nan, tone[:0]])
+def test_failed_write_leaves_the_old_file(tmp_path, wave):
+    audio.write_audio(tmp_path / 'a.wav', tone)
+    before = (tmp_path / 'a.wav').read_bytes()
+    with pytest.raises(DataError): audio.write_audio(tmp_path / 'a.wav', wave)
+    assert (tmp_path / 'a.wav').read_bytes() == before
+
+
+@pytest.mark.parametrize('from_rate, to_rate', [(0, 16_000), (16_000, 0), (-1, 16_000)])
+def test_impossible_rates(from_rate, to_rate):
+    with pytest.raises(DataError, match='rates are > 0'): audio.resample(tone, from_rate, to_rate)
+
+
+def test_resample_same_rate_and_empty():
+    assert audio.resample(tone, RATE) is tone and len(audio.resample(tone[:0], 8000)) == 0
+
+
+@pytest.mark.parametrize('bad', [np.zeros(5, np.int16), np.zeros((2, 2, 2)), np.float32(1)])
+def test_to_mono_refuses(bad):
+    with pytest.raises(DataError): audio.to_mono(bad)
+
+
+def test_pad_batch_edges():
+    batch, lens = audio.pad_batch([np.ones(0), np.ones(2)], length=3)
+    assert batch.tolist() == [[0, 0, 0], [1, 1, 0]] and lens.tolist() == [0, 2]
+    assert batch.dtype == np.float32 and lens.dtype == np.int64
+
+
+@pytest.mark.parametrize('window, hop', [(400, 320), (400, 160), (1610, 640)])
+@pytest.mark.parametrize('n', [1610, 1611, 16_000, 16_239])
+def test_frame_count_is_the_cnns(window, hop, n):
+    kernels, strides = {320: ((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)), 160: ((400,), (160,)),
+                        640: ((20, 4, 4, 4, 4), (10, 4, 4, 2, 2))}[hop]
+    T = n
+    for k, s in zip(kernels, strides): T = (T - k) // s + 1
+    assert len(audio.log_mel(noise[:n], window=window, hop=hop)) == len(audio.mfcc(noise[:n], window=window, hop=hop)) == T
+
+
+def test_features_are_finite_even_for_silence():
+    for f in (audio.log_mel, audio.mfcc):
+        x = f(np.zeros(4000))
+        assert np.isfinite(x).all() and x.dtype == np.float32
+
+
+def test_log_mel_too_short():
+    with pytest.raises(DataError, match='less than one window'): audio.log_mel(tone[:100])
+
+
+# ---- image files -------------------------------------------------------------------------------------------------------
+
+rgb = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+photo = Image.fromarray(np.asarray(Image.fromarray(rgb[:5, :7]).resize((600, 400), Image.Resampling.BICUBIC)))
+
+
+def at(im, xy=(0, 0)):
+    assert im.mode == 'RGB'
+    return im.getpixel(xy)
+
+
+def test_png_is_exact(tmp_path):
+    Image.fromarray(rgb).save(tmp_path / 'a.png')
+    assert (np.asarray(image.load_image(tmp_path / 'a.png')) == rgb).all()
+
+
+@pytest.mark.parametrize('ext', ['jpg', 'png', 'gif', 'bmp', 'tiff', 'webp'])
+def test_image_formats(tmp_path, ext):
+    photo.save(tmp_path / f'a.{ext}')
+    im = image.load_image(str(tmp_path / f'a.{ext}'))
+    assert im.mode == 'RGB' and im.size == (600, 400)
+    assert np.abs(np.asarray(im, float) - np.asarray(photo)).mean() < 12
+
+
+def test_grey(tmp_path):
+    for name in ('a.png', 'a.jpg'):
+        Image.new('L', (20, 20), 100).save(tmp_path / name)
+        assert at(image.load_image(tmp_path / name)) == (100, 100, 100)
+
+
+def test_sixteen_bit_grey_is_scaled(tmp_path):
+    for name in ('a.png', 'a.tiff'):
+        Image.fromarray(np.array([[0, 25_700, 65_535]], np.uint16).repeat(3, 0)).save(tmp_path / name)
+        im = image.load_image(tmp_path / name)
+        assert [at(im, (x, 0))[0] for x in range(3)] == [0, 100, 255]
+
+
+def test_32_bit_grey(tmp_path):
+    Image.fromarray(np.full((3, 3), 257 * 7, np.int32)).save(tmp_path / 'a.tiff')
+    assert at(image.load_image(tmp_path / 'a.tiff')) == (7, 7, 7)
+    Image.fromarray(np.full((3, 3), 70_000, np.int32)).save(tmp_path / 'b.tiff')
+    with pytest.raises(DataError, match='b.tiff.*do not fit in 16 bits'): image.load_image(tmp_path / 'b.tiff')
+
+
+def test_float_is_refused(tmp_path):
+    Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / 'a.tiff')
+    with pytest.raises(DataError, match='a.tiff holds floating-point'): image.load_image(tmp_path / 'a.tiff')
+
+
+@pytest.mark.parametrize('mode, colour, want', [
+    ('RGBA', (255, 0, 0, 0), (255, 255, 255)), ('RGBA', (255, 0, 0, 255), (255, 0, 0)), ('RGBA', (0, 0, 0, 128), (127, 127, 127)),
+    ('LA', (0, 0), (255, 255, 255)), ('1', 0, (0, 0, 0))])
+def test_transparency_over_white(tmp_path, mode, colour, want):
+    Image.new(mode, (4, 4), colour).save(tmp_path / 'a.png')
+    assert np.abs(np.subtract(at(image.load_image(tmp_path / 'a.png')), want)).max() <= 1
+
+
+def test_palette_with_and_without_transparency(tmp_path):
+    im = Image.new('P', (4, 4), 1)
+    im.putpalette([0, 0, 0, 10, 200, 30])
+    im.save(tmp_path / 'a.png')
+    im.save(tmp_path / 'b.png', transparency=1)
+    im.save(tmp_path / 'c.gif', transparency=1)
+    assert at(image.load_image(tmp_path / 'a.png')) == (10, 200, 30)
+    assert at(image.load_image(tmp_path / 'b.png')) == at(image.load_image(tmp_path / 'c.gif')) == (255, 255, 255)
+
+
+def test_cmyk_jpeg(tmp_path):
+    Image.new('CMYK', (16, 16), (0, 255, 255, 0)).save(tmp_path / 'a.jpg')
+    r, g, b = at(image.load_image(tmp_path / 'a.jpg', size=8))
+    assert r > 220 and g < 40 and b < 40
+
+
+def test_animation_gives_the_first_frame(tmp_path):
+    frames = [Image.new('RGB', (8, 8), c) for c in ('red', 'blue')]
+    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
+    assert at(image.load_image(tmp_path / 'a.gif')) == (255, 0, 0)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('ext', ['jpg', 'png', 'webp'])
+def test_every_exif_orientation(tmp_path, orientation, ext):
+    upright = np.zeros((40, 60, 3), np.uint8)
+    upright[:10, :10, 0] = 255                                    # a red corner, top left
+    to_stored = {1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1], 5: lambda x: x.swapaxes(0, 1),
+                 6: lambda x: np.rot90(x), 7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: lambda x: np.rot90(x, -1)}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(to_stored(upright))).save(tmp_path / f'a.{ext}', exif=exif, quality=95)
+    im = image.load_image(tmp_path / f'a.{ext}')
+    assert im.size == (60, 40) and at(im, (3, 3))[0] > 200
+    assert all(at(im, xy)[0] < 60 for xy in ((55, 3), (3, 35), (55, 35)))
+
+
+@pytest.mark.parametrize('want, got', [(None, (600, 400)), (400, (600, 400)), (200, (300, 200)), (120, (300, 200)), (100, (150, 100)), (1, (75, 50))])
+def test_draft_mode_never_goes_below(tmp_path, want, got):
+    photo.save(tmp_path / 'a.jpg')
+    assert image.load_image(tmp_path / 'a.jpg', size=want).size == got
+
+
+def test_draft_mode_shows_the_same_picture(tmp_path):
+    photo.save(tmp_path / 'a.jpg', quality=95)
+    small = np.asarray(image.load_image(tmp_path / 'a.jpg', size=100), float)
+    assert np.abs(small - np.asarray(photo.resize((150, 100), Image.Resampling.BOX), float)).mean() < 3
+
+
+def test_draft_mode_with_grey_jpeg_and_with_png(tmp_path):
+    photo.convert('L').save(tmp_path / 'a.jpg')
+    photo.save(tmp_path / 'a.png')
+    assert image.load_image(tmp_path / 'a.jpg', size=100).size == (150, 100)
+    assert image.load_image(tmp_path / 'a.png', size=100).size == (600, 400)
+
+
+def make_bomb(p): Image.new('1', (10_000, 9_500)).save(p, 'PNG')
+def make_huge_bomb(p): Image.new('1', (20_000, 19_000)).save(p, 'PNG')
+def make_strip(p): Image.new('L', (1, 500)).save(p, 'PNG')
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+@pytest.mark.parametrize('make, text', [
+    (lambda p: None, 'is not there'), (lambda p: p.mkdir(), 'is not there'), (lambda p: p.write_bytes(b''), 'is empty'),
+    (lambda p: p.write_text('<html>404</html>'), 'no image'), (make_bomb, 'more than'), (make_huge_bomb, 'cannot be decoded'), (make_strip, 'a strip')])
+def test_bad_image_is_named(tmp_path, make, text):
+    path = tmp_path / 'bad name.jpg'
+    make(path)
+    with pytest.raises(DataError) as e: image.load_image(path)
+    assert text in str(e.value) and 'bad name.jpg' in str(e.value)
+
+
+@pytest.mark.filterwarnings('ignore:Truncated File Read')
+@pytest.mark.parametrize('ext', ['jpg', 'png', 'gif', 'bmp', 'tiff', 'webp'])
+@pytest.mark.parametrize('keep', [.01, .1, .5, .9])
+def test_truncated_image(tmp_path, ext, keep):
+    Image.fromarray(rgb).save(tmp_path / f'a.{ext}')
+    whole = (tmp_path / f'a.{ext}').read_bytes()
+    (tmp_path / f'a.{ext}').write_bytes(whole[:max(1, int(len(whole) * keep))])
+    with pytest.raises(DataError, match=f'a.{ext}'): image.load_image(tmp_path / f'a.{ext}')
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 3), (3, 1), (31, 1), (2000, 1500)])
+def test_tiny_and_large_go_through_the_transforms(size):
+    im = Image.new('RGB', size, 'red')
+    for t in (image.train_transform(32), image.eval_transform(32)):
+        x = t(im)
+        assert x.shape == (3, 32, 32) and x.isfinite().all()
+
+
+# ---- normalisation and transforms --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('shape', [(2, 5, 6, 3), (2, 3, 5, 6), (5, 6, 3), (3, 5, 6)])
+def test_normalise_against_the_formula_and_back(shape):
+    x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    z = image.normalise(x)
+    channels_last = x if shape[-1] == 3 else np.moveaxis(x, -3, -1)
+    want = (channels_last / 255 - np.array([.485, .456, .406])) / np.array([.229, .224, .225])
+    np.testing.assert_allclose(z.movedim(-3, -1), want, atol=1e-5)
+    assert z.dtype == torch.float32 and (image.denormalise(z).numpy() == channels_last).all()
+
+
+def test_denormalise_clips():
+    assert image.denormalise(torch.full((3, 1, 1), 99.)).tolist() == [[[255] * 3]]
+    assert image.denormalise(torch.full((1, 3, 1, 1), -99.)).tolist() == [[[[0] * 3]]]
+
+
+@pytest.mark.parametrize('bad', [np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4, 4), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((1, 1, 3, 4, 4), np.uint8)])
+def test_normalise_refuses(bad):
+    with pytest.raises(DataError): image.normalise(bad)
+
+
+def test_train_transform_is_seeded_and_random():
+    t = image.train_transform(48)
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(t(photo))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_everything_switched_off_is_a_resize():
+    x = image.train_transform(48, randaugment=None, crop_scale=None, flip=0)(photo)
+    want = image.normalise(np.array(photo.resize((48, 48), Image.Resampling.BICUBIC)))
+    torch.testing.assert_close(x, want, atol=1e-5, rtol=0)
+
+
+def test_flip_alone():
+    a, b = (image.train_transform(48, randaugment=None, crop_scale=None, flip=f)(photo) for f in (0, 1))
+    assert (a - b.flip(-1)).abs().max() < .05
+
+
+def test_arrays_and_uint8_output():
+    t = image.eval_transform(48, normalised=False)
+    x = t(np.array(photo))
+    assert x.shape == (48, 48, 3) and x.dtype == np.uint8
+    torch.testing.assert_close(image.normalise(x), image.eval_transform(48)(photo), atol=1e-5, rtol=0)
+    assert image.train_transform(48, normalised=False)(photo).dtype == np.uint8
+
+
+def test_grey_through_the_transform():
+    assert image.eval_transform(16)(Image.new('L', (20, 20), 9)).shape == (3, 16, 16)
+
+
+def test_transforms_travel_to_worker_processes():
+    for t in (image.train_transform(16), image.eval_transform(16, normalised=False)): pickle.loads(pickle.dumps(t))(photo)
+
+
+@pytest.mark.parametrize('kwargs', [dict(crop_scale=(0, 1)), dict(crop_scale=(.9, .1)), dict(crop_scale=(.1, 2)), dict(flip=-1), dict(flip=1.5)])
+def test_bad_transform_arguments(kwargs):
+    with pytest.raises(ConfigError): image.train_transform(16, **kwargs)
+
+
+def test_jpeg_bytes_stay_closed(tmp_path):
+    photo.save(tmp_path / 'a.jpg')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')                            # a file left open is a ResourceWarning
+        for _ in range(3): image.load_image(tmp_path / 'a.jpg')

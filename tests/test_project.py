@@ -1,0 +1,240 @@
+"""The parts of the project agree with one another, and each check that says so can fail."""
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import checks  # noqa: E402
+import readme  # noqa: E402
+
+
+@pytest.mark.parametrize("check", checks.CHECKS, ids=lambda c: c.__name__)
+def test_project(check):
+    problems = check(ROOT)
+    assert not problems, "\n".join(["", *problems])
+
+
+# --- the package as a user's Python sees it
+
+def python(code, **kwargs):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, **kwargs)
+
+
+def test_ruff():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--select", "F", "sgmim"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_import_is_light():
+    code = "import sys, time; t = time.perf_counter(); import sgmim; t = time.perf_counter() - t; print(t, *sorted(sys.modules))"
+    seconds, *loaded = python(code).stdout.split()
+    heavy = {"torch", "torchvision", "transformers", "timm", "numpy", "PIL", "matplotlib"} & set(loaded)
+    assert not heavy, f"`import sgmim` also imports {heavy}"
+    assert float(seconds) < 0.3
+
+
+# A process that has loaded torch (the slow part) but nothing of sgmim, forked anew for each module, two at a time: whatever a
+# notebook's unexported cells imported is not there, and no module can lean on what another one loaded.
+FRESH = """
+import importlib, os, sys, traceback
+preload, *names = sys.argv[1:]
+if preload: importlib.import_module(preload)
+running = {}
+def reap():
+    pid, status = os.wait()
+    name = running.pop(pid)
+    if status: print(name, flush=True)
+for name in names:
+    if len(running) == 2: reap()
+    if (pid := os.fork()) == 0:
+        try:
+            assert not [m for m in sys.modules if m.split('.')[0] == name.split('.')[0]]
+            exec(f'from {name} import *')  # the star also finds a name in __all__ that does not exist
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    running[pid] = name
+while running: reap()
+"""
+
+
+def broken(names, cwd, preload=""):
+    "The modules among `names` that do not import in a fresh process, and why."
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", FRESH, preload, *names], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return sorted(done.stdout.split()), done.stderr
+
+
+def test_every_module_imports_alone():
+    names = sorted(checks.modules(ROOT))
+    assert names
+    bad, why = broken(names, ROOT, preload="torch")
+    assert not bad, f"{bad}\n{why}"
+
+
+def test_a_module_that_leans_on_its_notebook_is_found(tmp_path):
+    (tmp_path / "leaning").mkdir()
+    (tmp_path / "leaning/__init__.py").write_text("")
+    (tmp_path / "leaning/fine.py").write_text("import math\n__all__ = ['f']\ndef f(): return math.pi\n")
+    (tmp_path / "leaning/name.py").write_text("from .fine import f\nx = math.pi\n")
+    (tmp_path / "leaning/missing.py").write_text("__all__ = ['g']\n")
+    assert broken(["leaning.fine", "leaning.name", "leaning.missing"], tmp_path)[0] == ["leaning.missing", "leaning.name"]
+
+
+def test_the_manifest_is_the_codes():
+    code = """import json; from sgmim.data.scenes import RECIPE, SPLITS
+print(json.dumps([RECIPE, {n: dict(speakers=len(r.speakers), scene_buckets=[r.scenes.start, r.scenes.stop], text_buckets=[r.texts.start, r.texts.stop],
+                                   held_out_combinations=r.novel) for n, r in SPLITS.items()}]))"""
+    manifest = json.loads((ROOT / "data_manifests/scenes.json").read_text(encoding="utf-8"))
+    assert json.loads(python(code).stdout) == [manifest["recipe"], manifest["splits"]]
+    for path in manifest["explained_in"]:
+        assert (ROOT / path).exists(), path
+
+
+# --- every check can fail: a small clean project, one fault at a time
+
+def cell(source, kind="code", outputs=()):
+    base = {"cell_type": kind, "id": f"c{zlib.crc32(source.encode()):08x}", "metadata": {}, "source": source.splitlines(True)}
+    return base | ({"execution_count": None, "outputs": list(outputs)} if kind == "code" else {})
+
+
+def write(root, name, *cells):
+    "Store a notebook the way nbdev_clean does."
+    nb = {"cells": list(cells), "metadata": {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}},
+          "nbformat": 4, "nbformat_minor": 5}
+    (root / "nbs" / name).write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+
+
+CORE = [cell("# Core\n\n> The base.\n\n## Why it is *here*\n\nSee [below](#why-it-is-here).", "markdown"), cell("#| default_exp core"),
+        cell("#| export\ndef one(): return 1"), cell("one()")]
+MORE = [cell("# More\n\n> On top of [core](00_core.ipynb#one).", "markdown"), cell("#| default_exp data.more"),
+        cell("#| export\nfrom sgmim.core import one"), cell("#| export\ndef two(): return one() + one()")]
+INDEX = [cell("# Mini\n\nSee [core](00_core.ipynb).", "markdown"), cell("#| hide\nfrom sgmim.core import one")]
+SIDEBAR = "website: {sidebar: {contents: [index.ipynb, {section: A, contents: [00_core.ipynb, 01_data_more.ipynb]}]}}\n"
+
+
+@pytest.fixture
+def mini(tmp_path):
+    for folder in ("nbs", ".github/workflows", "sgmim/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    ini = (ROOT / "settings.ini").read_text()
+    keep = [line for line in ini.splitlines() if "=sgmim.cli:" not in line or "demo" in line]
+    (tmp_path / "settings.ini").write_text("\n".join(keep).replace("sgmim.cli:demo", "sgmim.core:one") + "\n")
+    for name in ("pyproject.toml", "_quarto.yml", "nbs/_quarto.yml", "CITATION.cff", "CHANGELOG.md", ".github/workflows/test.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    write(tmp_path, "00_core.ipynb", *CORE)
+    write(tmp_path, "01_data_more.ipynb", *MORE)
+    write(tmp_path, "index.ipynb", *INDEX)
+    (tmp_path / "nbs/sidebar.yml").write_text(SIDEBAR)
+    (tmp_path / "sgmim/__init__.py").write_text(f'__version__ = "{checks.settings(ROOT)["version"]}"\n')
+    (tmp_path / "sgmim/core.py").write_text("def one(): return 1\n")
+    readme.write(tmp_path)
+    return tmp_path
+
+
+def test_the_small_project_is_clean(mini):
+    for check in checks.CHECKS:
+        if check is not checks.in_step:  # needs nbdev: see the next test
+            assert check(mini) == [], check.__name__
+
+
+def test_out_of_step_is_found(mini):
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    export = "import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; nbdev_export()"
+    subprocess.run([sys.executable, "-c", export], cwd=mini, env=env, check=True)
+    assert checks.in_step(mini) == []
+    (mini / "sgmim/orphan.py").write_text("")
+    (mini / "sgmim/core.py").write_text((mini / "sgmim/core.py").read_text() + "# edited by hand\n")
+    (mini / "sgmim/data/more.py").unlink()
+    write(mini, "index.ipynb", *INDEX, cell("1+1") | {"execution_count": 7})
+    found = "\n".join(checks.in_step(mini))
+    for part in ("orphan.py: no notebook", "core.py is not what", "more.py is missing", "index.ipynb is not clean"):
+        assert part in found
+    assert len(found.splitlines()) == 4, found
+
+
+def output(text="", **data):
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/plain": text, **data}}
+
+
+FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells, or an edit old -> new), words of the problem)]
+    "readme_in_step": [("README.md", ("Mini", "Maxi"), "README.md is not what"), ("index.ipynb", [cell("## News", "markdown")], "README.md is not")],
+    "import_order": [("00_core.ipynb", [cell("#| export\ndef f():\n    from sgmim.data.more import two")], "comes later"),
+                     ("00_core.ipynb", [cell("from sgmim.data import more")], "comes later"),
+                     ("01_data_more.ipynb", [cell("import sgmim.nowhere")], "no notebook exports"),
+                     ("01_data_more.ipynb", [cell("#| export\ndef (")], "not valid Python")],
+    "late_imports": [("00_core.ipynb", [cell("#| export\nimport soundfile as sf")], "imports soundfile on top"),
+                     ("00_core.ipynb", [cell("#| export\ntry: from fastcore.basics import patch\nexcept ImportError: pass")], "fastcore")],
+    "imports_apart": [("00_core.ipynb", [cell("import math\nx = math.pi")], "mixes imports"),
+                      ("00_core.ipynb", [cell("def f():\n    import math\n    x = math.pi")], "mixes imports")],
+    "notebook_state": [("00_core.ipynb", [cell("x", outputs=[output("", **{"application/vnd.jupyter.widget-view+json": {}})])], "widget state"),
+                       ("00_core.ipynb", [cell("x", outputs=[output(**{"image/png": "A" * 1_600_000})])], "over 1.5 MB"),
+                       ("00_core.ipynb", [cell("x", outputs=[output("/home/me/x")])], "somebody's machine"),
+                       ("00_core.ipynb", [cell("x", outputs=[{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}])], "an error"),
+                       ("00_core.ipynb", [cell("nbdev_" + "export()")], "skips a cell"), ("00_core.ipynb", [cell("!false")], "fail unseen")],
+    "links": [("00_core.ipynb", [cell("[a](02_gone.ipynb)", "markdown")], "not there"),
+              ("00_core.ipynb", [cell("[a](01_data_more.ipynb#three)", "markdown")], "no such heading"),
+              ("00_core.ipynb", [cell("![a](images/gone.png)", "markdown")], "not there"),
+              ("00_core.ipynb", [cell('<a href="gone.html">a</a>', "markdown")], "not there"),
+              ("CHANGELOG.md", ("first release", "[first](https://github.com/sgmim/sgmim/blob/main/GONE.md) release"), "not there"),
+              ("CHANGELOG.md", ("first release", "[first](https://sgmim.github.io/sgmim/gone.html) release"), "not there")],
+    "sidebar": [("nbs/sidebar.yml", ("00_core", "00_cor"), "not there"), ("nbs/sidebar.yml", ("index.ipynb, ", ""), "does not list index"),
+                ("nbs/sidebar.yml", ("index.ipynb, ", "index.ipynb, 00_core.ipynb, "), "more than once")],
+    "specifiers": [("settings.ini", ("torch>=2.4", "torch >= 2.4"), "without spaces"), ("settings.ini", ("0.1.18,<", "0.1.18, <"), "without spaces")],
+    "console_scripts": [("settings.ini", ("core:one", "core:three"), "does not define")],
+    "versions": [("CITATION.cff", ("version: 0", "version: 9"), "CITATION.cff says version 9"), ("CHANGELOG.md", ("## 0", "## 8"), "CHANGELOG.md says")],
+    "workflows": [(".github/workflows/test.yaml", ("runs-on", "\truns-on"), "test.yaml"), (".github/workflows/test.yaml", ("- run:", "- ran:"), "neither uses")],
+}
+
+
+@pytest.mark.parametrize("check, file, fault, words", [(c, *f) for c, faults in FAULTS.items() for f in faults])
+def test_a_fault_is_found(mini, check, file, fault, words):
+    if file.endswith(".ipynb"):
+        write(mini, file, *{"00_core.ipynb": CORE, "01_data_more.ipynb": MORE, "index.ipynb": INDEX}[file], *fault)
+    else:
+        text = (mini / file).read_text()
+        assert fault[0] in text
+        (mini / file).write_text(text.replace(*fault))
+    found = getattr(checks, check)(mini)
+    assert any(words in problem for problem in found), found
+
+
+def test_every_check_has_a_fault():
+    assert {c.__name__ for c in checks.CHECKS} == FAULTS.keys() | {"in_step"}
+
+
+# --- the README writer
+
+def test_readme_writer(mini):
+    png = "iVBORw0KGgo="
+    write(mini, "index.ipynb",
+          cell("# T\n\n::: {.callout-note title=\"Mind\"}\nSee [a](00_core.ipynb#one){.x} and [b](../LICENSE).\n:::\n\n"
+               "![p](images/x.png){width=50%}\n\n```sh\n::: stays [c](d)\n```\n\n"
+               "[d](https://github.com/sgmim/sgmim/blob/main/LICENSE) [e](https://example.org/x) [f](#t)", "markdown"),
+          cell("#| hide\nsecret = 1"), cell("#| echo: false\nquiet = 1", outputs=[output("shown")]),
+          cell("#| fig-alt: a plot\nplot()", outputs=[output("<Figure size 1x1>", **{"image/png": png})]),
+          cell("noisy()", outputs=[{"output_type": "stream", "name": "stderr", "text": ["warning"]},
+                                   {"output_type": "stream", "name": "stdout", "text": ["said\n"]}]),
+          cell("%%bash\nmake test"))
+    text, pictures = readme.render(mini)
+    for part in ("> **Mind**\n>\n> See [a](nbs/00_core.ipynb#one) and [b](LICENSE).", "![p](nbs/images/x.png)\n", "::: stays [c](d)", "[d](LICENSE)",
+                 "[e](https://example.org/x) [f](#t)", "```text\nshown\n```", "```python\nplot()\n```", "![a plot](nbs/images/readme/", "```text\nsaid\n```",
+                 "```sh\nmake test\n```"):
+        assert part in text, part
+    for part in ("secret", "quiet", "#|", "Figure", "warning", "callout"):
+        assert part not in text, part
+    assert list(pictures.values()) == [b"\x89PNG\r\n\x1a\n"]
+    assert len(readme.differences(mini)) == 2  # the text and the new picture
+    readme.write(mini)
+    assert readme.differences(mini) == []
+    write(mini, "index.ipynb", *INDEX)
+    assert len(readme.differences(mini)) == 2  # the text and the picture that nothing uses
