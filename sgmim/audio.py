@@ -6,17 +6,17 @@
 __all__ = ['RATE', 'MIN_SAMPLES', 'audio_problems', 'check_audio', 'to_mono', 'resample', 'load_audio', 'write_audio',
            'pad_batch', 'frames_of', 'mel_filters', 'power_spectrum', 'log_mel', 'deltas', 'mfcc']
 
-# %% ../nbs/01_audio.ipynb #664ccc8f
+# %% ../nbs/01_audio.ipynb #3a2629b6
 import math, os, struct, warnings
 from pathlib import Path
 import numpy as np
 from .core import DataError, atomic_write
 
-# %% ../nbs/01_audio.ipynb #3df99c25
+# %% ../nbs/01_audio.ipynb #5209b493
 RATE = 16_000        # Hz; what HuBERT was trained on
 MIN_SAMPLES = 400    # the receptive field of HuBERT's CNN: a shorter waveform gives it not one frame
 
-# %% ../nbs/01_audio.ipynb #cbcd0e73
+# %% ../nbs/01_audio.ipynb #d75dd95b
 def audio_problems(wave: np.ndarray, min_samples: int = MIN_SAMPLES) -> list:
     "Names of what is wrong with `wave` (L,): any of 'empty', 'too short', 'not finite', 'silent'; an empty list if nothing is."
     wave = np.asarray(wave)
@@ -25,7 +25,7 @@ def audio_problems(wave: np.ndarray, min_samples: int = MIN_SAMPLES) -> list:
     if not np.isfinite(wave).all(): return found + ['not finite']
     return found + (['silent'] if np.abs(wave).max() < 1e-5 else [])     # 1e-5: below half a step of 16 bit
 
-# %% ../nbs/01_audio.ipynb #506ed2b6
+# %% ../nbs/01_audio.ipynb #736916ce
 def check_audio(wave: np.ndarray, where: str = 'the waveform', min_samples: int = MIN_SAMPLES) -> list:
     """Raise `DataError` if `wave` (L,) cannot be encoded; warn if it is silent. Returns the names of the harmless problems.
 
@@ -39,7 +39,7 @@ def check_audio(wave: np.ndarray, where: str = 'the waveform', min_samples: int 
     if found: warnings.warn(f'{where} is silent: every sample is (nearly) 0', stacklevel=2)
     return found
 
-# %% ../nbs/01_audio.ipynb #50f9287c
+# %% ../nbs/01_audio.ipynb #299e7386
 def to_mono(wave: np.ndarray) -> np.ndarray:
     "Mean of the channels: (L,) or (L, channels) → float32 (L,). Raises `DataError` on other shapes and on integer samples."
     wave = np.asarray(wave)
@@ -49,7 +49,7 @@ def to_mono(wave: np.ndarray) -> np.ndarray:
     if wave.ndim != 1: raise DataError(f'a waveform has shape (L,) or (L, channels), not {wave.shape}')
     return wave.astype(np.float32, copy=False)
 
-# %% ../nbs/01_audio.ipynb #87539b5b
+# %% ../nbs/01_audio.ipynb #fc4ffc1d
 def resample(wave: np.ndarray, from_rate: int, to_rate: int = RATE) -> np.ndarray:
     "Waveform (L,) at `from_rate` Hz → float32 (about L * to_rate / from_rate,) at `to_rate` Hz, with soxr's HQ filter."
     if from_rate <= 0 or to_rate <= 0: raise DataError(f'cannot resample from {from_rate} to {to_rate} Hz: rates are > 0')
@@ -58,7 +58,7 @@ def resample(wave: np.ndarray, from_rate: int, to_rate: int = RATE) -> np.ndarra
     import soxr
     return soxr.resample(wave, from_rate, to_rate, quality='HQ')
 
-# %% ../nbs/01_audio.ipynb #c9a538ec
+# %% ../nbs/01_audio.ipynb #e1cea516
 def _wav_bytes_missing(path) -> int:
     "Bytes that a RIFF wav's data chunk promises and the file does not have; 0 for other formats and for streamed files."
     size = os.path.getsize(path)
@@ -70,7 +70,7 @@ def _wav_bytes_missing(path) -> int:
             f.seek(n + n % 2, 1)         # chunks begin at even bytes
     return 0
 
-# %% ../nbs/01_audio.ipynb #3445d1de
+# %% ../nbs/01_audio.ipynb #de11dd77
 def _ogg_is_cut(path) -> bool:
     "True if `path` is an Ogg file (Vorbis, Opus) that does not end with a complete page marked as the last."
     with open(path, 'rb') as f:
@@ -82,7 +82,7 @@ def _ogg_is_cut(path) -> bool:
     lengths = page[27:27 + page[26]]                             # of the page's segments
     return len(page) < 27 + page[26] + sum(lengths)
 
-# %% ../nbs/01_audio.ipynb #fe152b17
+# %% ../nbs/01_audio.ipynb #b317cc08
 def _decode(path, max_seconds):
     "Samples (n, channels) float32 and their rate. Raises whatever the decoder raises, and `DataError` if the file is cut short."
     import soundfile
@@ -97,7 +97,7 @@ def _decode(path, max_seconds):
         raise DataError(f'{path} is truncated: it ends before its sound does. Download or copy it again.')
     return np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32), f.samplerate
 
-# %% ../nbs/01_audio.ipynb #03e70f30
+# %% ../nbs/01_audio.ipynb #ec0b688f
 def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
     """The sound file at `path` (wav, flac, mp3, ogg; any rate, any number of channels) as a mono waveform, float32 (L,).
 
@@ -119,7 +119,7 @@ def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
     check_audio(wave, path)
     return wave
 
-# %% ../nbs/01_audio.ipynb #58279b2f
+# %% ../nbs/01_audio.ipynb #116b5d1f
 def write_audio(path, wave: np.ndarray, rate: int = RATE):
     """Write a waveform, (L,) or (L, channels) in [-1, 1], to `path`, whose suffix names the format (16 bit for wav and flac).
 
@@ -132,7 +132,7 @@ def write_audio(path, wave: np.ndarray, rate: int = RATE):
     if np.abs(wave).max() > 1: raise DataError(f'the peak is {np.abs(wave).max():.3g}, {path} would be clipped: divide by the peak')
     with atomic_write(path) as f: soundfile.write(f, wave, rate, format=kind)
 
-# %% ../nbs/01_audio.ipynb #427900e0
+# %% ../nbs/01_audio.ipynb #1af9d9e8
 def pad_batch(waves: list, length: int = None) -> tuple:
     """B waveforms (L_i,) → float32 (B, L) zero-padded at the end, and int64 (B,) with the number of valid samples.
 
@@ -145,14 +145,14 @@ def pad_batch(waves: list, length: int = None) -> tuple:
     for row, w, n in zip(batch, waves, lens): row[:n] = w[:n]
     return batch, lens
 
-# %% ../nbs/01_audio.ipynb #3f623c66
+# %% ../nbs/01_audio.ipynb #5b1238a6
 def frames_of(wave: np.ndarray, window: int = 400, hop: int = 320) -> np.ndarray:
     "Windows of a waveform (L,) → (T, window), T = (L - window) // hop + 1; a view, no copy. Raises `DataError` if L < window."
     wave = np.asarray(wave)
     if len(wave) < window: raise DataError(f'{len(wave)} samples are less than one window of {window}')
     return np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
 
-# %% ../nbs/01_audio.ipynb #72a08b34
+# %% ../nbs/01_audio.ipynb #37ebfa01
 def mel_filters(n_mels: int, n_fft: int, rate: int = RATE, low: float = 20.0) -> np.ndarray:
     "Triangles of height 1 on the mel scale, from `low` Hz to rate/2: (n_mels, n_fft//2 + 1)."
     mel = lambda hertz: 2595 * np.log10(1 + hertz / 700)
@@ -161,7 +161,7 @@ def mel_filters(n_mels: int, n_fft: int, rate: int = RATE, low: float = 20.0) ->
     left, centre, right = (corners[i:i + n_mels, None] for i in range(3))
     return np.clip(np.minimum((at - left) / (centre - left), (right - at) / (right - centre)), 0, None)
 
-# %% ../nbs/01_audio.ipynb #4df1dc03
+# %% ../nbs/01_audio.ipynb #c0be6001
 def power_spectrum(wave: np.ndarray, window: int = 400, hop: int = 320, n_fft: int = None, preemphasis: float = 0.97) -> np.ndarray:
     """|DFT|² of each window of a waveform (L,): float64 (T, n_fft//2 + 1). `n_fft`: the next power of 2 from `window` on.
 
@@ -174,7 +174,7 @@ def power_spectrum(wave: np.ndarray, window: int = 400, hop: int = 320, n_fft: i
     n_fft = n_fft or 2 ** math.ceil(math.log2(window))
     return np.abs(np.fft.rfft(x * np.hamming(window), n_fft)) ** 2
 
-# %% ../nbs/01_audio.ipynb #a4af78bd
+# %% ../nbs/01_audio.ipynb #5514f600
 def log_mel(wave: np.ndarray, rate: int = RATE, n_mels: int = 40, window: int = 400, hop: int = 320) -> np.ndarray:
     """Log-mel spectrogram of a waveform (L,): float32 (T, n_mels), natural logarithm, T as in `frames_of`.
 
@@ -184,13 +184,13 @@ def log_mel(wave: np.ndarray, rate: int = RATE, n_mels: int = 40, window: int = 
     filters = mel_filters(n_mels, 2 * (power.shape[1] - 1), rate)
     return np.log(power @ filters.T + 1e-10).astype(np.float32)
 
-# %% ../nbs/01_audio.ipynb #6cff089a
+# %% ../nbs/01_audio.ipynb #83df78c1
 def deltas(x: np.ndarray) -> np.ndarray:
     "Slope over five frames, by least squares: (T, D) → (T, D)."
     p, T = np.pad(x, ((2, 2), (0, 0)), mode='edge'), len(x)
     return ((p[3:3 + T] - p[1:1 + T]) + 2 * (p[4:4 + T] - p[:T])) / 10
 
-# %% ../nbs/01_audio.ipynb #1b28df5d
+# %% ../nbs/01_audio.ipynb #5e8cbe4a
 def mfcc(wave: np.ndarray, rate: int = RATE, n_mfcc: int = 13, n_mels: int = 40, window: int = 400, hop: int = 320) -> np.ndarray:
     "MFCCs of a waveform (L,) with first and second deltas: float32 (T, 3 * n_mfcc). `window` and `hop` in samples, as in `log_mel`."
     q, b = np.arange(n_mfcc)[:, None], np.arange(n_mels)

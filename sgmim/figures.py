@@ -7,7 +7,7 @@ __all__ = ['INK', 'PALE', 'RIGHT', 'OKABE', 'PANELS', 'NAMES', 'DASHES', 'Pictur
            'gallery', 'spectrogram_figure', 'attention_figure', 'retrieval_gallery', 'pca_rgb', 'reconstruction_figure',
            'series', 'smooth', 'curves_figure']
 
-# %% ../nbs/16_figures.ipynb #50e5bca9
+# %% ../nbs/16_figures.ipynb #04be12b0
 import io, textwrap
 from pathlib import Path
 import numpy as np
@@ -18,18 +18,18 @@ from .audio import RATE, log_mel
 from .core import DataError, atomic_write
 from .image import denormalise
 
-# %% ../nbs/16_figures.ipynb #64a2153d
+# %% ../nbs/16_figures.ipynb #e60ce36e
 INK, PALE, RIGHT = '#333333', '#d9d9d9', '#009E73'
 
 class Picture(Figure):
     "A matplotlib figure that shows itself in a notebook."
-    def __init__(self, width, height): super().__init__(figsize=(width, height), dpi=100, layout='constrained')
+    def __init__(self, width, height): super().__init__(figsize=(width, height), dpi=110, layout='constrained')
     def _repr_png_(self):
         out = io.BytesIO()
         self.savefig(out, format='png', dpi=150)
         return out.getvalue()
 
-# %% ../nbs/16_figures.ipynb #36cb052e
+# %% ../nbs/16_figures.ipynb #94ca6d35
 def array(x) -> np.ndarray:
     "Tensor (any device, with or without gradient) or array or list → float64 array."
     return np.asarray(x.detach().cpu().double() if torch.is_tensor(x) else x, np.float64)
@@ -41,7 +41,7 @@ def picture(x) -> np.ndarray:
     if x.ndim != 3 or x.shape[2] != 3 or x.dtype != np.uint8: raise DataError(f'an image to draw is (H,W,3) of uint8, not {x.shape} of {x.dtype}')
     return x
 
-# %% ../nbs/16_figures.ipynb #66a5d832
+# %% ../nbs/16_figures.ipynb #c9ec4bd3
 OKABE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#B8A500', '#000000')
 
 def colours(n: int) -> list:
@@ -50,14 +50,14 @@ def colours(n: int) -> list:
     from matplotlib import colormaps
     return list(colormaps['viridis'](np.linspace(0, .92, n)))
 
-# %% ../nbs/16_figures.ipynb #dfaf1431
+# %% ../nbs/16_figures.ipynb #a4ed24ae
 def save_figure(fig: Figure, path, dpi: int = 150):
     "Write a figure to `path` (.png, .svg or .pdf); atomic."
     kind = Path(path).suffix[1:]
     if kind not in ('png', 'svg', 'pdf'): raise DataError(f'cannot write {path}: name it .png, .svg or .pdf')
     with atomic_write(path) as f: fig.savefig(f, format=kind, dpi=dpi)
 
-# %% ../nbs/16_figures.ipynb #1b96833e
+# %% ../nbs/16_figures.ipynb #a91efa6f
 def _bare(ax):
     "Axes without ticks and frame."
     ax.set_xticks([]); ax.set_yticks([])
@@ -71,7 +71,7 @@ def _card(ax, x, size=8, width=20):
     lines = textwrap.wrap(x, width, max_lines=7, placeholder=' …')
     ax.text(.5, .5, '\n'.join(lines), ha='center', va='center', fontsize=size, color=INK)
 
-# %% ../nbs/16_figures.ipynb #bcf9dc92
+# %% ../nbs/16_figures.ipynb #314677eb
 def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
     "Images (a list, or a batch (B,3,S,S)) in rows of `columns`, `cell` inches each, with a title each if given."
     if not len(images): raise DataError('a gallery needs at least one image')
@@ -85,13 +85,13 @@ def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
         if titles: ax.set_title('\n'.join(textwrap.wrap(str(titles[i]), int(15 * cell), max_lines=3, placeholder=' …')), fontsize=7.5, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #5954fee6
+# %% ../nbs/16_figures.ipynb #664b27ba
 def _draw_sound(ax, wave, rate, spectrogram):
     "Waveform (L,) as a log-mel spectrogram or as its envelope; the x axis in seconds."
     seconds = len(wave) / rate
     if spectrogram:
         mel = log_mel(wave, rate, n_mels=64, window=rate // 40, hop=rate // 100)
-        ax.imshow(mel.T, origin='lower', aspect='auto', cmap='magma', extent=(0, seconds, 0, 1), vmin=mel.max() - 11)
+        ax.imshow(mel.T, origin='lower', aspect='auto', cmap='magma', extent=(0, seconds, 0, 1), vmin=mel.max() - 11, interpolation='nearest')
         ax.set_ylabel('mel band', fontsize=8)
     else:
         parts = np.array_split(wave, min(len(wave), 800))
@@ -102,7 +102,7 @@ def _draw_sound(ax, wave, rate, spectrogram):
     ax.set_yticks([]); ax.set_xlim(0, seconds)
     ax.spines[['top', 'right', 'left']].set_visible(False)
 
-# %% ../nbs/16_figures.ipynb #703e3f74
+# %% ../nbs/16_figures.ipynb #a89e4864
 def _draw_words(axes, words, seconds, width, title):
     "Words (word, start, end; seconds) over the first of `axes`, `width` inches wide; their boundaries through all; a title above."
     crowded = any(len(w) * .07 > (end - start) * width / seconds for w, start, end in words)
@@ -114,7 +114,7 @@ def _draw_words(axes, words, seconds, width, title):
     longest = max((len(w) for w, _, _ in words), default=0)
     if title: axes[0].set_title(title, fontsize=10, color=INK, pad=18 + (4.5 * longest if crowded else 0) if words else 6)
 
-# %% ../nbs/16_figures.ipynb #ddbfc8a3
+# %% ../nbs/16_figures.ipynb #0eb7c2b0
 def _checked_wave(wave):
     "A waveform (L,) that can be drawn."
     wave = array(wave)
@@ -132,7 +132,7 @@ def spectrogram_figure(wave, words=(), rate: int = RATE, title: str = None, widt
     bottom.set_xlabel('seconds', fontsize=8); bottom.tick_params(labelsize=8)
     return fig
 
-# %% ../nbs/16_figures.ipynb #6689db18
+# %% ../nbs/16_figures.ipynb #318669e5
 def _checked_attention(attention):
     "Weights (H,T), finite and >= 0."
     w = array(attention)
@@ -140,7 +140,7 @@ def _checked_attention(attention):
     if not np.isfinite(w).all() or w.min() < 0: raise DataError('attention holds NaN, infinite or negative weights: take it after the softmax')
     return w
 
-# %% ../nbs/16_figures.ipynb #5d3dd949
+# %% ../nbs/16_figures.ipynb #08fe6ccc
 def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: float = 0.02, spectrogram: bool = False,
                      title: str = None, width: float = 8.0) -> Figure:
     """The paper's Fig. 3: a waveform (L,), its words on top, and the attention (H,T) of [CLS] in one lane a head.
@@ -165,14 +165,14 @@ def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: f
     axes[-1].set_xlabel('seconds', fontsize=8); axes[-1].tick_params(length=3)
     return fig
 
-# %% ../nbs/16_figures.ipynb #5b1d00ab
+# %% ../nbs/16_figures.ipynb #6faddf92
 def _frame(ax, right, rank):
     "Mark a found item: a thick green frame and a tick, or a thin grey one; its rank above."
     ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, clip_on=False,
                            lw=4 if right else .8, ec=RIGHT if right else '#bbbbbb'))
     ax.set_title(f'{rank} ✓' if right else str(rank), fontsize=9, color=RIGHT if right else '#777777', weight='bold' if right else None)
 
-# %% ../nbs/16_figures.ipynb #44ebd4eb
+# %% ../nbs/16_figures.ipynb #b79e871a
 def retrieval_gallery(queries, items, found, right, ranks=None, title: str = None, cell: float = 1.35) -> Figure:
     """Each query with the items found for it, best first; the right ones framed.
 
@@ -195,7 +195,7 @@ def retrieval_gallery(queries, items, found, right, ranks=None, title: str = Non
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #1b40c7ce
+# %% ../nbs/16_figures.ipynb #635dd07f
 def pca_rgb(target: np.ndarray):
     "A function (N,D) → (N,3) in [0,1], fitted on the target's features: its three main axes as red, green, blue."
     mean = target.mean(0)
@@ -205,7 +205,7 @@ def pca_rgb(target: np.ndarray):
     low, high = np.quantile((target - mean) @ axes.T, [.02, .98], axis=0)
     return lambda x: np.clip(((x - mean) @ axes.T - low) / np.maximum(high - low, 1e-9), 0, 1)
 
-# %% ../nbs/16_figures.ipynb #c3b3173e
+# %% ../nbs/16_figures.ipynb #a9c4f3c9
 def _patch_map(ax, values, shown, grid, **kwargs):
     "One square a patch: values (N,) or (N,3); patches not `shown` (N,) are left pale."
     _bare(ax)
@@ -220,7 +220,7 @@ def _masked_picture(image, mask, grid):
     hidden = mask.reshape(grid, grid).repeat(s, 0).repeat(s, 1)[:image.shape[0], :image.shape[1]]
     return np.where(hidden[..., None], np.uint8(235), image)
 
-# %% ../nbs/16_figures.ipynb #882ab959
+# %% ../nbs/16_figures.ipynb #a9d118b7
 def reconstruction_figure(image, mask, target, predictions: dict, title: str = None, cell: float = 1.6) -> Figure:
     """What the decoder made of the masked patches of one image: features as colours, and the error of each patch.
 
@@ -251,7 +251,7 @@ def reconstruction_figure(image, mask, target, predictions: dict, title: str = N
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #7b28e375
+# %% ../nbs/16_figures.ipynb #63dd0bcb
 def series(history, key: str) -> tuple:
     "Steps and values of `key` ('loss_nce', 'mean.recall_at_1') from the records that have it: two arrays. NaN is kept, None left out."
     found = []
@@ -267,7 +267,7 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
     low, high = np.clip(np.arange(len(y)) - window // 2, 0, None), np.clip(np.arange(len(y)) + window // 2 + 1, None, len(y))
     return (total[high] - total[low]) / (high - low)
 
-# %% ../nbs/16_figures.ipynb #6ed7bd74
+# %% ../nbs/16_figures.ipynb #7ae815b2
 PANELS = (('contrastive loss, $L_{NCE}$', ('loss_nce',)), ('reconstruction loss, $L_{MIM}$', ('loss_mim',)),
           ('recall in %', ('recall_at_1', 'recall_at_5', 'recall_at_10', 'audio_to_image.recall_at_1', 'image_to_audio.recall_at_1')),
           ('learning rate', ('lr',)))
@@ -282,7 +282,7 @@ def _draw_series(ax, x, y, colour, dash, label, noisy):
         y = smooth(y, len(y) // 30)
     ax.plot(x, y, color=colour, ls=dash, lw=1.6, marker=None if len(x) > 25 else 'o', ms=3, label=label)
 
-# %% ../nbs/16_figures.ipynb #bcfa6e1c
+# %% ../nbs/16_figures.ipynb #211aa1b4
 def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     """A run's losses, recalls and learning rate over its steps; a panel without any value is left out.
 

@@ -1,12 +1,13 @@
 "Sound and image files as they come: every format, every defect, and the transforms."
-import math, pickle, warnings
+import io, math, pickle, subprocess, sys, warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sgmim import audio, image
+from sgmim import audio, figures, image
 from sgmim.core import ConfigError, DataError
 
 soundfile = pytest.importorskip('soundfile')
@@ -401,3 +402,83 @@ def test_jpeg_bytes_stay_closed(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')                            # a file left open is a ResourceWarning
         for _ in range(3): image.load_image(tmp_path / 'a.jpg')
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------------
+
+def png(fig):
+    data = fig._repr_png_()
+    assert data[:4] == b'\x89PNG'
+    return np.asarray(Image.open(io.BytesIO(data)).convert('L'))
+
+
+@pytest.mark.parametrize('heads', [1, 4, 12])
+@pytest.mark.parametrize('spectrogram', [False, True])
+@pytest.mark.parametrize('words', [(), [('a', 0., .1), ('red', .1, .5), ('house', .5, 1.)], [('extraordinarily', i / 20, (i + 1) / 20) for i in range(20)]])
+def test_attention_figure(heads, spectrogram, words):
+    w = torch.rand(heads, 49).softmax(1).requires_grad_()
+    fig = figures.attention_figure(tone, w, words, spectrogram=spectrogram, title='title')
+    assert len(fig.axes) == heads + 1 and png(fig).std() > 1
+
+
+def test_attention_figure_edges():
+    png(figures.attention_figure(np.zeros(500), np.zeros((2, 1))))                     # silence, one frame, nothing seen
+    for wave, w in [(tone, np.ones(4)), (tone, -np.ones((1, 4))), (tone * np.nan, np.ones((1, 4))), (tone[:0], np.ones((1, 4))), (tone, np.ones((0, 4)))]:
+        with pytest.raises(DataError): figures.attention_figure(wave, w)
+
+
+def test_spectrogram_figure_shows_the_words():
+    fig = figures.spectrogram_figure(torch.from_numpy(noise), [('red', 0, .5)])
+    assert 'red' in [t.get_text() for t in fig.axes[0].texts] and png(fig).std() > 1
+
+
+@pytest.mark.parametrize('n, columns', [(1, 6), (6, 6), (7, 3)])
+def test_gallery(n, columns):
+    for images in ([photo] * n, [rgb] * n, image.normalise(rgb)[None].expand(n, -1, -1, -1)):
+        assert len([a for a in figures.gallery(images, ['x'] * n, columns).axes if a.images]) == n
+    with pytest.raises(DataError): figures.gallery([])
+
+
+def test_retrieval_gallery_marks_the_right_ones():
+    fig = figures.retrieval_gallery(['a', photo], [photo, 'text ' * 99, rgb], [[0, 1, 2], [2, 1, 0]], right=[1, [0, 2]], ranks=np.array([2, 1]))
+    marks = [a.get_title() for a in fig.axes]
+    assert marks == ['query', '1', '2 ✓', '3', '', '1 ✓', '2', '3 ✓'] and png(fig).std() > 1
+    with pytest.raises(DataError): figures.retrieval_gallery(['a'], [photo], [0], right=[0])
+
+
+@pytest.mark.parametrize('N, D', [(4, 1), (64, 3), (196, 768)])
+@pytest.mark.parametrize('n', [1, 3])
+def test_reconstruction_figure(N, D, n):
+    rng = np.random.default_rng(0)
+    target, mask = rng.normal(size=(N, D)), np.arange(N) % 4 > 0
+    fig = figures.reconstruction_figure(photo.resize((96, 96)), torch.from_numpy(mask), torch.from_numpy(target), {str(i): target + i for i in range(n)})
+    titles = [a.get_title() for a in fig.axes]
+    assert 'mean error 0' in titles and png(fig).std() > 1
+
+
+@pytest.mark.parametrize('spoil', [lambda t, p, m: (t[:3], p, m), lambda t, p, m: (t, p * np.nan, m), lambda t, p, m: (t, p, m[:3]), lambda t, p, m: (t, p, m & False)])
+def test_reconstruction_figure_refuses(spoil):
+    t, p, m = spoil(np.ones((4, 2)), np.ones((4, 2)), np.ones(4, bool))
+    with pytest.raises(DataError): figures.reconstruction_figure(photo, m, t, {'x': p})
+
+
+def test_curves_leave_out_what_was_not_measured():
+    history = [dict(step=s, loss_nce=1., loss_mim=0. if s < 5 else 1., lr=.1) for s in range(100)] + [dict(step=50, recall_at_1=3.)]
+    fig = figures.curves_figure(history)
+    assert len(fig.axes) == 4 and fig.axes[1].lines[0].get_xdata()[0] == 5 and png(fig).std() > 1
+    assert len(figures.curves_figure({'a': history, 'b': history[:3]}).axes) == 4
+    assert len(figures.curves_figure(history[-1:]).axes) == 1
+    with pytest.raises(DataError): figures.curves_figure([])
+
+
+@pytest.mark.parametrize('ext', ['png', 'svg', 'pdf'])
+def test_save_figure(tmp_path, ext):
+    figures.save_figure(figures.gallery([photo]), tmp_path / 'new' / f'a.{ext}')
+    assert (tmp_path / 'new' / f'a.{ext}').stat().st_size > 1000 and len(list((tmp_path / 'new').iterdir())) == 1
+    with pytest.raises(DataError): figures.save_figure(figures.gallery([photo]), tmp_path / 'a.txt')
+
+
+def test_drawing_does_not_need_pyplot():
+    code = ("import sys, numpy as np; from sgmim.figures import *; "
+            "attention_figure(np.ones(999), np.ones((12, 3)), [('a', 0, .05)], spectrogram=True)._repr_png_(); assert 'matplotlib.pyplot' not in sys.modules")
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parent.parent)

@@ -1,0 +1,58 @@
+# Every target sets itself up on a fresh machine: it makes .venv, installs the project and its tools there, then does its work.
+# Needs: make, git and a Python of at least 3.10 (choose one with `make PYTHON=python3.12 test`).
+
+MIN     := 3, 10
+PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+             $$p -c 'import sys; sys.exit(sys.version_info < ($(MIN)))' 2>/dev/null && echo $$p && break; done)
+VENV    := .venv
+STAMP   := $(VENV)/.installed
+ACTIVE  := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check lab docs readme refresh hooks clean distclean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1  \t/p' Makefile
+
+$(STAMP): settings.ini setup.py pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+	   echo "No Python of version 3.10 or newer was found (looked for python3, python3.10 to python3.13, python)."; \
+	   echo "Install one, or name it: make PYTHON=/path/to/python3.11 test"; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < ($(MIN)) and "sgmim needs Python 3.10 or newer; $(PYTHON) is " + sys.version.split()[0] \
+	   + ". Name another: make PYTHON=python3.11 test")'
+	@echo "== Setting up $(VENV) with $$($(PYTHON) --version): some 6 GB and 3 minutes, most of it PyTorch"
+	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV). On Debian and Ubuntu: sudo apt install python3-venv; then rm -r $(VENV) and try again."; exit 1; }
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar on -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## the method on the scenes that come with it, in about a minute
+	$(VENV)/bin/sgmim_demo
+
+test: $(STAMP) ## everything CI runs: ruff, checks, the notebooks, pytest
+	@$(ACTIVE) bash tools/test.sh
+
+check: $(STAMP) ## only the quick checks (a few seconds): modules, README, links, sidebar
+	@$(ACTIVE) python tools/checks.py
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab --notebook-dir=nbs
+
+docs: $(STAMP) ## build the site into _docs (needs Quarto)
+	@$(ACTIVE) python tools/docs.py
+
+readme: $(STAMP) ## write README.md from nbs/index.ipynb
+	@$(VENV)/bin/python tools/readme.py
+
+refresh: $(STAMP) ## run notebooks and store their outputs: make refresh NB="08_patches index"
+	@$(ACTIVE) python tools/refresh.py $(NB)
+
+hooks: $(STAMP) ## let git and Jupyter clean and merge notebooks (writes to ~/.jupyter and .git)
+	@$(ACTIVE) nbdev_install_hooks
+
+clean: ## remove caches and built files, keep .venv
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache .ruff_cache nbs/nbdev.yml
+	find sgmim tests tools nbs \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)
