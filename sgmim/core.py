@@ -8,13 +8,13 @@ __all__ = ['WEIGHTS', 'CONFIG', 'SgmimError', 'ConfigError', 'DataError', 'Check
            'save_checkpoint', 'load_checkpoint', 'load_state', 'code_version', 'hardware', 'run_record',
            'peak_memory_mb']
 
-# %% ../nbs/00_core.ipynb #1bc917de
+# %% ../nbs/00_core.ipynb #00afbd71
 import contextlib, dataclasses, difflib, hashlib, json, os, platform, random, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/00_core.ipynb #a31c0ddd
+# %% ../nbs/00_core.ipynb #769f0ed4
 class SgmimError(Exception):
     "Any error that this library raises on purpose; its text says what was wrong, where, and what to do."
 
@@ -27,7 +27,7 @@ class DataError(SgmimError, ValueError):
 class CheckpointError(SgmimError, RuntimeError):
     "A checkpoint that is missing, truncated, foreign, or of another configuration."
 
-# %% ../nbs/00_core.ipynb #bd7d6cdd
+# %% ../nbs/00_core.ipynb #e3fabff1
 @contextlib.contextmanager
 def atomic_write(path, mode='wb'):
     """Open `path` for writing; the content appears under its name only when the block ends without an error.
@@ -41,7 +41,7 @@ def atomic_write(path, mode='wb'):
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(tmp, 0o666 & ~_umask())  # mkstemp makes private files; a result is meant to be read
+        os.chmod(tmp, 0o666 & ~_UMASK)  # mkstemp makes private files; a result is meant to be read
         os.replace(tmp, path)
         tmp = None
     except OSError as e:
@@ -51,12 +51,10 @@ def atomic_write(path, mode='wb'):
         if tmp is not None:
             with contextlib.suppress(OSError): os.unlink(tmp)
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+_UMASK = os.umask(0o022)     # there is no way to read it but to set it
+os.umask(_UMASK)
 
-# %% ../nbs/00_core.ipynb #ce4d9ddd
+# %% ../nbs/00_core.ipynb #84b7c8ce
 def _jsonable(x):
     if dataclasses.is_dataclass(x) and not isinstance(x, type): x = dataclasses.asdict(x)
     if isinstance(x, dict): return {str(k): _jsonable(v) for k, v in x.items()}
@@ -80,7 +78,7 @@ def read_json(path):
         raise DataError(f'{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}); the file may be truncated') from e
     except (OSError, UnicodeDecodeError) as e: raise DataError(f'cannot read {path}: {e}') from e
 
-# %% ../nbs/00_core.ipynb #f2a2472c
+# %% ../nbs/00_core.ipynb #ae3a7d0a
 def config_to_dict(cfg):
     "A dataclass as plain, JSON-able values."
     return _jsonable(dataclasses.asdict(cfg))
@@ -104,13 +102,13 @@ def _as_kind(v, f, where):
     kind = type(f.default)
     if kind is tuple and isinstance(v, (list, tuple)): return _tuples(v)
     if kind is float and isinstance(v, int) and not isinstance(v, bool): return float(v)
-    if kind in (int, float, bool, str) and v is not None and type(v) is not kind:
+    if (kind is tuple and not isinstance(v, tuple)) or (kind in (int, float, bool, str) and type(v) is not kind):
         raise ConfigError(f"{where}: field '{f.name}' must be {kind.__name__}, got {type(v).__name__} {v!r}")
     return v
 
 def _tuples(v): return tuple(_tuples(x) if isinstance(x, (list, tuple)) else x for x in v)
 
-# %% ../nbs/00_core.ipynb #430938f0
+# %% ../nbs/00_core.ipynb #964cdda4
 def stable_hash(*key):
     "A 64-bit integer from ints and strings: the same in every process, on every machine."
     return int.from_bytes(hashlib.blake2b('\x1f'.join(map(str, key)).encode(), digest_size=8).digest(), 'little')
@@ -126,7 +124,7 @@ def set_seed(seed):
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #31cb1f98
+# %% ../nbs/00_core.ipynb #d941ed79
 def pick_device(device=None):
     "The torch device to use: the one named, else cuda when there is one, else cpu. `ConfigError` if the named one is not there."
     import torch
@@ -138,7 +136,7 @@ def pick_device(device=None):
                           "use device='cpu', or install a CUDA build of torch and its driver")
     return device
 
-# %% ../nbs/00_core.ipynb #5ccefc95
+# %% ../nbs/00_core.ipynb #ce699bb8
 WEIGHTS, CONFIG = 'weights.safetensors', 'config.json'
 
 def save_checkpoint(folder, tensors, meta):
@@ -172,7 +170,7 @@ def load_checkpoint(folder):
 
 def _digest(blob): return hashlib.blake2b(blob, digest_size=16).hexdigest()
 
-# %% ../nbs/00_core.ipynb #7852a697
+# %% ../nbs/00_core.ipynb #1708cddd
 def load_state(module, tensors, what='checkpoint', ignore=()):
     """Load `tensors` into `module`, strictly; names starting with one of `ignore` may be missing or left over.
     `CheckpointError` lists all missing, unexpected and mismatched names; the module is then unchanged."""
@@ -188,15 +186,16 @@ def load_state(module, tensors, what='checkpoint', ignore=()):
         raise CheckpointError(f'{what} does not fit {type(module).__name__}: ' + '; '.join(parts))
     module.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
 
-# %% ../nbs/00_core.ipynb #027f1bb8
+# %% ../nbs/00_core.ipynb #92334b0b
 def code_version():
     "The version of this library and, in a git checkout, its commit (`+changes` if tracked files differ from it)."
     import sgmim
     root = Path(sgmim.__file__).resolve().parents[1]
     def git(*args): return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    try:
-        commit = git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno', '--', 'sgmim') else '')
-    except (OSError, subprocess.SubprocessError): commit = None
+    commit = None
+    if (root/'.git').exists():      # else an installed package would report the commit of whatever project holds its environment
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            commit = git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno', '--', 'sgmim') else '')
     return {'sgmim': sgmim.__version__, 'commit': commit}
 
 def hardware(device=None):
@@ -219,7 +218,7 @@ def run_record(kind, config, seed, data, metrics, wall_seconds, device=None, **e
     "A run record as a dict: what was run, on which data, by which code, where, how long, and what came out."
     return dict(kind=kind, config=config, seed=seed, data=data, metrics=metrics, wall_seconds=round(wall_seconds, 1), peak_memory_mb=peak_memory_mb(),
                 code=code_version(), hardware=hardware(device), finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-                command=' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]), **extra)
+                command=' '.join([Path(sys.argv[0]).name, *(Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:])]), **extra)
 
 def peak_memory_mb():
     "The largest resident memory of this process so far, in MiB (None where the system does not tell)."

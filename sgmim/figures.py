@@ -7,7 +7,7 @@ __all__ = ['INK', 'PALE', 'RIGHT', 'OKABE', 'PANELS', 'NAMES', 'DASHES', 'Pictur
            'gallery', 'spectrogram_figure', 'attention_figure', 'retrieval_gallery', 'pca_rgb', 'reconstruction_figure',
            'series', 'smooth', 'curves_figure']
 
-# %% ../nbs/16_figures.ipynb #04be12b0
+# %% ../nbs/16_figures.ipynb #683e294d
 import io, textwrap
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,7 @@ from .audio import RATE, log_mel
 from .core import DataError, atomic_write
 from .image import denormalise
 
-# %% ../nbs/16_figures.ipynb #e60ce36e
+# %% ../nbs/16_figures.ipynb #c93f1f75
 INK, PALE, RIGHT = '#333333', '#d9d9d9', '#009E73'
 
 class Picture(Figure):
@@ -29,7 +29,7 @@ class Picture(Figure):
         self.savefig(out, format='png', dpi=150)
         return out.getvalue()
 
-# %% ../nbs/16_figures.ipynb #94ca6d35
+# %% ../nbs/16_figures.ipynb #d119d5de
 def array(x) -> np.ndarray:
     "Tensor (any device, with or without gradient) or array or list → float64 array."
     return np.asarray(x.detach().cpu().double() if torch.is_tensor(x) else x, np.float64)
@@ -38,10 +38,11 @@ def picture(x) -> np.ndarray:
     "PIL image, uint8 array (H,W,3) or normalised float tensor (3,H,W) → uint8 array (H,W,3)."
     if torch.is_tensor(x) and x.is_floating_point(): x = denormalise(x.cpu())
     x = np.asarray(x)
-    if x.ndim != 3 or x.shape[2] != 3 or x.dtype != np.uint8: raise DataError(f'an image to draw is (H,W,3) of uint8, not {x.shape} of {x.dtype}')
+    if x.ndim != 3 or x.shape[2] != 3 or x.dtype != np.uint8:
+        raise DataError(f'an image to draw is (H,W,3) of uint8, not {x.shape} of {x.dtype}')
     return x
 
-# %% ../nbs/16_figures.ipynb #c9ec4bd3
+# %% ../nbs/16_figures.ipynb #633debf3
 OKABE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#B8A500', '#000000')
 
 def colours(n: int) -> list:
@@ -50,14 +51,14 @@ def colours(n: int) -> list:
     from matplotlib import colormaps
     return list(colormaps['viridis'](np.linspace(0, .92, n)))
 
-# %% ../nbs/16_figures.ipynb #a4ed24ae
+# %% ../nbs/16_figures.ipynb #f6748e6f
 def save_figure(fig: Figure, path, dpi: int = 150):
     "Write a figure to `path` (.png, .svg or .pdf); atomic."
     kind = Path(path).suffix[1:]
     if kind not in ('png', 'svg', 'pdf'): raise DataError(f'cannot write {path}: name it .png, .svg or .pdf')
     with atomic_write(path) as f: fig.savefig(f, format=kind, dpi=dpi)
 
-# %% ../nbs/16_figures.ipynb #a91efa6f
+# %% ../nbs/16_figures.ipynb #5c1a50e6
 def _bare(ax):
     "Axes without ticks and frame."
     ax.set_xticks([]); ax.set_yticks([])
@@ -71,7 +72,7 @@ def _card(ax, x, size=8, width=20):
     lines = textwrap.wrap(x, width, max_lines=7, placeholder=' …')
     ax.text(.5, .5, '\n'.join(lines), ha='center', va='center', fontsize=size, color=INK)
 
-# %% ../nbs/16_figures.ipynb #314677eb
+# %% ../nbs/16_figures.ipynb #1ae06c94
 def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
     "Images (a list, or a batch (B,3,S,S)) in rows of `columns`, `cell` inches each, with a title each if given."
     if not len(images): raise DataError('a gallery needs at least one image')
@@ -82,16 +83,18 @@ def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
     for ax in axes: ax.axis('off')
     for i, (ax, im) in enumerate(zip(axes, images)):
         ax.imshow(picture(im))
-        if titles: ax.set_title('\n'.join(textwrap.wrap(str(titles[i]), int(15 * cell), max_lines=3, placeholder=' …')), fontsize=7.5, color=INK)
+        lines = textwrap.wrap(str(titles[i]), int(15 * cell), max_lines=3, placeholder=' …') if titles else []
+        ax.set_title('\n'.join(lines), fontsize=7.5, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #664b27ba
+# %% ../nbs/16_figures.ipynb #498fbe50
 def _draw_sound(ax, wave, rate, spectrogram):
     "Waveform (L,) as a log-mel spectrogram or as its envelope; the x axis in seconds."
     seconds = len(wave) / rate
     if spectrogram:
         mel = log_mel(wave, rate, n_mels=64, window=rate // 40, hop=rate // 100)
-        ax.imshow(mel.T, origin='lower', aspect='auto', cmap='magma', extent=(0, seconds, 0, 1), vmin=mel.max() - 11, interpolation='nearest')
+        ax.imshow(mel.T, origin='lower', aspect='auto', cmap='magma', extent=(0, seconds, 0, 1), vmin=mel.max() - 11,
+                  interpolation='nearest')
         ax.set_ylabel('mel band', fontsize=8)
     else:
         parts = np.array_split(wave, min(len(wave), 800))
@@ -102,7 +105,7 @@ def _draw_sound(ax, wave, rate, spectrogram):
     ax.set_yticks([]); ax.set_xlim(0, seconds)
     ax.spines[['top', 'right', 'left']].set_visible(False)
 
-# %% ../nbs/16_figures.ipynb #a89e4864
+# %% ../nbs/16_figures.ipynb #41d104f4
 def _draw_words(axes, words, seconds, width, title):
     "Words (word, start, end; seconds) over the first of `axes`, `width` inches wide; their boundaries through all; a title above."
     crowded = any(len(w) * .07 > (end - start) * width / seconds for w, start, end in words)
@@ -114,7 +117,7 @@ def _draw_words(axes, words, seconds, width, title):
     longest = max((len(w) for w, _, _ in words), default=0)
     if title: axes[0].set_title(title, fontsize=10, color=INK, pad=18 + (4.5 * longest if crowded else 0) if words else 6)
 
-# %% ../nbs/16_figures.ipynb #0eb7c2b0
+# %% ../nbs/16_figures.ipynb #ed53f7f9
 def _checked_wave(wave):
     "A waveform (L,) that can be drawn."
     wave = array(wave)
@@ -132,7 +135,7 @@ def spectrogram_figure(wave, words=(), rate: int = RATE, title: str = None, widt
     bottom.set_xlabel('seconds', fontsize=8); bottom.tick_params(labelsize=8)
     return fig
 
-# %% ../nbs/16_figures.ipynb #318669e5
+# %% ../nbs/16_figures.ipynb #419f3a3a
 def _checked_attention(attention):
     "Weights (H,T), finite and >= 0."
     w = array(attention)
@@ -140,7 +143,7 @@ def _checked_attention(attention):
     if not np.isfinite(w).all() or w.min() < 0: raise DataError('attention holds NaN, infinite or negative weights: take it after the softmax')
     return w
 
-# %% ../nbs/16_figures.ipynb #08fe6ccc
+# %% ../nbs/16_figures.ipynb #04ab2e14
 def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: float = 0.02, spectrogram: bool = False,
                      title: str = None, width: float = 8.0) -> Figure:
     """The paper's Fig. 3: a waveform (L,), its words on top, and the attention (H,T) of [CLS] in one lane a head.
@@ -165,14 +168,14 @@ def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: f
     axes[-1].set_xlabel('seconds', fontsize=8); axes[-1].tick_params(length=3)
     return fig
 
-# %% ../nbs/16_figures.ipynb #6faddf92
+# %% ../nbs/16_figures.ipynb #ee33dfcd
 def _frame(ax, right, rank):
     "Mark a found item: a thick green frame and a tick, or a thin grey one; its rank above."
     ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, clip_on=False,
                            lw=4 if right else .8, ec=RIGHT if right else '#bbbbbb'))
     ax.set_title(f'{rank} ✓' if right else str(rank), fontsize=9, color=RIGHT if right else '#777777', weight='bold' if right else None)
 
-# %% ../nbs/16_figures.ipynb #b79e871a
+# %% ../nbs/16_figures.ipynb #28df269a
 def retrieval_gallery(queries, items, found, right, ranks=None, title: str = None, cell: float = 1.35) -> Figure:
     """Each query with the items found for it, best first; the right ones framed.
 
@@ -195,7 +198,7 @@ def retrieval_gallery(queries, items, found, right, ranks=None, title: str = Non
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #635dd07f
+# %% ../nbs/16_figures.ipynb #8cefe9ce
 def pca_rgb(target: np.ndarray):
     "A function (N,D) → (N,3) in [0,1], fitted on the target's features: its three main axes as red, green, blue."
     mean = target.mean(0)
@@ -205,7 +208,7 @@ def pca_rgb(target: np.ndarray):
     low, high = np.quantile((target - mean) @ axes.T, [.02, .98], axis=0)
     return lambda x: np.clip(((x - mean) @ axes.T - low) / np.maximum(high - low, 1e-9), 0, 1)
 
-# %% ../nbs/16_figures.ipynb #a9c4f3c9
+# %% ../nbs/16_figures.ipynb #78e7e633
 def _patch_map(ax, values, shown, grid, **kwargs):
     "One square a patch: values (N,) or (N,3); patches not `shown` (N,) are left pale."
     _bare(ax)
@@ -220,7 +223,7 @@ def _masked_picture(image, mask, grid):
     hidden = mask.reshape(grid, grid).repeat(s, 0).repeat(s, 1)[:image.shape[0], :image.shape[1]]
     return np.where(hidden[..., None], np.uint8(235), image)
 
-# %% ../nbs/16_figures.ipynb #a9d118b7
+# %% ../nbs/16_figures.ipynb #91b28180
 def reconstruction_figure(image, mask, target, predictions: dict, title: str = None, cell: float = 1.6) -> Figure:
     """What the decoder made of the masked patches of one image: features as colours, and the error of each patch.
 
@@ -231,14 +234,17 @@ def reconstruction_figure(image, mask, target, predictions: dict, title: str = N
     N, grid = len(mask), round(len(mask) ** .5)
     predictions = {k: array(v) for k, v in predictions.items()}
     for name, x in [('target', target), *predictions.items()]:
-        if x.shape != (N, target.shape[-1]) or not np.isfinite(x).all(): raise DataError(f'{name} is {x.shape} and has to be ({N}, D), finite')
-    if grid ** 2 != N or not mask.any(): raise DataError(f'mask has {N} patches, {int(mask.sum())} hidden: a square grid and some hidden patches are needed')
+        if x.shape != (N, target.shape[-1]) or not np.isfinite(x).all():
+            raise DataError(f'{name} is {x.shape} and has to be ({N}, D), finite')
+    if grid ** 2 != N or not mask.any():
+        raise DataError(f'mask has {N} patches, {int(mask.sum())} hidden: a square grid and some hidden patches are needed')
     to_rgb, image = pca_rgb(target), picture(image)
     errors = {k: ((x - target) ** 2).mean(1) for k, x in predictions.items()}
     top = max(np.quantile(e[mask], .98) for e in errors.values())
     fig = Picture(cell * (2 + len(errors)), 2 * cell + .85)
     (image_ax, target_ax, *upper), (seen_ax, scale_ax, *lower) = fig.subplots(2, 2 + len(errors))
-    for ax, im, name in ((image_ax, image, 'image'), (seen_ax, _masked_picture(image, mask, grid), f'what $E_I$ sees\n({(~mask).sum()} of {N} patches)')):
+    seen = f'what $E_I$ sees\n({(~mask).sum()} of {N} patches)'
+    for ax, im, name in ((image_ax, image, 'image'), (seen_ax, _masked_picture(image, mask, grid), seen)):
         _bare(ax); ax.imshow(im); ax.set_title(name, fontsize=9, color=INK)
     _patch_map(target_ax, to_rgb(target), np.ones(N, bool), grid)
     target_ax.set_title('target features', fontsize=9, color=INK)
@@ -251,7 +257,7 @@ def reconstruction_figure(image, mask, target, predictions: dict, title: str = N
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #63dd0bcb
+# %% ../nbs/16_figures.ipynb #290d2bb2
 def series(history, key: str) -> tuple:
     "Steps and values of `key` ('loss_nce', 'mean.recall_at_1') from the records that have it: two arrays. NaN is kept, None left out."
     found = []
@@ -267,7 +273,7 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
     low, high = np.clip(np.arange(len(y)) - window // 2, 0, None), np.clip(np.arange(len(y)) + window // 2 + 1, None, len(y))
     return (total[high] - total[low]) / (high - low)
 
-# %% ../nbs/16_figures.ipynb #7ae815b2
+# %% ../nbs/16_figures.ipynb #5cc35904
 PANELS = (('contrastive loss, $L_{NCE}$', ('loss_nce',)), ('reconstruction loss, $L_{MIM}$', ('loss_mim',)),
           ('recall in %', ('recall_at_1', 'recall_at_5', 'recall_at_10', 'audio_to_image.recall_at_1', 'image_to_audio.recall_at_1')),
           ('learning rate', ('lr',)))
@@ -282,7 +288,7 @@ def _draw_series(ax, x, y, colour, dash, label, noisy):
         y = smooth(y, len(y) // 30)
     ax.plot(x, y, color=colour, ls=dash, lw=1.6, marker=None if len(x) > 25 else 'o', ms=3, label=label)
 
-# %% ../nbs/16_figures.ipynb #211aa1b4
+# %% ../nbs/16_figures.ipynb #10eecb24
 def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     """A run's losses, recalls and learning rate over its steps; a panel without any value is left out.
 
@@ -295,7 +301,7 @@ def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     data = {k: (x[keep], y[keep]) for k, (x, y) in data.items() if (keep := (y != 0) | (not k[1].startswith('loss'))).any()}
     panels = [(t, [k for k in keys if any(k == key for _, key in data)]) for t, keys in panels]
     panels = [(t, keys if len(runs) == 1 else keys[:1]) for t, keys in panels if keys]
-    if not panels: raise DataError('the history has none of the measured keys: ' + ', '.join(NAMES | {'loss_nce': 0, 'loss_mim': 0, 'lr': 0}))
+    if not panels: raise DataError('the history has none of the measured keys: loss_nce, loss_mim, lr, ' + ', '.join(NAMES))
     fig = Picture(3.1 * len(panels), 2.7)
     for ax, (text, keys) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels):
         for r, (name, colour) in enumerate(zip(runs, colours(len(runs)))):

@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'MAX_ASPECT', 'IMAGENET_MEAN', 'IMAGENET_STD', 'to_rgb', 'load_image', 'normalise', 'denormalise',
            'train_transform', 'eval_transform']
 
-# %% ../nbs/02_image.ipynb #ef3aa10e
+# %% ../nbs/02_image.ipynb #aa62a44f
 import struct
 from pathlib import Path
 import numpy as np
@@ -15,14 +15,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import v2
 from .core import ConfigError, DataError
 
-# %% ../nbs/02_image.ipynb #fd602bd5
+# %% ../nbs/02_image.ipynb #b0101f60
 def _sixteen_to_eight(im: Image.Image, where) -> Image.Image:
     "Grey image of 16 bits (or 32, holding 16) → 8 bits."
     x = np.asarray(im).astype(np.int64)
     if x.min() < 0 or x.max() > 65535: raise DataError(f'{where}: grey values from {x.min()} to {x.max()} do not fit in 16 bits')
     return Image.fromarray(np.round(x / 257).astype(np.uint8))
 
-# %% ../nbs/02_image.ipynb #735bbad5
+# %% ../nbs/02_image.ipynb #1aefbe05
 def to_rgb(im: Image.Image, where: str = 'the image') -> Image.Image:
     """Any PIL image → RGB, 8 bits. Transparency is laid over white; 16-bit grey is scaled, not clipped.
 
@@ -35,7 +35,7 @@ def to_rgb(im: Image.Image, where: str = 'the image') -> Image.Image:
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     return im.convert('RGB')
 
-# %% ../nbs/02_image.ipynb #54795428
+# %% ../nbs/02_image.ipynb #3ba1840b
 MAX_PIXELS = 89_478_485     # Pillow's own limit: a quarter of a GiB as RGB
 MAX_ASPECT = 32             # long side / short side
 
@@ -43,9 +43,10 @@ def _check_size(size, where):
     "Refuse images that are absurdly large or long, before they are decoded."
     w, h = size
     if w * h > MAX_PIXELS: raise DataError(f'{where} is {w} × {h}: more than {MAX_PIXELS:,} pixels. Shrink it, or leave it out.')
-    if max(w, h) > MAX_ASPECT * min(w, h): raise DataError(f'{where} is {w} × {h}: a strip, longer than {MAX_ASPECT} times its width. Leave it out.')
+    if max(w, h) > MAX_ASPECT * min(w, h):
+        raise DataError(f'{where} is {w} × {h}: a strip, longer than {MAX_ASPECT} times its width. Leave it out.')
 
-# %% ../nbs/02_image.ipynb #8f847522
+# %% ../nbs/02_image.ipynb #d92e8a1e
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 def load_image(path, size: int = None) -> Image.Image:
@@ -69,7 +70,7 @@ def load_image(path, size: int = None) -> Image.Image:
     except _BROKEN as e:
         raise DataError(f'{path} cannot be decoded ({e}). It is truncated or damaged: download or copy it again.') from e
 
-# %% ../nbs/02_image.ipynb #1ee68c8c
+# %% ../nbs/02_image.ipynb #27d73879
 IMAGENET_MEAN = (0.485, 0.456, 0.406)    # red, green, blue
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -77,7 +78,7 @@ def _channels(values, like: torch.Tensor):
     "Three numbers → (3,1,1) on the device of `like`."
     return torch.tensor(values, device=like.device, dtype=torch.float32).view(3, 1, 1)
 
-# %% ../nbs/02_image.ipynb #436c8db5
+# %% ../nbs/02_image.ipynb #b199d2de
 def normalise(images) -> torch.Tensor:
     """uint8 images, (B,H,W,3) or (B,3,H,W), array or tensor → float32 (B,3,H,W), ImageNet mean 0 and deviation 1.
 
@@ -90,7 +91,7 @@ def normalise(images) -> torch.Tensor:
     if x.shape[-3] != 3: x = x.movedim(-1, -3)
     return (x.float() / 255 - _channels(IMAGENET_MEAN, x)) / _channels(IMAGENET_STD, x)
 
-# %% ../nbs/02_image.ipynb #cf1f8e9b
+# %% ../nbs/02_image.ipynb #16d98491
 def denormalise(images: torch.Tensor) -> torch.Tensor:
     "The way back, for pictures: float (B,3,H,W) or (3,H,W) → uint8 (B,H,W,3) or (H,W,3), clipped to 0 to 255."
     if images.ndim not in (3, 4) or images.shape[-3] != 3:
@@ -98,7 +99,7 @@ def denormalise(images: torch.Tensor) -> torch.Tensor:
     x = images.detach().float() * _channels(IMAGENET_STD, images) + _channels(IMAGENET_MEAN, images)
     return (x * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
-# %% ../nbs/02_image.ipynb #cd653bb2
+# %% ../nbs/02_image.ipynb #6dfe13fa
 def _as_pil(im):
     "PIL image, or uint8 array (H,W,3), → PIL RGB image."
     return to_rgb(im if isinstance(im, Image.Image) else Image.fromarray(np.asarray(im)))
@@ -108,13 +109,14 @@ def _compose(steps, normalised):
     to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     return v2.Compose([_as_pil, *steps, *(to_tensor if normalised else [np.array])])
 
-# %% ../nbs/02_image.ipynb #30f62185
+# %% ../nbs/02_image.ipynb #13839218
 def train_transform(size: int = 224, randaugment: tuple = (2, 9), crop_scale: tuple = (0.08, 1.0),
                     flip: float = 0.5, normalised: bool = True) -> v2.Compose:
     """PIL image or uint8 array (H,W,3) → float32 (3,size,size): random resized crop, flip, RandAugment(N, M), normalisation.
 
-    `randaugment=None`, `crop_scale=None` (plain resize of the whole image) and `flip=0` switch a part off. The random
-    numbers are torch's: seed with `torch.manual_seed`. `normalised=False`: a uint8 array (size,size,3) instead. Source: section 3.2; what it leaves open is in the table above.
+    `randaugment=None`, `crop_scale=None` (plain resize of the whole image) and `flip=0` switch a part off.
+    `normalised=False`: a uint8 array (size,size,3) instead. The random numbers are torch's: seed with `torch.manual_seed`.
+    Source: section 3.2; what it leaves open is in the table above.
     """
     if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise ConfigError(f'crop_scale is {crop_scale}; give two shares of the area, 0 < low <= high <= 1')
@@ -125,11 +127,12 @@ def train_transform(size: int = 224, randaugment: tuple = (2, 9), crop_scale: tu
     if randaugment is not None: steps.append(v2.RandAugment(*randaugment))
     return _compose(steps, normalised)
 
-# %% ../nbs/02_image.ipynb #7e023b0b
+# %% ../nbs/02_image.ipynb #1b10457d
 def eval_transform(size: int = 224, resize: int = None, normalised: bool = True) -> v2.Compose:
-    """PIL image or uint8 array (H,W,3) → float32 (3,size,size): short side to `resize` (default 256/224 of `size`), centre crop, normalisation.
+    """PIL image or uint8 array (H,W,3) → float32 (3,size,size): short side to `resize`, centre crop, normalisation.
 
-    `resize=size` keeps as much as a square can hold. `normalised=False`: a uint8 array (size,size,3) instead. Source: VG-HuBERT's code (256, then 224).
+    `resize` is 256/224 of `size` by default; `resize=size` keeps as much as a square can hold. `normalised=False`:
+    a uint8 array (size,size,3) instead. Source: VG-HuBERT's code (256, then 224).
     """
     resize = round(size * 256 / 224) if resize is None else resize
     if resize < size: raise ConfigError(f'resize is {resize}, smaller than the crop of {size}')

@@ -6,13 +6,13 @@
 __all__ = ['SOUND', 'Direction', 'RetrievalResult', 'retrieval_metrics', 'bootstrap', 'Embeddings', 'embed', 'top_k',
            'format_table']
 
-# %% ../nbs/14_retrieval.ipynb #51dd15cf
+# %% ../nbs/14_retrieval.ipynb #9a52d131
 import dataclasses
 import numpy as np
 import torch
 from .core import ConfigError, DataError
 
-# %% ../nbs/14_retrieval.ipynb #0869e9d9
+# %% ../nbs/14_retrieval.ipynb #dc644654
 def _ranks(z_image, z_audio, image_of_caption, block):
     "Ranks (n_captions,) of A → I and (n_images,) of I → A; never more than `block` rows of scores at a time."
     def scores():
@@ -32,7 +32,7 @@ def _ranks(z_image, z_audio, image_of_caption, block):
         i2a.index_add_(0, own_image, -(own >= best[own_image]).long())   # an image's own captions are not wrong
     return a2i.cpu().numpy(), i2a.cpu().numpy()
 
-# %% ../nbs/14_retrieval.ipynb #2e674763
+# %% ../nbs/14_retrieval.ipynb #c7c97248
 @dataclasses.dataclass(frozen=True)
 class Direction:
     "One direction of retrieval. Recalls in per cent; `ranks` (n_queries,), the best is 1; `n_items` candidates a query."
@@ -50,7 +50,7 @@ class Direction:
         ranks = np.asarray(ranks)
         return cls(*(100 * float((ranks <= k).mean()) for k in (1, 5, 10)), float(np.median(ranks)), len(ranks), int(n_items), ranks)
 
-# %% ../nbs/14_retrieval.ipynb #c2fccd65
+# %% ../nbs/14_retrieval.ipynb #7f5637b0
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult:
     "Both directions. `images_dropped`: images left out of the pool because no caption is theirs."
@@ -76,32 +76,36 @@ class RetrievalResult:
 
     def __str__(self): return format_table([('', self)])
 
-# %% ../nbs/14_retrieval.ipynb #3d71b600
+# %% ../nbs/14_retrieval.ipynb #3ad88347
 def _checked(z, name):
     "A matrix of embeddings as a finite float tensor (n,D)."
     z = torch.as_tensor(z).detach()
     if z.ndim != 2 or not len(z): raise DataError(f'{name} has to be a matrix (n, D) with n >= 1, not {tuple(z.shape)}')
     z = z.float() if z.dtype != torch.float64 else z
     bad = (~z.isfinite().all(1)).nonzero()[:, 0]
-    if len(bad): raise DataError(f'{name} holds NaN or infinite values in {len(bad)} of {len(z)} rows, the first is row {int(bad[0])}: the model diverged, or an input is broken')
+    if len(bad): raise DataError(f'{name} holds NaN or infinite values in {len(bad)} of {len(z)} rows, the first is row {int(bad[0])}: '
+                                 'the model diverged, or an input is broken')
     return z
 
-# %% ../nbs/14_retrieval.ipynb #08bed329
+# %% ../nbs/14_retrieval.ipynb #aaf86c1f
 def _checked_pool(z_image, z_audio, image_of_caption, similarity):
     "Two checked matrices of one width, L2-normalised for 'cosine', and owners (n_captions,) that exist."
     z_image, z_audio = _checked(z_image, 'z_image'), _checked(z_audio, 'z_audio')
     owner = torch.as_tensor(image_of_caption, device=z_image.device)
-    if z_image.shape[1] != z_audio.shape[1]: raise DataError(f'z_image is {z_image.shape[1]} wide and z_audio {z_audio.shape[1]}: they need one space')
+    if z_image.shape[1] != z_audio.shape[1]:
+        raise DataError(f'z_image is {z_image.shape[1]} wide and z_audio {z_audio.shape[1]}: they need one space')
     if owner.shape != (len(z_audio),) or owner.is_floating_point():
         raise DataError(f'image_of_caption has to hold {len(z_audio)} row numbers, one a caption, not {tuple(owner.shape)} of {owner.dtype}')
-    if owner.min() < 0 or owner.max() >= len(z_image): raise DataError(f'image_of_caption runs from {int(owner.min())} to {int(owner.max())}, and there are {len(z_image)} images')
-    if similarity not in ('dot', 'cosine'): raise ConfigError(f"similarity is {similarity!r}; choose 'dot' (the paper) or 'cosine' (SpeechCLIP)")
+    if owner.min() < 0 or owner.max() >= len(z_image):
+        raise DataError(f'image_of_caption runs from {int(owner.min())} to {int(owner.max())}, and there are {len(z_image)} images')
+    if similarity not in ('dot', 'cosine'):
+        raise ConfigError(f"similarity is {similarity!r}; choose 'dot' (the paper) or 'cosine' (SpeechCLIP)")
     if similarity == 'cosine': z_image, z_audio = (torch.nn.functional.normalize(z, dim=1) for z in (z_image, z_audio))
     if z_image.norm(dim=1).max().double() * z_audio.norm(dim=1).max().double() > torch.finfo(z_image.dtype).max / 2:
         raise DataError("the embeddings are so large that inner products overflow: give float64, or similarity='cosine'")
     return z_image, z_audio.to(z_image), owner.long()
 
-# %% ../nbs/14_retrieval.ipynb #c14530d3
+# %% ../nbs/14_retrieval.ipynb #e36db65b
 def retrieval_metrics(z_image, z_audio, image_of_caption, similarity: str = 'dot', block: int = 1024,
                       without_caption: str = 'error') -> RetrievalResult:
     """Recalls of both directions for z_image (n_images,D), z_audio (n_captions,D), arrays or tensors, on any device.
@@ -122,7 +126,7 @@ def retrieval_metrics(z_image, z_audio, image_of_caption, similarity: str = 'dot
     a2i, i2a = _ranks(z_image, z_audio, owner, block)
     return RetrievalResult(Direction.from_ranks(a2i, len(z_image)), Direction.from_ranks(i2a, len(z_audio)), dropped)
 
-# %% ../nbs/14_retrieval.ipynb #4e22e8c5
+# %% ../nbs/14_retrieval.ipynb #e01268d8
 def bootstrap(ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, minus=None, level: float = 0.95) -> dict:
     """Confidence interval of R@k in per cent, {k: (low, high)}, from `n` resamples of the queries.
 
@@ -131,7 +135,8 @@ def bootstrap(ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, m
     """
     ranks, rng = np.asarray(ranks), np.random.default_rng(seed)
     if not len(ranks): raise DataError('no ranks to resample')
-    if minus is not None and np.shape(minus) != ranks.shape: raise DataError(f'minus has {len(minus)} ranks, and ranks {len(ranks)}: they need the same queries')
+    if minus is not None and np.shape(minus) != ranks.shape:
+        raise DataError(f'minus has {len(minus)} ranks, and ranks {len(ranks)}: they need the same queries')
     hit = np.stack([(ranks <= k) * 1. - (0 if minus is None else np.asarray(minus) <= k) for k in ks], axis=1)
     _, member = np.unique(np.arange(len(ranks)) if groups is None else np.asarray(groups), return_inverse=True)
     size = np.bincount(member)
@@ -141,7 +146,7 @@ def bootstrap(ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, m
     low, high = np.quantile(recalls, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return {k: (float(a), float(b)) for k, a, b in zip(ks, low, high)}
 
-# %% ../nbs/14_retrieval.ipynb #88e76248
+# %% ../nbs/14_retrieval.ipynb #894248b5
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
     """A pool: z_image (n_images,D) and z_audio (n_captions,D), float32 on the CPU.
@@ -159,7 +164,7 @@ class Embeddings:
         "`retrieval_metrics` of this pool."
         return retrieval_metrics(self.z_image, self.z_audio, self.image_of_caption, **kwargs)
 
-# %% ../nbs/14_retrieval.ipynb #9039fb47
+# %% ../nbs/14_retrieval.ipynb #4e2752d9
 SOUND = ('audio', 'audio_len', 'frames', 'frames_len')     # a waveform, or the cached output of the frozen CNN
 
 @torch.no_grad()
@@ -174,18 +179,20 @@ def embed(model, loader, device='cpu') -> Embeddings:
     model.eval()
     try:
         for batch in loader:
-            new = [j for j, i in enumerate(batch['image_id'].tolist()) if i not in row_of and not row_of.update({i: len(row_of)})]
-            rows += [row_of[i] for i in batch['image_id'].tolist()]
+            ids, known = batch['image_id'].tolist(), len(row_of)
+            rows += [row_of.setdefault(i, len(row_of)) for i in ids]
+            new = [ids.index(i) for i in list(row_of)[known:]]         # where each image that is new first stands
             seen += batch['index'].tolist()
             batch = {k: v.to(device) for k, v in batch.items() if torch.is_tensor(v)}
             if new: z_image.append(model.embed_image(batch['image'][new]).float().cpu())
             z_audio.append(model.embed_audio(**{k: batch[k] for k in SOUND if k in batch}).float().cpu())
     finally: model.train(was_training)
     if not seen: raise DataError('the loader gave no batch: the split is empty, or smaller than one batch with drop_last=True')
-    if len(set(seen)) < len(seen): raise DataError(f'{len(seen) - len(set(seen))} captions came twice; evaluate with a loader that neither repeats nor draws at random')
+    if len(set(seen)) < len(seen):
+        raise DataError(f'{len(seen) - len(set(seen))} captions came twice; evaluate with a loader that neither repeats nor draws at random')
     return Embeddings(torch.cat(z_image), torch.cat(z_audio), torch.tensor(list(row_of)), torch.tensor(rows), torch.tensor(seen))
 
-# %% ../nbs/14_retrieval.ipynb #8910d7c4
+# %% ../nbs/14_retrieval.ipynb #0f6ca708
 def top_k(z_query, z_item, k: int = 5, similarity: str = 'dot', block: int = 1024) -> tuple:
     "The k best items of each query, best first: row numbers (Q,k) and scores (Q,k), as arrays. Blocks as above."
     q, z = _checked(z_query, 'z_query'), _checked(z_item, 'z_item')
@@ -193,7 +200,7 @@ def top_k(z_query, z_item, k: int = 5, similarity: str = 'dot', block: int = 102
     best = [(b @ z.T).topk(min(k, len(z)), dim=1) for b in q.split(block)]
     return torch.cat([b.indices for b in best]).cpu().numpy(), torch.cat([b.values for b in best]).cpu().numpy()
 
-# %% ../nbs/14_retrieval.ipynb #81510f9f
+# %% ../nbs/14_retrieval.ipynb #dda33387
 def format_table(rows, markdown: bool = False) -> str:
     "`rows`: (name, `RetrievalResult` or six numbers as in `RetrievalResult.row`) → a table as plain text or as markdown."
     body = [[name] + [f'{x:.1f}' for x in (r.row if isinstance(r, RetrievalResult) else r)] for name, r in rows]

@@ -4,26 +4,26 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'recipe', 'optimiser_state', 'restore_optimiser', 'Snapshots', 'replace_folder', 'Stop', 'keep_memory',
-           'Feed', 'frames_of', 'evaluate', 'make_optimiser', 'train_step', 'Run', 'fit', 'build', 'prepare', 'say',
-           'log', 'check', 'Fitted', 'finish']
+           'Feed', 'frames_of', 'corpus_pairs', 'evaluate', 'make_optimiser', 'train_step', 'Run', 'fit', 'build',
+           'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
 
-# %% ../nbs/17_train.ipynb #386314a2
-import contextlib, ctypes, dataclasses, json, math, shutil, signal, sys, threading, time
+# %% ../nbs/17_train.ipynb #9edb2135
+import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from .core import (CheckpointError, ConfigError, DataError, SgmimError, atomic_write, config_from_dict, config_to_dict, load_checkpoint, load_state, pick_device,
+from .core import (CheckpointError, ConfigError, DataError, SgmimError, atomic_write, config_to_dict, load_checkpoint, load_state, pick_device,
                         run_record, save_checkpoint, set_seed, stable_hash, write_json)
 from .data.loaders import Order, Pairs, eval_loader, train_loader
 from .figures import curves_figure, save_figure
+from .image import eval_transform, train_transform
 from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .retrieval import embed
 
-# %% ../nbs/17_train.ipynb #b509e290
+# %% ../nbs/17_train.ipynb #c4472db6
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -36,6 +36,7 @@ class TrainConfig:
     weight_decay: float = .01          # VG, on all parameters
     clip: float = 1.                   # global norm of the gradient, VG; 0: none
     max_seconds: float = 8.            # of each caption, VG (18 for Places)
+    augment: bool = True               # random crop, flip and RandAugment (§3.2, VG; see sgmim.image.train_transform)
     bucket: int = 0                    # batches of similar length from pools of so many batches (ours); 0: none
     curriculum: float = 0.             # share of training in which short captions come first (ours)
     eval_every: float = 1.             # epochs between evaluations
@@ -54,16 +55,16 @@ class TrainConfig:
         for f, options in (('optimiser', ('bertadam', 'adamw')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/17_train.ipynb #70c4768a
+# %% ../nbs/17_train.ipynb #f91e5624
 def recipe(name):
     "The `TrainConfig` that belongs to a preset of `sgmim.models.sgmim.PRESETS`."
     if name == 'scenes-tiny':
-        return TrainConfig(epochs=4., batch_size=32, optimiser='adamw', lr=1e-3, schedule='cosine', weight_decay=.05, max_seconds=4.,
+        return TrainConfig(epochs=4., batch_size=32, optimiser='adamw', lr=1e-3, schedule='cosine', weight_decay=.05, max_seconds=4., augment=False,
                            bucket=16, eval_every=.5, cache_frames=True)
     if name == 'paper': return TrainConfig()
     raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
 
-# %% ../nbs/17_train.ipynb #13fea91e
+# %% ../nbs/17_train.ipynb #5a730a48
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -81,7 +82,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/17_train.ipynb #a2f54d36
+# %% ../nbs/17_train.ipynb #4ef0c225
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -91,7 +92,9 @@ class Snapshots:
     def save(self, step, tensors, meta):
         "Write the snapshot of `step`, whole or not at all."
         replace_folder(self.folder/f'step-{step:08d}', lambda part: save_checkpoint(part, tensors, {'step': step, **meta}))
-        for old in self.steps()[:-self.keep]: shutil.rmtree(old, ignore_errors=True)
+        kept = [p for p in self.steps() if int(p.name[5:]) <= step][-self.keep:]     # what lies beyond this step is broken, or of an earlier run
+        for p in self.steps():
+            if p not in kept: shutil.rmtree(p, ignore_errors=True)
 
     def latest(self):
         "(tensors, meta) of the newest snapshot that is whole, or None."
@@ -112,7 +115,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/17_train.ipynb #a75acd74
+# %% ../nbs/17_train.ipynb #9d40697c
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -125,21 +128,21 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/17_train.ipynb #f415f782
+# %% ../nbs/17_train.ipynb #3990fae9
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/17_train.ipynb #2f49ad77
+# %% ../nbs/17_train.ipynb #f9174435
 class Feed:
     "Batches from a step on. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
-    def __init__(self, data, config, workers=0):
+    def __init__(self, data, config, workers=0, model=None):
         self.data, self.config, self.workers = data, config, workers
         self.corpus = hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
         if self.corpus:
-            self.pairs = Pairs(data, config.max_seconds, keep=len(data.image_of_caption) <= 50_000 and workers == 0)
+            self.pairs = corpus_pairs(data, config.max_seconds, model, config.augment, workers == 0)
             self.per_epoch = len(self.pairs)//config.batch_size
         else:
             try: self.per_epoch = len(data)
@@ -157,9 +160,13 @@ class Feed:
     def _walk(self, start):
         step = 0
         while step < self.steps:
+            first = step
+            torch.manual_seed(stable_hash(self.config.seed, 'pass', step) % 2**63)   # a loader that shuffles draws its order from this
             for batch in self.data:
-                if start <= step < self.steps: yield batch
+                if step >= start: yield batch
                 step += 1
+                if step == self.steps: return
+            if step == first: raise DataError('the data gave no batch on a second pass: give something that can be iterated again (a list, a DataLoader)')
 
     @property
     def fingerprint(self):
@@ -167,7 +174,7 @@ class Feed:
         return {'name': repr(self.data) if self.corpus else type(self.data).__name__, 'pairs': len(self.pairs) if self.corpus else None,
                 'fingerprint': getattr(self.data, 'fingerprint', None)}
 
-# %% ../nbs/17_train.ipynb #080a1f00
+# %% ../nbs/17_train.ipynb #14d37c56
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU."
@@ -178,14 +185,24 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/17_train.ipynb #e0278c0d
-def evaluate(model, data, device=None, batch_size=64, max_seconds=None, similarity=None):
-    "`RetrievalResult` of a model on a corpus (every caption once, images once each) or on a loader of batches."
-    device = device or next(model.parameters()).device
-    if hasattr(data, 'image_of_caption') and hasattr(data, 'audio'): data = eval_loader(Pairs(data, max_seconds or 60.), batch_size)
-    return embed(model, data, device).metrics(similarity=similarity or getattr(getattr(model, 'config', None), 'similarity', 'dot'))
+# %% ../nbs/17_train.ipynb #7a11f06f
+def corpus_pairs(corpus, max_seconds, model=None, augment=False, keep=True):
+    "`Pairs` of a corpus for a model of the configuration `model`; small corpora are held in memory, decoded, if `keep`."
+    size, first = model.image_size if model else None, corpus.image(0)
+    transform = None
+    if augment and size: transform = train_transform(size, normalised=False)
+    elif size and first.shape[:2] != (size, size): transform = eval_transform(size, normalised=False)
+    small = first.nbytes*(int(max(corpus.image_of_caption)) + 1) < 2**31      # 2 GiB
+    return Pairs(corpus, max_seconds, transform, keep and small, pad=model is not None and model.conv_norm == 'group')
 
-# %% ../nbs/17_train.ipynb #37ba7b5a
+def evaluate(model, data, device=None, batch_size=64, max_seconds=10.):
+    """`RetrievalResult` of a model on a corpus (every caption once, images once each) or on a loader of batches.
+    Of each caption the first `max_seconds` (10 in VG-HuBERT's code, 25 for Places)."""
+    device = device or next(model.parameters()).device
+    if hasattr(data, 'image_of_caption') and hasattr(data, 'audio'): data = eval_loader(corpus_pairs(data, max_seconds, model.config), batch_size)
+    return embed(model, data, device).metrics(similarity=model.config.similarity)
+
+# %% ../nbs/17_train.ipynb #6ebae5d1
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -198,7 +215,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device):
     batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
     factor = {'linear': warmup_linear, 'cosine': warmup_cosine}[config.schedule](step/steps, config.warmup)
     for group in optimiser.param_groups: group['lr'] = config.lr*factor
-    amp = config.amp == 'bf16' or (config.amp == 'auto' and device.type == 'cuda')
+    amp = config.amp == 'bf16' or (config.amp == 'auto' and device.type == 'cuda' and torch.cuda.is_bf16_supported())
     with torch.autocast(device.type, torch.bfloat16, enabled=amp): out = model(batch, reconstruct=step >= onset)
     optimiser.zero_grad(set_to_none=True)
     out['loss'].backward()
@@ -209,7 +226,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device):
     model.update_momentum(alpha)
     return {k: out[k].detach() for k in ('loss', 'loss_nce', 'loss_mim')} | {'lr': config.lr*factor, 'alpha': alpha}
 
-# %% ../nbs/17_train.ipynb #97ebbfbd
+# %% ../nbs/17_train.ipynb #8483d2da
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about):
@@ -231,6 +248,8 @@ class Run:
     def save(self, seconds):
         "A snapshot from which the run can go on."
         if not self.folder: return
+        broken = [k for k, p in self.model.named_parameters() if not bool(p.isfinite().all())]
+        if broken: raise SgmimError(f'weights are no longer finite at step {self.step} ({broken[0]} …), so they were not saved. The last good checkpoint is in {self.shots.folder}. Lower the learning rate, or look for bad input.')
         tensors, numbers = optimiser_state(self.optimiser)
         self.shots.save(self.step, {**{f'model.{k}': v for k, v in self.model.state_dict().items()}, **tensors},
                         {'about': self.about, 'optimiser': numbers, 'history': self.history, 'best': self.best, 'seconds': seconds})
@@ -244,7 +263,7 @@ class Run:
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {'step': self.step, 'dev': result.to_dict()}))
         else: self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/17_train.ipynb #f22c5337
+# %% ../nbs/17_train.ipynb #802a2597
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint; `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
@@ -256,14 +275,16 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
     set_seed(config.seed)
     model, device = build(model), pick_device(device)
     model.to(device).train()
-    feed, optimiser = Feed(data, config, workers), make_optimiser(model, config)
-    run = Run(out, model, optimiser, {'model': config_to_dict(model.config), 'train': config_to_dict(config), 'data': feed.fingerprint})
+    feed, optimiser = Feed(data, config, workers, model.config), make_optimiser(model, config)
+    run = Run(out, model, optimiser, {'model': config_to_dict(model.config), 'train': config_to_dict(config), 'data': feed.fingerprint, 'steps': feed.steps})
     if resume: run.resume()
+    elif run.folder: shutil.rmtree(run.folder/'checkpoints', ignore_errors=True)
     say(f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train on {device}, {feed.steps:,} steps'
         + (f', going on from step {run.step:,}' if run.step else ''), progress)
+    began = time.perf_counter() - run.seconds
     dev = prepare(model, feed, dev, config, device, progress)
     onset, every = round(model.config.mim_onset*feed.per_epoch), max(1, round(config.eval_every*feed.per_epoch))
-    began, sums, bar = time.perf_counter() - run.seconds, {}, tqdm(total=feed.steps, initial=run.step, disable=not progress, unit='step')
+    sums, bar = {}, tqdm(total=feed.steps, initial=run.step, disable=not progress, unit='step')
     with Stop() as stop, bar:
         for batch in feed.from_step(run.step):
             model.train()
@@ -278,7 +299,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             if stop.asked: raise KeyboardInterrupt(f'{stop.asked} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, feed)
 
-# %% ../nbs/17_train.ipynb #de2dcee4
+# %% ../nbs/17_train.ipynb #e677186f
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -290,16 +311,18 @@ def prepare(model, feed, dev, config, device, progress):
     "Corpora to pairs, with cached frames where asked; returns what to evaluate on."
     if config.cache_frames and not (feed.corpus and model.config.freeze_cnn):
         raise ConfigError('cache_frames needs a corpus and a frozen front end (freeze_cnn): otherwise what is kept would go stale')
+    if config.cache_frames and model.config.conv_norm == 'group':
+        raise ConfigError("cache_frames needs conv_norm='layer': with 'group' a frame depends on how far its batch is padded")
     if config.cache_frames: feed.pairs.frames = frames_of(model, feed.pairs, device, progress=progress)
     if dev is None or not hasattr(dev, 'image_of_caption'): return dev
-    pairs = Pairs(dev, config.max_seconds, keep=True)
+    pairs = corpus_pairs(dev, config.max_seconds, model.config)
     if config.cache_frames: pairs.frames = frames_of(model, pairs, device)
     return eval_loader(pairs)
 
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/17_train.ipynb #edff81a0
+# %% ../nbs/17_train.ipynb #d770b8c4
 def log(run, sums, feed, config, began, bar, batch):
     "Add the mean of the last steps to the history; stop if the loss is no longer a number."
     n, seconds = sums.pop('n'), time.perf_counter() - began
@@ -320,7 +343,7 @@ def check(run, result, began, bar):
     run.history.append({'step': run.step, 'seconds': round(time.perf_counter() - began, 2), **{f'recall_at_{k}': r for k, r in zip((1, 5, 10), result.mean)}})
     run.keep_if_best(result)
 
-# %% ../nbs/17_train.ipynb #1d15f85c
+# %% ../nbs/17_train.ipynb #734efd02
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."
@@ -332,7 +355,7 @@ class Fitted:
 def finish(run, seconds, device, feed):
     "Put the best weights in, write the record and the curves."
     if run.best:
-        best = run.best_state or {k: v for k, v in load_checkpoint(run.folder/'best')[0].items()}
+        best = run.best_state or load_checkpoint(run.folder/'best')[0]
         load_state(run.model, best, what='the best checkpoint')
     elif run.folder: replace_folder(run.folder/'best', lambda part: save_model(run.model, part, {'step': run.step}))
     evals = [h for h in run.history if 'recall_at_10' in h]

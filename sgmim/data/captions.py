@@ -5,16 +5,13 @@
 # %% auto #0
 __all__ = ['SYNONYMS', 'SIZE_WORDS', 'PLACE_PHRASES', 'WORD_CLASS', 'thing_names', 'word_class', 'Caption', 'caption']
 
-# %% ../../nbs/04_data_captions.ipynb #621967fc
+# %% ../../nbs/04_data_captions.ipynb #b406b147
 from dataclasses import dataclass
 
-import numpy as np
+from .pictures import CATEGORIES, COLOURS
 
-from ..core import rng_for
-from .pictures import CATEGORIES, COLOURS, PLACES, Scene, Thing
-
-# %% ../../nbs/04_data_captions.ipynb #441e5aa3
-SYNONYMS = {'boat': ('boat', 'ship'), 'dog': ('dog', 'puppy'), 'cat': ('cat', 'kitten'), 'cup': ('cup', 'mug'), 'cow': ('cow',), 'pine': ('pine tree', 'fir tree'),
+# %% ../../nbs/04_data_captions.ipynb #8ee620ec
+SYNONYMS = {'boat': ('boat', 'ship'), 'dog': ('dog', 'puppy'), 'cat': ('cat', 'kitten'), 'cup': ('cup', 'mug'), 'pine': ('pine tree', 'fir tree'),
             'cloud': ('cloud', 'rain cloud'), 'house': ('house', 'cottage'), 'banana': ('bunch of bananas', 'banana')}
 SIZE_WORDS = {'small': ('small', 'little'), 'big': ('big', 'large')}
 PLACE_PHRASES = {'meadow': ('in the meadow', 'on the grass'), 'beach': ('on the beach', 'on the sand'), 'sea': ('in the water', 'on the sea'),
@@ -29,7 +26,7 @@ def thing_names(category):
     "The names that captions use for a category, the most frequent first."
     return SYNONYMS.get(category, (category,))
 
-# %% ../../nbs/04_data_captions.ipynb #33947585
+# %% ../../nbs/04_data_captions.ipynb #49fe48e9
 def _lexicon():
     words = {w: 'place' for phrases in PLACE_PHRASES.values() for p in phrases for w in p.split() if w not in ('in', 'on', 'the', 'by', 'at', 'up', 'of', 'front')}
     words |= {w: 'size' for ws in SIZE_WORDS.values() for w in ws} | {c: 'colour' for c in COLOURS}
@@ -42,7 +39,7 @@ def word_class(word):
     classes = [WORD_CLASS[w] for w in word.lower().split() if w in WORD_CLASS]
     return classes[0] if classes else 'other'
 
-# %% ../../nbs/04_data_captions.ipynb #0a61b6ef
+# %% ../../nbs/04_data_captions.ipynb #5b7f2e1b
 @dataclass(frozen=True)
 class Caption:
     "`text`; `place`, or None if unsaid; `things`: a tuple of (category, colour or None, size or None) in the order of mention."
@@ -58,14 +55,14 @@ def _mention(thing, rng, p_colour):
     article = 'an' if words[0][0] in 'aeiou' else 'a'
     return f'{article} {" ".join(words)}', (thing.category, colour, size)
 
-# %% ../../nbs/04_data_captions.ipynb #873a1b85
+# %% ../../nbs/04_data_captions.ipynb #3a9ed6bd
 def _relation(a, b, rng):
     "A phrase for how thing `a` lies to thing `b`, or None if none is clearly true."
     (ax, ay), (bx, by) = (((t.box[0] + t.box[2])/2, (t.box[1] + t.box[3])/2) for t in (a, b))
     if abs(ay - by) > .25: return _pick(rng, ('above', 'over')) if ay < by else _pick(rng, ('below', 'under'))
     return _pick(rng, ('next to', 'beside')) if abs(ax - bx) > .25 else None
 
-# %% ../../nbs/04_data_captions.ipynb #cb832e1d
+# %% ../../nbs/04_data_captions.ipynb #3d795009
 def caption(scene, rng):
     "One caption of `scene` (a `Scene`); `rng`, a NumPy generator, chooses words, order and what is left out."
     things = [scene.things[i] for i in rng.permutation(len(scene.things))]

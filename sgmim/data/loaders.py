@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['Pairs', 'collate', 'Order', 'train_loader', 'eval_loader']
 
-# %% ../../nbs/07_data_loaders.ipynb #2446c61f
+# %% ../../nbs/07_data_loaders.ipynb #ba2eaaa8
+import signal
+
 import numpy as np
 import torch
 
@@ -14,18 +16,19 @@ from ..core import ConfigError, rng_for, stable_hash
 from .voice import SAMPLE_RATE
 from ..image import normalise
 
-# %% ../../nbs/07_data_loaders.ipynb #a17b4b21
+# %% ../../nbs/07_data_loaders.ipynb #c9057516
 class Pairs(torch.utils.data.Dataset):
     """The pairs of a corpus, by caption. `max_seconds`: only the first so many of each caption (§3.2 leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places).
-    `transform`: uint8 (S, S, 3) -> uint8 or float image, for augmentation. `keep`: hold decoded images in memory."""
-    def __init__(self, corpus, max_seconds=8., transform=None, keep=False):
-        self.corpus, self.max_samples, self.transform = corpus, round(max_seconds*SAMPLE_RATE), transform
+    `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation. `keep`: hold decoded images in memory. `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does."""
+    def __init__(self, corpus, max_seconds=8., transform=None, keep=False, pad=False):
+        self.pad, self.corpus, self.max_samples, self.transform = pad, corpus, round(max_seconds*SAMPLE_RATE), transform
         self.image_of_caption = np.asarray(corpus.image_of_caption)
         self.lengths = np.minimum([c.samples for c in corpus.captions], self.max_samples)
         self.frames = None    # a list of float32 (T, C): outputs of a frozen front end, given instead of sound
         self._kept = {} if keep else None
 
     def __len__(self): return len(self.image_of_caption)
+    def collate(self, items): return collate(items, self.max_samples if self.pad else None)
 
     def image(self, i):
         "uint8 (S, S, 3), decoded once if kept."
@@ -44,18 +47,18 @@ class Pairs(torch.utils.data.Dataset):
         sound = {'audio': self.corpus.audio(j)[:self.max_samples]} if self.frames is None else {'frames': self.frames[j]}
         return {'image': image, **sound, 'image_id': i, 'index': int(j)}
 
-# %% ../../nbs/07_data_loaders.ipynb #46fff185
-def collate(items):
-    "Items of `Pairs` -> the documented batch."
+# %% ../../nbs/07_data_loaders.ipynb #9bd155fb
+def collate(items, length=None):
+    "Items of `Pairs` -> the documented batch; waveforms padded to `length` samples, or to the longest."
     images = np.stack([x['image'] for x in items])
     batch = {'image': normalise(images), 'image_id': torch.tensor([x['image_id'] for x in items]), 'index': torch.tensor([x['index'] for x in items])}
     if 'frames' in items[0]:
         batch['frames_len'] = torch.tensor([len(x['frames']) for x in items])
         batch['frames'] = torch.nn.utils.rnn.pad_sequence([x['frames'].float() for x in items], batch_first=True)
-    else: batch['audio'], batch['audio_len'] = map(torch.as_tensor, pad_batch([x['audio'] for x in items]))
+    else: batch['audio'], batch['audio_len'] = map(torch.as_tensor, pad_batch([x['audio'] for x in items], length))
     return batch
 
-# %% ../../nbs/07_data_loaders.ipynb #c4ce5013
+# %% ../../nbs/07_data_loaders.ipynb #383a3e7f
 class Order:
     """Which captions make up step `step`: `order[step]` -> int64 (B,). A function of the arguments alone.
     `lengths` (n,): the captions' lengths, for bucket and curriculum; `steps`: of the whole training."""
@@ -70,6 +73,7 @@ class Order:
     def __len__(self): return self.steps
 
     def __getitem__(self, step):
+        if not 0 <= step < self.steps: raise IndexError(f'step {step} of {self.steps}')
         if step < self.warm: return self._easy(step)
         epoch, k = divmod(step - self.warm, self.per_epoch)
         if epoch != self._epoch: self._epoch, self._batches = epoch, self._shuffle(epoch)
@@ -91,7 +95,7 @@ class Order:
         batches = order.reshape(self.per_epoch, self.batch_size)
         return batches[rng.permutation(self.per_epoch)] if self.bucket else batches
 
-# %% ../../nbs/07_data_loaders.ipynb #7fb87528
+# %% ../../nbs/07_data_loaders.ipynb #55ade0c5
 class _Steps(torch.utils.data.Sampler):
     def __init__(self, order, start): self.order, self.start = order, start
     def __len__(self): return len(self.order) - self.start
@@ -101,11 +105,13 @@ class _Steps(torch.utils.data.Sampler):
 
 def train_loader(pairs, order, start=0, workers=0):
     "Batches of `pairs` in `order` from step `start` on; `workers` processes decode ahead (0: none)."
-    return torch.utils.data.DataLoader(pairs, batch_sampler=_Steps(order, start), collate_fn=collate, num_workers=workers,
-                                       pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
+    return torch.utils.data.DataLoader(pairs, batch_sampler=_Steps(order, start), collate_fn=pairs.collate, num_workers=workers,
+                                       pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_ignore_interrupt)
+
+def _ignore_interrupt(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the training, which saves and then ends its workers
 
 def eval_loader(pairs, batch_size=64, workers=0):
     "All of `pairs` once, shortest first (least padding)."
     by_length = np.argsort(pairs.lengths, kind='stable')
     batches = [by_length[a:a + batch_size].tolist() for a in range(0, len(by_length), batch_size)]
-    return torch.utils.data.DataLoader(pairs, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    return torch.utils.data.DataLoader(pairs, batch_sampler=batches, collate_fn=pairs.collate, num_workers=workers)

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['SEEN', 'UNSEEN', 'OTHERS', 'SPEAKERS', 'SAMPLE_RATE', 'Speaker', 'Utterance', 'speak', 'vary']
 
-# %% ../../nbs/05_data_voice.ipynb #e2d0d0dd
-import _ctypes, ctypes, threading
+# %% ../../nbs/05_data_voice.ipynb #63f1f435
+import _ctypes, contextlib, ctypes, threading
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..audio import resample
-from ..core import ConfigError, DataError, SgmimError, rng_for
+from ..core import ConfigError, DataError, SgmimError
 
-# %% ../../nbs/05_data_voice.ipynb #c2235cce
+# %% ../../nbs/05_data_voice.ipynb #b506c709
 @dataclass(frozen=True)
 class Speaker:
     "One voice: an espeak-ng `accent` and `variant`, a mean `pitch` (0–99) and a mean speaking `rate` (words a minute)."
@@ -27,7 +27,7 @@ class Speaker:
     @property
     def voice(self): return f'{self.accent}+{self.variant}' if self.variant else self.accent
 
-# %% ../../nbs/05_data_voice.ipynb #281dd93f
+# %% ../../nbs/05_data_voice.ipynb #d18df911
 def _speakers(*rows): return tuple(Speaker(f'{a}-{v}', a, v, p, r) for a, v, p, r in rows)
 
 # Eight voices are heard in training; four others, of other vocal tracts, only in the unseen-speaker split.
@@ -39,7 +39,7 @@ OTHERS = _speakers(('en', 'm6', 38, 173), ('en-us', 'Annie', 55, 178), ('en-us',
                    ('en', 'f2', 60, 178), ('en-029', 'f5', 54, 173), ('en-gb-x-gbcwmd', 'm7', 44, 183))
 SPEAKERS = {s.name: s for s in SEEN + UNSEEN + OTHERS}
 
-# %% ../../nbs/05_data_voice.ipynb #76379e22
+# %% ../../nbs/05_data_voice.ipynb #3c7712c6
 class _Event(ctypes.Structure):
     "espeak_EVENT of speak_lib.h."
     _fields_ = [('type', ctypes.c_int), ('unique_identifier', ctypes.c_uint), ('text_position', ctypes.c_int), ('length', ctypes.c_int),
@@ -51,22 +51,23 @@ _LIST_END, _WORD = 0, 1                              # espeak_EVENT_TYPE
 _REMEDY = ("Install it with `pip install espeakng-loader`; or, on Debian and Ubuntu, `apt install espeak-ng` "
            "(its library, libespeak-ng.so.1, is then found by itself)")
 
-# %% ../../nbs/05_data_voice.ipynb #29b3d31b
+# %% ../../nbs/05_data_voice.ipynb #eddd3667
 def _open_library():
     "(library, data path or None): the one inside the pip package, else the system's own."
     try:
         import espeakng_loader
         return ctypes.CDLL(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path()).encode()
-    except (ImportError, OSError) as e: first = e
-    try: return ctypes.CDLL('libespeak-ng.so.1'), None
-    except OSError: raise SgmimError(f'espeak-ng, which speaks the embedded corpus, could not be opened ({first}). {_REMEDY}.') from first
+    except (ImportError, OSError, RuntimeError) as e: first = e
+    for name in ('libespeak-ng.so.1', 'libespeak-ng.1.dylib', 'libespeak-ng.dll'):
+        with contextlib.suppress(OSError): return ctypes.CDLL(name), None
+    raise SgmimError(f'espeak-ng, which speaks the embedded corpus, could not be opened ({first}). {_REMEDY}.') from first
 
 def _close_library(lib):
     "Unload, so that the next opening starts from clean state."
     lib.espeak_Terminate()
-    getattr(_ctypes, 'dlclose', None) and _ctypes.dlclose(lib._handle)
+    (getattr(_ctypes, 'dlclose', None) or _ctypes.FreeLibrary)(lib._handle)
 
-# %% ../../nbs/05_data_voice.ipynb #7ff5fd8a
+# %% ../../nbs/05_data_voice.ipynb #0b05fa95
 def _receive(pieces, words):
     "The callback that collects int16 pieces and (position in the text, first sample) of each word."
     def receive(wave, n, events):
@@ -100,7 +101,7 @@ def _synthesise(text, voice, pitch, rate):
 
 _lock = threading.Lock()      # one espeak-ng at a time in a process
 
-# %% ../../nbs/05_data_voice.ipynb #cc9488f9
+# %% ../../nbs/05_data_voice.ipynb #059eea4c
 @dataclass(frozen=True)
 class Utterance:
     "`wave` float32 (L,) at 16 kHz in [-1, 1]; `words` a tuple of (word, start, end), in seconds."
@@ -122,7 +123,7 @@ def speak(text, speaker, pitch=None, rate=None):
     words = tuple((text[starts[i]:starts[i+1]].strip(' ,.'), float(bounds[i]), float(bounds[i+1])) for i in range(len(events)))
     return Utterance(resample(wave[first:last].astype(np.float32)/32768, from_rate, SAMPLE_RATE), words)
 
-# %% ../../nbs/05_data_voice.ipynb #61e4e5a4
+# %% ../../nbs/05_data_voice.ipynb #26848e80
 def vary(speaker, rng):
     "(pitch, rate) of one utterance: the speaker's own, give or take a little (`rng` a NumPy generator)."
     return int(np.clip(speaker.pitch + rng.integers(-8, 9), 0, 99)), int(speaker.rate*rng.uniform(.92, 1.12))
