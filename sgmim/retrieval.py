@@ -6,13 +6,13 @@
 __all__ = ['SOUND', 'Direction', 'RetrievalResult', 'retrieval_metrics', 'bootstrap', 'Embeddings', 'embed', 'top_k',
            'format_table']
 
-# %% ../nbs/14_retrieval.ipynb #9a52d131
+# %% ../nbs/14_retrieval.ipynb #78087b82
 import dataclasses
 import numpy as np
 import torch
 from .core import ConfigError, DataError
 
-# %% ../nbs/14_retrieval.ipynb #dc644654
+# %% ../nbs/14_retrieval.ipynb #1cf7dd75
 def _ranks(z_image, z_audio, image_of_caption, block):
     "Ranks (n_captions,) of A → I and (n_images,) of I → A; never more than `block` rows of scores at a time."
     def scores():
@@ -32,7 +32,7 @@ def _ranks(z_image, z_audio, image_of_caption, block):
         i2a.index_add_(0, own_image, -(own >= best[own_image]).long())   # an image's own captions are not wrong
     return a2i.cpu().numpy(), i2a.cpu().numpy()
 
-# %% ../nbs/14_retrieval.ipynb #c7c97248
+# %% ../nbs/14_retrieval.ipynb #1e372a9d
 @dataclasses.dataclass(frozen=True)
 class Direction:
     "One direction of retrieval. Recalls in per cent; `ranks` (n_queries,), the best is 1; `n_items` candidates a query."
@@ -50,7 +50,7 @@ class Direction:
         ranks = np.asarray(ranks)
         return cls(*(100 * float((ranks <= k).mean()) for k in (1, 5, 10)), float(np.median(ranks)), len(ranks), int(n_items), ranks)
 
-# %% ../nbs/14_retrieval.ipynb #7f5637b0
+# %% ../nbs/14_retrieval.ipynb #6250deb1
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult:
     "Both directions. `images_dropped`: images left out of the pool because no caption is theirs."
@@ -76,7 +76,7 @@ class RetrievalResult:
 
     def __str__(self): return format_table([('', self)])
 
-# %% ../nbs/14_retrieval.ipynb #3ad88347
+# %% ../nbs/14_retrieval.ipynb #76397064
 def _checked(z, name):
     "A matrix of embeddings as a finite float tensor (n,D)."
     z = torch.as_tensor(z).detach()
@@ -87,7 +87,7 @@ def _checked(z, name):
                                  'the model diverged, or an input is broken')
     return z
 
-# %% ../nbs/14_retrieval.ipynb #aaf86c1f
+# %% ../nbs/14_retrieval.ipynb #a9f342c2
 def _checked_pool(z_image, z_audio, image_of_caption, similarity):
     "Two checked matrices of one width, L2-normalised for 'cosine', and owners (n_captions,) that exist."
     z_image, z_audio = _checked(z_image, 'z_image'), _checked(z_audio, 'z_audio')
@@ -105,7 +105,7 @@ def _checked_pool(z_image, z_audio, image_of_caption, similarity):
         raise DataError("the embeddings are so large that inner products overflow: give float64, or similarity='cosine'")
     return z_image, z_audio.to(z_image), owner.long()
 
-# %% ../nbs/14_retrieval.ipynb #e36db65b
+# %% ../nbs/14_retrieval.ipynb #a5706f86
 def retrieval_metrics(z_image, z_audio, image_of_caption, similarity: str = 'dot', block: int = 1024,
                       without_caption: str = 'error') -> RetrievalResult:
     """Recalls of both directions for z_image (n_images,D), z_audio (n_captions,D), arrays or tensors, on any device.
@@ -126,7 +126,7 @@ def retrieval_metrics(z_image, z_audio, image_of_caption, similarity: str = 'dot
     a2i, i2a = _ranks(z_image, z_audio, owner, block)
     return RetrievalResult(Direction.from_ranks(a2i, len(z_image)), Direction.from_ranks(i2a, len(z_audio)), dropped)
 
-# %% ../nbs/14_retrieval.ipynb #e01268d8
+# %% ../nbs/14_retrieval.ipynb #c7e012ac
 def bootstrap(ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, minus=None, level: float = 0.95) -> dict:
     """Confidence interval of R@k in per cent, {k: (low, high)}, from `n` resamples of the queries.
 
@@ -146,7 +146,7 @@ def bootstrap(ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, m
     low, high = np.quantile(recalls, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return {k: (float(a), float(b)) for k, a, b in zip(ks, low, high)}
 
-# %% ../nbs/14_retrieval.ipynb #894248b5
+# %% ../nbs/14_retrieval.ipynb #3ef3a2a9
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
     """A pool: z_image (n_images,D) and z_audio (n_captions,D), float32 on the CPU.
@@ -164,7 +164,7 @@ class Embeddings:
         "`retrieval_metrics` of this pool."
         return retrieval_metrics(self.z_image, self.z_audio, self.image_of_caption, **kwargs)
 
-# %% ../nbs/14_retrieval.ipynb #4e2752d9
+# %% ../nbs/14_retrieval.ipynb #81124610
 SOUND = ('audio', 'audio_len', 'frames', 'frames_len')     # a waveform, or the cached output of the frozen CNN
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ def embed(model, loader, device='cpu') -> Embeddings:
         raise DataError(f'{len(seen) - len(set(seen))} captions came twice; evaluate with a loader that neither repeats nor draws at random')
     return Embeddings(torch.cat(z_image), torch.cat(z_audio), torch.tensor(list(row_of)), torch.tensor(rows), torch.tensor(seen))
 
-# %% ../nbs/14_retrieval.ipynb #0f6ca708
+# %% ../nbs/14_retrieval.ipynb #084dba5d
 def top_k(z_query, z_item, k: int = 5, similarity: str = 'dot', block: int = 1024) -> tuple:
     "The k best items of each query, best first: row numbers (Q,k) and scores (Q,k), as arrays. Blocks as above."
     q, z = _checked(z_query, 'z_query'), _checked(z_item, 'z_item')
@@ -200,7 +200,7 @@ def top_k(z_query, z_item, k: int = 5, similarity: str = 'dot', block: int = 102
     best = [(b @ z.T).topk(min(k, len(z)), dim=1) for b in q.split(block)]
     return torch.cat([b.indices for b in best]).cpu().numpy(), torch.cat([b.values for b in best]).cpu().numpy()
 
-# %% ../nbs/14_retrieval.ipynb #dda33387
+# %% ../nbs/14_retrieval.ipynb #845983cd
 def format_table(rows, markdown: bool = False) -> str:
     "`rows`: (name, `RetrievalResult` or six numbers as in `RetrievalResult.row`) → a table as plain text or as markdown."
     body = [[name] + [f'{x:.1f}' for x in (r.row if isinstance(r, RetrievalResult) else r)] for name, r in rows]

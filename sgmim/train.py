@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'recipe', 'optimiser_state', 'restore_optimiser', 'Sna
            'Feed', 'frames_of', 'corpus_pairs', 'evaluate', 'make_optimiser', 'train_step', 'Run', 'fit', 'build',
            'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
 
-# %% ../nbs/17_train.ipynb #9edb2135
+# %% ../nbs/17_train.ipynb #69cffad7
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .retrieval import embed
 
-# %% ../nbs/17_train.ipynb #c4472db6
+# %% ../nbs/17_train.ipynb #df503fc4
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -55,16 +55,16 @@ class TrainConfig:
         for f, options in (('optimiser', ('bertadam', 'adamw')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/17_train.ipynb #f91e5624
+# %% ../nbs/17_train.ipynb #0c0b8cb3
 def recipe(name):
     "The `TrainConfig` that belongs to a preset of `sgmim.models.sgmim.PRESETS`."
     if name == 'scenes-tiny':
-        return TrainConfig(epochs=4., batch_size=32, optimiser='adamw', lr=1e-3, schedule='cosine', weight_decay=.05, max_seconds=4., augment=False,
-                           bucket=16, eval_every=.5, cache_frames=True)
+        return TrainConfig(epochs=2.5, batch_size=32, optimiser='adamw', lr=1e-3, schedule='cosine', weight_decay=.05, max_seconds=4., augment=False,
+                           bucket=16, curriculum=.3, eval_every=.5, cache_frames=True)
     if name == 'paper': return TrainConfig()
     raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
 
-# %% ../nbs/17_train.ipynb #5a730a48
+# %% ../nbs/17_train.ipynb #25ac16cf
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -82,7 +82,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/17_train.ipynb #4ef0c225
+# %% ../nbs/17_train.ipynb #6d5404ea
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -115,7 +115,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/17_train.ipynb #9d40697c
+# %% ../nbs/17_train.ipynb #82333a08
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -128,14 +128,14 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/17_train.ipynb #3990fae9
+# %% ../nbs/17_train.ipynb #eb33639b
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/17_train.ipynb #f9174435
+# %% ../nbs/17_train.ipynb #4cec1eb1
 class Feed:
     "Batches from a step on. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
     def __init__(self, data, config, workers=0, model=None):
@@ -174,7 +174,7 @@ class Feed:
         return {'name': repr(self.data) if self.corpus else type(self.data).__name__, 'pairs': len(self.pairs) if self.corpus else None,
                 'fingerprint': getattr(self.data, 'fingerprint', None)}
 
-# %% ../nbs/17_train.ipynb #14d37c56
+# %% ../nbs/17_train.ipynb #f2748d07
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU."
@@ -185,7 +185,7 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/17_train.ipynb #7a11f06f
+# %% ../nbs/17_train.ipynb #347c5b10
 def corpus_pairs(corpus, max_seconds, model=None, augment=False, keep=True):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora are held in memory, decoded, if `keep`."
     size, first = model.image_size if model else None, corpus.image(0)
@@ -202,7 +202,7 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=10.):
     if hasattr(data, 'image_of_caption') and hasattr(data, 'audio'): data = eval_loader(corpus_pairs(data, max_seconds, model.config), batch_size)
     return embed(model, data, device).metrics(similarity=model.config.similarity)
 
-# %% ../nbs/17_train.ipynb #6ebae5d1
+# %% ../nbs/17_train.ipynb #62c8a047
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -226,7 +226,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device):
     model.update_momentum(alpha)
     return {k: out[k].detach() for k in ('loss', 'loss_nce', 'loss_mim')} | {'lr': config.lr*factor, 'alpha': alpha}
 
-# %% ../nbs/17_train.ipynb #8483d2da
+# %% ../nbs/17_train.ipynb #0db6925a
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about):
@@ -263,7 +263,7 @@ class Run:
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {'step': self.step, 'dev': result.to_dict()}))
         else: self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/17_train.ipynb #802a2597
+# %% ../nbs/17_train.ipynb #b2952c14
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint; `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
@@ -299,7 +299,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             if stop.asked: raise KeyboardInterrupt(f'{stop.asked} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, feed)
 
-# %% ../nbs/17_train.ipynb #e677186f
+# %% ../nbs/17_train.ipynb #b2df2b3a
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -322,7 +322,7 @@ def prepare(model, feed, dev, config, device, progress):
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/17_train.ipynb #d770b8c4
+# %% ../nbs/17_train.ipynb #ff630111
 def log(run, sums, feed, config, began, bar, batch):
     "Add the mean of the last steps to the history; stop if the loss is no longer a number."
     n, seconds = sums.pop('n'), time.perf_counter() - began
@@ -343,7 +343,7 @@ def check(run, result, began, bar):
     run.history.append({'step': run.step, 'seconds': round(time.perf_counter() - began, 2), **{f'recall_at_{k}': r for k, r in zip((1, 5, 10), result.mean)}})
     run.keep_if_best(result)
 
-# %% ../nbs/17_train.ipynb #734efd02
+# %% ../nbs/17_train.ipynb #57df5ee4
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."

@@ -12,7 +12,7 @@ __all__ = ['COLOURS', 'INK', 'CREAM', 'WOOD', 'GREY', 'CLEAR', 'SUPERSAMPLE', 'C
            'cloudy', 'wash', 'scatter', 'place_sheet', 'draw_place', 'Thing', 'Scene', 'draw_thing', 'draw_scene',
            'draw_masks', 'overlap', 'layout', 'sample_scene', 'content', 'scene_to_dict', 'scene_from_dict']
 
-# %% ../../nbs/03_data_pictures.ipynb #8151819d
+# %% ../../nbs/03_data_pictures.ipynb #45ce5e58
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import cos, pi, sin
@@ -23,13 +23,13 @@ from PIL import Image, ImageDraw
 
 from ..core import ConfigError
 
-# %% ../../nbs/03_data_pictures.ipynb #71ce5eb5
+# %% ../../nbs/03_data_pictures.ipynb #73501ef5
 COLOURS = dict(red=(222, 53, 48), orange=(244, 138, 36), yellow=(250, 212, 60), green=(72, 170, 78),
                blue=(44, 112, 214), purple=(132, 76, 186), pink=(247, 140, 182), white=(248, 247, 242))
 INK, CREAM, WOOD, GREY = (50, 42, 54), (253, 243, 219), (146, 96, 58), (150, 154, 166)
 CLEAR = (0, 0, 0, 0)
 
-# %% ../../nbs/03_data_pictures.ipynb #09826b59
+# %% ../../nbs/03_data_pictures.ipynb #a98799a2
 def mix(a, b, t):
     "The RGB colour `t` of the way from `a` to `b`."
     return tuple(round(x + (y - x) * t) for x, y in zip(a, b))
@@ -46,7 +46,7 @@ def trim(c):
     "A second colour that shows on `c`: cream, or slate on white."
     return (112, 138, 176) if min(c) > 225 else CREAM
 
-# %% ../../nbs/03_data_pictures.ipynb #b323a451
+# %% ../../nbs/03_data_pictures.ipynb #fb7c2b47
 SUPERSAMPLE = 3
 
 class Tile:
@@ -75,7 +75,7 @@ class Tile:
         if edge is False: return dict(fill=self.ink(fill), width=0)
         return dict(fill=self.ink(fill), outline=self.ink(dark(fill) if edge is True else edge), width=self.stroke)
 
-# %% ../../nbs/03_data_pictures.ipynb #a4c687b3
+# %% ../../nbs/03_data_pictures.ipynb #c288876c
 class Pen(Tile):
     "Discs, pies, arcs, lines, polygons, boxes and blobs on a tile; lengths and line widths `w` in fractions of its side."
     def disc(self, x, y, rx, fill, ry=None, edge=True): self.draw.ellipse(self.around(x, y, rx, ry), **self.style(fill, edge))
@@ -102,7 +102,7 @@ class Pen(Tile):
         for x, y, r in discs: self.disc(x, y, r, dark(fill), edge=False)
         for x, y, r in discs: self.disc(x, y, max(r - self.stroke / self.short, .001), fill, edge=False)
 
-# %% ../../nbs/03_data_pictures.ipynb #8dbca5de
+# %% ../../nbs/03_data_pictures.ipynb #ebdda0fe
 def eye(p, x, y, r=.05, iris=INK):
     "A round eye with a glint."
     if iris != INK:
@@ -118,7 +118,7 @@ def face(p, x, y, s, cheek=(244, 134, 120)):
         eye(p, x + k * s, y, s * .34)
     p.arc(x, y + s * .3, s * .5, 20, 160, INK, .024)
 
-# %% ../../nbs/03_data_pictures.ipynb #7105ac48
+# %% ../../nbs/03_data_pictures.ipynb #c332f997
 def wheel(p, x, y, r):
     "A tyre with its hub."
     p.disc(x, y, r, (62, 58, 70), edge=INK)
@@ -133,7 +133,7 @@ def ring(n, x, y, r, turn=0.):
     "`n` points around (x, y), the first `turn` of a full circle clockwise from the right."
     return [(x + r * cos(2 * pi * (i / n + turn)), y + r * sin(2 * pi * (i / n + turn))) for i in range(n)]
 
-# %% ../../nbs/03_data_pictures.ipynb #01d7844f
+# %% ../../nbs/03_data_pictures.ipynb #d4b5b5ea
 def draw_sun(p, c):
     "A sun in sunglasses."
     tips, gaps = ring(12, .5, .5, .5), ring(12, .5, .5, .34, 1 / 24)
@@ -161,7 +161,7 @@ def draw_moon(p, c):
     p.line([(.07, .42), (.53, .29)], (250, 250, 252), .1)
     p.disc(.9, .32, .085, (250, 250, 252))
 
-# %% ../../nbs/03_data_pictures.ipynb #08a0dd5a
+# %% ../../nbs/03_data_pictures.ipynb #0dc554ad
 def draw_star(p, c):
     "A smiling star."
     tips, gaps = ring(5, .5, .53, .48, -.25), ring(5, .5, .53, .25, -.15)
@@ -180,7 +180,7 @@ def draw_cloud(p, c):
     p.box(.1, .74, .92, .86, white, .06, edge=False)
     face(p, .5, .68, .1)
 
-# %% ../../nbs/03_data_pictures.ipynb #965e5aa6
+# %% ../../nbs/03_data_pictures.ipynb #7b81389e
 def draw_tree(p, c):
     "A round leafy tree."
     shadow(p, rx=.26)
@@ -209,7 +209,7 @@ def draw_mushroom(p, c):
     for x, y, r in ((.5, .22, .1), (.24, .38, .075), (.76, .38, .075), (.5, .43, .05)):
         p.disc(x, y, r, (255, 252, 244), edge=False)
 
-# %% ../../nbs/03_data_pictures.ipynb #b780968e
+# %% ../../nbs/03_data_pictures.ipynb #437f465a
 def draw_apple(p, c):
     "A red apple and its leaf."
     shadow(p, rx=.28)
@@ -233,7 +233,7 @@ def draw_banana(p, c):
     p.line([(.09, .50), (.1, .24)], (134, 160, 52), .12)
     p.line([(.1, .26), (.08, .16)], (84, 56, 38), .12)
 
-# %% ../../nbs/03_data_pictures.ipynb #69681021
+# %% ../../nbs/03_data_pictures.ipynb #4e566df3
 def draw_duck(p, c):
     "A rubber-yellow duck."
     yellow = (255, 212, 44)
@@ -262,7 +262,7 @@ def draw_frog(p, c):
         p.disc(x, y, r, (66, 140, 44), edge=False)
     p.arc(.5, .48, .28, 15, 165, (40, 90, 40), .035, ry=.17)
 
-# %% ../../nbs/03_data_pictures.ipynb #d84e0c02
+# %% ../../nbs/03_data_pictures.ipynb #8d09199e
 def draw_pig(p, c):
     "A pig's head."
     pink = (250, 170, 176)
@@ -294,7 +294,7 @@ def draw_cat(p, c):
     p.poly([(.44, .63), (.56, .63), (.5, .7)], (238, 112, 130))
     p.line([(.5, .7), (.5, .77)], INK, .02)
 
-# %% ../../nbs/03_data_pictures.ipynb #5f3543b2
+# %% ../../nbs/03_data_pictures.ipynb #c6d7d527
 def draw_dog(p, c):
     "A spaniel's head with its tongue out."
     fur, ear = (206, 146, 88), (112, 68, 42)
@@ -325,7 +325,7 @@ def draw_cow(p, c):
         eye(p, .5 + k * .15, .42, .085, (255, 255, 255))
     p.arc(.5, .78, .14, 30, 150, (150, 78, 82), .028)
 
-# %% ../../nbs/03_data_pictures.ipynb #e59f4713
+# %% ../../nbs/03_data_pictures.ipynb #5ddbd2f0
 def draw_house(p, c):
     "Walls of the colour under a slate roof."
     shadow(p, rx=.44)
@@ -354,7 +354,7 @@ def draw_hat(p, c):
     p.poly([(.66, .6), (.7, .2), (.9, .01), (.98, .14), (.92, .4)], (250, 250, 252), edge=GREY)
     p.line([(.68, .58), (.9, .12)], GREY, .02)
 
-# %% ../../nbs/03_data_pictures.ipynb #c593275a
+# %% ../../nbs/03_data_pictures.ipynb #8b66520a
 def draw_cup(p, c):
     "A cup of chocolate and a biscuit."
     shadow(p, rx=.48)
@@ -370,7 +370,7 @@ def draw_cup(p, c):
     for x, y in ((.16, .61), (.3, .56), (.25, .72), (.41, .7), (.14, .8), (.32, .85)): p.disc(x, y, .045, (84, 46, 30), edge=False)
     for x in (.42, .58): p.line([(x, .13), (x + .04, .09), (x - .01, .05), (x + .03, .0)], (200, 204, 214), .035)
 
-# %% ../../nbs/03_data_pictures.ipynb #72a4a0fa
+# %% ../../nbs/03_data_pictures.ipynb #d54d913c
 def draw_car(p, c):
     "A car with luggage on its roof."
     shadow(p, y=.93, rx=.48)
@@ -406,7 +406,7 @@ def draw_bus(p, c):
     for i in range(9): p.box(.03 + .08 * i, .655 - .055 * (i % 2), .11 + .08 * i, .71 - .055 * (i % 2), (255, 255, 255), edge=False)
     for x in (.2, .6): wheel(p, x, .84, .135)
 
-# %% ../../nbs/03_data_pictures.ipynb #8a219156
+# %% ../../nbs/03_data_pictures.ipynb #7eaf221a
 def draw_train(p, c):
     "A steam engine with red wheels."
     p.box(0, .93, 1., .97, (120, 110, 116), edge=False)
@@ -429,7 +429,7 @@ def draw_train(p, c):
             u, v = r * .7 * cos(a), r * .7 * sin(a)
             p.line([(x - u, .93 - r - v), (x + u, .93 - r + v)], (206, 38, 42), .03)
 
-# %% ../../nbs/03_data_pictures.ipynb #1b2b370a
+# %% ../../nbs/03_data_pictures.ipynb #c89d9fff
 def draw_boat(p, c):
     "A hull of the colour under striped sails."
     navy, white = (38, 58, 134), (252, 252, 250)
@@ -448,7 +448,7 @@ def draw_boat(p, c):
         p.pie(x, .88, .1, 0, 180, (64, 196, 204), ry=.06, edge=False)
         p.arc(x, .85, .1, 10, 170, (244, 252, 255), .035, ry=.07)
 
-# %% ../../nbs/03_data_pictures.ipynb #0245a6d9
+# %% ../../nbs/03_data_pictures.ipynb #72adb79f
 def draw_fish(p, c):
     "A striped fish with sea-green fins."
     fin = (34, 172, 152)
@@ -484,7 +484,7 @@ def draw_bird(p, c):
     for x in (.56, .66): p.line([(x + .02, .05), (x - .03, -.04)], dark(c), .04)
     eye(p, .73, .2, .1, (255, 255, 255))
 
-# %% ../../nbs/03_data_pictures.ipynb #6845c08b
+# %% ../../nbs/03_data_pictures.ipynb #727450c6
 def draw_butterfly(p, c):
     "A butterfly with dark, dotted borders."
     for k in (-1, 1):
@@ -519,7 +519,7 @@ def draw_umbrella(p, c):
         p.box(x - .01, .59, x + .15, .66, (130, 222, 206), .02)
         p.box(x, .92, x + .2, .97, (18, 74, 84), edge=False)
 
-# %% ../../nbs/03_data_pictures.ipynb #f692c4c6
+# %% ../../nbs/03_data_pictures.ipynb #70519d2a
 def draw_ball(p, c):
     "A football."
     shadow(p, rx=.36)
@@ -548,7 +548,7 @@ def draw_flower(p, c):
     p.disc(.5, .31, .14, (252, 204, 56) if c != COLOURS['yellow'] else (150, 90, 50))
     for x, y in ring(6, .5, .31, .075): p.disc(x, y, .02, (120, 70, 40), edge=False)
 
-# %% ../../nbs/03_data_pictures.ipynb #669dd5d2
+# %% ../../nbs/03_data_pictures.ipynb #7a116136
 def draw_balloon(p, c):
     "A hot-air balloon."
     for x in (.38, .62): p.line([(x + (x - .5) * .7, .56), (x, .8)], (110, 70, 44), .028)
@@ -578,7 +578,7 @@ def draw_kite(p, c):
     for (x, y), fill in zip(((.5, .69), (.3, .76), (.13, .88)), ((22, 164, 160), (250, 180, 30), (222, 40, 124))):
         for k in (-1, 1): p.poly([(x, y), (x + k * .13, y - .1), (x + k * .13, y + .1)], fill)
 
-# %% ../../nbs/03_data_pictures.ipynb #9add6c7c
+# %% ../../nbs/03_data_pictures.ipynb #ba6e6550
 @dataclass(frozen=True)
 class Category:
     "A kind of thing: its noun, the colour words it takes (none: a palette of its own), its drawing."
@@ -595,7 +595,7 @@ def _category(draw, colours): return Category(draw.__name__.removeprefix('draw_'
 
 CATEGORIES = {c.name: c for c in [_category(f, ()) for f in _OWN] + [_category(f, COLOURS) for f in _COLOURED]}
 
-# %% ../../nbs/03_data_pictures.ipynb #290b143a
+# %% ../../nbs/03_data_pictures.ipynb #2270b6ea
 def cloudy(rng, side, cells):
     "Smooth noise in about [-1, 1], float32 (side, side): a grid of `cells`² random numbers blown up."
     grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
@@ -612,7 +612,7 @@ def scatter(rng, n):
 
 def _dot(d, u, x, y, r, c): d.ellipse([(x - r) * u, (y - r) * u, (x + r) * u, (y + r) * u], fill=c)
 
-# %% ../../nbs/03_data_pictures.ipynb #2ed1d842
+# %% ../../nbs/03_data_pictures.ipynb #db8df12e
 def _paint_meadow(rng, d, u):
     for x, y in scatter(rng, 900):
         lean, tall = rng.uniform(-.012, .012), rng.uniform(.02, .045)
@@ -629,7 +629,7 @@ def _paint_beach(rng, d, u):
         _dot(d, u, x, y, .015, ((250, 226, 214), (240, 160, 130), (255, 250, 240))[rng.integers(3)])
         for k in (-.006, 0, .006): d.line([x * u, (y + .012) * u, (x + k) * u, (y - .01) * u], (190, 110, 90), 1)
 
-# %% ../../nbs/03_data_pictures.ipynb #392ebf3d
+# %% ../../nbs/03_data_pictures.ipynb #492e17a5
 def _paint_sea(rng, d, u):
     rows, waves = 26, 12
     for row in range(rows):
@@ -646,7 +646,7 @@ def _paint_night(rng, d, u):
             corners = [((x + i * a) * u, (y + j * b) * u) for i, j in ((1, 0), (0, 1), (-1, 0), (0, -1))]
             d.polygon(corners, fill=(255, 236, 150))
 
-# %% ../../nbs/03_data_pictures.ipynb #ba42e506
+# %% ../../nbs/03_data_pictures.ipynb #acb95eea
 def _paint_snow(rng, d, u):
     for x, y in scatter(rng, 46):
         r = rng.uniform(.016, .028)
@@ -670,7 +670,7 @@ def _paint_wall(rng, d, u):
             d.rectangle([(x + .005) * u, (y + .005) * u, (x + w - .005) * u, (low - .003) * u], fill=brick)
             d.line([(x + .008) * u, (y + .008) * u, (x + w - .01) * u, (y + .008) * u], light(brick, .22), max(1, round(.004 * u)))
 
-# %% ../../nbs/03_data_pictures.ipynb #bd5f7db3
+# %% ../../nbs/03_data_pictures.ipynb #75ea5258
 def _paint_forest(rng, d, u):
     for far in (.55, .3, 0.):
         fade = lambda a, b: mix(mix(a, b, rng.random()), (50, 110, 72), far)
@@ -685,7 +685,7 @@ def _paint_forest(rng, d, u):
             leaf = fade((26, 92, 48), (88, 158, 66))
             d.polygon([((x - r) * u, y * u), (x * u, (y - r * .5) * u), ((x + r) * u, y * u), (x * u, (y + r * .5) * u)], fill=leaf)
 
-# %% ../../nbs/03_data_pictures.ipynb #198615c7
+# %% ../../nbs/03_data_pictures.ipynb #17ef43fa
 _PLACES = {  # name: (ground colour, noise layers (cells, strength), how pale it is printed, what is painted on it)
     'meadow': ((112, 178, 70), ((5, 16), (60, 9)), .4, _paint_meadow),
     'beach': ((238, 198, 128), ((6, 14), (160, 9)), .35, _paint_beach),
@@ -699,7 +699,7 @@ PLACES = tuple(_PLACES)
 PAPER = (240, 238, 232)  # places are printed pale on it, so that the things stand out
 ROOM = 2  # a sheet is this many times as wide and high as a picture
 
-# %% ../../nbs/03_data_pictures.ipynb #6c330317
+# %% ../../nbs/03_data_pictures.ipynb #69d47d10
 @lru_cache(maxsize=32)
 def place_sheet(place, size):
     "The painted sheet of a place, read-only uint8 (ROOM*size, ROOM*size, 3); the same in every process."
@@ -719,7 +719,7 @@ def draw_place(place, rng, size=96):
     gain = 1 + rng.uniform(-.05, .05) + rng.uniform(-.015, .015, 3)
     return np.minimum(window[:, ::-1 if mirror < .5 else 1] * gain.astype(np.float32), 255).astype(np.uint8)
 
-# %% ../../nbs/03_data_pictures.ipynb #d1ce8c61
+# %% ../../nbs/03_data_pictures.ipynb #aa27ed2a
 def _check(ok, message):
     if not ok: raise ConfigError(message)
 
@@ -743,7 +743,7 @@ class Thing:
 
 SCALE = {None: 1., 'small': .7, 'big': 1.22}  # size words, and how they change a thing's side
 
-# %% ../../nbs/03_data_pictures.ipynb #96b955c5
+# %% ../../nbs/03_data_pictures.ipynb #a1c4286e
 @dataclass(frozen=True)
 class Scene:
     "A place, the things in it (the last in front) and a seed for window and light. Raises `ConfigError`."
@@ -755,7 +755,7 @@ class Scene:
         _check(self.place in PLACES, f'no place {self.place!r}; there are {", ".join(PLACES)}')
         _check(self.seed >= 0, f'a seed is 0 or more, not {self.seed}')
 
-# %% ../../nbs/03_data_pictures.ipynb #f8f298fe
+# %% ../../nbs/03_data_pictures.ipynb #63fe3c75
 def draw_thing(thing, size=96, gain=1.):
     "A thing cut out: RGBA image of its box in whole pixels, and the box's corner (left, top) in the picture."
     left, top, right, low = (round(v * size) for v in thing.box)
@@ -778,7 +778,7 @@ def draw_scene(scene, size=96):
     for tile, corner in tiles: page.paste(tile, corner, tile)
     return np.array(page)
 
-# %% ../../nbs/03_data_pictures.ipynb #7c8cdd8f
+# %% ../../nbs/03_data_pictures.ipynb #74b11d42
 def draw_masks(scene, size=96):
     "Scene -> bool (n_things, size, size): the pixels in which each thing is seen."
     masks = np.zeros((len(scene.things), size, size), bool)
@@ -789,7 +789,7 @@ def draw_masks(scene, size=96):
         masks[(k, *window)] = here
     return masks
 
-# %% ../../nbs/03_data_pictures.ipynb #73c38639
+# %% ../../nbs/03_data_pictures.ipynb #2cf8f3bb
 SIDES = {1: (.64, .78), 2: (.47, .53), 3: (.4, .45)}  # a thing's side in fractions of the picture's, by how many there are
 
 def overlap(a, b):
@@ -819,7 +819,7 @@ def layout(rng, n, sizes=None):
         if cost < .04: break
     return [tuple(b) for b in best[1].tolist()]
 
-# %% ../../nbs/03_data_pictures.ipynb #943da2c4
+# %% ../../nbs/03_data_pictures.ipynb #7dabffe7
 def sample_scene(rng, n_things=None, place=None):
     "A random scene of different things; `n_things` (1 to 3) and `place` (one of `PLACES`) are drawn if not given."
     n = int(rng.choice([1, 2, 3], p=[.4, .4, .2])) if n_things is None else n_things
@@ -834,7 +834,7 @@ def sample_scene(rng, n_things=None, place=None):
         things.append(Thing(name, colour, size, box, bool(rng.random() < .5)))
     return Scene(place, tuple(things), int(rng.integers(2 ** 31)))
 
-# %% ../../nbs/03_data_pictures.ipynb #561ed21f
+# %% ../../nbs/03_data_pictures.ipynb #80208554
 def content(scene):
     "What a caption can say of a scene, as a key: (place, sorted (category, colour, size) of its things)."
     return scene.place, tuple(sorted(((t.category, t.colour, t.size) for t in scene.things), key=repr))

@@ -1,0 +1,87 @@
+"What several test files share: a small embedded corpus, made once a session, and things small enough to train in seconds."
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+
+def run_python(code, *args, timeout=240, **env):
+    "Run `code` in a new Python process that finds the library and this file; returns the finished process."
+    path = os.pathsep.join([str(ROOT), str(TESTS)])
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, 'PYTHONPATH': path, **env})
+
+
+def listing(folder):
+    "{name: bytes} of all files under a folder."
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+
+def micro(**changes):
+    "A model of some 30,000 parameters for 32-pixel images; dropout is on, so that a step depends on its random numbers."
+    from sgmim.models.sgmim import scenes_tiny
+    small = dict(image_size=32, patch_size=8, image_width=32, image_depth=1, image_heads=2, audio_width=32, audio_depth=1, audio_heads=2, audio_hidden=64,
+                 conv_dim=(8,)*5, embed_dim=16, pos_kernel=4, pos_groups=4, decoder_heads=2, dropout=.1, mim_onset=0.)
+    return replace(scenes_tiny(), **{**small, **changes})
+
+
+class Toy:
+    "A corpus of noise in memory: `n` images with `captions` captions each. `hook(k)` is called before the k-th reading of a waveform."
+    def __init__(self, n=40, captions=1, size=32, seed=0, hook=None):
+        rng = np.random.default_rng(seed)
+        self.images = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+        self.image_of_caption = np.repeat(np.arange(n), captions)
+        self.waves = [rng.normal(0, .1, rng.integers(2000, 6000)).astype(np.float32) for _ in self.image_of_caption]
+        self.captions = [SimpleNamespace(samples=len(w)) for w in self.waves]
+        self.hook, self.read = hook, 0
+
+    def __len__(self): return len(self.waves)
+    def __repr__(self): return f'Toy({len(self)})'
+    def image(self, i): return self.images[i]
+
+    def audio(self, j):
+        self.read += 1
+        if self.hook: self.hook(self.read)
+        return self.waves[j]
+
+
+class View:
+    "A corpus with other captions: caption `j` sounds like caption `sound[j]` of `corpus`, and its image stays."
+    def __init__(self, corpus, sound):
+        self.corpus, self.sound, self.image_of_caption = corpus, np.asarray(sound), corpus.image_of_caption[:len(sound)]
+        self.captions = [corpus.captions[j] for j in self.sound]
+        self.image = corpus.image
+
+    def __len__(self): return len(self.sound)
+    def audio(self, j): return self.corpus.audio(self.sound[j])
+
+
+def first(corpus, n): return View(corpus, range(n))
+
+
+def exchanged(corpus, seed=0):
+    "The corpus with speech dealt out anew: no image keeps its own caption."
+    order = np.random.default_rng(seed).permutation(len(corpus))
+    sound = np.empty(len(corpus), int)
+    sound[order] = np.roll(order, 1)
+    assert (corpus.image_of_caption[sound] != corpus.image_of_caption).all()
+    return View(corpus, sound)
+
+
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory): return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='session')
+def scenes(cache):
+    "{'train': 300 images, 'dev': 120 images} with a caption each, as any user gets them."
+    from sgmim.data.scenes import load_scenes
+    return {name: load_scenes(name, n, cache=cache, progress=False) for name, n in (('train', 300), ('dev', 120))}

@@ -1,0 +1,500 @@
+"The training loop, 17: it learns, from the right thing; one seed gives one result; and nothing that stops it costs more than the steps since the last checkpoint."
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import Toy, View, exchanged, first, listing, micro, run_python
+
+import sgmim.train as train_module
+from sgmim.core import CheckpointError, ConfigError, DataError, SgmimError, load_checkpoint, read_json
+from sgmim.data.loaders import Pairs, eval_loader
+from sgmim.models.sgmim import SGMIM, load_model, scenes_tiny
+from sgmim.optim import warmup_cosine, warmup_linear
+from sgmim.train import Feed, Snapshots, TrainConfig, evaluate, fit, frames_of, make_optimiser, recipe, train_step
+
+# 40 pairs, 5 batches an epoch, 15 steps; dropout, masks and augmentation all draw random numbers
+QUICK = TrainConfig(epochs=3., batch_size=8, optimiser='adamw', lr=1e-3, schedule='cosine', max_seconds=4., bucket=2, curriculum=.2, save_every=5, log_every=1, seed=5)
+
+
+def quick(data=None, model=None, **kwargs):
+    changes = {k: kwargs.pop(k) for k in list(kwargs) if k in TrainConfig.__dataclass_fields__}
+    return fit(model or micro(), data or Toy(), config=replace(QUICK, **changes), device='cpu', progress=False, **kwargs)
+
+def same(a, b):
+    a, b = (x.model.state_dict() for x in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def snapshots(out): return sorted(p.name for p in (out/'checkpoints').iterdir())
+
+def losses(fitted, name='loss'): return [h[name] for h in fitted.history if name in h]
+
+
+class Crash(Exception): pass
+
+def at(k, action):
+    "A hook that acts at the k-th reading of a waveform: with batches of 8, within step (k-1)//8, counted from 0."
+    def hook(n):
+        if n == k: action()
+    return hook
+
+def crash():
+    raise Crash
+
+
+@pytest.fixture(scope='module')
+def whole():
+    "The run that nothing interrupts."
+    return quick()
+
+
+# ---- it learns
+
+SMALL = replace(scenes_tiny(), patch_size=16, image_width=64, image_depth=2, image_heads=2, audio_width=64, audio_depth=2, audio_heads=2, audio_hidden=128,
+                conv_dim=(32, 64, 64, 64, 64), pos_kernel=16, pos_groups=8, decoder_heads=2, embed_dim=64, mim_onset=0.)
+LEARN = TrainConfig(epochs=40., batch_size=32, optimiser='adamw', lr=2e-3, schedule='cosine', weight_decay=.05, max_seconds=4., augment=False, bucket=4, cache_frames=True,
+                    log_every=20)
+
+@pytest.fixture(scope='module')
+def learnt(scenes): return fit(SMALL, scenes['train'], config=LEARN, device='cpu', progress=False)
+
+@pytest.fixture(scope='module')
+def misled(scenes): return fit(SMALL, exchanged(scenes['train']), config=LEARN, device='cpu', progress=False)
+
+
+# ---- one seed, one result
+
+def test_one_seed_one_result(whole):
+    assert same(whole, quick(progress=False))
+    assert not same(whole, quick(seed=6))
+    # also whatever random numbers were drawn before, and whether it is written down
+    torch.rand(7), np.random.rand(7)
+    assert same(whole, quick(workers=2))
+
+
+def test_a_result_written_is_the_same(whole, tmp_path):
+    assert same(whole, quick(out=tmp_path))
+    assert same(whole, SimpleNamespace(model=load_model(tmp_path/'best', device='cpu')))
+
+
+# ---- interrupted
+
+KILLED = """
+import os, signal, sys, torch
+from conftest import Toy
+from test_train import at, quick
+out, threads, reading, write = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(threads)
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+fsync, n = os.fsync, 0
+def counted(fd):
+    global n
+    n += 1
+    if n == write: die()
+    fsync(fd)
+os.fsync = counted
+quick(Toy(hook=at(reading, die)), out=out)
+"""
+
+@pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL')
+def test_killed_twice(whole, tmp_path):
+    "Two real processes, killed: one within step 8, one half-way through writing the snapshot of step 10. The third ends where an uninterrupted run does."
+    threads = torch.get_num_threads()
+    done = run_python(KILLED, tmp_path, threads, 8*7 + 3, 0)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert snapshots(tmp_path) == ['step-00000005']
+    done = run_python(KILLED, tmp_path, threads, 0, 2)      # the weights are written, their description is not
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert snapshots(tmp_path) == ['.step-00000010.part', 'step-00000005']
+    resumed = quick(out=tmp_path)
+    assert same(whole, resumed) and snapshots(tmp_path) == ['step-00000010', 'step-00000015']
+    assert [h['step'] for h in resumed.history] == list(range(1, 16)) and losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize('optimiser,row', [('bertadam', 'summary'), ('adamw', 'none'), ('bertadam', 'frames')])
+def test_crashed(tmp_path, optimiser, row):
+    "With the optimiser's state; also where parts of the model get no gradient before the onset of reconstruction."
+    settings = dict(model=micro(reconstruction=row, mim_onset=1.5), optimiser=optimiser, save_every=4)
+    with pytest.raises(Crash): quick(Toy(hook=at(8*6 + 1, crash)), out=tmp_path, **settings)
+    assert snapshots(tmp_path) == ['step-00000004']
+    assert same(quick(**settings), quick(out=tmp_path, **settings))
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(whole, tmp_path, number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match=f'{signal.Signals(number).name} at step 8.*{tmp_path.name}'):
+        quick(Toy(hook=at(8*7 + 3, lambda: os.kill(os.getpid(), number))), out=tmp_path)
+    assert snapshots(tmp_path) == ['step-00000005', 'step-00000008'] and signal.getsignal(number) is before
+    assert same(whole, quick(out=tmp_path))
+
+
+def test_stopped_without_a_folder():
+    with pytest.raises(KeyboardInterrupt, match='SIGTERM at step 1$'): quick(Toy(hook=at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))))
+
+
+def test_in_a_thread(whole):
+    "Where no signal handler can be set."
+    result = []
+    thread = threading.Thread(target=lambda: result.append(quick()))
+    thread.start()
+    thread.join()
+    assert same(whole, result[0])
+
+
+def break_file(path):
+    with open(path, 'r+b') as f: f.truncate(path.stat().st_size//2)
+
+
+@pytest.mark.parametrize('harm', [lambda p: break_file(p/'weights.safetensors'), lambda p: break_file(p/'config.json'), lambda p: (p/'config.json').unlink(),
+                                  lambda p: [f.unlink() for f in p.iterdir()]], ids=['weights', 'config', 'half', 'empty'])
+def test_a_broken_snapshot_is_passed_over(whole, tmp_path, capsys, harm):
+    with pytest.raises(Crash): quick(Toy(hook=at(8*12 + 1, crash)), out=tmp_path)
+    assert snapshots(tmp_path) == ['step-00000005', 'step-00000010']
+    harm(tmp_path/'checkpoints'/'step-00000010')
+    toy = Toy()
+    assert same(whole, quick(toy, out=tmp_path))
+    said = capsys.readouterr().err
+    assert 'passing over a broken checkpoint' in said and 'step-00000010' in said
+    assert toy.read == 8*10     # it went on from step 5
+
+
+def test_only_broken_snapshots(whole, tmp_path, capsys):
+    with pytest.raises(Crash): quick(Toy(hook=at(8*12 + 1, crash)), out=tmp_path)
+    for p in (tmp_path/'checkpoints').iterdir(): break_file(p/'weights.safetensors')
+    assert same(whole, quick(out=tmp_path)) and capsys.readouterr().err.count('passing over') == 2
+
+
+def test_a_finished_run_is_not_repeated(whole, tmp_path, monkeypatch):
+    quick(out=tmp_path)
+    monkeypatch.setattr(train_module, 'train_step', None)
+    again = quick(out=tmp_path)
+    assert same(whole, again) and losses(again) == losses(whole) and again.record['steps'] == 15
+
+
+@pytest.mark.parametrize('change', [dict(lr=2e-3), dict(seed=6), dict(epochs=4.), dict(model=micro(embed_dim=8)), dict(model=micro(lam=1.)), dict(data=Toy(48))], ids=str)
+def test_another_run_in_the_folder(tmp_path, change):
+    with pytest.raises(Crash): quick(Toy(hook=at(8*12 + 1, crash)), out=tmp_path)
+    before = listing(tmp_path)
+    with pytest.raises(CheckpointError, match='holds another run.*resume=False') as e: quick(out=tmp_path, **change)
+    assert str(tmp_path) in str(e.value) and listing(tmp_path) == before
+
+
+def test_starting_afresh(whole, tmp_path):
+    "`resume=False` forgets what was there: an interruption of the new run goes back to the new run."
+    quick(out=tmp_path, lr=5e-3)
+    with pytest.raises(Crash): quick(Toy(hook=at(8*7 + 1, crash)), out=tmp_path, resume=False)
+    assert snapshots(tmp_path) == ['step-00000005']
+    assert same(whole, quick(out=tmp_path))
+
+
+def test_a_corpus_without_a_name(tmp_path):
+    "A class of one's own has a different `repr` in each process; the run is the same."
+    with pytest.raises(Crash): quick(View(Toy(hook=at(8*7 + 1, crash)), range(40)), out=tmp_path)
+    toy = Toy()
+    resumed = quick(View(toy, range(40)), out=tmp_path)
+    assert toy.read == 8*10 and same(resumed, quick(View(Toy(), range(40))))
+
+
+def test_batches_of_ones_own(tmp_path):
+    "A `DataLoader` that shuffles gives the same order when a run goes on; so does a list."
+    pairs = Pairs(Toy(), 4.)
+    def loader(): return torch.utils.data.DataLoader(pairs, 8, shuffle=True, collate_fn=pairs.collate, drop_last=True)
+    class Broken:
+        def __init__(self, data, k): self.data, self.k = data, k
+        def __len__(self): return len(self.data)
+        def __iter__(self):
+            for batch in self.data:
+                self.k -= 1
+                if not self.k: raise Crash
+                yield batch
+    for data, name in ((loader(), 'loader'), (list(loader()), 'list')):
+        expected = quick(data)
+        with pytest.raises(Crash): quick(Broken(data, 8), out=tmp_path/name)
+        assert snapshots(tmp_path/name) == ['step-00000005']
+        run = read_json(tmp_path/name/'checkpoints'/'step-00000005'/'config.json')
+        assert run['step'] == 5 and same(expected, quick(Broken(data, -1), out=tmp_path/name))
+
+
+# ---- faults
+
+def full(*args): raise OSError(28, 'No space left on device')
+
+def test_full_disk(whole, tmp_path, monkeypatch):
+    "The disk fills while a snapshot is written: the one before stays whole, and the run goes on from it once there is room."
+    with monkeypatch.context() as m:
+        with pytest.raises(SgmimError, match='No space left.*has room'): quick(Toy(hook=at(8*7 + 1, lambda: m.setattr(os, 'fsync', full))), out=tmp_path)
+    assert snapshots(tmp_path) == ['step-00000005']
+    load_checkpoint(tmp_path/'checkpoints'/'step-00000005')
+    assert same(whole, quick(out=tmp_path))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    "It says so before the first step, not after an hour."
+    (tmp_path/'file').write_text('in the way')
+    toy = Toy()
+    with pytest.raises(SgmimError, match='cannot write') as e: quick(toy, out=tmp_path/'file'/'run')
+    assert str(tmp_path/'file'/'run') in str(e.value) and toy.read == 0 and listing(tmp_path) == {'file': b'in the way'}
+
+
+def batches(n=5, size=8, poison=None):
+    pairs = Pairs(Toy(n*size), 4.)
+    made = [pairs.collate([pairs[j] for j in range(k*size, (k + 1)*size)]) for k in range(n)]
+    if poison is not None: made[poison]['image'][3, 0, 5, 5] = float('nan')
+    return made
+
+
+@pytest.mark.parametrize('every', [1, 4, 50])
+def test_a_loss_that_is_no_number(tmp_path, every):
+    "Named with its step; and no snapshot is of broken weights, however seldom the loss is looked at."
+    with pytest.raises(SgmimError) as e: quick(batches(poison=3), out=tmp_path, log_every=every, save_every=1)
+    assert 'step 4' in str(e.value) and ('nan' in str(e.value) or 'finite' in str(e.value)) and 'learning rate' in str(e.value)
+    tensors, meta = load_checkpoint(tmp_path/'checkpoints'/'step-00000003')
+    assert meta['step'] == 3 and all(v.isfinite().all() for v in tensors.values())
+    assert snapshots(tmp_path) == ['step-00000002', 'step-00000003'] and str(tmp_path/'checkpoints') in str(e.value)
+
+
+def test_a_loss_that_is_no_number_without_a_folder():
+    with pytest.raises(SgmimError, match=r'the loss is nan at step 4.*captions of the last batch: \[24, 25'): quick(batches(poison=3))
+
+
+def test_sound_that_is_no_number():
+    toy = Toy()
+    toy.waves[7][100] = float('nan')
+    with pytest.raises(DataError, match='not finite'): quick(toy)
+
+
+@pytest.mark.parametrize('data,error,said', [
+    (lambda: (b for b in batches()), ConfigError, 'needs a length'), (lambda: [], DataError, 'do not fill one batch'), (lambda: Toy(7), DataError, 'do not fill one batch of 8')],
+    ids=['generator', 'empty', 'few'])
+def test_data_that_cannot_be(data, error, said):
+    with pytest.raises(error, match=said): quick(data())
+
+
+def test_data_that_end():
+    "An iterator with a length, used up after one pass."
+    class Once:
+        def __init__(self): self.it = iter(batches())
+        def __len__(self): return 5
+        def __iter__(self): return self.it
+    with pytest.raises(DataError, match='iterated again'): quick(Once())
+
+
+def test_unknown_names():
+    with pytest.raises(ConfigError, match="no preset 'scenes-tyni'; there are scenes-tiny, paper"): fit('scenes-tyni', Toy(), progress=False)
+    with pytest.raises(ConfigError, match="unknown device 'gpu'"): fit(micro(), Toy(), config=QUICK, device='gpu', progress=False)
+
+
+@pytest.mark.parametrize('bad', [dict(epochs=0), dict(lr=0.), dict(lr=-1.), dict(lr=float('nan')), dict(batch_size=1), dict(warmup=1.), dict(warmup=-.1), dict(curriculum=1.),
+                                 dict(optimiser='sgd'), dict(schedule='step'), dict(amp='fp16'), dict(save_every=0), dict(log_every=0), dict(eval_every=0.),
+                                 dict(max_seconds=0.), dict(clip=-1.), dict(weight_decay=-.1), dict(bucket=-1)], ids=str)
+def test_settings_that_cannot_be(bad):
+    with pytest.raises(ConfigError, match=f'TrainConfig.{next(iter(bad))}'): TrainConfig(**bad)
+
+
+def test_frames_cannot_be_cached():
+    with pytest.raises(ConfigError, match='freeze_cnn'): quick(model=micro(freeze_cnn=False), cache_frames=True)
+    with pytest.raises(ConfigError, match='needs a corpus'): quick(batches(), cache_frames=True)
+    with pytest.raises(ConfigError, match="conv_norm='layer'"): quick(model=micro(conv_norm='group'), cache_frames=True)
+
+
+# ---- what it takes and gives
+
+def test_what_fit_takes(whole):
+    "A configuration or a model; a corpus, a list or a loader. The same seed and the same batches give the same weights."
+    torch.manual_seed(QUICK.seed)
+    assert same(whole, quick(model=SGMIM(micro())))
+    as_list = batches()
+    assert same(quick(as_list), quick(torch.utils.data.DataLoader(as_list, batch_size=None)))
+
+
+def test_presets(scenes):
+    "The name of a preset brings its own settings: frames of the front end are cached, four passes of one batch."
+    fitted = fit('scenes-tiny', first(scenes['train'], 40), first(scenes['dev'], 16), device='cpu', progress=False)
+    assert fitted.model.config == scenes_tiny() and fitted.record['config']['train'] == read_back(recipe('scenes-tiny')) and fitted.record['steps'] == 4
+    assert len(losses(fitted, 'recall_at_1')) == 4 and not fitted.model.training and fitted.folder is None
+    with pytest.raises(ConfigError, match='no preset'): recipe('nothing')
+    assert recipe('paper') == TrainConfig()
+
+def read_back(config): return json.loads(json.dumps(vars(config)))
+
+
+def test_cached_frames_change_nothing(whole):
+    cached = quick(cache_frames=True)
+    for (k, a), b in zip(whole.model.state_dict().items(), cached.model.state_dict().values()): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=k)
+    toy, model = Toy(), SGMIM(micro()).eval()
+    for j, f in enumerate(frames_of(model, Pairs(toy), torch.device('cpu'), batch_size=7)):
+        alone, n = model.audio_encoder.cnn(torch.tensor(toy.waves[j])[None])
+        torch.testing.assert_close(f, alone[0, :n], atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16():
+    fitted = quick(amp='bf16', epochs=1.)
+    assert all(p.dtype == torch.float32 for p in fitted.model.parameters()) and np.isfinite(losses(fitted)).all()
+    assert not same(fitted, quick(epochs=1.))
+
+
+def test_the_folder(tmp_path):
+    fitted = quick(out=tmp_path, dev=first(Toy(seed=1), 20))
+    assert {p.name for p in tmp_path.iterdir()} == {'checkpoints', 'best', 'log.jsonl', 'curves.png', 'record.json'} and fitted.folder == tmp_path
+    log = [json.loads(line) for line in (tmp_path/'log.jsonl').read_text().splitlines()]
+    assert log == json.loads(json.dumps(fitted.history)) and [h['step'] for h in log if 'loss' in h] == list(range(1, 16)) and [h['step'] for h in log if 'recall_at_1' in h] == [5, 10, 15]
+    record = read_json(tmp_path/'record.json')
+    assert record == json.loads(json.dumps(fitted.record)) and (record['kind'], record['seed'], record['steps'], record['pairs_seen']) == ('train', 5, 15, 120)
+    assert record['config']['train'] == read_back(QUICK) and record['data']['pairs'] == 40 and record['wall_seconds'] >= 0
+    assert record['metrics']['best']['step'] in (5, 10, 15) and len(record['metrics']['dev']) == 3
+    assert (tmp_path/'curves.png').read_bytes()[:4] == b'\x89PNG'
+    h = log[0]
+    assert math.isclose(h['loss'], h['loss_nce'] + 2*h['loss_mim'], rel_tol=1e-5) and h['epoch'] == .2
+
+
+def test_the_best_on_dev_is_kept(monkeypatch, tmp_path):
+    "Chosen by the mean R@1 of both directions, then by R@10; a later draw does not replace it."
+    scores = {5: (10., 50., 20.), 10: (30., 5., 8.), 15: (30., 99., 8.), 20: (29., 99., 99.), 25: (30., 5., 9.), 30: (0., 0., 0.)}
+    states, step = {}, [0]
+    def fake(model, data, device=None, **kwargs):
+        step[0] += 5
+        states[step[0]] = {k: v.clone() for k, v in model.state_dict().items()}
+        return SimpleNamespace(mean=scores[step[0]], to_dict=lambda: {'mean': scores[step[0]]})
+    monkeypatch.setattr(train_module, 'evaluate', fake)
+    for out in (None, tmp_path):
+        step[0] = 0
+        fitted = quick(dev=Toy(), out=out, epochs=6.)
+        assert fitted.record['metrics']['best'] == {'step': 25, 'score': [30., 9.]}
+        assert all(torch.equal(v, states[25][k]) for k, v in fitted.model.state_dict().items()) and not torch.equal(states[25]['image_proj.weight'], states[30]['image_proj.weight'])
+    assert same(fitted, SimpleNamespace(model=load_model(tmp_path/'best', device='cpu')))
+    assert load_checkpoint(tmp_path/'best')[1]['dev'] == {'mean': [30., 5., 9.]}
+
+
+def test_the_best_survives_an_interruption(tmp_path, monkeypatch):
+    "Best at step 5, crashed after the snapshot of step 10, gone on: the weights of step 5 are returned."
+    state = {}
+    def falling(model, data, device=None, **kwargs):
+        n = int(sum(model.parameters()).sum()*0) if False else len(state)
+        state[n] = {k: v.clone() for k, v in model.state_dict().items()}
+        return SimpleNamespace(mean=(90. - n, 90. - n, 90. - n), to_dict=dict)
+    monkeypatch.setattr(train_module, 'evaluate', falling)
+    with pytest.raises(Crash): quick(Toy(hook=at(8*12 + 1, crash)), dev=Toy(), out=tmp_path)
+    fitted = quick(dev=Toy(), out=tmp_path)
+    assert fitted.record['metrics']['best']['step'] == 5 and all(torch.equal(v, state[0][k]) for k, v in fitted.model.state_dict().items())
+
+
+def test_evaluation_leaves_no_trace(whole):
+    assert same(whole, replace(whole, model=load_last(quick(dev=first(Toy(seed=1), 20), eval_every=.2))))
+
+def load_last(fitted): return fitted.model
+
+
+def test_evaluate(scenes):
+    torch.manual_seed(0)
+    model = SGMIM(scenes_tiny()).train()
+    result = evaluate(model, first(scenes['dev'], 24))
+    assert model.training and result.audio_to_image.n_queries == result.audio_to_image.n_items == 24
+    assert result.row == evaluate(model, eval_loader(Pairs(first(scenes['dev'], 24), 10.), 5)).row
+    small = SGMIM(micro(audio_width=32))
+    assert evaluate(small, first(scenes['dev'], 24)).audio_to_image.n_queries == 24      # 96-pixel images for a model of 32
+
+
+# ---- one step
+
+@pytest.fixture
+def one(request):
+    torch.manual_seed(0)
+    model = SGMIM(micro()).train()
+    return SimpleNamespace(model=model, optimiser=make_optimiser(model, QUICK), batch=batches(1)[0], device=torch.device('cpu'))
+
+def step(one, k=5, steps=15, onset=0, config=QUICK): return train_step(one.model, one.batch, one.optimiser, k, steps, onset, config, one.device)
+
+
+def test_what_is_not_trained(one):
+    trained = {id(p) for g in one.optimiser.param_groups for p in g['params']}
+    names = {n for n, p in one.model.named_parameters() if id(p) not in trained}
+    assert names and all(n.startswith(('momentum_encoder.', 'audio_encoder.hubert.feature_extractor.')) for n in names)
+    assert {n for n, _ in one.model.named_parameters() if n.startswith('momentum_encoder.')} <= names
+    before = {n: p.detach().clone() for n, p in one.model.named_parameters()}
+    step(one)
+    for n, p in one.model.named_parameters():
+        if n in names: assert p.grad is None and not p.requires_grad
+        if n.startswith('audio_encoder.hubert.feature_extractor.'): assert torch.equal(p, before[n])
+    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    for part in ('image_encoder', 'audio_encoder', 'image_proj', 'audio_proj', 'decoder', 'momentum_encoder'): assert any(n.startswith(part + '.') for n in moved), part
+
+
+def test_the_momentum_encoder_follows(one):
+    before = [p.clone() for p in one.model.momentum_encoder.parameters()]
+    alpha = step(one, k=5)['alpha']
+    assert math.isclose(alpha, 1 - (1 - .99)*(1 + math.cos(math.pi*5/15))/2)
+    for m, was, p in zip(one.model.momentum_encoder.parameters(), before, one.model.image_encoder.parameters()):
+        torch.testing.assert_close(m, alpha*was + (1 - alpha)*p, atol=1e-7, rtol=1e-5)
+    assert not one.model.momentum_encoder.training and one.model.training
+
+
+def test_gradients_are_clipped(one):
+    def norm(clip):
+        step(one, config=replace(QUICK, clip=clip))
+        return torch.stack([p.grad.norm() for p in one.model.parameters() if p.grad is not None]).norm().item()
+    free = norm(0.)
+    assert free > .5 and norm(.01) == pytest.approx(.01, rel=1e-3) and norm(1e6) > .05
+
+
+def test_the_first_step_moves_nothing_and_the_onset_begins_reconstruction(one):
+    before = {k: v.clone() for k, v in one.model.state_dict().items()}
+    r = step(one, k=0, onset=3)
+    assert r['lr'] == 0 and r['loss_mim'] == 0 and r['loss'] == r['loss_nce'] > 0
+    for k, v in one.model.state_dict().items(): torch.testing.assert_close(v, before[k], atol=1e-7, rtol=1e-6)
+    assert step(one, k=2, onset=3)['loss_mim'] == 0
+    r = step(one, k=3, onset=3)
+    assert r['loss_mim'] > 0 and torch.isclose(r['loss'], r['loss_nce'] + 2*r['loss_mim'])
+
+
+def test_a_step_draws_from_its_number_alone(one):
+    torch.manual_seed(3)
+    a = [float(step(one, k=0)['loss_mim']) for _ in range(2)]       # at rate 0 the weights stay
+    torch.manual_seed(4)
+    assert a[0] == a[1] == float(step(one, k=0)['loss_mim']) != float(step(one, k=0, config=replace(QUICK, seed=6))['loss_mim'])
+
+
+@pytest.mark.parametrize('schedule,shape', [('linear', warmup_linear), ('cosine', warmup_cosine)])
+def test_the_rate(schedule, shape):
+    fitted = quick(schedule=schedule, epochs=4., warmup=.25, optimiser='bertadam')
+    rates = losses(fitted, 'lr')
+    assert rates == pytest.approx([1e-3*shape(k/20, .25) for k in range(20)])
+    assert rates[0] == 0 and rates[5] == max(rates) == 1e-3 and all(a < b for a, b in zip(rates[:5], rates[1:6])) and all(a > b for a, b in zip(rates[5:], rates[6:]))
+    assert 0 < rates[-1] < 2e-4
+
+
+def test_reconstruction_begins_after_its_epochs():
+    mim = losses(quick(model=micro(mim_onset=2.)), 'loss_mim')
+    assert all(x == 0 for x in mim[:10]) and all(x > 0 for x in mim[10:])
+
+
+def test_same_images_are_no_negatives():
+    "Five captions an image in one batch: the loss knows; the run does not fail."
+    fitted = quick(Toy(8, captions=5))
+    assert np.isfinite(losses(fitted)).all() and len(losses(fitted)) == 15
+
+
+def test_a_fraction_of_an_epoch():
+    assert quick(epochs=.4).record['steps'] == 2 and quick(epochs=.01).record['steps'] == 1
+    assert Feed(Toy(47), QUICK, model=micro()).per_epoch == 5
+
+
+# ---- snapshots
+
+def test_snapshots_keep_the_newest(tmp_path):
+    shots = Snapshots(tmp_path, keep=2)
+    assert shots.latest() is None
+    for s in (5, 10, 100, 15_000_000): shots.save(s, {'a': torch.full((2,), float(s))}, {'x': s})
+    assert [p.name for p in shots.steps()] == ['step-00000100', 'step-15000000']
+    tensors, meta = shots.latest()
+    assert tensors['a'].tolist() == [15e6]*2 and meta['x'] == meta['step'] == 15_000_000
+    (tmp_path/'step-of-mine').mkdir()
+    shutil.copytree(tmp_path/'step-15000000', tmp_path/'.step-99999999.part')
+    assert shots.latest()[1]['step'] == 15_000_000      # neither is a snapshot

@@ -1,0 +1,44 @@
+"""What a newcomer's first hour costs: a fresh clone, `make` its environment, `make test`, `make demo`, each timed; writes results/setup.json.
+
+    python tools/measure.py [--skip demo]
+"""
+import argparse, json, os, platform, re, subprocess, sys, tempfile, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+def timed(command, cwd, env):
+    "(minutes, output) of a command; ends this script if it fails."
+    start, run = time.perf_counter(), subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if run.returncode: sys.exit(f'{" ".join(command)} failed in {cwd}:\n{run.stdout[-4000:]}')
+    return round((time.perf_counter() - start)/60, 1), run.stdout
+
+def folder_gb(path): return round(sum(f.lstat().st_size for f in Path(path).rglob('*') if f.is_file() and not f.is_symlink())/1e9, 2)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--skip', nargs='*', default=[], choices=['test', 'demo'])
+    p.add_argument('--keep', help='clone into this folder and leave it there')
+    a = p.parse_args()
+    with tempfile.TemporaryDirectory() as tmp:
+        clone = Path(a.keep or f'{tmp}/sgmim')
+        subprocess.run(['git', 'clone', '-q', str(ROOT), str(clone)], check=True)
+        env = {k: v for k, v in os.environ.items() if k not in ('VIRTUAL_ENV', 'PYTHONPATH')} | {'SGMIM_CACHE': f'{tmp}/cache'}
+        commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=clone, capture_output=True, text=True, check=True).stdout.strip()
+        found = {'commit': commit, 'measured_on': f'{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}', 'command': 'python tools/measure.py'}
+        found['install_minutes'], _ = timed(['make', '.venv/.installed'], clone, env)
+        found['install_gb'] = folder_gb(clone/'.venv')
+        if 'test' not in a.skip:
+            found['test_minutes'], out = timed(['make', 'test'], clone, env)
+            found['test_result'] = re.findall(r'=+ (.*passed.*) =+', out)[-1]
+        if 'demo' not in a.skip:
+            found['demo_minutes'], out = timed(['make', 'demo'], clone, env)
+            record = json.loads((clone/'runs/demo/demo.json').read_text())
+            found['demo_memory_gb'], found['demo_disk_gb'] = round(record['peak_memory_mb']/1024, 1), round(folder_gb(f'{tmp}/cache') + folder_gb(clone/'runs'), 2)
+            (ROOT/'results').mkdir(exist_ok=True)
+            (ROOT/'results/demo.json').write_text((clone/'runs/demo/demo.json').read_text())
+        (ROOT/'results').mkdir(exist_ok=True)
+        (ROOT/'results/setup.json').write_text(json.dumps(found, indent=1) + '\n')
+        print(json.dumps(found, indent=1))
+
+if __name__ == '__main__': main()
