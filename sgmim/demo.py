@@ -6,7 +6,7 @@
 __all__ = ['TESTS', 'DemoData', 'demo_splits', 'test_results', 'with_intervals', 'figures', 'longest_of_three', 'run_demo',
            'Clock', 'result_rows', 'summary']
 
-# %% ../nbs/20_demo.ipynb #d7636f7f
+# %% ../nbs/20_demo.ipynb #9f9ae5b6
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from .pretrain import load_tiny_backbones
 from .retrieval import bootstrap, embed, format_table, top_k
 from .train import fit, recipe
 
-# %% ../nbs/20_demo.ipynb #1fb5a2a7
+# %% ../nbs/20_demo.ipynb #afec1b95
 @dataclass(frozen=True)
 class DemoData:
     "Images (and captions an image) of each split."
@@ -40,7 +40,7 @@ def demo_splits(data=DemoData(), cache=None, progress=True):
     sizes = {'train': (data.train, data.captions), 'dev': (data.dev, 1), **{t: (data.test, 1) for t in TESTS}}
     return {name: load_scenes(name, n, captions=k, seed=data.seed, cache=cache, progress=progress) for name, (n, k) in sizes.items()}
 
-# %% ../nbs/20_demo.ipynb #4b919623
+# %% ../nbs/20_demo.ipynb #b786e8bc
 def test_results(model, splits, device='cpu'):
     "{split: (RetrievalResult, Embeddings)} of the test splits."
     pools = {name: embed(model, eval_loader(Pairs(splits[name], 60.)), device) for name in TESTS}
@@ -53,7 +53,7 @@ def with_intervals(result, seed=0):
         d[side]['interval'] = {f'recall_at_{k}': v for k, v in bootstrap(getattr(result, side).ranks, seed=seed).items()}
     return d
 
-# %% ../nbs/20_demo.ipynb #8240ae22
+# %% ../nbs/20_demo.ipynb #58c0d32c
 def figures(model, scenes, embeddings, folder, similarity='dot'):
     "Draw the gallery, Fig. 3 and the reconstruction for a split; returns their paths."
     batch, n = collate([Pairs(scenes, 60.)[j] for j in range(24)]), 6
@@ -73,23 +73,23 @@ def figures(model, scenes, embeddings, folder, similarity='dot'):
         mask = model.draw_mask(batch['image'], torch.Generator().manual_seed(0))
         made = {c: reconstruct_with(model, batch, c, mask) for c in CAPTIONS}
         save_figure(reconstruction_figure(scenes.image(scenes.captions[0].image), mask.mask[0], made['right']['target'][0],
-                                          {f'{c} caption': r['predicted'][0] for c, r in made.items()}, title=scenes.captions[0].text), paths['reconstruction by caption'])
+                                          {f'{"no" if c == "none" else c} caption': r['predicted'][0] for c, r in made.items()}, title=scenes.captions[0].text), paths['reconstruction by caption'])
     return paths
 
 def longest_of_three(scenes):
     "The caption, among the first thirty, with most words: a good one for Fig. 3."
     return max(range(min(30, len(scenes))), key=lambda j: len(scenes.captions[j].words))
 
-# %% ../nbs/20_demo.ipynb #3955c443
-def run_demo(out='runs/demo', data=DemoData(), config=None, model=None, cache=None, device=None, progress=True):
+# %% ../nbs/20_demo.ipynb #c77b30cc
+def run_demo(out='runs/demo', data=DemoData(), config=None, model=None, cache=None, device=None, progress=True, workers=1):
     """Generate, train, evaluate, draw; returns the run record, which is also in `out`/demo.json. `model`: an `SGMIMConfig` (default scenes-tiny),
-    `config`: a `TrainConfig` (default its recipe). A second call finds what is there and goes on from it."""
+    `config`: a `TrainConfig` (default its recipe), `workers`: processes that decode ahead. A second call finds what is there and goes on from it."""
     out, device, clock = Path(out), pick_device(device), Clock()
     splits = demo_splits(data, cache, progress)
     clock('data')
     config, c = config or recipe('scenes-tiny'), model or scenes_tiny()
     torch.manual_seed(config.seed)
-    fitted = fit(load_tiny_backbones(SGMIM(c)), splits['train'], splits['dev'], config, out=out, device=device, progress=progress)
+    fitted = fit(load_tiny_backbones(SGMIM(c)), splits['train'], splits['dev'], config, out=out, device=device, progress=progress, workers=workers)
     clock('training')
     results = test_results(fitted.model, splits, device)
     dependence = caption_dependence(fitted.model, splits['test-seen']) if c.reconstruction in ('frames', 'summary') else None
@@ -113,7 +113,7 @@ class Clock:
         now = time.perf_counter()
         self.seconds[stage], self._last = round(now - self._last, 1), now
 
-# %% ../nbs/20_demo.ipynb #6dcccab3
+# %% ../nbs/20_demo.ipynb #dbc885f9
 def result_rows(record):
     "(name, six recalls) for each test split of a demo's record, then the oracles of test-seen."
     six = lambda d: [d[side][f'recall_at_{k}'] for side in ('audio_to_image', 'image_to_audio') for k in (1, 5, 10)]

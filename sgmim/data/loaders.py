@@ -5,22 +5,24 @@
 # %% auto #0
 __all__ = ['Pairs', 'collate', 'Order', 'train_loader', 'eval_loader']
 
-# %% ../../nbs/07_data_loaders.ipynb #ba2eaaa8
+# %% ../../nbs/07_data_loaders.ipynb #93fe39a4
 import signal
 
 import numpy as np
 import torch
 
-from ..audio import pad_batch
+from ..audio import pad_batch, resample
 from ..core import ConfigError, rng_for, stable_hash
 from .voice import SAMPLE_RATE
 from ..image import normalise
 
-# %% ../../nbs/07_data_loaders.ipynb #c9057516
+# %% ../../nbs/07_data_loaders.ipynb #21c003b7
 class Pairs(torch.utils.data.Dataset):
     """The pairs of a corpus, by caption. `max_seconds`: only the first so many of each caption (§3.2 leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places).
-    `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation. `keep`: hold decoded images in memory. `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does."""
-    def __init__(self, corpus, max_seconds=8., transform=None, keep=False, pad=False):
+    `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation. `keep`: hold decoded images in memory. `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does.
+    `speed`: play each caption up to this share faster or slower (drawn anew each time), pitch and formants with it, as if another voice had said it."""
+    def __init__(self, corpus, max_seconds=8., transform=None, keep=False, pad=False, speed=0.):
+        self.speed = speed
         self.pad, self.corpus, self.max_samples, self.transform = pad, corpus, round(max_seconds*SAMPLE_RATE), transform
         self.image_of_caption = np.asarray(corpus.image_of_caption)
         self.lengths = np.minimum([c.samples for c in corpus.captions], self.max_samples)
@@ -36,6 +38,12 @@ class Pairs(torch.utils.data.Dataset):
         if i not in self._kept: self._kept[i] = self.corpus.image(i)
         return self._kept[i]
 
+    def wave(self, j, draw):
+        "Waveform of caption `j`, its speed changed if `draw` is given."
+        wave = self.corpus.audio(j)
+        if not self.speed or draw is None: return wave
+        return resample(wave, round(SAMPLE_RATE*(1 + rng_for(draw, 'speed').uniform(-self.speed, self.speed))), SAMPLE_RATE)
+
     def __getitem__(self, key):
         "Caption `j`, or (j, draw): `draw` seeds the augmentation, so that it too depends on the seed and the step alone."
         j, draw = key if isinstance(key, tuple) else (key, None)
@@ -44,10 +52,10 @@ class Pairs(torch.utils.data.Dataset):
         if self.transform:
             if draw is not None: torch.manual_seed(draw)
             image = self.transform(image)
-        sound = {'audio': self.corpus.audio(j)[:self.max_samples]} if self.frames is None else {'frames': self.frames[j]}
+        sound = {'audio': self.wave(j, draw)[:self.max_samples]} if self.frames is None else {'frames': self.frames[j]}
         return {'image': image, **sound, 'image_id': i, 'index': int(j)}
 
-# %% ../../nbs/07_data_loaders.ipynb #9bd155fb
+# %% ../../nbs/07_data_loaders.ipynb #4eba936c
 def collate(items, length=None):
     "Items of `Pairs` -> the documented batch; waveforms padded to `length` samples, or to the longest."
     images = np.stack([x['image'] for x in items])
@@ -58,7 +66,7 @@ def collate(items, length=None):
     else: batch['audio'], batch['audio_len'] = map(torch.as_tensor, pad_batch([x['audio'] for x in items], length))
     return batch
 
-# %% ../../nbs/07_data_loaders.ipynb #383a3e7f
+# %% ../../nbs/07_data_loaders.ipynb #6c5fe0ed
 class Order:
     """Which captions make up step `step`: `order[step]` -> int64 (B,). A function of the arguments alone.
     `lengths` (n,): the captions' lengths, for bucket and curriculum; `steps`: of the whole training."""
@@ -95,7 +103,7 @@ class Order:
         batches = order.reshape(self.per_epoch, self.batch_size)
         return batches[rng.permutation(self.per_epoch)] if self.bucket else batches
 
-# %% ../../nbs/07_data_loaders.ipynb #55ade0c5
+# %% ../../nbs/07_data_loaders.ipynb #ca92def1
 class _Steps(torch.utils.data.Sampler):
     def __init__(self, order, start): self.order, self.start = order, start
     def __len__(self): return len(self.order) - self.start
