@@ -29,7 +29,7 @@ def micro(**changes):
     "A model of some 30,000 parameters for 32-pixel images; dropout is on, so that a step depends on its random numbers."
     from sgmim.models.sgmim import scenes_tiny
     small = dict(image_size=32, patch_size=8, image_width=32, image_depth=1, image_heads=2, audio_width=32, audio_depth=1, audio_heads=2, audio_hidden=64,
-                 conv_dim=(8,)*5, embed_dim=16, pos_kernel=4, pos_groups=4, decoder_heads=2, dropout=.1, mim_onset=0.)
+                 conv_dim=(8,)*5, embed_dim=16, pos_kernel=4, pos_groups=4, decoder_heads=2, dropout=.1, mim_onset=0., similarity='cosine', temperature=.07, momentum_start=.99)
     return replace(scenes_tiny(), **{**small, **changes})
 
 

@@ -391,7 +391,7 @@ def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for
 
 
 def test_augmentation_depends_on_seed_and_step_alone():
-    pairs = Pairs(Toy(), transform=jitter)
+    pairs = Pairs(Toy(), transform=jitter, speed=.2)
     def batches(seed=0, start=0, workers=0, disturb=0):
         order = Order(pairs.lengths, 8, 12, seed=seed)
         torch.manual_seed(disturb)
@@ -406,6 +406,21 @@ def test_augmentation_depends_on_seed_and_step_alone():
     assert len({x for xs in drawn.values() for x in xs}) > 40 and sum(len(set(xs)) > 1 for xs in drawn.values()) > 25
     other = batches(seed=1)
     assert not any(equal(a, b) for a, b in zip(whole, other))
+
+
+def test_speed():
+    "Up to a share faster or slower, drawn anew each time; as it is where no draw is given; and cut at the same second."
+    toy = Toy()
+    fast, plain = Pairs(toy, max_seconds=.3, speed=.2), Pairs(toy, max_seconds=.3)
+    ratios = [len(fast[j, d]['audio'])/len(toy.waves[j]) for j in range(20) for d in range(10) if len(toy.waves[j]) < 3500]
+    assert .82 < min(ratios) < .9 and 1.1 < max(ratios) < 1.26 and len(set(ratios)) > 50
+    assert max(len(fast[j, d]['audio']) for j in range(20) for d in range(10)) == 4800
+    assert all(np.array_equal(fast[j]['audio'], plain[j]['audio']) for j in range(20)) and np.array_equal(fast[3, 5]['audio'], fast[3, 5]['audio'])
+    tone = np.sin(2*np.pi*500*np.arange(4000)/16000).astype(np.float32)       # the pitch goes with the speed
+    toy.waves[0] = tone
+    heard = fast[0, 1]['audio']
+    peak = np.abs(np.fft.rfft(heard, 16000)).argmax()
+    assert abs(peak*len(heard)/(500*len(tone)) - 1) < .01 and abs(peak - 500) > 2
 
 
 def test_pairs_without_a_draw_are_left_to_the_caller():

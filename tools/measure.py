@@ -1,6 +1,8 @@
 """What a newcomer's first hour costs: a fresh clone, `make` its environment, `make test`, `make demo`, each timed; writes results/setup.json.
 
-    python tools/measure.py [--skip demo]
+    python tools/measure.py [--only install test demo] [--keep FOLDER]
+
+With --keep the clone stays in FOLDER, and a later call brings it up to date and measures what it is asked to; results/setup.json keeps the rest.
 """
 import argparse, json, os, platform, re, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -17,28 +19,33 @@ def folder_gb(path): return round(sum(f.lstat().st_size for f in Path(path).rglo
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--skip', nargs='*', default=[], choices=['test', 'demo'])
-    p.add_argument('--keep', help='clone into this folder and leave it there')
+    p.add_argument('--only', nargs='*', default=['install', 'test', 'demo'], choices=['install', 'test', 'demo'])
+    p.add_argument('--keep', help='clone into this folder, leave it there and use it again')
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         clone = Path(a.keep or f'{tmp}/sgmim')
-        subprocess.run(['git', 'clone', '-q', str(ROOT), str(clone)], check=True)
+        if (clone/'.git').is_dir(): subprocess.run(['git', 'pull', '-q'], cwd=clone, check=True)
+        else: subprocess.run(['git', 'clone', '-q', str(ROOT), str(clone)], check=True)
         env = {k: v for k, v in os.environ.items() if k not in ('VIRTUAL_ENV', 'PYTHONPATH')} | {'SGMIM_CACHE': f'{tmp}/cache'}
         commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=clone, capture_output=True, text=True, check=True).stdout.strip()
-        found = {'commit': commit, 'measured_on': f'{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}', 'command': 'python tools/measure.py'}
-        found['install_minutes'], _ = timed(['make', '.venv/.installed'], clone, env)
-        found['install_gb'] = folder_gb(clone/'.venv')
-        if 'test' not in a.skip:
+        path = ROOT/'results/setup.json'
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        found |= {'measured_on': f'{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}', 'command': 'python tools/measure.py'}
+        if 'install' in a.only:
+            found['install_minutes'], _ = timed(['make', '.venv/.installed'], clone, env)
+            found['install_gb'], found['install_commit'] = folder_gb(clone/'.venv'), commit
+        if 'test' in a.only:
             found['test_minutes'], out = timed(['make', 'test'], clone, env)
-            found['test_result'] = re.findall(r'=+ (.*passed.*) =+', out)[-1]
-        if 'demo' not in a.skip:
+            found['test_commit'], found['test_result'] = commit, re.findall(r'=+ (.*passed.*) =+', out)[-1]
+        if 'demo' in a.only:
             found['demo_minutes'], out = timed(['make', 'demo'], clone, env)
+            found['demo_commit'] = commit
             record = json.loads((clone/'runs/demo/demo.json').read_text())
             found['demo_memory_gb'], found['demo_disk_gb'] = round(record['peak_memory_mb']/1024, 1), round(folder_gb(f'{tmp}/cache') + folder_gb(clone/'runs'), 2)
-            (ROOT/'results').mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             (ROOT/'results/demo.json').write_text((clone/'runs/demo/demo.json').read_text())
-        (ROOT/'results').mkdir(exist_ok=True)
-        (ROOT/'results/setup.json').write_text(json.dumps(found, indent=1) + '\n')
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + '\n')
         print(json.dumps(found, indent=1))
 
 if __name__ == '__main__': main()
