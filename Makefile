@@ -26,7 +26,7 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar on -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## the method on the scenes that come with it, in about a minute
+demo: $(STAMP) ## the method on make the corpus, train, evaluate, draw: the whole method, in ten minutes
 	$(VENV)/bin/sgmim_demo
 
 test: $(STAMP) ## everything CI runs: ruff, checks, the notebooks, pytest

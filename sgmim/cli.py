@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['command', 'settings', 'pretrain', 'demo', 'scenes', 'train', 'evaluate']
 
-# %% ../nbs/21_cli.ipynb #9b651cf4
+# %% ../nbs/21_cli.ipynb #ee6018ee
 import argparse, dataclasses, functools, sys
 
 from .core import ConfigError, SgmimError, config_from_dict
 
-# %% ../nbs/21_cli.ipynb #70ec2db4
+# %% ../nbs/21_cli.ipynb #889f5522
 def command(function):
     "Run `function(args)`; an error of this library becomes a line on stderr and exit status 1, Ctrl-C status 130."
     @functools.wraps(function)
@@ -38,7 +38,7 @@ def _value(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 
-# %% ../nbs/21_cli.ipynb #8f95df5d
+# %% ../nbs/21_cli.ipynb #80b64d42
 @command
 def pretrain(argv=None):
     "sgmim_pretrain hubert|mae: make a small backbone on unlabelled embedded data."
@@ -58,7 +58,7 @@ def _threads(n):
     import torch
     if n: torch.set_num_threads(n)
 
-# %% ../nbs/21_cli.ipynb #19dc7152
+# %% ../nbs/21_cli.ipynb #ad887779
 @command
 def demo(argv=None):
     "sgmim_demo: the whole method on the embedded corpus."
@@ -78,7 +78,7 @@ def demo(argv=None):
     model = dataclasses.replace(settings(scenes_tiny(), a.model, '--model'), reconstruction=ROWS[a.row])
     run_demo(a.out, settings(DemoData(), a.data, '--data'), settings(recipe('scenes-tiny'), a.set), model, device=a.device)
 
-# %% ../nbs/21_cli.ipynb #1f85004a
+# %% ../nbs/21_cli.ipynb #53bd8a1c
 @command
 def scenes(argv=None):
     "sgmim_scenes: make a split of the embedded corpus; export splits in an official layout."
@@ -106,7 +106,7 @@ def scenes(argv=None):
         exports[a.export]({names[a.export][k]: v for k, v in made.items()}, a.out)
         print(f'exported to {a.out}')
 
-# %% ../nbs/21_cli.ipynb #d4ffd93b
+# %% ../nbs/21_cli.ipynb #ae367943
 @command
 def train(argv=None):
     "sgmim_train: train a preset on the embedded corpus."
@@ -138,7 +138,7 @@ def train(argv=None):
     fitted = fit(load_tiny_backbones(model) if tiny else model, data['train'], data['dev'], config, out=a.out, device=a.device)
     print(f'best model in {a.out}/best, record in {a.out}/record.json; dev: {fitted.record["metrics"]["best"]}')
 
-# %% ../nbs/21_cli.ipynb #d9066f55
+# %% ../nbs/21_cli.ipynb #f230a1b5
 @command
 def evaluate(argv=None):
     "sgmim_eval: the retrieval table of a checkpoint on splits of the embedded corpus."

@@ -7,7 +7,7 @@ __all__ = ['INK', 'PALE', 'RIGHT', 'OKABE', 'PANELS', 'NAMES', 'DASHES', 'Pictur
            'gallery', 'spectrogram_figure', 'attention_figure', 'retrieval_gallery', 'pca_rgb', 'reconstruction_figure',
            'series', 'smooth', 'curves_figure']
 
-# %% ../nbs/16_figures.ipynb #683e294d
+# %% ../nbs/16_figures.ipynb #a397dc66
 import io, textwrap
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,7 @@ from .audio import RATE, log_mel
 from .core import DataError, atomic_write
 from .image import denormalise
 
-# %% ../nbs/16_figures.ipynb #c93f1f75
+# %% ../nbs/16_figures.ipynb #53284795
 INK, PALE, RIGHT = '#333333', '#d9d9d9', '#009E73'
 
 class Picture(Figure):
@@ -29,7 +29,7 @@ class Picture(Figure):
         self.savefig(out, format='png', dpi=150)
         return out.getvalue()
 
-# %% ../nbs/16_figures.ipynb #d119d5de
+# %% ../nbs/16_figures.ipynb #e22e4f55
 def array(x) -> np.ndarray:
     "Tensor (any device, with or without gradient) or array or list → float64 array."
     return np.asarray(x.detach().cpu().double() if torch.is_tensor(x) else x, np.float64)
@@ -42,7 +42,7 @@ def picture(x) -> np.ndarray:
         raise DataError(f'an image to draw is (H,W,3) of uint8, not {x.shape} of {x.dtype}')
     return x
 
-# %% ../nbs/16_figures.ipynb #633debf3
+# %% ../nbs/16_figures.ipynb #bd6359ca
 OKABE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#B8A500', '#000000')
 
 def colours(n: int) -> list:
@@ -51,14 +51,14 @@ def colours(n: int) -> list:
     from matplotlib import colormaps
     return list(colormaps['viridis'](np.linspace(0, .92, n)))
 
-# %% ../nbs/16_figures.ipynb #f6748e6f
+# %% ../nbs/16_figures.ipynb #3af9fb39
 def save_figure(fig: Figure, path, dpi: int = 150):
     "Write a figure to `path` (.png, .svg or .pdf); atomic."
     kind = Path(path).suffix[1:]
     if kind not in ('png', 'svg', 'pdf'): raise DataError(f'cannot write {path}: name it .png, .svg or .pdf')
     with atomic_write(path) as f: fig.savefig(f, format=kind, dpi=dpi)
 
-# %% ../nbs/16_figures.ipynb #5c1a50e6
+# %% ../nbs/16_figures.ipynb #7b028aac
 def _bare(ax):
     "Axes without ticks and frame."
     ax.set_xticks([]); ax.set_yticks([])
@@ -72,7 +72,7 @@ def _card(ax, x, size=8, width=20):
     lines = textwrap.wrap(x, width, max_lines=7, placeholder=' …')
     ax.text(.5, .5, '\n'.join(lines), ha='center', va='center', fontsize=size, color=INK)
 
-# %% ../nbs/16_figures.ipynb #1ae06c94
+# %% ../nbs/16_figures.ipynb #5b609ae2
 def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
     "Images (a list, or a batch (B,3,S,S)) in rows of `columns`, `cell` inches each, with a title each if given."
     if not len(images): raise DataError('a gallery needs at least one image')
@@ -87,7 +87,7 @@ def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
         ax.set_title('\n'.join(lines), fontsize=7.5, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #498fbe50
+# %% ../nbs/16_figures.ipynb #f1000424
 def _draw_sound(ax, wave, rate, spectrogram):
     "Waveform (L,) as a log-mel spectrogram or as its envelope; the x axis in seconds."
     seconds = len(wave) / rate
@@ -105,7 +105,7 @@ def _draw_sound(ax, wave, rate, spectrogram):
     ax.set_yticks([]); ax.set_xlim(0, seconds)
     ax.spines[['top', 'right', 'left']].set_visible(False)
 
-# %% ../nbs/16_figures.ipynb #41d104f4
+# %% ../nbs/16_figures.ipynb #282213d4
 def _draw_words(axes, words, seconds, width, title):
     "Words (word, start, end; seconds) over the first of `axes`, `width` inches wide; their boundaries through all; a title above."
     crowded = any(len(w) * .07 > (end - start) * width / seconds for w, start, end in words)
@@ -117,7 +117,7 @@ def _draw_words(axes, words, seconds, width, title):
     longest = max((len(w) for w, _, _ in words), default=0)
     if title: axes[0].set_title(title, fontsize=10, color=INK, pad=18 + (4.5 * longest if crowded else 0) if words else 6)
 
-# %% ../nbs/16_figures.ipynb #ed53f7f9
+# %% ../nbs/16_figures.ipynb #5fcd3f9e
 def _checked_wave(wave):
     "A waveform (L,) that can be drawn."
     wave = array(wave)
@@ -135,7 +135,7 @@ def spectrogram_figure(wave, words=(), rate: int = RATE, title: str = None, widt
     bottom.set_xlabel('seconds', fontsize=8); bottom.tick_params(labelsize=8)
     return fig
 
-# %% ../nbs/16_figures.ipynb #419f3a3a
+# %% ../nbs/16_figures.ipynb #918f1865
 def _checked_attention(attention):
     "Weights (H,T), finite and >= 0."
     w = array(attention)
@@ -143,16 +143,16 @@ def _checked_attention(attention):
     if not np.isfinite(w).all() or w.min() < 0: raise DataError('attention holds NaN, infinite or negative weights: take it after the softmax')
     return w
 
-# %% ../nbs/16_figures.ipynb #04ab2e14
-def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: float = 0.02, spectrogram: bool = False,
+# %% ../nbs/16_figures.ipynb #93679916
+def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: float = 0.02, first: float | None = None, spectrogram: bool = False,
                      title: str = None, width: float = 8.0) -> Figure:
     """The paper's Fig. 3: a waveform (L,), its words on top, and the attention (H,T) of [CLS] in one lane a head.
 
-    `words` [(word, start, end)] in seconds; `hop_seconds` from frame to frame (HuBERT 0.02); frame t is drawn over
-    [t, t+1) * hop_seconds. `spectrogram`: log-mel instead of the waveform. Raises `DataError` on shapes and NaN.
+    `words` [(word, start, end)] in seconds; `hop_seconds` from frame to frame (HuBERT 0.02); frame t is drawn `hop_seconds`
+    wide around first + t * hop_seconds, `first` the middle of frame 0 in seconds (default: half a hop). `spectrogram`: log-mel instead of the waveform. Raises `DataError` on shapes and NaN.
     """
     wave, w = _checked_wave(wave), _checked_attention(attention)
-    edges = np.arange(w.shape[1] + 1) * hop_seconds
+    edges = np.arange(w.shape[1] + 1) * hop_seconds + (0 if first is None else first - hop_seconds / 2)
     fig = Picture(width, 1.9 + .3 * len(w))
     axes = fig.subplots(1 + len(w), 1, sharex=True, height_ratios=[4] + [1] * len(w))
     fig.get_layout_engine().set(hspace=0, h_pad=.01)
@@ -168,14 +168,14 @@ def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: f
     axes[-1].set_xlabel('seconds', fontsize=8); axes[-1].tick_params(length=3)
     return fig
 
-# %% ../nbs/16_figures.ipynb #ee33dfcd
+# %% ../nbs/16_figures.ipynb #1f45339c
 def _frame(ax, right, rank):
     "Mark a found item: a thick green frame and a tick, or a thin grey one; its rank above."
     ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, clip_on=False,
                            lw=4 if right else .8, ec=RIGHT if right else '#bbbbbb'))
     ax.set_title(f'{rank} ✓' if right else str(rank), fontsize=9, color=RIGHT if right else '#777777', weight='bold' if right else None)
 
-# %% ../nbs/16_figures.ipynb #28df269a
+# %% ../nbs/16_figures.ipynb #c0bc7015
 def retrieval_gallery(queries, items, found, right, ranks=None, title: str = None, cell: float = 1.35) -> Figure:
     """Each query with the items found for it, best first; the right ones framed.
 
@@ -198,7 +198,7 @@ def retrieval_gallery(queries, items, found, right, ranks=None, title: str = Non
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #8cefe9ce
+# %% ../nbs/16_figures.ipynb #a38fddf2
 def pca_rgb(target: np.ndarray):
     "A function (N,D) → (N,3) in [0,1], fitted on the target's features: its three main axes as red, green, blue."
     mean = target.mean(0)
@@ -208,7 +208,7 @@ def pca_rgb(target: np.ndarray):
     low, high = np.quantile((target - mean) @ axes.T, [.02, .98], axis=0)
     return lambda x: np.clip(((x - mean) @ axes.T - low) / np.maximum(high - low, 1e-9), 0, 1)
 
-# %% ../nbs/16_figures.ipynb #78e7e633
+# %% ../nbs/16_figures.ipynb #3a6bea05
 def _patch_map(ax, values, shown, grid, **kwargs):
     "One square a patch: values (N,) or (N,3); patches not `shown` (N,) are left pale."
     _bare(ax)
@@ -223,7 +223,7 @@ def _masked_picture(image, mask, grid):
     hidden = mask.reshape(grid, grid).repeat(s, 0).repeat(s, 1)[:image.shape[0], :image.shape[1]]
     return np.where(hidden[..., None], np.uint8(235), image)
 
-# %% ../nbs/16_figures.ipynb #91b28180
+# %% ../nbs/16_figures.ipynb #d928e47b
 def reconstruction_figure(image, mask, target, predictions: dict, title: str = None, cell: float = 1.6) -> Figure:
     """What the decoder made of the masked patches of one image: features as colours, and the error of each patch.
 
@@ -257,7 +257,7 @@ def reconstruction_figure(image, mask, target, predictions: dict, title: str = N
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/16_figures.ipynb #290d2bb2
+# %% ../nbs/16_figures.ipynb #aaa09a94
 def series(history, key: str) -> tuple:
     "Steps and values of `key` ('loss_nce', 'mean.recall_at_1') from the records that have it: two arrays. NaN is kept, None left out."
     found = []
@@ -273,7 +273,7 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
     low, high = np.clip(np.arange(len(y)) - window // 2, 0, None), np.clip(np.arange(len(y)) + window // 2 + 1, None, len(y))
     return (total[high] - total[low]) / (high - low)
 
-# %% ../nbs/16_figures.ipynb #5cc35904
+# %% ../nbs/16_figures.ipynb #5426da0e
 PANELS = (('contrastive loss, $L_{NCE}$', ('loss_nce',)), ('reconstruction loss, $L_{MIM}$', ('loss_mim',)),
           ('recall in %', ('recall_at_1', 'recall_at_5', 'recall_at_10', 'audio_to_image.recall_at_1', 'image_to_audio.recall_at_1')),
           ('learning rate', ('lr',)))
@@ -288,7 +288,7 @@ def _draw_series(ax, x, y, colour, dash, label, noisy):
         y = smooth(y, len(y) // 30)
     ax.plot(x, y, color=colour, ls=dash, lw=1.6, marker=None if len(x) > 25 else 'o', ms=3, label=label)
 
-# %% ../nbs/16_figures.ipynb #10eecb24
+# %% ../nbs/16_figures.ipynb #d41ed0de
 def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     """A run's losses, recalls and learning rate over its steps; a panel without any value is left out.
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['optimise', 'nearest', 'kmeans', 'about', 'HubertPretraining', 'hidden_spans', 'ClusterHead', 'hubert_frames',
            'Speech', 'cluster', 'mfcc_features', 'hubert_round', 'pretrain_hubert', 'MaePretraining', 'Painter',
-           'painted_error', 'pretrain_mae', 'ship', 'shipped', 'load_tiny_backbones']
+           'painted_error', 'pretrain_mae', 'ship', 'pack', 'shipped', 'load_tiny_backbones']
 
-# %% ../nbs/19_pretrain.ipynb #dbf2bfb5
+# %% ../nbs/19_pretrain.ipynb #847350d8
 import json, time
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .audio import mfcc, pad_batch
-from .core import (CheckpointError, DataError, config_to_dict, load_checkpoint, rng_for, run_record, save_checkpoint, set_seed, stable_hash, write_json)
+from .core import (CheckpointError, DataError, config_to_dict, load_checkpoint, read_json, rng_for, run_record, save_checkpoint, set_seed, stable_hash, write_json)
 from .data.loaders import Order
 from .data.scenes import load_scenes
 from .image import normalise
@@ -30,7 +30,7 @@ from .optim import warmup_cosine
 from .patches import patchify, random_mask
 from .train import Snapshots, keep_memory, optimiser_state, replace_folder, restore_optimiser
 
-# %% ../nbs/19_pretrain.ipynb #94184e25
+# %% ../nbs/19_pretrain.ipynb #ccbecabc
 def optimise(modules, loss_at, steps, lr, folder, about, seed=0, weight_decay=.05, warmup=.1, save_every=1000, log_every=100, name='', progress=True):
     """Minimise `loss_at(step)` over the parameters of `modules` (an `nn.ModuleDict`) for `steps` steps; returns {'losses': …, 'seconds': over all sessions}.
     Snapshots go to `folder`; if there is one, the run goes on from it; `CheckpointError` if it is of a run that is not `about` the same. Runs on the CPU."""
@@ -64,7 +64,7 @@ def optimise(modules, loss_at, steps, lr, folder, about, seed=0, weight_decay=.0
     torch.manual_seed(stable_hash(seed, name, steps - 1) % 2**63)     # what follows does not depend on whether this was resumed
     return {'losses': history, 'seconds': round(time.perf_counter() - began, 1)}
 
-# %% ../nbs/19_pretrain.ipynb #4eee94b1
+# %% ../nbs/19_pretrain.ipynb #055b2c64
 def nearest(x, centres, block=50_000):
     "Index of the nearest of `centres` (K, D) for each row of `x` (n, D): int64 (n,)."
     return torch.cat([(2*b @ centres.T - centres.square().sum(1)).argmax(1) for b in x.split(block)])
@@ -80,7 +80,7 @@ def kmeans(x, k, iterations=25, seed=0):
         centres = torch.where((count > 0)[:, None], means, centres)     # an empty cluster stays where it is
     return centres
 
-# %% ../nbs/19_pretrain.ipynb #348f79c6
+# %% ../nbs/19_pretrain.ipynb #ca18fbcf
 def about(config, model):
     "What a snapshot belongs to, as it comes back from JSON."
     return json.loads(json.dumps({'pretraining': config_to_dict(config), 'model': config_to_dict(model)}))
@@ -108,7 +108,7 @@ def hidden_spans(lengths, config, rng):
     for k in range(config.mask_span): hidden[:, k:] |= begin[:, :T - k]
     return torch.from_numpy(hidden & (np.arange(T) < np.asarray(lengths)[:, None]))
 
-# %% ../nbs/19_pretrain.ipynb #43f2bf6b
+# %% ../nbs/19_pretrain.ipynb #2571f7bf
 class ClusterHead(nn.Module):
     "Scores (…, K) of K clusters for frames (…, D): cosine with an embedding of each, over temperature 0.1 (HuBERT)."
     def __init__(self, width, clusters, dim=64):
@@ -131,7 +131,7 @@ def hubert_frames(encoder, frames, lengths, hidden=None, stand_in=None, layer=No
         x = x[0] if isinstance(x, tuple) else x
     return x
 
-# %% ../nbs/19_pretrain.ipynb #42dc759c
+# %% ../nbs/19_pretrain.ipynb #7211d64d
 class Speech:
     "Utterances in memory: `waves` (int16), their front-end `frames` once it is frozen, and the number of frames of each."
     def __init__(self, corpus, n, encoder):
@@ -162,7 +162,7 @@ def cluster(features, k, fit_on, seed):
     centres = kmeans((some - mean)/std, k, seed=seed)
     return [nearest((x - mean)/std, centres) for x in features]
 
-# %% ../nbs/19_pretrain.ipynb #d7c555c7
+# %% ../nbs/19_pretrain.ipynb #c2329040
 def mfcc_features(speech):
     "MFCCs with their differences at the encoder's frame rate: two frames of 20 ms side by side for one of 40 ms; a list of (T, 78)."
     out = []
@@ -184,7 +184,7 @@ def hubert_round(encoder, speech, labels, clusters, steps, config, folder, about
         return F.cross_entropy(head(hubert_frames(encoder, frames, lengths, hidden, head.hidden)[hidden]), target[hidden])
     return optimise(nn.ModuleDict({'encoder': encoder, 'head': head}), loss_at, steps, config.lr, folder, about, config.seed, .01, name=name, progress=progress)
 
-# %% ../nbs/19_pretrain.ipynb #50cf31dc
+# %% ../nbs/19_pretrain.ipynb #ef1c8c5b
 def pretrain_hubert(config=HubertPretraining(), out='runs/tiny-hubert', model=None, cache=None, progress=True):
     "Make a small HuBERT on unlabelled embedded speech, for the audio encoder of `model` (an `SGMIMConfig`); writes weights and record to `out`."
     began, model = time.perf_counter(), model or scenes_tiny()
@@ -206,7 +206,7 @@ def pretrain_hubert(config=HubertPretraining(), out='runs/tiny-hubert', model=No
         histories.append(hubert_round(encoder, speech, labels, clusters, steps, config, Path(out)/f'round-{k}', about(config, model), f'hubert round {k + 1}', progress))
     return ship(encoder.hubert, out, 'tiny-hubert', config, model, corpus, {'rounds': histories}, began)
 
-# %% ../nbs/19_pretrain.ipynb #30f6e076
+# %% ../nbs/19_pretrain.ipynb #2ab15c52
 @dataclass(frozen=True)
 class MaePretraining:
     "How `tiny-mae` is made: He et al.'s method; sizes ours."
@@ -238,7 +238,7 @@ def painted_error(painted, image, patch_size, mask):
     target = (target - target.mean(-1, keepdim=True))/(target.var(-1, keepdim=True) + 1e-4).sqrt()
     return (painted - target).square().mean(-1)[mask].mean()
 
-# %% ../nbs/19_pretrain.ipynb #79be04ee
+# %% ../nbs/19_pretrain.ipynb #b41a5246
 def pretrain_mae(config=MaePretraining(), out='runs/tiny-mae', model=None, cache=None, progress=True):
     "Make a small MAE on unlabelled embedded pictures, for the image encoder of `model` (an `SGMIMConfig`); writes weights and record to `out`."
     began, model = time.perf_counter(), model or scenes_tiny()
@@ -257,7 +257,7 @@ def pretrain_mae(config=MaePretraining(), out='runs/tiny-mae', model=None, cache
     history = optimise(nn.ModuleDict({'encoder': encoder, 'painter': painter}), loss_at, config.steps, config.lr, Path(out)/'steps', about(config, model), config.seed, name='mae', progress=progress)
     return ship(encoder.vit, out, 'tiny-mae', config, model, corpus, {'history': history}, began)
 
-# %% ../nbs/19_pretrain.ipynb #7c42ad7e
+# %% ../nbs/19_pretrain.ipynb #8df690e6
 def ship(module, out, name, config, model, corpus, metrics, began):
     "Write a backbone's weights and its run record to `out`; returns the record."
     record = run_record('pretrain', {'pretraining': config_to_dict(config), 'model': config_to_dict(model)}, config.seed,
@@ -265,6 +265,12 @@ def ship(module, out, name, config, model, corpus, metrics, began):
     replace_folder(Path(out)/name, lambda part: save_checkpoint(part, module.state_dict(), {'backbone': name, 'model': config_to_dict(model)}))
     write_json(Path(out)/name/'record.json', record)
     return record
+
+def pack(run, out):
+    "Make a shipped model of a demo's folder `run`: its best weights in half precision, which halves the file, and its record."
+    tensors, meta = load_checkpoint(Path(run)/'best')
+    save_checkpoint(out, {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, meta)
+    write_json(Path(out)/'record.json', read_json(Path(run)/'demo.json'))
 
 def shipped(name):
     "The folder of weights that came with the package: 'tiny-hubert', 'tiny-mae' or 'scenes-tiny'."
