@@ -17,10 +17,9 @@ from conftest import ROOT, Toy, first, listing, run_python
 
 from sgmim.core import ConfigError, DataError, SgmimError, read_json, rng_for
 from sgmim.data import scenes as scenes_module
-from sgmim.data import voice as voice_module
 from sgmim.data.captions import PLACE_PHRASES, SIZE_WORDS, caption, thing_names
 from sgmim.data.loaders import Order, Pairs, collate, eval_loader, train_loader
-from sgmim.data.pictures import COLOURS, content, draw_scene, sample_scene
+from sgmim.data.pictures import content, draw_scene, sample_scene
 from sgmim.data.scenes import CHUNK, SPLITS, cache_folder, held_out, load_scenes, make_chunk, make_item
 from sgmim.data.voice import OTHERS, SEEN, SPEAKERS, UNSEEN, Speaker, Utterance, speak, vary
 from sgmim.image import normalise
