@@ -440,7 +440,7 @@ def test_a_batch(scenes, pad):
     for row, j in enumerate((5, 250, 17)):
         wave, n = train.audio(j)[:24000], int(batch['audio_len'][row])
         assert n == len(wave) == pairs.lengths[j] and np.array_equal(batch['audio'][row, :n], wave) and not batch['audio'][row, n:].any()
-        assert torch.equal(batch['image'][row], normalise(train.image(train.image_of_caption[j])))
+        assert torch.equal(batch["image"][row], normalise(np.array(train.image(train.image_of_caption[j]))))
 
 
 def test_a_batch_of_frames():
