@@ -7,7 +7,7 @@ __all__ = ['RECIPE', 'MAX_SECONDS', 'SPLITS', 'CHUNK', 'LADDER', 'SplitRule', 'h
            'SpokenCaption', 'Scenes', 'cache_folder', 'load_scenes', 'oracle_ladder', 'export_places',
            'export_spokencoco', 'export_facc']
 
-# %% ../../nbs/06_data_scenes.ipynb #45f61529
+# %% ../../nbs/06_data_scenes.ipynb #a512f1e5
 import hashlib, io, json, os, subprocess, sys, tempfile, time
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .captions import caption
 from .pictures import content, draw_scene, sample_scene, scene_from_dict, scene_to_dict
 from .voice import OTHERS, SAMPLE_RATE, SEEN, UNSEEN, speak, vary
 
-# %% ../../nbs/06_data_scenes.ipynb #bcb32faa
+# %% ../../nbs/06_data_scenes.ipynb #ff6484a3
 RECIPE = 'scenes-1'      # changes whenever a picture, sentence or voice would: caches of another recipe are never read
 MAX_SECONDS = 4.         # a longer caption is said in other words
 
@@ -41,7 +41,7 @@ SPLITS = {'train': SplitRule(SEEN, range(0, 70), range(0, 60)),
           'test-novel': SplitRule(SEEN, range(0, 100), range(80, 100), novel=True),
           'pretrain': SplitRule(SEEN + OTHERS, range(0, 70), range(0, 60))}   # unpaired speech and pictures, for the backbones
 
-# %% ../../nbs/06_data_scenes.ipynb #52927c5e
+# %% ../../nbs/06_data_scenes.ipynb #703f0e55
 def held_out(things):
     "Does a tuple of (category, colour, …) hold a combination that training never shows?"
     names = sorted(t[0] for t in things)
@@ -53,7 +53,7 @@ def bucket(kind, key): return stable_hash(RECIPE, kind, key) % 100
 def _belongs(scene, rule):
     return bucket('scene', content(scene)) in rule.scenes and held_out(content(scene)[1]) == rule.novel
 
-# %% ../../nbs/06_data_scenes.ipynb #68fe274d
+# %% ../../nbs/06_data_scenes.ipynb #fbf9f4e2
 def make_item(split, i, captions=1, seed=0):
     "Image `i` of a split: its `Scene` and a list of up to `captions` different (Caption, Speaker, Utterance)."
     rule, rng = SPLITS[split], rng_for(RECIPE, seed, split, i)
@@ -75,7 +75,7 @@ def _say(scene, n, rule, rng):
         if len(made) == n: break
     return list(made.values())
 
-# %% ../../nbs/06_data_scenes.ipynb #c12c0eea
+# %% ../../nbs/06_data_scenes.ipynb #cc5870cc
 CHUNK = 100  # images
 
 def _jpeg(pixels):
@@ -106,7 +106,7 @@ def make_chunk(folder, k, split, n_images, captions, seed, size):
     with atomic_write(folder/f'{k:05d}.bin') as f: f.write(b''.join(blobs))
     write_json(folder/f'{k:05d}.json', {'bytes': at, 'images': images, 'captions': utterances})
 
-# %% ../../nbs/06_data_scenes.ipynb #a3349d8f
+# %% ../../nbs/06_data_scenes.ipynb #5496298c
 def _chunk_done(folder, k):
     try: return read_json(folder/f'{k:05d}.json')['bytes'] == (folder/f'{k:05d}.bin').stat().st_size
     except (DataError, OSError, KeyError, TypeError): return False
@@ -128,7 +128,7 @@ def _make(folder, args, workers, progress):
     finally:
         for p, err in run: p.kill(); p.wait(); err.close()
 
-# %% ../../nbs/06_data_scenes.ipynb #688a0cc2
+# %% ../../nbs/06_data_scenes.ipynb #26c7fc28
 def _watch(run, folder, todo, args, progress):
     "A progress bar until all workers are done; `SgmimError` with the worker's words if one fails."
     from tqdm.auto import tqdm
@@ -144,7 +144,7 @@ def _watch(run, folder, todo, args, progress):
             if not running: return
             time.sleep(.1)
 
-# %% ../../nbs/06_data_scenes.ipynb #9bbc26c1
+# %% ../../nbs/06_data_scenes.ipynb #658fd16e
 @dataclass(frozen=True)
 class SpokenCaption:
     "`image` index, `text` (never used in training), `speaker` name, `words` ((word, start s, end s), …), and what it commits to: `place`, `things`."
@@ -191,7 +191,7 @@ class Scenes:
         "A hash of the recipe and of all that was said, by whom and of which image, for run records."
         return hashlib.blake2b(repr((RECIPE, self.name, [(c.image, c.text, c.speaker, c.samples) for c in self.captions])).encode(), digest_size=8).hexdigest()
 
-# %% ../../nbs/06_data_scenes.ipynb #496a16b3
+# %% ../../nbs/06_data_scenes.ipynb #efb3aaec
 def cache_folder():
     "Where generated and downloaded things are kept: $SGMIM_CACHE, else ~/.cache/sgmim."
     return Path(os.environ.get('SGMIM_CACHE') or Path.home()/'.cache'/'sgmim')
@@ -208,7 +208,7 @@ def load_scenes(split, n_images, captions=1, seed=0, size=96, cache=None, worker
         write_json(folder/'done.json', {'recipe': RECIPE, **args})
     return Scenes(folder, split, -(-n_images//CHUNK))
 
-# %% ../../nbs/06_data_scenes.ipynb #c5499921
+# %% ../../nbs/06_data_scenes.ipynb #d0d72142
 LADDER = ('place', '+ things', '+ colours', '+ sizes')
 
 def _may_fit(place, said, scene, level):
@@ -238,7 +238,7 @@ def _any_of(own, n, k):
     for i in range(min(k, n)): miss *= max(0, n - own - i)/(n - i)
     return 1 - miss
 
-# %% ../../nbs/06_data_scenes.ipynb #455fd062
+# %% ../../nbs/06_data_scenes.ipynb #bd5f5333
 def _files(scenes, folder, image_name, audio_name, sound='WAV'):
     "Write the images (JPEG) and captions of a split under `folder`; yields (caption number, SpokenCaption, image path, audio path), relative."
     import soundfile
@@ -259,7 +259,7 @@ def export_places(splits, folder):
                  'text_alignment': ' '.join(f'{s:.2f}__{w.upper().replace(" ", "_")}__{e:.2f}' for w, s, e in c.words)} for j, c, image, wav in rows]
         write_json(folder/'metadata'/f'{name}_2020.json', {'image_base_path': str(folder/'images'), 'audio_base_path': str(folder), 'data': data})
 
-# %% ../../nbs/06_data_scenes.ipynb #b415a3e0
+# %% ../../nbs/06_data_scenes.ipynb #4a4a7e54
 def export_spokencoco(splits, folder):
     "SpokenCOCO: `SpokenCOCO_<split>.json` with an entry an image, `wavs/<split>/<shard>/`, `<split>2014/`. `splits`: {'train': Scenes, 'val': …}."
     folder, first = Path(folder), 0
