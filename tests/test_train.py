@@ -222,6 +222,8 @@ def test_another_run_in_the_folder(tmp_path, change):
 def test_starting_afresh(whole, tmp_path):
     "`resume=False` forgets what was there: an interruption of the new run goes back to the new run."
     quick(out=tmp_path, lr=5e-3)
+    with pytest.raises(Crash): quick(Toy(hook=at(8*2 + 1, crash)), out=tmp_path, resume=False)
+    assert not list(tmp_path.glob('checkpoints/*'))     # also before it has a snapshot of its own
     with pytest.raises(Crash): quick(Toy(hook=at(8*7 + 1, crash)), out=tmp_path, resume=False)
     assert snapshots(tmp_path) == ['step-00000005']
     assert same(whole, quick(out=tmp_path))

@@ -7,7 +7,7 @@ __all__ = ['RECIPE', 'MAX_SECONDS', 'SPLITS', 'CHUNK', 'LADDER', 'SplitRule', 'h
            'SpokenCaption', 'Scenes', 'cache_folder', 'load_scenes', 'oracle_ladder', 'export_places',
            'export_spokencoco', 'export_facc']
 
-# %% ../../nbs/06_data_scenes.ipynb #a512f1e5
+# %% ../../nbs/06_data_scenes.ipynb #8f32df28
 import hashlib, io, json, os, subprocess, sys, tempfile, time
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .captions import caption
 from .pictures import content, draw_scene, sample_scene, scene_from_dict, scene_to_dict
 from .voice import OTHERS, SAMPLE_RATE, SEEN, UNSEEN, speak, vary
 
-# %% ../../nbs/06_data_scenes.ipynb #ff6484a3
+# %% ../../nbs/06_data_scenes.ipynb #0303d806
 RECIPE = 'scenes-1'      # changes whenever a picture, sentence or voice would: caches of another recipe are never read
 MAX_SECONDS = 4.         # a longer caption is said in other words
 
@@ -41,7 +41,7 @@ SPLITS = {'train': SplitRule(SEEN, range(0, 70), range(0, 60)),
           'test-novel': SplitRule(SEEN, range(0, 100), range(80, 100), novel=True),
           'pretrain': SplitRule(SEEN + OTHERS, range(0, 70), range(0, 60))}   # unpaired speech and pictures, for the backbones
 
-# %% ../../nbs/06_data_scenes.ipynb #703f0e55
+# %% ../../nbs/06_data_scenes.ipynb #6fbc16ec
 def held_out(things):
     "Does a tuple of (category, colour, …) hold a combination that training never shows?"
     names = sorted(t[0] for t in things)
@@ -53,7 +53,7 @@ def bucket(kind, key): return stable_hash(RECIPE, kind, key) % 100
 def _belongs(scene, rule):
     return bucket('scene', content(scene)) in rule.scenes and held_out(content(scene)[1]) == rule.novel
 
-# %% ../../nbs/06_data_scenes.ipynb #fbf9f4e2
+# %% ../../nbs/06_data_scenes.ipynb #909daab2
 def make_item(split, i, captions=1, seed=0):
     "Image `i` of a split: its `Scene` and a list of up to `captions` different (Caption, Speaker, Utterance)."
     rule, rng = SPLITS[split], rng_for(RECIPE, seed, split, i)
@@ -75,7 +75,7 @@ def _say(scene, n, rule, rng):
         if len(made) == n: break
     return list(made.values())
 
-# %% ../../nbs/06_data_scenes.ipynb #cc5870cc
+# %% ../../nbs/06_data_scenes.ipynb #957bb31d
 CHUNK = 100  # images
 
 def _jpeg(pixels):
@@ -106,7 +106,7 @@ def make_chunk(folder, k, split, n_images, captions, seed, size):
     with atomic_write(folder/f'{k:05d}.bin') as f: f.write(b''.join(blobs))
     write_json(folder/f'{k:05d}.json', {'bytes': at, 'images': images, 'captions': utterances})
 
-# %% ../../nbs/06_data_scenes.ipynb #5496298c
+# %% ../../nbs/06_data_scenes.ipynb #27d668dd
 def _chunk_done(folder, k):
     try: return read_json(folder/f'{k:05d}.json')['bytes'] == (folder/f'{k:05d}.bin').stat().st_size
     except (DataError, OSError, KeyError, TypeError): return False
@@ -119,7 +119,8 @@ def _worker():
 def _make(folder, args, workers, progress):
     n = -(-args['n_images']//CHUNK)
     todo = [k for k in range(n) if not _chunk_done(folder, k)]
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise SgmimError(f'cannot make {folder} for the embedded corpus: {e.strerror}. Choose another cache folder with $SGMIM_CACHE or cache=.') from e
     workers = max(1, min(workers, len(todo)))
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(Path(sgmim.__file__).resolve().parents[1]), os.environ.get('PYTHONPATH', '')])}
     run = [(subprocess.Popen([sys.executable, '-c', 'from sgmim.data.scenes import _worker; _worker()', str(folder), json.dumps(todo[w::workers]), json.dumps(args)],
@@ -128,7 +129,7 @@ def _make(folder, args, workers, progress):
     finally:
         for p, err in run: p.kill(); p.wait(); err.close()
 
-# %% ../../nbs/06_data_scenes.ipynb #26c7fc28
+# %% ../../nbs/06_data_scenes.ipynb #bddd2f12
 def _watch(run, folder, todo, args, progress):
     "A progress bar until all workers are done; `SgmimError` with the worker's words if one fails."
     from tqdm.auto import tqdm
@@ -144,7 +145,7 @@ def _watch(run, folder, todo, args, progress):
             if not running: return
             time.sleep(.1)
 
-# %% ../../nbs/06_data_scenes.ipynb #658fd16e
+# %% ../../nbs/06_data_scenes.ipynb #767d4d31
 @dataclass(frozen=True)
 class SpokenCaption:
     "`image` index, `text` (never used in training), `speaker` name, `words` ((word, start s, end s), …), and what it commits to: `place`, `things`."
@@ -191,7 +192,7 @@ class Scenes:
         "A hash of the recipe and of all that was said, by whom and of which image, for run records."
         return hashlib.blake2b(repr((RECIPE, self.name, [(c.image, c.text, c.speaker, c.samples) for c in self.captions])).encode(), digest_size=8).hexdigest()
 
-# %% ../../nbs/06_data_scenes.ipynb #efb3aaec
+# %% ../../nbs/06_data_scenes.ipynb #c36ba175
 def cache_folder():
     "Where generated and downloaded things are kept: $SGMIM_CACHE, else ~/.cache/sgmim."
     return Path(os.environ.get('SGMIM_CACHE') or Path.home()/'.cache'/'sgmim')
@@ -202,13 +203,13 @@ def load_scenes(split, n_images, captions=1, seed=0, size=96, cache=None, worker
     if split not in SPLITS: raise ConfigError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if n_images < 1 or not 1 <= captions <= 5: raise ConfigError(f'need at least one image and 1 to 5 captions an image, got {n_images} and {captions}')
     folder = Path(cache or cache_folder())/f'{RECIPE}-{size}px-seed{seed}'/f'{split}-{n_images}x{captions}'
-    if not (folder/'done.json').is_file():
-        args = dict(split=split, n_images=n_images, captions=captions, seed=seed, size=size)
+    args, chunks = dict(split=split, n_images=n_images, captions=captions, seed=seed, size=size), -(-n_images//CHUNK)
+    if not ((folder/'done.json').is_file() and all(_chunk_done(folder, k) for k in range(chunks))):
         _make(folder, args, workers or os.cpu_count() or 1, progress)
         write_json(folder/'done.json', {'recipe': RECIPE, **args})
-    return Scenes(folder, split, -(-n_images//CHUNK))
+    return Scenes(folder, split, chunks)
 
-# %% ../../nbs/06_data_scenes.ipynb #d0d72142
+# %% ../../nbs/06_data_scenes.ipynb #3c28f032
 LADDER = ('place', '+ things', '+ colours', '+ sizes')
 
 def _may_fit(place, said, scene, level):
@@ -238,7 +239,7 @@ def _any_of(own, n, k):
     for i in range(min(k, n)): miss *= max(0, n - own - i)/(n - i)
     return 1 - miss
 
-# %% ../../nbs/06_data_scenes.ipynb #bd5f5333
+# %% ../../nbs/06_data_scenes.ipynb #7003a9c4
 def _files(scenes, folder, image_name, audio_name, sound='WAV'):
     "Write the images (JPEG) and captions of a split under `folder`; yields (caption number, SpokenCaption, image path, audio path), relative."
     import soundfile
@@ -259,7 +260,7 @@ def export_places(splits, folder):
                  'text_alignment': ' '.join(f'{s:.2f}__{w.upper().replace(" ", "_")}__{e:.2f}' for w, s, e in c.words)} for j, c, image, wav in rows]
         write_json(folder/'metadata'/f'{name}_2020.json', {'image_base_path': str(folder/'images'), 'audio_base_path': str(folder), 'data': data})
 
-# %% ../../nbs/06_data_scenes.ipynb #4a4a7e54
+# %% ../../nbs/06_data_scenes.ipynb #15a747f5
 def export_spokencoco(splits, folder):
     "SpokenCOCO: `SpokenCOCO_<split>.json` with an entry an image, `wavs/<split>/<shard>/`, `<split>2014/`. `splits`: {'train': Scenes, 'val': …}."
     folder, first = Path(folder), 0

@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'PRESETS', 'ROWS', 'IMAGE_EXTRA', 'AUDIO_EXTRA', 'OLD_NAME
            'build_audio_encoder', 'DualEncoder', 'SGMIM', 'config_difference', 'save_model', 'load_model',
            'load_backbones']
 
-# %% ../../nbs/13_models_sgmim.ipynb #29c33900
+# %% ../../nbs/13_models_sgmim.ipynb #7dd2e9b2
 import copy, dataclasses, math
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from .decoder import Decoder
 from .image_encoder import ImageEncoder
 from ..patches import PatchMask, random_mask
 
-# %% ../../nbs/13_models_sgmim.ipynb #454af766
+# %% ../../nbs/13_models_sgmim.ipynb #88e600ab
 @dataclass(frozen=True)
 class EncoderConfig:
     "Sizes of the two encoders. Defaults: ViT-B/16 and HuBERT Base (§3.2)."
@@ -53,7 +53,7 @@ class EncoderConfig:
     freeze_cnn: bool = True # convolutions stay as pretrained (VG-HuBERT's code)
     reinit_layers: int = 3 # last layers started afresh after loading HuBERT (§3.2)
 
-# %% ../../nbs/13_models_sgmim.ipynb #a4bbe1f8
+# %% ../../nbs/13_models_sgmim.ipynb #8fcbe3c5
 @dataclass(frozen=True)
 class SGMIMConfig(EncoderConfig):
     "The whole model and its objective. Defaults are the paper's; what it leaves open is marked *ours*."
@@ -88,7 +88,7 @@ class SGMIMConfig(EncoderConfig):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/13_models_sgmim.ipynb #ace9fa67
+# %% ../../nbs/13_models_sgmim.ipynb #8b164113
 CHOICES = dict(reconstruction=('none', 'plain', 'frames', 'summary'), similarity=('dot', 'cosine'), conv_norm=('group', 'layer'),
                decoder_position=('sincos', 'learned'), decoder_norm=('pre', 'post'), mim_reduction=('mean', 'sum'),
                momentum_horizon=('training', 'reconstruction'))
@@ -116,11 +116,11 @@ def check_config(c) -> None:
     for f in ('image_mlp_ratio', 'decoder_mlp_ratio'): need(getattr(c, f) > 0, f, 'above 0')
     N = (c.image_size // c.patch_size) ** 2
     need(0 < c.mask_ratio < 1 and 0 < round(N * (1 - c.mask_ratio)) < N, 'mask_ratio', f'such that of {N} patches some are hidden and some visible')
-    need(c.temperature is None or c.temperature > 0, 'temperature', 'above 0, or None')
+    need(c.temperature is None or (isinstance(c.temperature, (int, float)) and c.temperature > 0), 'temperature', 'a number above 0, or None')
     need(0 <= c.momentum_start <= c.momentum_end <= 1, 'momentum_start', f'in [0, 1] and at most momentum_end {c.momentum_end}')
     need(type(c.reinit_layers) is int and 0 <= c.reinit_layers <= c.audio_depth, 'reinit_layers', f'between 0 and audio_depth {c.audio_depth}')
 
-# %% ../../nbs/13_models_sgmim.ipynb #3337eb78
+# %% ../../nbs/13_models_sgmim.ipynb #2a43da62
 def paper() -> SGMIMConfig:
     "The model of §3.2: ViT-B/16, HuBERT Base, a decoder of one layer."
     return SGMIMConfig()
@@ -139,14 +139,14 @@ def scenes_tiny() -> SGMIMConfig:
 
 PRESETS = {'scenes-tiny': scenes_tiny, 'paper': paper}
 
-# %% ../../nbs/13_models_sgmim.ipynb #34b98d4e
+# %% ../../nbs/13_models_sgmim.ipynb #455755db
 ROWS = {'VG-HuBERT (M)': 'none', '+ Recon': 'plain', '+ Speech-Guided': 'frames', '+ Summary': 'summary'}
 
 def table4_rows(config: SGMIMConfig) -> dict[str, SGMIMConfig]:
     "The four models of Table 4, by the paper's names: variants of one configuration."
     return {name: dataclasses.replace(config, reconstruction=kind) for name, kind in ROWS.items()}
 
-# %% ../../nbs/13_models_sgmim.ipynb #77cc46ca
+# %% ../../nbs/13_models_sgmim.ipynb #9393ca97
 def momentum_at(
     step: int, # updates done
     total: int, # updates in all
@@ -158,7 +158,7 @@ def momentum_at(
     done = min(max((step - onset) / max(total - onset, 1), 0.), 1.)
     return end - (end - start) * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../../nbs/13_models_sgmim.ipynb #3ac9d35a
+# %% ../../nbs/13_models_sgmim.ipynb #904eb5f5
 @torch.no_grad()
 def ema_update(
     average: nn.Module, # moves
@@ -168,7 +168,7 @@ def ema_update(
     "In place: average = α average + (1-α) model, for every parameter (§2.1)."
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - alpha)
 
-# %% ../../nbs/13_models_sgmim.ipynb #fe62b8a3
+# %% ../../nbs/13_models_sgmim.ipynb #ea3c8c6d
 def build_image_encoder(c: EncoderConfig) -> ImageEncoder:
     "E_I of a configuration, freshly initialised."
     return ImageEncoder(c.image_size, c.patch_size, c.image_width, c.image_depth, c.image_heads, c.image_mlp_ratio, c.image_drop_path)
@@ -179,7 +179,7 @@ def build_audio_encoder(c: SGMIMConfig) -> AudioEncoder:
                            c.conv_bias, c.conv_norm, c.pos_kernel, c.pos_groups, c.dropout, c.attention_dropout, c.activation_dropout)
     return AudioEncoder(hubert, c.freeze_cnn, c.drop_self, c.renormalise, c.attention_grad)
 
-# %% ../../nbs/13_models_sgmim.ipynb #b7bb624d
+# %% ../../nbs/13_models_sgmim.ipynb #d259510b
 class DualEncoder(nn.Module):
     "$E_I$ and $E_A$ with their projections to $z^I$ and $z^A$ (Fig. 2a)."
     def __init__(self, config: SGMIMConfig):
@@ -205,7 +205,7 @@ class DualEncoder(nn.Module):
         return self.audio_encoder(batch.get('audio'), batch.get('audio_len'), batch.get('frames'), batch.get('frames_len'),
                                   need_attention=self.config.reconstruction == 'summary')
 
-# %% ../../nbs/13_models_sgmim.ipynb #7c1f092b
+# %% ../../nbs/13_models_sgmim.ipynb #48009d09
 class SGMIM(DualEncoder):
     "Speech guided masked image modelling: `DualEncoder` with $D_M$ and the momentum encoder (Fig. 2b)."
     def __init__(self, config: SGMIMConfig):
@@ -265,7 +265,7 @@ class SGMIM(DualEncoder):
         "Move the momentum encoder towards the image encoder (§2.1); call after each update. Nothing where there is none."
         if self.momentum_encoder is not None: ema_update(self.momentum_encoder, self.image_encoder, alpha)
 
-# %% ../../nbs/13_models_sgmim.ipynb #55a90ae2
+# %% ../../nbs/13_models_sgmim.ipynb #7e88b637
 def config_difference(a: SGMIMConfig, b: SGMIMConfig) -> list[str]:
     "Fields in which two configurations differ, as text."
     return [f'{f.name} = {getattr(a, f.name)!r}, not {getattr(b, f.name)!r}' for f in dataclasses.fields(a)
@@ -291,7 +291,7 @@ def load_model(
     load_state(model, tensors, what=str(folder))
     return model.to(pick_device(device)).eval()
 
-# %% ../../nbs/13_models_sgmim.ipynb #c0f25f1e
+# %% ../../nbs/13_models_sgmim.ipynb #a8ac9f9d
 IMAGE_EXTRA = ('head.', 'decoder_', 'mask_token') # a classifier; MAE's decoder
 AUDIO_EXTRA = ('masked_spec_embed', 'final_proj.', 'label_embs_concat') # SpecAugment's vector; HuBERT's pretext heads
 OLD_NAMES = {'.weight_g': '.parametrizations.weight.original0', '.weight_v': '.parametrizations.weight.original1'} # older weight norm
