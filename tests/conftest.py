@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')     # before torch: steps of milliseconds gain nothing from more threads, and lose much where cores are busy
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
