@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'recipe', 'optimiser_state', 'restore_optimiser', 'Sna
            'Feed', 'frames_of', 'corpus_pairs', 'evaluate', 'make_optimiser', 'train_step', 'Run', 'fit', 'build',
            'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
 
-# %% ../nbs/17_train.ipynb #ff457b73
+# %% ../nbs/17_train.ipynb #f8eb44d6
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .retrieval import embed
 
-# %% ../nbs/17_train.ipynb #215fc7e1
+# %% ../nbs/17_train.ipynb #42736326
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -50,14 +50,14 @@ class TrainConfig:
     def __post_init__(self):
         def need(ok, field, what):
             if not ok: raise ConfigError(f'TrainConfig.{field} must be {what}, got {getattr(self, field)!r}')
-        for f in ('epochs', 'lr', 'max_seconds', 'eval_every', 'save_every', 'log_every'): need(getattr(self, f) > 0, f, 'greater than 0')
+        for f in ('epochs', 'lr', 'max_seconds', 'eval_every', 'save_every', 'log_every'): need(0 < getattr(self, f) < math.inf, f, 'greater than 0')
         need(self.batch_size > 1, 'batch_size', 'at least 2: the contrastive loss of one pair is 0 whatever the model does')
         for f in ('clip', 'weight_decay', 'bucket'): need(getattr(self, f) >= 0, f, '0 or more')
         for f in ('warmup', 'curriculum', 'speed'): need(0 <= getattr(self, f) < 1, f, 'a share from 0 to below 1')
         for f, options in (('optimiser', ('bertadam', 'adamw')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/17_train.ipynb #bea0ac39
+# %% ../nbs/17_train.ipynb #5edd7fc4
 def recipe(name):
     "The `TrainConfig` that belongs to a preset of `sgmim.models.sgmim.PRESETS`."
     if name == 'scenes-tiny':
@@ -66,7 +66,7 @@ def recipe(name):
     if name == 'paper': return TrainConfig()
     raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
 
-# %% ../nbs/17_train.ipynb #ac548706
+# %% ../nbs/17_train.ipynb #c6861fde
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -84,7 +84,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/17_train.ipynb #ead6c307
+# %% ../nbs/17_train.ipynb #7a6ae6c7
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -117,7 +117,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/17_train.ipynb #98c5ef4e
+# %% ../nbs/17_train.ipynb #d4e1bc1f
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -130,14 +130,14 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/17_train.ipynb #c62d943c
+# %% ../nbs/17_train.ipynb #17cc3edb
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/17_train.ipynb #c4b673d1
+# %% ../nbs/17_train.ipynb #811f5a3f
 class Feed:
     "Batches from a step on. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
     def __init__(self, data, config, workers=0, model=None):
@@ -175,9 +175,10 @@ class Feed:
         "What the data are, for the run record."
         named = self.corpus and type(self.data).__repr__ is not object.__repr__     # the default repr holds an address
         return {'name': repr(self.data) if named else type(self.data).__name__, 'pairs': len(self.pairs) if self.corpus else None,
-                'fingerprint': getattr(self.data, 'fingerprint', None)}
+                'fingerprint': getattr(self.data, 'fingerprint', None) or (
+                    str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
 
-# %% ../nbs/17_train.ipynb #b10aaed1
+# %% ../nbs/17_train.ipynb #67a5afbb
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU."
@@ -188,7 +189,7 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/17_train.ipynb #acb52a37
+# %% ../nbs/17_train.ipynb #2035c11e
 def corpus_pairs(corpus, max_seconds, model=None, augment=False, keep=True, speed=0.):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora are held in memory, decoded, if `keep`."
     size, first = model.image_size if model else None, corpus.image(0)
@@ -205,7 +206,7 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=10.):
     if hasattr(data, 'image_of_caption') and hasattr(data, 'audio'): data = eval_loader(corpus_pairs(data, max_seconds, model.config), batch_size)
     return embed(model, data, device).metrics(similarity=model.config.similarity)
 
-# %% ../nbs/17_train.ipynb #2b299918
+# %% ../nbs/17_train.ipynb #8037834d
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -229,7 +230,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device):
     model.update_momentum(alpha)
     return {k: out[k].detach() for k in ('loss', 'loss_nce', 'loss_mim')} | {'lr': config.lr*factor, 'alpha': alpha}
 
-# %% ../nbs/17_train.ipynb #bf9b522b
+# %% ../nbs/17_train.ipynb #87749f84
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about):
@@ -266,7 +267,7 @@ class Run:
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {'step': self.step, 'dev': result.to_dict()}))
         else: self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/17_train.ipynb #de526269
+# %% ../nbs/17_train.ipynb #bd14c760
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint; `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
@@ -305,7 +306,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             if stop.asked: raise KeyboardInterrupt(f'{stop.asked} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, feed)
 
-# %% ../nbs/17_train.ipynb #1053d821
+# %% ../nbs/17_train.ipynb #cf9affe0
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -329,7 +330,7 @@ def prepare(model, feed, dev, config, device, progress):
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/17_train.ipynb #fc34e0ca
+# %% ../nbs/17_train.ipynb #bd53c043
 def log(run, sums, feed, config, began, bar, batch):
     "Add the mean of the last steps to the history; stop if the loss is no longer a number."
     n, seconds = sums.pop('n'), time.perf_counter() - began
@@ -350,7 +351,7 @@ def check(run, result, began, bar):
     run.history.append({'step': run.step, 'seconds': round(time.perf_counter() - began, 2), **{f'recall_at_{k}': r for k, r in zip((1, 5, 10), result.mean)}})
     run.keep_if_best(result)
 
-# %% ../nbs/17_train.ipynb #3876a167
+# %% ../nbs/17_train.ipynb #6ecc942e
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."
