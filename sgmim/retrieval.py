@@ -6,13 +6,13 @@
 __all__ = ['SOUND', 'Direction', 'RetrievalResult', 'retrieval_metrics', 'bootstrap', 'Embeddings', 'embed', 'top_k',
            'format_table']
 
-# %% ../nbs/19_retrieval.ipynb #78087b82
+# %% ../nbs/19_retrieval.ipynb #a743d2f9
 import dataclasses
 import numpy as np
 import torch
-from .core import ConfigError, DataError
+from .core import CheckpointError, ConfigError, DataError, load_checkpoint, save_checkpoint
 
-# %% ../nbs/19_retrieval.ipynb #1cf7dd75
+# %% ../nbs/19_retrieval.ipynb #6e42627f
 def _ranks(z_image, z_audio, image_of_caption, block):
     "Ranks (n_captions,) of A → I and (n_images,) of I → A; never more than `block` rows of scores at a time."
     def scores():
@@ -32,7 +32,7 @@ def _ranks(z_image, z_audio, image_of_caption, block):
         i2a.index_add_(0, own_image, -(own >= best[own_image]).long())   # an image's own captions are not wrong
     return a2i.cpu().numpy(), i2a.cpu().numpy()
 
-# %% ../nbs/19_retrieval.ipynb #1e372a9d
+# %% ../nbs/19_retrieval.ipynb #638af189
 @dataclasses.dataclass(frozen=True)
 class Direction:
     "One direction of retrieval. Recalls in per cent; `ranks` (n_queries,), the best is 1; `n_items` candidates a query."
@@ -50,13 +50,14 @@ class Direction:
         ranks = np.asarray(ranks)
         return cls(*(100 * float((ranks <= k).mean()) for k in (1, 5, 10)), float(np.median(ranks)), len(ranks), int(n_items), ranks)
 
-# %% ../nbs/19_retrieval.ipynb #6250deb1
+# %% ../nbs/19_retrieval.ipynb #bf2ca4e1
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult:
-    "Both directions. `images_dropped`: images left out of the pool because no caption is theirs."
+    "Both directions. `images_dropped`: images left out of the pool because no caption is theirs. `unreadable`: images and captions left out because their files could not be read."
     audio_to_image: Direction
     image_to_audio: Direction
     images_dropped: int = 0
+    unreadable: int = 0
 
     @property
     def row(self) -> tuple:
@@ -72,11 +73,11 @@ class RetrievalResult:
         "Plain numbers, for JSON."
         side = lambda d: {f.name: getattr(d, f.name) for f in dataclasses.fields(d) if f.name != 'ranks'}
         return dict(audio_to_image=side(self.audio_to_image), image_to_audio=side(self.image_to_audio),
-                    mean={f'recall_at_{k}': r for k, r in zip((1, 5, 10), self.mean)}, images_dropped=self.images_dropped)
+                    mean={f'recall_at_{k}': r for k, r in zip((1, 5, 10), self.mean)}, images_dropped=self.images_dropped, unreadable=self.unreadable)
 
     def __str__(self): return format_table([('', self)])
 
-# %% ../nbs/19_retrieval.ipynb #76397064
+# %% ../nbs/19_retrieval.ipynb #78aaade2
 def _checked(z, name):
     "A matrix of embeddings as a finite float tensor (n,D)."
     z = torch.as_tensor(z).detach()
@@ -87,7 +88,7 @@ def _checked(z, name):
                                  'the model diverged, or an input is broken')
     return z
 
-# %% ../nbs/19_retrieval.ipynb #a9f342c2
+# %% ../nbs/19_retrieval.ipynb #2d8550c1
 def _checked_pool(z_image, z_audio, image_of_caption, similarity):
     "Two checked matrices of one width, L2-normalised for 'cosine', and owners (n_captions,) that exist."
     z_image, z_audio = _checked(z_image, 'z_image'), _checked(z_audio, 'z_audio')
@@ -105,7 +106,7 @@ def _checked_pool(z_image, z_audio, image_of_caption, similarity):
         raise DataError("the embeddings are so large that inner products overflow: give float64, or similarity='cosine'")
     return z_image, z_audio.to(z_image), owner.long()
 
-# %% ../nbs/19_retrieval.ipynb #a5706f86
+# %% ../nbs/19_retrieval.ipynb #7f510853
 def retrieval_metrics(z_image, z_audio, image_of_caption, similarity: str = 'dot', block: int = 1024,
                       without_caption: str = 'error') -> RetrievalResult:
     """Recalls of both directions for z_image (n_images,D), z_audio (n_captions,D), arrays or tensors, on any device.
@@ -126,7 +127,7 @@ def retrieval_metrics(z_image, z_audio, image_of_caption, similarity: str = 'dot
     a2i, i2a = _ranks(z_image, z_audio, owner, block)
     return RetrievalResult(Direction.from_ranks(a2i, len(z_image)), Direction.from_ranks(i2a, len(z_audio)), dropped)
 
-# %% ../nbs/19_retrieval.ipynb #c7e012ac
+# %% ../nbs/19_retrieval.ipynb #3452fa03
 def bootstrap(ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, minus=None, level: float = 0.95) -> dict:
     """Confidence interval of R@k in per cent, {k: (low, high)}, from `n` resamples of the queries.
 
@@ -146,53 +147,85 @@ def bootstrap(ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, m
     low, high = np.quantile(recalls, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return {k: (float(a), float(b)) for k, a, b in zip(ks, low, high)}
 
-# %% ../nbs/19_retrieval.ipynb #3ef3a2a9
+# %% ../nbs/19_retrieval.ipynb #afda82f9
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
     """A pool: z_image (n_images,D) and z_audio (n_captions,D), float32 on the CPU.
 
     `image_id` (n_images,): the id of each row of z_image; `image_of_caption` (n_captions,): row of z_image that a caption
-    describes; `index` (n_captions,): the caption's number in its dataset.
+    describes; `index` (n_captions,): the caption's number in its dataset; `unreadable`: (what, why) of what was left out.
     """
     z_image: torch.Tensor
     z_audio: torch.Tensor
     image_id: torch.Tensor
     image_of_caption: torch.Tensor
     index: torch.Tensor
+    unreadable: tuple = ()
 
     def metrics(self, **kwargs) -> RetrievalResult:
         "`retrieval_metrics` of this pool."
-        return retrieval_metrics(self.z_image, self.z_audio, self.image_of_caption, **kwargs)
+        found = retrieval_metrics(self.z_image, self.z_audio, self.image_of_caption, **({'without_caption': 'drop'} if self.unreadable else {}), **kwargs)
+        return dataclasses.replace(found, unreadable=len(self.unreadable))
 
-# %% ../nbs/19_retrieval.ipynb #81124610
+    def save(self, folder, **about):
+        "Write the pool to `folder` (safetensors and JSON); `about`: what it is of, for `load`."
+        save_checkpoint(folder, {k: v for k, v in vars(self).items() if k != 'unreadable'}, {'embeddings': 1, 'about': about, 'unreadable': list(self.unreadable)})
+
+    @classmethod
+    def load(cls, folder, **about):
+        "Read what `save` wrote; `CheckpointError` if it is damaged, or not of what `about` says."
+        tensors, meta = load_checkpoint(folder)
+        if meta.get('embeddings') != 1: raise CheckpointError(f'{folder} holds no embeddings')
+        wrong = [f'{k} is {meta["about"].get(k)!r}, not {v!r}' for k, v in about.items() if meta['about'].get(k) != v]
+        if wrong: raise CheckpointError(f'the embeddings in {folder} are of something else: {"; ".join(wrong)}. Choose another folder, or delete this one.')
+        return cls(**tensors, unreadable=tuple(map(tuple, meta['unreadable'])))
+
+# %% ../nbs/19_retrieval.ipynb #57c1cfea
 SOUND = ('audio', 'audio_len', 'frames', 'frames_len')     # a waveform, or the cached output of the frozen CNN
 
 @torch.no_grad()
-def embed(model, loader, device='cpu') -> Embeddings:
+def embed(model, loader, device='cpu', max_unreadable: float = 0.01) -> Embeddings:
     """Embed every image (once by id) and every caption of `loader` with `model`, in evaluation mode.
 
-    `loader` gives batches (dicts of tensors) with image_id (B,), index (B,) and what the model reads. The model's mode is
-    put back afterwards. Raises `DataError` if there is no batch, or if a caption comes twice (a sampler that repeats).
+    `loader` gives batches (dicts of tensors) with image_id (B,), and image or index (B,) and sound or both, and perhaps `unreadable`. The model's
+    mode is put back afterwards. Raises `DataError` if there is no batch, if a caption comes twice (a sampler that repeats) or without its
+    image, and if more than the share `max_unreadable` could not be read.
     """
-    row_of, rows, seen, z_image, z_audio = {}, [], [], [], []
+    row_of, owner, seen, z_image, z_audio, lost = {}, [], [], [], [], []
     was_training = model.training
     model.eval()
     try:
         for batch in loader:
-            ids, known = batch['image_id'].tolist(), len(row_of)
-            rows += [row_of.setdefault(i, len(row_of)) for i in ids]
-            new = [ids.index(i) for i in list(row_of)[known:]]         # where each image that is new first stands
-            seen += batch['index'].tolist()
-            batch = {k: v.to(device) for k, v in batch.items() if torch.is_tensor(v)}
-            if new: z_image.append(model.embed_image(batch['image'][new]).float().cpu())
-            z_audio.append(model.embed_audio(**{k: batch[k] for k in SOUND if k in batch}).float().cpu())
+            lost += batch.get('unreadable', [])
+            ids = batch['image_id'].tolist()
+            sound = {k: batch[k].to(device) for k in SOUND if k in batch}
+            if 'image' in batch:
+                new = [ids.index(i) for i in dict.fromkeys(ids) if i not in row_of]     # where each image that is new first stands
+                for k in new: row_of[ids[k]] = len(row_of)
+                if new: z_image.append(model.embed_image(batch['image'][new].to(device)).float().cpu())
+            if sound:
+                owner += ids
+                seen += batch['index'].tolist()
+                z_audio.append(model.embed_audio(**sound).float().cpu())
     finally: model.train(was_training)
-    if not seen: raise DataError('the loader gave no batch: the split is empty, or smaller than one batch with drop_last=True')
+    return _pool(row_of, owner, seen, z_image, z_audio, lost, max_unreadable)
+
+def _pool(row_of, owner, seen, z_image, z_audio, lost, max_unreadable):
+    "What was embedded as `Embeddings`, after a check that it is the whole test set."
+    if lost and len(lost) > max_unreadable*(len(row_of) + len(seen) + len(lost)):
+        raise DataError(f'{len(lost)} of {len(row_of) + len(seen) + len(lost)} images and captions could not be read ({lost[0][0]}: {lost[0][1]}), more than {max_unreadable:.0%}. '
+                        'Is the disk there, and are the paths right?')
+    if not seen or not row_of: raise DataError('the loader gave no batch: the split is empty, or smaller than one batch with drop_last=True')
     if len(set(seen)) < len(seen):
         raise DataError(f'{len(seen) - len(set(seen))} captions came twice; evaluate with a loader that neither repeats nor draws at random')
-    return Embeddings(torch.cat(z_image), torch.cat(z_audio), torch.tensor(list(row_of)), torch.tensor(rows), torch.tensor(seen))
+    homeless = [j for j, i in zip(seen, owner) if i not in row_of]
+    if homeless and not lost: raise DataError(f'{len(homeless)} captions came without their image, the first is caption {homeless[0]}')
+    keep = torch.tensor([i in row_of for i in owner])
+    lost = [*lost, *((f'caption {j}', 'its image could not be read') for j in homeless)]
+    rows = torch.tensor([row_of[i] for i in owner if i in row_of])
+    return Embeddings(torch.cat(z_image), torch.cat(z_audio)[keep], torch.tensor(list(row_of)), rows, torch.tensor(seen)[keep], tuple(lost))
 
-# %% ../nbs/19_retrieval.ipynb #084dba5d
+# %% ../nbs/19_retrieval.ipynb #cffe4840
 def top_k(z_query, z_item, k: int = 5, similarity: str = 'dot', block: int = 1024) -> tuple:
     "The k best items of each query, best first: row numbers (Q,k) and scores (Q,k), as arrays. Blocks as above."
     q, z = _checked(z_query, 'z_query'), _checked(z_item, 'z_item')
@@ -200,7 +233,7 @@ def top_k(z_query, z_item, k: int = 5, similarity: str = 'dot', block: int = 102
     best = [(b @ z.T).topk(min(k, len(z)), dim=1) for b in q.split(block)]
     return torch.cat([b.indices for b in best]).cpu().numpy(), torch.cat([b.values for b in best]).cpu().numpy()
 
-# %% ../nbs/19_retrieval.ipynb #845983cd
+# %% ../nbs/19_retrieval.ipynb #a62e7407
 def format_table(rows, markdown: bool = False) -> str:
     "`rows`: (name, `RetrievalResult` or six numbers as in `RetrievalResult.row`) → a table as plain text or as markdown."
     body = [[name] + [f'{x:.1f}' for x in (r.row if isinstance(r, RetrievalResult) else r)] for name, r in rows]

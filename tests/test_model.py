@@ -1,13 +1,16 @@
-"The model, 08-13: edge cases, faults and equivalences, at tiny sizes."
+"The model, 12-17: edge cases, faults and equivalences, at tiny sizes."
 import copy
 import dataclasses
 import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import sgmim
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +20,7 @@ from sgmim.models.audio_encoder import AudioEncoder, frame_count, hubert_config,
 from sgmim.models.decoder import Attention, Decoder, DecoderLayer, sincos_positions
 from sgmim.models.image_encoder import ImageEncoder
 from sgmim.models.sgmim import (PRESETS, ROWS, SGMIM, SGMIMConfig, config_difference, ema_update, load_backbones, load_model,
-                                momentum_at, paper, save_model, scenes_tiny, table4_rows)
+                                momentum_at, paper, projection, save_model, scenes_tiny, table4_rows, vg_hubert)
 from sgmim.patches import PatchMask, gather_patches, patchify, random_mask, scatter_patches, unpatchify
 
 replace = dataclasses.replace
@@ -382,6 +385,7 @@ def test_total_loss():
     ('decoder_width', 30), ('decoder_width', 0), ('audio_depth', 0), ('embed_dim', -1), ('embed_dim', True), ('image_width', '128'),
     ('mask_ratio', 0.), ('mask_ratio', 1.), ('mask_ratio', .99), ('mask_ratio', float('nan')), ('lam', -1.), ('lam', float('nan')), ('mim_onset', -1.),
     ('temperature', 0.), ('margin', -1.), ('similarity', 'Dot'), ('reconstruction', 'full'), ('reconstruction', None), ('conv_norm', 'batch'),
+    ('image_feature', 'max'), ('image_feature', None), ('projection', 'Linear'),
     ('decoder_position', 'rope'), ('decoder_norm', 'mid'), ('mim_reduction', 'max'), ('momentum_horizon', 'epoch'), ('momentum_start', 1.1),
     ('momentum_end', .5), ('momentum_start', -.1), ('reinit_layers', 3), ('reinit_layers', -1), ('dropout', 1.), ('attention_dropout', -.1),
     ('conv_kernel', (20, 4)), ('conv_stride', (10, 4, 4, 2, 0)), ('image_mlp_ratio', 0.)])
@@ -401,6 +405,20 @@ def test_paper_to_the_letter():
     assert (len(c.conv_dim), c.audio_depth, c.audio_width, c.audio_heads, c.reinit_layers) == (7, 12, 768, 12, 3)
     assert (c.decoder_depth, c.embed_dim, c.mask_ratio, c.lam, c.mim_onset, c.momentum_start, c.momentum_end) == (1, 768, .75, 2., 3., .999, 1.)
     assert (c.reconstruction, c.similarity, c.temperature, c.margin) == ('summary', 'dot', None, 0.)
+    assert (c.image_feature, c.projection) == ('mean', 'linear')
+
+def test_presets():
+    assert list(PRESETS) == ['scenes-tiny', 'paper-places', 'paper-spokencoco', 'paper-facc', 'vg-hubert']
+    assert all(PRESETS[f'paper-{corpus}']() == paper() for corpus in ('places', 'spokencoco', 'facc'))
+
+def test_vg_hubert_to_the_letter():
+    c = vg_hubert()
+    assert (c.image_size, c.patch_size, c.image_width, c.image_depth, c.image_heads, c.image_mlp_ratio) == (224, 8, 384, 12, 6, 4.)
+    assert (c.image_feature, c.projection, c.embed_dim, c.reconstruction, c.reinit_layers) == ('cls', 'mlp', 2048, 'none', 3)
+    assert (c.similarity, c.temperature, c.margin, c.mask_same_image) == ('dot', None, 1., True)
+    audio = [f.name for f in dataclasses.fields(c) if f.name.startswith(('audio_', 'conv_', 'pos_', 'dropout'))]
+    assert len(audio) == 12 and all(getattr(c, f) == getattr(paper(), f) for f in audio) # HuBERT Base in both
+    SGMIM(replace(MINI, decoder_heads=4, reconstruction='summary', image_feature='cls', projection='mlp')) # the choices combine
 
 def test_table4_rows():
     rows = table4_rows(paper())
@@ -413,6 +431,15 @@ def test_paper_model_on_meta():
     assert abs(millions['image_encoder'] - 85.80) < .01 and millions['momentum_encoder'] == millions['image_encoder']
     assert abs(millions['audio_encoder'] - 94.37) < .01 and 9 < millions['decoder'] < 11
     assert sum(p.numel() for p in m.momentum_encoder.parameters() if p.requires_grad) == 0
+    assert sum(p.numel() for p in m.parameters()) == 277_196_416
+
+def test_vg_hubert_model_on_meta():
+    with torch.device('meta'): m = SGMIM(vg_hubert())
+    count = {k: sum(p.numel() for p in v.parameters()) for k, v in m.named_children()}
+    assert count == {'image_encoder': 21_670_272, 'audio_encoder': 94_371_712, 'image_proj': 3_739_136, 'audio_proj': 4_328_960}
+    assert m.image_encoder.vit.pos_embed.shape == (1, 785, 384) and m.decoder is m.momentum_encoder is None
+    shapes = {k: tuple(v.shape) for k, v in m.state_dict().items()}
+    assert len(shapes) == 369 and shapes['image_proj.0.weight'] == (1536, 384) and shapes['audio_proj.2.weight'] == (2048, 1536)
 
 
 # ---- the model
@@ -471,6 +498,24 @@ def test_pool_cls(batch):
         with torch.no_grad():
             Z = m.image_encoder(batch['image'])
             close(m.embed_image(batch['image']), m.image_proj(Z.mean(1) if pool else Z[:, 1:].mean(1)))
+
+def test_image_feature_and_projection(batch):
+    for pool in (True, False): # pool_cls concerns the mean alone
+        m = make(image_feature='cls', projection='mlp', pool_cls=pool, reconstruction='none').eval()
+        with torch.no_grad():
+            z = F.gelu(m.image_encoder(batch['image'])[:, 0] @ m.image_proj[0].weight.T) @ m.image_proj[2].weight.T
+            close(m.embed_image(batch['image']), z); close(m(batch)['z_image'], z)
+    assert m.image_proj[0].weight.shape == m.audio_proj[0].weight.shape == (64, 32) # twice the audio's width
+
+def test_projection_starts_as_in_vg_huberts_code():
+    torch.manual_seed(0); p = projection('mlp', 300, 400, 500)
+    for layer in (p[0], p[2]): assert abs(layer.weight.std() - .02) < 5e-4 and abs(layer.weight.mean()) < 5e-4 and not layer.bias.any()
+    torch.manual_seed(0); a = projection('linear', 3, 7, 5)
+    torch.manual_seed(0); assert torch.equal(a.weight, nn.Linear(3, 5).weight)
+
+def test_names_of_the_linear_head_are_those_of_older_checkpoints():
+    assert {k for k in make().state_dict() if 'proj.' in k and k.startswith(('image_proj', 'audio_proj'))} == \
+        {f'{m}_proj.{k}' for m in ('image', 'audio') for k in ('weight', 'bias')}
 
 def test_swapped_captions_change_the_reconstruction_where_guided(batch):
     swapped = {**batch, 'audio': batch['audio'].flip(0), 'audio_len': batch['audio_len'].flip(0)}
@@ -553,6 +598,26 @@ def test_save_load(tmp_path, kind, batch):
     with torch.no_grad(): assert torch.equal(back(batch, generator=seeded())['loss'], m(batch, generator=seeded())['loss'])
     assert json.loads((tmp_path / 'm' / 'config.json').read_text())['epoch'] == 3
     assert back.momentum_encoder is None or not any(p.requires_grad for p in back.momentum_encoder.parameters())
+
+def test_shipped_weights_load():
+    m = SGMIM.from_pretrained(Path(sgmim.__file__).parent / 'weights' / 'scenes-tiny', device='cpu')
+    assert isinstance(m, SGMIM) and not m.training and m.config == scenes_tiny() # written before some of the fields existed
+
+def test_exported_layout_loads(tmp_path, batch):
+    m, folder = make(projection='mlp').eval(), tmp_path / 'm'; folder.mkdir()
+    save_file(m.state_dict(), folder / 'model.safetensors'); meta = {'model_type': 'sgmim', 'config': config_to_dict(m.config)}
+    write_json(folder / 'config.json', meta)
+    back = load_model(folder, m.config, device='cpu')
+    with torch.no_grad(): assert torch.equal(back(batch, generator=seeded())['loss'], m(batch, generator=seeded())['loss'])
+    with pytest.raises(CheckpointError, match='lam = 2.0, not 3.0'): load_model(folder, replace(m.config, lam=3.))
+    for broken in ([1], {**meta, 'config': 3}):
+        write_json(folder / 'config.json', broken)
+        with pytest.raises(CheckpointError, match='no SG-MIM model'): load_model(folder)
+    (folder / 'config.json').unlink()
+    with pytest.raises(CheckpointError, match='does not exist'): load_model(folder)
+    write_json(folder / 'config.json', meta)
+    (folder / 'model.safetensors').write_bytes((folder / 'model.safetensors').read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match='truncated'): load_model(folder)
 
 def test_checkpoint_faults(tmp_path):
     m = make(); save_model(m, tmp_path / 'm')

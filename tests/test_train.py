@@ -61,7 +61,7 @@ def whole():
 
 # ---- it learns
 
-LEARN = TrainConfig(epochs=20., batch_size=32, optimiser='adamw', lr=3e-3, schedule='cosine', weight_decay=.05, max_seconds=4., augment=False, cache_frames=True, log_every=20)
+LEARN = TrainConfig(epochs=20., batch_size=32, optimiser='adamw', lr=3e-3, schedule='cosine', weight_decay=.05, max_seconds=4., augment='none', cache_frames=True, log_every=20)
 
 def test_it_learns_what_it_is_shown(scenes):
     "128 pairs of the embedded corpus, as any user gets them: both losses fall, and the pairs are found by far better than by chance (1, 5 and 10 %)."
@@ -357,7 +357,7 @@ def test_presets(scenes):
     assert fitted.model.config == scenes_tiny() and fitted.record['config']['train'] == read_back(recipe('scenes-tiny')) and fitted.record['steps'] == round(recipe('scenes-tiny').epochs)
     assert losses(fitted, 'recall_at_1') and not fitted.model.training and fitted.folder is None
     with pytest.raises(ConfigError, match='no preset'): recipe('nothing')
-    assert recipe('paper') == TrainConfig()
+    assert recipe('paper-spokencoco') == TrainConfig()
 
 def read_back(config): return json.loads(json.dumps(vars(config)))
 
@@ -406,7 +406,7 @@ def test_the_best_on_dev_is_kept(monkeypatch, tmp_path):
         assert fitted.record['metrics']['best'] == {'step': 25, 'score': [30., 9.]}
         assert all(torch.equal(v, states[25][k]) for k, v in fitted.model.state_dict().items()) and not torch.equal(states[25]['image_proj.weight'], states[30]['image_proj.weight'])
     assert same(fitted, SimpleNamespace(model=load_model(tmp_path/'best', device='cpu')))
-    assert load_checkpoint(tmp_path/'best')[1]['dev'] == {'mean': [30., 5., 9.]}
+    assert load_checkpoint(tmp_path/'best')[1]['dev'] == {'dev': {'mean': [30., 5., 9.]}}
 
 
 def test_the_best_survives_an_interruption(tmp_path, monkeypatch):

@@ -4,26 +4,27 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'PRESETS', 'ROWS', 'IMAGE_EXTRA', 'AUDIO_EXTRA', 'OLD_NAMES', 'EncoderConfig', 'SGMIMConfig',
-           'check_config', 'paper', 'scenes_tiny', 'table4_rows', 'momentum_at', 'ema_update', 'build_image_encoder',
-           'build_audio_encoder', 'DualEncoder', 'SGMIM', 'config_difference', 'save_model', 'load_model',
-           'load_backbones']
+           'check_config', 'paper', 'scenes_tiny', 'vg_hubert', 'table4_rows', 'momentum_at', 'ema_update',
+           'build_image_encoder', 'build_audio_encoder', 'projection', 'DualEncoder', 'SGMIM', 'config_difference',
+           'save_model', 'read_exported', 'load_model', 'load_backbones']
 
-# %% ../../nbs/17_models_sgmim.ipynb #7dd2e9b2
+# %% ../../nbs/17_models_sgmim.ipynb #8634ee09
 import copy, dataclasses, math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..core import (CheckpointError, ConfigError, config_from_dict, config_to_dict, load_checkpoint, load_state,
-                        pick_device, save_checkpoint)
+from ..core import (WEIGHTS, CheckpointError, ConfigError, DataError, config_from_dict, config_to_dict, load_checkpoint,
+                        load_state, pick_device, read_json, save_checkpoint)
 from ..losses import info_nce, mim_loss, total_loss
 from .audio_encoder import AudioEncoder, AudioOutput, hubert_config, summarise
 from .decoder import Decoder
 from .image_encoder import ImageEncoder
 from ..patches import PatchMask, random_mask
 
-# %% ../../nbs/17_models_sgmim.ipynb #88e600ab
+# %% ../../nbs/17_models_sgmim.ipynb #71b9bdbc
 @dataclass(frozen=True)
 class EncoderConfig:
     "Sizes of the two encoders. Defaults: ViT-B/16 and HuBERT Base (§3.2)."
@@ -35,6 +36,7 @@ class EncoderConfig:
     image_heads: int = 12 # (§3.2)
     image_mlp_ratio: float = 4. # (ViT-B)
     image_drop_path: float = 0. # stochastic depth; the paper names none
+    crop_pct: float = .875 # evaluation: side of the centre crop over the image's short side: 224 of 256 (VG-HuBERT's code)
     # audio encoder E_A
     audio_width: int = 768 # (§3.2)
     audio_depth: int = 12 # layers (§3.2)
@@ -53,7 +55,7 @@ class EncoderConfig:
     freeze_cnn: bool = True # convolutions stay as pretrained (VG-HuBERT's code)
     reinit_layers: int = 3 # last layers started afresh after loading HuBERT (§3.2)
 
-# %% ../../nbs/17_models_sgmim.ipynb #8fcbe3c5
+# %% ../../nbs/17_models_sgmim.ipynb #0c78f204
 @dataclass(frozen=True)
 class SGMIMConfig(EncoderConfig):
     "The whole model and its objective. Defaults are the paper's; what it leaves open is marked *ours*."
@@ -66,8 +68,10 @@ class SGMIMConfig(EncoderConfig):
     decoder_position: str = 'sincos' # ours: 'sincos' (fixed) or 'learned'
     decoder_norm: str = 'pre' # ours: 'pre' or 'post'
     # global representations and their loss (eq. 2)
-    embed_dim: int = 768 # of z^I and z^A; one linear layer each (§3.2)
+    image_feature: str = 'mean' # of Z_I: its 'mean' (§2.2), or 'cls', z_cls alone (VG-HuBERT's code)
     pool_cls: bool = True # does the mean of Z_I take z_cls in? (eq. 1 defines Z_I with it)
+    projection: str = 'linear' # 'linear', one layer each (§3.2), or 'mlp' (VG-HuBERT's code)
+    embed_dim: int = 768 # of z^I and z^A (§3.2)
     similarity: str = 'dot' # 'dot' (§2.2) or 'cosine'
     temperature: float | None = None # None: none (eq. 2)
     margin: float = 0. # none (eq. 2); VG-HuBERT's code: 1
@@ -88,9 +92,9 @@ class SGMIMConfig(EncoderConfig):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/17_models_sgmim.ipynb #8b164113
+# %% ../../nbs/17_models_sgmim.ipynb #1adda860
 CHOICES = dict(reconstruction=('none', 'plain', 'frames', 'summary'), similarity=('dot', 'cosine'), conv_norm=('group', 'layer'),
-               decoder_position=('sincos', 'learned'), decoder_norm=('pre', 'post'), mim_reduction=('mean', 'sum'),
+               image_feature=('mean', 'cls'), projection=('linear', 'mlp'), decoder_position=('sincos', 'learned'), decoder_norm=('pre', 'post'), mim_reduction=('mean', 'sum'),
                momentum_horizon=('training', 'reconstruction'))
 
 def check_config(c) -> None:
@@ -111,6 +115,7 @@ def check_config(c) -> None:
     if c.decoder_position == 'sincos': need(width % 4 == 0, 'decoder_position', f"'learned', since the decoder width {width} is not a multiple of 4")
     for f in ('conv_dim', 'conv_kernel', 'conv_stride'): need(all(type(v) is int and v > 0 for v in getattr(c, f)), f, 'whole numbers above 0')
     need(len(c.conv_dim) == len(c.conv_kernel) == len(c.conv_stride) > 0, 'conv_dim', 'as long as conv_kernel and conv_stride')
+    need(0 < c.crop_pct <= 1, 'crop_pct', 'a share above 0 and up to 1')
     for f in ('dropout', 'attention_dropout', 'activation_dropout', 'image_drop_path'): need(0 <= getattr(c, f) < 1, f, 'in [0, 1)')
     for f in ('lam', 'mim_onset', 'margin'): need(getattr(c, f) >= 0, f, '0 or more')
     for f in ('image_mlp_ratio', 'decoder_mlp_ratio'): need(getattr(c, f) > 0, f, 'above 0')
@@ -120,7 +125,7 @@ def check_config(c) -> None:
     need(0 <= c.momentum_start <= c.momentum_end <= 1, 'momentum_start', f'in [0, 1] and at most momentum_end {c.momentum_end}')
     need(type(c.reinit_layers) is int and 0 <= c.reinit_layers <= c.audio_depth, 'reinit_layers', f'between 0 and audio_depth {c.audio_depth}')
 
-# %% ../../nbs/17_models_sgmim.ipynb #2a43da62
+# %% ../../nbs/17_models_sgmim.ipynb #0539eae0
 def paper() -> SGMIMConfig:
     "The model of §3.2: ViT-B/16, HuBERT Base, a decoder of one layer."
     return SGMIMConfig()
@@ -128,7 +133,7 @@ def paper() -> SGMIMConfig:
 def scenes_tiny() -> SGMIMConfig:
     "The same model in small (all sizes ours): 96-pixel images of 64 patches, 25 audio frames a second, width 128."
     return SGMIMConfig(
-        image_size=96, patch_size=12, image_width=128, image_depth=4, image_heads=4,
+        image_size=96, crop_pct=1., patch_size=12, image_width=128, image_depth=4, image_heads=4,
         audio_width=128, audio_depth=4, audio_heads=4, audio_hidden=512,
         conv_dim=(32, 96, 128, 128, 128), conv_kernel=(20, 4, 4, 4, 4), conv_stride=(10, 4, 4, 2, 2), # 640 samples a frame: 40 ms
         conv_bias=True, conv_norm='layer', # a frame does not depend on the padding
@@ -137,16 +142,28 @@ def scenes_tiny() -> SGMIMConfig:
         similarity='cosine', temperature=.07, # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
         momentum_start=.99) # some thousand updates, not some hundred thousand
 
-PRESETS = {'scenes-tiny': scenes_tiny, 'paper': paper}
+# %% ../../nbs/17_models_sgmim.ipynb #8d01dff1
+def vg_hubert() -> SGMIMConfig:
+    "VG-HuBERT as published (§3.3; VG-HuBERT's code): DINO's ViT-S/8, HuBERT Base, [CLS] against [CLS], no reconstruction."
+    return SGMIMConfig(
+        image_size=224, patch_size=8, # 28 x 28 = 784 patches (§3.3: ViT-S/8; VG-HuBERT's code)
+        image_width=384, image_depth=12, image_heads=6, # ViT-S (DINO's code, whose weights it inherits)
+        # audio encoder: HuBERT Base (§3.3), which the defaults are
+        reinit_layers=3, # (VG-HuBERT's code)
+        image_feature='cls', projection='mlp', embed_dim=2048, # (VG-HuBERT's code)
+        similarity='dot', temperature=None, margin=1., mask_same_image=True, # (VG-HuBERT's code)
+        reconstruction='none', decoder_heads=6) # contrastive learning alone (§3.3); heads fit the width, should one add a decoder
 
-# %% ../../nbs/17_models_sgmim.ipynb #455755db
+PRESETS = {'scenes-tiny': scenes_tiny, 'paper-places': paper, 'paper-spokencoco': paper, 'paper-facc': paper, 'vg-hubert': vg_hubert}
+
+# %% ../../nbs/17_models_sgmim.ipynb #c19b3e61
 ROWS = {'VG-HuBERT (M)': 'none', '+ Recon': 'plain', '+ Speech-Guided': 'frames', '+ Summary': 'summary'}
 
 def table4_rows(config: SGMIMConfig) -> dict[str, SGMIMConfig]:
     "The four models of Table 4, by the paper's names: variants of one configuration."
     return {name: dataclasses.replace(config, reconstruction=kind) for name, kind in ROWS.items()}
 
-# %% ../../nbs/17_models_sgmim.ipynb #9393ca97
+# %% ../../nbs/17_models_sgmim.ipynb #2f873d09
 def momentum_at(
     step: int, # updates done
     total: int, # updates in all
@@ -158,7 +175,7 @@ def momentum_at(
     done = min(max((step - onset) / max(total - onset, 1), 0.), 1.)
     return end - (end - start) * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../../nbs/17_models_sgmim.ipynb #904eb5f5
+# %% ../../nbs/17_models_sgmim.ipynb #fe4bebbd
 @torch.no_grad()
 def ema_update(
     average: nn.Module, # moves
@@ -168,7 +185,7 @@ def ema_update(
     "In place: average = α average + (1-α) model, for every parameter (§2.1)."
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - alpha)
 
-# %% ../../nbs/17_models_sgmim.ipynb #ea3c8c6d
+# %% ../../nbs/17_models_sgmim.ipynb #166ae9de
 def build_image_encoder(c: EncoderConfig) -> ImageEncoder:
     "E_I of a configuration, freshly initialised."
     return ImageEncoder(c.image_size, c.patch_size, c.image_width, c.image_depth, c.image_heads, c.image_mlp_ratio, c.image_drop_path)
@@ -179,17 +196,32 @@ def build_audio_encoder(c: SGMIMConfig) -> AudioEncoder:
                            c.conv_bias, c.conv_norm, c.pos_kernel, c.pos_groups, c.dropout, c.attention_dropout, c.activation_dropout)
     return AudioEncoder(hubert, c.freeze_cnn, c.drop_self, c.renormalise, c.attention_grad)
 
-# %% ../../nbs/17_models_sgmim.ipynb #d259510b
+# %% ../../nbs/17_models_sgmim.ipynb #26e1b999
+def projection(
+    kind: str, # 'linear' or 'mlp'
+    width: int, # of the encoder's feature
+    hidden: int, # between the two layers of 'mlp'
+    embed_dim: int, # E
+) -> nn.Module: # (B, width) -> (B, E)
+    "A projection to the shared space: one linear layer (§3.2), or Linear-GELU-Linear from N(0, 0.02) (VG-HuBERT's code)."
+    if kind == 'linear': return nn.Linear(width, embed_dim)
+    mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
+    for layer in (mlp[0], mlp[2]): nn.init.normal_(layer.weight, std=.02); nn.init.zeros_(layer.bias)
+    return mlp
+
+# %% ../../nbs/17_models_sgmim.ipynb #804d7657
 class DualEncoder(nn.Module):
     "$E_I$ and $E_A$ with their projections to $z^I$ and $z^A$ (Fig. 2a)."
     def __init__(self, config: SGMIMConfig):
         super().__init__()
         c = self.config = config
         self.image_encoder, self.audio_encoder = build_image_encoder(c), build_audio_encoder(c)
-        self.image_proj, self.audio_proj = nn.Linear(c.image_width, c.embed_dim), nn.Linear(c.audio_width, c.embed_dim)
+        self.image_proj, self.audio_proj = (projection(c.projection, width, 2 * c.audio_width, c.embed_dim) # VG-HuBERT's code: both by the audio's width
+                                            for width in (c.image_width, c.audio_width))
 
     def pool_image(self, Z: torch.Tensor) -> torch.Tensor:
-        "Z_I (B, 1+N, D) -> z^I (B, E): mean feature, projected (§2.2)."
+        "Z_I (B, 1+N, D) -> z^I (B, E): mean feature, or [CLS], projected (§2.2)."
+        if self.config.image_feature == 'cls': return self.image_proj(Z[:, 0])
         return self.image_proj((Z if self.config.pool_cls else Z[:, 1:]).mean(1))
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:
@@ -205,7 +237,7 @@ class DualEncoder(nn.Module):
         return self.audio_encoder(batch.get('audio'), batch.get('audio_len'), batch.get('frames'), batch.get('frames_len'),
                                   need_attention=self.config.reconstruction == 'summary')
 
-# %% ../../nbs/17_models_sgmim.ipynb #48009d09
+# %% ../../nbs/17_models_sgmim.ipynb #101eeaca
 class SGMIM(DualEncoder):
     "Speech guided masked image modelling: `DualEncoder` with $D_M$ and the momentum encoder (Fig. 2b)."
     def __init__(self, config: SGMIMConfig):
@@ -265,7 +297,12 @@ class SGMIM(DualEncoder):
         "Move the momentum encoder towards the image encoder (§2.1); call after each update. Nothing where there is none."
         if self.momentum_encoder is not None: ema_update(self.momentum_encoder, self.image_encoder, alpha)
 
-# %% ../../nbs/17_models_sgmim.ipynb #7e88b637
+    @classmethod
+    def from_pretrained(cls, path, device=None) -> 'SGMIM':
+        "A saved or exported model from its folder, in evaluation mode: `load_model`, by the name that transformers' users look for."
+        return load_model(path, device=device)
+
+# %% ../../nbs/17_models_sgmim.ipynb #7b7561e0
 def config_difference(a: SGMIMConfig, b: SGMIMConfig) -> list[str]:
     "Fields in which two configurations differ, as text."
     return [f'{f.name} = {getattr(a, f.name)!r}, not {getattr(b, f.name)!r}' for f in dataclasses.fields(a)
@@ -275,14 +312,26 @@ def save_model(model: SGMIM, folder, extra_meta: dict | None = None) -> None:
     "Write weights and configuration to `folder`; each file is whole or absent."
     save_checkpoint(folder, model.state_dict(), {'model': 'sgmim', 'config': config_to_dict(model.config), **(extra_meta or {})})
 
+def read_exported(folder) -> tuple[dict, dict]:
+    "(tensors, config.json) of a folder in the Hugging Face hub's layout; `CheckpointError` if broken."
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    folder = Path(folder)
+    try: return load_file(folder/'model.safetensors'), read_json(folder/'config.json')
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f'{folder}/model.safetensors cannot be read ({e}): truncated, or not a safetensors file. Copy it again.') from e
+    except DataError as e: raise CheckpointError(f'{e}. Copy the folder again, whole.') from e
+
 def load_model(
-    folder, # written by `save_model`
+    folder, # written by `save_model`, or by `sgmim.checkpoints.export_model`
     config: SGMIMConfig | None = None, # if given, the checkpoint must be of this configuration
     device=None, # None: CUDA if there is one, else CPU
 ) -> SGMIM: # in evaluation mode
     "Rebuild a saved model. Raises `CheckpointError` where the folder is broken or of another configuration."
-    tensors, meta = load_checkpoint(folder)
-    if not isinstance(meta.get('config'), dict): raise CheckpointError(f'{folder} holds no SG-MIM model: its config.json has no entry "config"')
+    exported = (Path(folder)/'model.safetensors').is_file() and not (Path(folder)/WEIGHTS).is_file()
+    tensors, meta = read_exported(folder) if exported else load_checkpoint(folder)
+    if not isinstance(meta, dict) or not isinstance(meta.get('config'), dict):
+        raise CheckpointError(f'{folder} holds no SG-MIM model: its config.json has no entry "config"')
     try: saved = config_from_dict(SGMIMConfig, meta['config'], where=f'{folder}/config.json')
     except ConfigError as e: raise CheckpointError(f'{e}; the checkpoint was changed, or written by another version') from e
     if config is not None and (found := config_difference(saved, config)):
@@ -291,7 +340,7 @@ def load_model(
     load_state(model, tensors, what=str(folder))
     return model.to(pick_device(device)).eval()
 
-# %% ../../nbs/17_models_sgmim.ipynb #a8ac9f9d
+# %% ../../nbs/17_models_sgmim.ipynb #14f5b6e3
 IMAGE_EXTRA = ('head.', 'decoder_', 'mask_token') # a classifier; MAE's decoder
 AUDIO_EXTRA = ('masked_spec_embed', 'final_proj.', 'label_embs_concat') # SpecAugment's vector; HuBERT's pretext heads
 OLD_NAMES = {'.weight_g': '.parametrizations.weight.original0', '.weight_v': '.parametrizations.weight.original1'} # older weight norm
