@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optim
            'keep_memory', 'Feed', 'frames_of', 'corpus_pairs', 'image_transform', 'pool', 'evaluate', 'is_corpus',
            'make_optimiser', 'train_step', 'Run', 'fit', 'build', 'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
 
-# %% ../nbs/22_train.ipynb #ce488bc6
+# %% ../nbs/22_train.ipynb #4111e894
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .retrieval import embed
 
-# %% ../nbs/22_train.ipynb #e6e74f5e
+# %% ../nbs/22_train.ipynb #e2381165
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -62,7 +62,7 @@ class TrainConfig:
         for f, options in (('optimiser', ('bertadam', 'adamw')), ('augment', ('randaugment', 'crop', 'none')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/22_train.ipynb #0fa8d384
+# %% ../nbs/22_train.ipynb #e28cb01b
 RECIPES = {
     'paper-spokencoco': TrainConfig(),                                              # §3.2: batch 100, 30 epochs
     'paper-places': TrainConfig(batch_size=80, max_seconds=18., eval_seconds=25.),  # §3.2: batch 80, 30 epochs; lengths VG
@@ -76,7 +76,7 @@ def recipe(name):
     if name not in RECIPES: raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
     return RECIPES[name]
 
-# %% ../nbs/22_train.ipynb #f53c21fa
+# %% ../nbs/22_train.ipynb #3e8183fe
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -94,7 +94,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/22_train.ipynb #deea5762
+# %% ../nbs/22_train.ipynb #f2dcc955
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -127,7 +127,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/22_train.ipynb #dedc4592
+# %% ../nbs/22_train.ipynb #efcb1da8
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -140,14 +140,14 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/22_train.ipynb #d323400a
+# %% ../nbs/22_train.ipynb #d808dcf9
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/22_train.ipynb #255e2e77
+# %% ../nbs/22_train.ipynb #f6820fa0
 class Feed:
     "Batches from a step on. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
     def __init__(self, data, config, workers=0, model=None):
@@ -190,7 +190,7 @@ class Feed:
                 'fingerprint': getattr(self.data, 'fingerprint', None) or (
                     str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
 
-# %% ../nbs/22_train.ipynb #68ef9d7e
+# %% ../nbs/22_train.ipynb #06f5b7d9
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU."
@@ -201,7 +201,7 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/22_train.ipynb #62b9fe1c
+# %% ../nbs/22_train.ipynb #68809e4d
 def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., lengths=False):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
     pad = model is not None and model.conv_norm == 'group'
@@ -232,7 +232,7 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0
 
 def is_corpus(data): return hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
 
-# %% ../nbs/22_train.ipynb #2c00b8b6
+# %% ../nbs/22_train.ipynb #36aa0598
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -256,7 +256,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device):
     model.update_momentum(alpha)
     return {k: out[k].detach() for k in ('loss', 'loss_nce', 'loss_mim')} | {'lr': config.lr*factor, 'alpha': alpha}
 
-# %% ../nbs/22_train.ipynb #257d9426
+# %% ../nbs/22_train.ipynb #4f812b94
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about):
@@ -306,12 +306,12 @@ class Run:
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {'step': self.step, 'dev': {n: r.to_dict() for n, r in results.items()}}))
         else: self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/22_train.ipynb #7c971b97
+# %% ../nbs/22_train.ipynb #fa76aec5
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
-    (None: nothing is written); `resume`: go on from what `out` holds; `workers`: processes that decode ahead; `notes`: a dict for the run record (such as where the initial weights
-    are from). Ctrl-C or SIGTERM: a checkpoint is saved at the end of the step, then `KeyboardInterrupt`.
+    (None: nothing is written); `resume`: go on from what `out` holds; `workers`: processes that decode ahead; `notes`: further entries of the run record (such as `pretrained`, where the
+    initial weights are from). Ctrl-C or SIGTERM: a checkpoint is saved at the end of the step, then `KeyboardInterrupt`.
     Raises `ConfigError`, `DataError`, `CheckpointError` (another run in `out`), and `SgmimError` for a loss that is not finite."""
     from tqdm.auto import tqdm
     keep_memory()
@@ -347,7 +347,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             if stop.asked: raise KeyboardInterrupt(f'{stop.asked} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, notes)
 
-# %% ../nbs/22_train.ipynb #cf73b428
+# %% ../nbs/22_train.ipynb #e5346685
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -372,7 +372,7 @@ def prepare(model, feed, dev, config, device, progress):
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/22_train.ipynb #3c7ebae1
+# %% ../nbs/22_train.ipynb #4c80a5fa
 def log(run, feed, config, began, bar, batch):
     "Add the mean of the last steps to the history; stop if the loss is no longer a number."
     n, seconds = run.sums.pop('n'), time.perf_counter() - began
@@ -394,7 +394,7 @@ def check(run, results, began, bar):
                         **({'sets': {n: list(r.mean) for n, r in results.items()}} if len(results) > 1 else {})})
     run.keep_if_best(results)
 
-# %% ../nbs/22_train.ipynb #785eb5c1
+# %% ../nbs/22_train.ipynb #c0bd680b
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."
@@ -412,7 +412,7 @@ def finish(run, seconds, device, notes=None):
     evals = [h for h in run.history if 'recall_at_10' in h]
     metrics = {'best': run.best, 'dev': evals, 'losses': next((h for h in reversed(run.history) if 'loss' in h), None)}
     record = run_record('train', {'model': run.about['model'], 'train': run.about['train']}, run.about['train']['seed'], run.about['data'], metrics, seconds, device, run.code[0],
-                        steps=run.step, pairs_seen=run.step*run.about['train']['batch_size'], **({'notes': notes} if notes else {}), **({'resumed_with': run.code[1:]} if run.code[1:] else {}),
+                        steps=run.step, pairs_seen=run.step*run.about['train']['batch_size'], **(notes or {}), **({'resumed_with': run.code[1:]} if run.code[1:] else {}),
                         **({'unreadable': {'pairs': len(run.unreadable), 'first': dict(list(run.unreadable.items())[:20])}} if run.unreadable else {}))
     if run.folder:
         write_json(run.folder/'record.json', record)

@@ -1,0 +1,690 @@
+"Checkpoints, 18: files of every published layout, made here from random reference models; hostile and broken files; export."
+import argparse
+import builtins
+import contextlib
+import enum
+import functools
+import importlib
+import io
+import json
+import operator
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import types
+import warnings
+import zipfile
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import sgmim
+import timm
+import torch
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from sgmim.checkpoints import (PAPER_AUDIO, PAPER_IMAGE, Inert, Weights, export_model, find_state, hubert_weights, image_weights, inert_pickle, kind_of,
+                               load_pretrained, locate, model_card, read_file, timm_repo, vg_hubert_model, vg_name)
+from sgmim.core import CheckpointError, read_json, write_json
+from sgmim.models.audio_encoder import hubert_config
+from sgmim.models.sgmim import SGMIM, SGMIMConfig, load_backbones, load_model, paper, scenes_tiny, vg_hubert
+from torch import nn
+from torch.nn import functional as F
+from transformers import HubertForCTC, HubertModel, Wav2Vec2Config, Wav2Vec2Model
+
+SMALL = replace(scenes_tiny(), image_size=48, image_width=64, image_depth=2, image_heads=2, audio_width=64, audio_depth=2, audio_heads=4, audio_hidden=96,
+                conv_dim=(24,) * 7, conv_kernel=paper().conv_kernel, conv_stride=paper().conv_stride, conv_norm='group', conv_bias=False,
+                embed_dim=24, pos_kernel=16, pos_groups=4, reinit_layers=0)
+VG_SMALL = replace(SMALL, image_feature='cls', projection='mlp', reconstruction='none')
+
+
+def close(a, b, tol=1e-5): torch.testing.assert_close(a, b, atol=tol, rtol=tol)
+
+def seeded(seed=0): return torch.Generator().manual_seed(seed)
+
+@torch.no_grad()
+def shaken(module, seed=0):
+    "Every parameter away from its start, so that no two LayerNorms are alike and a swap of names is seen in the output."
+    g = seeded(seed)
+    for p in module.parameters(): p.add_(torch.randn(p.shape, generator=g), alpha=.02)
+    return module.eval()
+
+def empty_model(config):
+    "A model whose parameters hold nothing in particular: as quick to make as it is to fill."
+    with torch.device('meta'): m = SGMIM(replace(config, reconstruction='none'))
+    m = m.to_empty(device='cpu').eval()
+    for p in (m.audio_encoder.cls_token, *m.image_proj.parameters(), *m.audio_proj.parameters()): nn.init.normal_(p, std=.02)
+    return m
+
+def small_hubert(seed=0):
+    c = SMALL
+    torch.manual_seed(seed)
+    return shaken(HubertModel(hubert_config(c.audio_width, c.audio_depth, c.audio_heads, c.audio_hidden, c.conv_dim, c.conv_kernel, c.conv_stride,
+                                            c.conv_bias, c.conv_norm, c.pos_kernel, c.pos_groups)), seed)
+
+def to_fairseq(state):
+    "transformers' names -> fairseq's, by a table of this file's own."
+    def name(k):
+        if k == 'masked_spec_embed': return 'mask_emb'
+        k = k.replace('feature_projection.projection', 'post_extract_proj').replace('feature_projection.layer_norm', 'layer_norm')
+        k = k.replace('encoder.pos_conv_embed.conv', 'encoder.pos_conv.0').replace('parametrizations.weight.original0', 'weight_g').replace('parametrizations.weight.original1', 'weight_v')
+        if k.startswith('encoder.layers.'):
+            k = k.replace('.layer_norm', '.self_attn_layer_norm').replace('.attention.', '.self_attn.')
+            k = k.replace('feed_forward.intermediate_dense', 'fc1').replace('feed_forward.output_dense', 'fc2')
+        if k.startswith('feature_extractor.'): k = k.replace('.conv.', '.0.').replace('.layer_norm.', '.2.')
+        return k
+    return {name(k): v for k, v in state.items()}
+
+def hubert_by_hand(s, x, heads, strides, cls=None):
+    "HuBERT Base written out from tensors in fairseq's names: (B, L) -> (B, T, D), or (B, 1+T, D) with [CLS] put in before the encoder's LayerNorm."
+    def linear(x, n): return F.linear(x, s[n + '.weight'], s[n + '.bias'])
+    def norm(x, n): return F.layer_norm(x, x.shape[-1:], s[n + '.weight'], s[n + '.bias'])
+    x = x[:, None]
+    for i, stride in enumerate(strides):
+        x = F.conv1d(x, s[f'feature_extractor.conv_layers.{i}.0.weight'], stride=stride)
+        if i == 0: x = F.group_norm(x, x.shape[1], s['feature_extractor.conv_layers.0.2.weight'], s['feature_extractor.conv_layers.0.2.bias'])
+        x = F.gelu(x)
+    x = linear(norm(x.transpose(1, 2), 'layer_norm'), 'post_extract_proj')
+    pos = 'pos_conv.0.' if 'pos_conv.0.bias' in s else 'encoder.pos_conv.0.'
+    v, g = s[pos + 'weight_v'], s[pos + 'weight_g']
+    y = F.conv1d(x.transpose(1, 2), g * v / v.norm(dim=(0, 1), keepdim=True), s[pos + 'bias'], padding=v.shape[2] // 2, groups=v.shape[0] // v.shape[1])
+    x = x + F.gelu(y[..., :x.shape[1]]).transpose(1, 2)
+    if cls is not None: x = torch.cat([cls.expand(len(x), -1, -1), x], 1)
+    x = norm(x, 'encoder.layer_norm')
+    for i in range(sum(k.endswith('.fc1.bias') for k in s)):
+        at = f'encoder.layers.{i}.'
+        q, k, v = (linear(x, f'{at}self_attn.{p}_proj').unflatten(2, (heads, -1)).transpose(1, 2) for p in 'qkv')
+        a = (q @ k.transpose(2, 3) / q.shape[-1] ** .5).softmax(-1) @ v
+        x = norm(x + linear(a.transpose(1, 2).flatten(2), at + 'self_attn.out_proj'), at + 'self_attn_layer_norm')
+        x = norm(x + linear(F.gelu(linear(x, at + 'fc1')), at + 'fc2'), at + 'final_layer_norm')
+    return x
+
+@contextlib.contextmanager
+def foreign(*names):
+    "Classes that pickle under the given names, of libraries that are not installed; gone again afterwards."
+    made, before = [], set(sys.modules)
+    for full in names:
+        module, cls = full.rsplit('.', 1)
+        for i in range(module.count('.') + 1):
+            part = '.'.join(module.split('.')[:i + 1])
+            if part not in sys.modules: sys.modules[part] = types.ModuleType(part)
+        kind = enum.Enum(cls, 'a b', module=module, qualname=cls) if cls.endswith('Choice') else type(cls, (dict,) if cls.endswith('Dict') else (), {'__module__': module})
+        setattr(sys.modules[module], cls, kind); made.append(kind)
+    try: yield made
+    finally:
+        for name in set(sys.modules) - before:
+            if name.split('.')[0] in {n.split('.')[0] for n in names}: del sys.modules[name]
+
+def save_as_fairseq(state, path, **options):
+    "Like fairseq's own checkpoints: tensors under 'model', beside objects of classes from fairseq and omegaconf."
+    with foreign('fairseq.data.dictionary.Dictionary', 'omegaconf.dictconfig.DictConfig', 'fairseq.tasks.hubert_pretraining.AnyDict',
+                 'fairseq.dataclass.constants.DDPChoice') as (Dictionary, DictConfig, AnyDict, DDP):
+        d, cfg = Dictionary(), DictConfig()
+        d.symbols, d.indices, cfg._content, cfg.kind = ['<s>', 'a'], {'a': 1}, {'model': {'layers': 12}}, DDP.a
+        torch.save(OrderedDict(args=argparse.Namespace(arch='hubert'), cfg=cfg, model=state, task_state=AnyDict(dictionaries=[d]),
+                               optimizer_history=[{'num_updates': 4}], last_optimizer_state=None, extra_state={'epoch': 1}), path, **options)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    "Small files that several tests read."
+    return tmp_path_factory.mktemp('files')
+
+@pytest.fixture(scope='module')
+def hubert():
+    "HuBERT Base at full size, with random weights."
+    torch.manual_seed(0)
+    return shaken(HubertModel(hubert_config()))
+
+@pytest.fixture(scope='module')
+def vits8():
+    "ViT-S/8 at full size, timm's, with random weights."
+    torch.manual_seed(1)
+    return shaken(timm.create_model('vit_small_patch8_224', num_classes=0))
+
+@pytest.fixture
+def big(tmp_path):
+    "A folder for large files, emptied at once."
+    yield tmp_path
+    for p in tmp_path.rglob('*'):
+        if p.is_file(): p.unlink()
+
+
+# ---- full size
+
+@torch.no_grad()
+def test_hubert_base_from_both_layouts(hubert, big):
+    model, x = empty_model(replace(paper(), reinit_layers=0)), torch.randn(2, 12000, generator=seeded()) * .1
+    wanted = hubert(x).last_hidden_state
+    hubert.save_pretrained(big / 'hf')
+    report = load_pretrained(model, audio=big / 'hf')
+    close(model.audio_encoder.hubert(x).last_hidden_state, wanted)
+    frames, n = model.audio_encoder.cnn(x)
+    mask = torch.zeros(frames.shape[:2], dtype=torch.bool)
+    close(model.audio_encoder.transform(model.audio_encoder.embed(frames, mask), mask)[0], wanted) # and by the path that training takes
+    assert report.sources['audio'].tensors == 210 and report.reinitialised == () and not report.sources['audio'].left_out
+    (big / 'hf' / 'model.safetensors').unlink()
+
+    for p in model.audio_encoder.hubert.parameters(): p.zero_()
+    extra = {'mask_emb': torch.zeros(768), 'final_proj.weight': torch.zeros(256, 768), 'final_proj.bias': torch.zeros(256), 'label_embs_concat': torch.zeros(504, 256)}
+    save_as_fairseq({**to_fairseq(hubert.state_dict()), **extra}, big / 'hubert_base_ls960.pt')
+    report = load_pretrained(model, audio=big / 'hubert_base_ls960.pt')
+    close(model.audio_encoder.hubert(x).last_hidden_state, wanted)
+    source = report.sources['audio']
+    assert source.tensors == 210 and set(source.left_out) == {'masked_spec_embed', 'final_proj.weight', 'final_proj.bias', 'label_embs_concat'}
+    assert {'fairseq.data.dictionary.Dictionary', 'omegaconf.dictconfig.DictConfig', 'argparse.Namespace'} <= set(source.not_read)
+    assert not any(m.split('.')[0] in ('fairseq', 'omegaconf') for m in sys.modules)
+
+    model.config = replace(paper(), reconstruction='none') # §3.2: the last 3 layers start afresh, the first 9 are HuBERT's
+    report = load_pretrained(model, audio=big / 'hubert_base_ls960.pt', generator=seeded())
+    assert report.reinitialised == tuple(f'audio_encoder.hubert.encoder.layers.{i}' for i in (9, 10, 11))
+    close(model.audio_encoder.hubert(x, output_hidden_states=True).hidden_states[9], hubert(x, output_hidden_states=True).hidden_states[9])
+    for layer in model.audio_encoder.hubert.encoder.layers[9:]:
+        assert abs(layer.attention.q_proj.weight.std() - .02) < 1e-3 and not layer.attention.q_proj.bias.any() and layer.layer_norm.weight.eq(1).all()
+
+@torch.no_grad()
+def test_mae_vit_b_16(big):
+    torch.manual_seed(0)
+    ref, image = shaken(timm.create_model('vit_base_patch16_224', num_classes=0)), torch.randn(2, 3, 224, 224, generator=seeded())
+    torch.save({'model': ref.state_dict()}, big / 'mae_pretrain_vit_base.pth')
+    model = empty_model(paper())
+    report = load_pretrained(model, image=big / 'mae_pretrain_vit_base.pth')
+    close(model.image_encoder(image), ref.forward_features(image))
+    assert report.sources['image'].tensors == 150 and report.sources['image'].not_read == ()
+
+@torch.no_grad()
+def test_dino_vit_s_8(vits8, big):
+    image = torch.randn(1, 3, 224, 224, generator=seeded())
+    torch.save(vits8.state_dict(), big / 'dino_deitsmall8_pretrain.pth')
+    w = image_weights(big / 'dino_deitsmall8_pretrain.pth', vg_hubert())
+    model = empty_model(vg_hubert())
+    load_backbones(model, w)
+    close(model.image_encoder(image), vits8.forward_features(image))
+    assert w['pos_embed'].shape == (1, 785, 384) and len(w) == 150
+    with pytest.raises(CheckpointError, match='patch_size 8 where the model has 16'): image_weights(big / 'dino_deitsmall8_pretrain.pth', paper())
+
+@torch.no_grad()
+def test_vg_hubert_bundle(hubert, vits8, big):
+    torch.manual_seed(3)
+    heads = {f'{m}_cls_token_proj': nn.Sequential(nn.Linear(width, 1536), nn.GELU(), nn.Linear(1536, 2048)) for m, width in (('audio', 768), ('visual', 384))}
+    cls = torch.randn(1, 1, 768)
+    state = {f'audio_encoder.{k.removeprefix("encoder.") if "pos_conv" in k else k}': v for k, v in to_fairseq(hubert.state_dict()).items()}
+    state |= {'audio_encoder.cls_token': cls, **{f'trm.{k}': v for k, v in vits8.state_dict().items()}}
+    state |= {f'{name}.{k}': v for name, head in heads.items() for k, v in head.state_dict().items()}
+    assert len(state) == 369
+    torch.save({'dual_encoder': state, 'optimizer': {'state': {}, 'param_groups': []}, 'indices': [3, 1, 2]}, big / 'best_bundle.pth')
+    args = argparse.Namespace(layer_use=11, encoder_attention_heads=12, vit_arch='vitsmall', vit_patch_size=8, use_audio_cls_token=True, cls_loss=True,
+                              layer_norm_first=False, extractor_mode='default', common_embed_dim=2048, conv_feature_layers='__import__("os").abort()')
+    (big / 'args.pkl').write_bytes(pickle.dumps(args))
+    model, report = vg_hubert_model(big, device='cpu')
+    assert model.config == vg_hubert() and not model.training
+    assert report.sources['model'].tensors == 369 and report.sources['model'].left_out == () and report.sources['model'].beside == ('optimizer', 'indices')
+    image, x = torch.randn(1, 3, 224, 224, generator=seeded()), torch.randn(2, 8000, generator=seeded()) * .1
+    close(model.embed_image(image), heads['visual_cls_token_proj'](vits8.forward_features(image)[:, 0]))
+    e = hubert.encoder
+    y = hubert.feature_projection(hubert.feature_extractor(x).transpose(1, 2))
+    y = e.layer_norm(torch.cat([cls.expand(2, -1, -1), y + e.pos_conv_embed(y)], 1))
+    for layer in e.layers:
+        y = layer(y)
+        y = y[0] if isinstance(y, tuple) else y
+    close(model.embed_audio(x), heads['audio_cls_token_proj'](y[:, 0]))
+
+
+# ---- HuBERT, in small
+
+@pytest.mark.parametrize('zipped', [True, False])
+@torch.no_grad()
+def test_fairseq_file_against_a_reference_by_hand(files, zipped):
+    ref, x = to_fairseq(small_hubert().state_dict()), torch.randn(2, 6000, generator=seeded()) * .1
+    path = files / f'fairseq{zipped}.pt'
+    save_as_fairseq(ref, path, _use_new_zipfile_serialization=zipped)
+    assert kind_of(path) == ('torch' if zipped else 'torch (legacy)')
+    model = empty_model(SMALL); load_pretrained(model, audio=path)
+    close(model.audio_encoder.hubert(x).last_hidden_state, hubert_by_hand(ref, x, 4, SMALL.conv_stride))
+
+@pytest.mark.parametrize('old_names', [True, False])
+@pytest.mark.parametrize('prefix', ['', 'hubert.', 'module.hubert.'])
+@torch.no_grad()
+def test_transformers_bin(tmp_path, prefix, old_names):
+    ref = small_hubert()
+    state = {prefix + k: v for k, v in ref.state_dict().items()} | {'lm_head.weight': torch.zeros(32, 64), prefix + 'masked_spec_embed': torch.zeros(64)}
+    if old_names: state = {k.replace('parametrizations.weight.original0', 'weight_g').replace('parametrizations.weight.original1', 'weight_v'): v for k, v in state.items()}
+    torch.save(state, tmp_path / 'pytorch_model.bin'); write_json(tmp_path / 'config.json', ref.config.to_dict())
+    w = hubert_weights(tmp_path, SMALL)
+    assert set(w) == set(ref.state_dict()) and all(torch.equal(w[k], v) for k, v in ref.state_dict().items())
+    assert set(w.source.left_out) == {'lm_head.weight', 'masked_spec_embed'} and w.source.name == tmp_path.name
+    assert hubert_weights(tmp_path / 'pytorch_model.bin', SMALL).source.name == 'pytorch_model.bin'
+
+@torch.no_grad()
+def test_hubert_for_ctc_as_transformers_saves_it(tmp_path):
+    torch.manual_seed(0); ctc = shaken(HubertForCTC(small_hubert().config)); ctc.save_pretrained(tmp_path)
+    assert (tmp_path / 'model.safetensors').is_file()
+    model, x = empty_model(SMALL), torch.randn(1, 4000, generator=seeded())
+    report = load_pretrained(model, audio=str(tmp_path))
+    close(model.audio_encoder.hubert(x).last_hidden_state, ctc.hubert(x).last_hidden_state)
+    assert set(report.sources['audio'].left_out) == {'lm_head.weight', 'lm_head.bias'}
+
+def test_hubert_of_another_size(tmp_path):
+    ref = small_hubert(); ref.save_pretrained(tmp_path)
+    config = read_json(tmp_path / 'config.json')
+    with pytest.raises(CheckpointError, match=r'audio_width 64 where the model has 768.*audio_depth 2 where the model has 12'): hubert_weights(tmp_path)
+    write_json(tmp_path / 'config.json', {**config, 'num_attention_heads': 8}) # what no shape shows
+    with pytest.raises(CheckpointError, match='audio_heads 8 where the model has 4'): hubert_weights(tmp_path, SMALL)
+    write_json(tmp_path / 'config.json', {**config, 'do_stable_layer_norm': True}) # HuBERT Large
+    with pytest.raises(CheckpointError, match='do_stable_layer_norm True where the model has False'): hubert_weights(tmp_path, SMALL)
+    (tmp_path / 'config.json').write_text('{"model_type": "hub')
+    with pytest.raises(CheckpointError, match='not valid JSON'): hubert_weights(tmp_path, SMALL)
+    (tmp_path / 'config.json').unlink() # without it, shapes speak
+    hubert_weights(tmp_path, SMALL)
+    for change, words in ((dict(audio_depth=3), 'audio_depth 2 where the model has 3'), (dict(pos_kernel=32), 'pos_kernel 16'), (dict(pos_groups=2), 'pos_groups 4'),
+                          (dict(audio_hidden=100), 'audio_hidden 96'), (dict(conv_norm='layer'), "conv_norm 'group'"), (dict(conv_dim=(24,) * 6 + (32,)), 'conv_dim')):
+        with pytest.raises(CheckpointError, match=words): hubert_weights(tmp_path, replace(SMALL, **change))
+
+def test_wav2vec2_is_no_hubert(tmp_path):
+    c = small_hubert().config
+    Wav2Vec2Model(Wav2Vec2Config(**{k: getattr(c, k) for k in ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size', 'conv_dim', 'conv_kernel',
+                                                              'conv_stride', 'num_conv_pos_embeddings', 'num_conv_pos_embedding_groups')})).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="model_type 'wav2vec2' where the model has 'hubert'"): hubert_weights(tmp_path, SMALL)
+
+def test_hubert_missing_and_left_over(tmp_path):
+    state = small_hubert().state_dict()
+    model, path = SGMIM(SMALL), tmp_path / 'h.safetensors'
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for bad, words in (({k: v for k, v in state.items() if k != 'encoder.layer_norm.bias'}, '1 missing: encoder.layer_norm.bias'),
+                       ({**state, 'quantizer.vars': torch.zeros(2)}, '1 unexpected: quantizer.vars'),
+                       ({**state, 'encoder.layer_norm.bias': torch.zeros(65)}, 'of another shape: encoder.layer_norm.bias'),
+                       ({k: v for k, v in state.items() if 'layers.1.' not in k}, 'audio_depth 1 where the model has 2')):
+        save_file(bad, path)
+        with pytest.raises(CheckpointError, match=words): load_pretrained(model, audio=path)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) # refused, and left alone
+
+def test_half_precision_and_damage(tmp_path):
+    state = small_hubert().state_dict()
+    save_file({k: v.half() for k, v in state.items()}, tmp_path / 'half.safetensors')
+    model = empty_model(SMALL); load_pretrained(model, audio=tmp_path / 'half.safetensors')
+    mine = model.audio_encoder.hubert.state_dict()
+    assert all(v.dtype == torch.float32 for v in mine.values()); close(mine['encoder.layer_norm.bias'], state['encoder.layer_norm.bias'], 1e-3)
+    state['encoder.layer_norm.bias'] = state['encoder.layer_norm.bias'].clone(); state['encoder.layer_norm.bias'][3] = float('nan')
+    save_file(state, tmp_path / 'nan.safetensors')
+    with pytest.raises(CheckpointError, match='not finite, in encoder.layer_norm.bias'): load_pretrained(model, audio=tmp_path / 'nan.safetensors')
+
+
+# ---- images, in small
+
+@pytest.fixture(scope='module')
+def vit():
+    torch.manual_seed(5)
+    return shaken(SGMIM(SMALL).image_encoder.vit)
+
+def test_mae_full_checkpoint(tmp_path, vit):
+    decoder = {'mask_token': torch.zeros(1, 1, 32), 'decoder_pos_embed': torch.zeros(1, 17, 32), 'decoder_embed.weight': torch.zeros(32, 64), 'decoder_blocks.0.norm1.bias': torch.zeros(32),
+               'decoder_norm.bias': torch.zeros(32), 'decoder_pred.bias': torch.zeros(432)}
+    torch.save({'model': {**vit.state_dict(), **decoder}, 'optimizer': {}, 'epoch': 799, 'scaler': {}, 'args': argparse.Namespace(mask_ratio=.75)}, tmp_path / 'mae.pth')
+    w = image_weights(tmp_path / 'mae.pth', SMALL)
+    assert set(w) == set(vit.state_dict()) and set(w.source.left_out) == set(decoder)
+    assert w.source.beside == ('optimizer', 'epoch', 'scaler', 'args') and w.source.not_read == ('argparse.Namespace',)
+
+@pytest.mark.parametrize('zipped', [True, False])
+@torch.no_grad()
+def test_dino_full_checkpoint(tmp_path, vit, zipped):
+    head = {'head.mlp.0.weight': torch.zeros(8, 64), 'head.last_layer.weight_g': torch.ones(9, 1), 'head.last_layer.weight_v': torch.zeros(9, 8)}
+    teacher = {f'backbone.{k}': v for k, v in vit.state_dict().items()} | head
+    student = {f'module.{k}': v + 1 for k, v in teacher.items()}
+    torch.save(dict(student=student, teacher=teacher, optimizer={}, epoch=800, args=argparse.Namespace(arch='vit_small'), dino_loss={'center': torch.zeros(1, 9)}),
+               tmp_path / 'full.pth', _use_new_zipfile_serialization=zipped)
+    model, image = empty_model(SMALL), torch.randn(2, 3, 48, 48, generator=seeded())
+    report = load_pretrained(model, image=tmp_path / 'full.pth')
+    close(model.image_encoder(image), vit.forward_features(image))
+    assert set(report.sources['image'].left_out) == set(head) and 'student' in report.sources['image'].beside and "'teacher'" in str(report)
+    s = image_weights(tmp_path / 'full.pth', SMALL, entry='student')
+    assert all(torch.equal(s[k], v + 1) for k, v in vit.state_dict().items())
+    with pytest.raises(CheckpointError, match="has no entry 'momentum'; it has student, teacher"): image_weights(tmp_path / 'full.pth', entry='momentum')
+
+def test_classifier_is_left_out_and_reported(tmp_path, vit):
+    save_file({**vit.state_dict(), 'head.weight': torch.zeros(10, 64), 'head.bias': torch.zeros(10)}, tmp_path / 'model.safetensors')
+    write_json(tmp_path / 'config.json', {'architecture': 'vit_small_patch8_224'}) # timm's config says other things
+    w = image_weights(tmp_path, SMALL)
+    assert set(w.source.left_out) == {'head.weight', 'head.bias'} and 'left out: head.bias, head.weight' in str(w.source)
+
+def test_another_vit(tmp_path, vit):
+    path = tmp_path / 'v.safetensors'; save_file(vit.state_dict(), path)
+    with pytest.raises(CheckpointError, match=r'for images of 48 pixels a side, the model takes 96: it is not resized here.*set image_size=48'):
+        image_weights(path, replace(SMALL, image_size=96))
+    for change, words in ((dict(image_width=128), 'image_width 64 where the model has 128'), (dict(image_depth=3), 'image_depth 2'), (dict(patch_size=16), 'patch_size 12')):
+        with pytest.raises(CheckpointError, match=words): image_weights(path, replace(SMALL, **change))
+    model = empty_model(SMALL)
+    for bad, words in (({**vit.state_dict(), 'dist_token': torch.zeros(1)}, '1 unexpected: dist_token'), ({k: v for k, v in vit.state_dict().items() if k != 'cls_token'}, '1 missing: cls_token')):
+        save_file(bad, path)
+        with pytest.raises(CheckpointError, match=words): load_pretrained(model, image=path)
+
+def test_not_an_image_encoder(tmp_path):
+    save_file({'vit.embeddings.cls_token': torch.zeros(1)}, tmp_path / 'v.safetensors')
+    with pytest.raises(CheckpointError, match='holds no vision transformer under a name known here'): image_weights(tmp_path / 'v.safetensors')
+    save_file({f'{p}.patch_embed.proj.weight': torch.zeros(1) for p in ('a', 'b')}, tmp_path / 'v.safetensors')
+    with pytest.raises(CheckpointError, match="more than one vision transformer, under 'a.', 'b.'"): image_weights(tmp_path / 'v.safetensors')
+
+def test_momentum_encoder_follows_and_runs_repeat(tmp_path, vit):
+    save_file(vit.state_dict(), tmp_path / 'v.safetensors'); small_hubert().save_pretrained(tmp_path)
+    def start():
+        torch.manual_seed(0); m = SGMIM(replace(SMALL, reinit_layers=1))
+        return m, load_pretrained(m, tmp_path / 'v.safetensors', tmp_path, seeded(7))
+    (a, report), (b, _) = start(), start()
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    assert torch.equal(a.momentum_encoder.vit.norm.bias, vit.norm.bias)
+    kept = json.loads(json.dumps(report.to_dict()))
+    assert kept['image']['name'] == 'v.safetensors' and kept['audio']['tensors'] == 50 and kept['reinitialised'] == ['audio_encoder.hubert.encoder.layers.1']
+    assert len(kept['image']['blake2b']) == 32 and str(tmp_path.parent) not in json.dumps(kept) # no path of this machine
+
+def test_nothing_and_one(tmp_path, vit):
+    m = SGMIM(SMALL); said = []
+    assert load_pretrained(m).to_dict() == {'reinitialised': []} and str(load_pretrained(m)) == 'nothing was loaded'
+    save_file(vit.state_dict(), tmp_path / 'v.safetensors')
+    assert list(load_pretrained(m, image=tmp_path / 'v.safetensors', progress=said.append).to_dict()) == ['image', 'reinitialised']
+    assert any('reading v.safetensors' in line for line in said)
+
+
+# ---- VG-HuBERT, in small
+
+def vg_state(seed=0):
+    "Random tensors under VG-HuBERT's names; the heads and both [CLS] too."
+    torch.manual_seed(seed); m = shaken(SGMIM(VG_SMALL), seed)
+    back = {vg_name(k): k for k in [f'audio_encoder.{k.removeprefix("encoder.") if "pos_conv" in k else k}' for k in to_fairseq(m.audio_encoder.hubert.state_dict())]}
+    state = {back[f'audio_encoder.hubert.{k}']: v for k, v in m.audio_encoder.hubert.state_dict().items()}
+    state |= {'audio_encoder.cls_token': m.audio_encoder.cls_token.detach(), **{f'trm.{k}': v for k, v in m.image_encoder.vit.state_dict().items()}}
+    return m, state | {f'{theirs}_cls_token_proj.{k}': v for theirs, ours in (('audio', m.audio_proj), ('visual', m.image_proj)) for k, v in ours.state_dict().items()}
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+@torch.no_grad()
+def test_vg_hubert_against_a_reference_by_hand(tmp_path, prefix):
+    m, state = vg_state()
+    torch.save({'dual_encoder': {prefix + k: v for k, v in state.items()}}, tmp_path / 'best_bundle.pth')
+    model, report = vg_hubert_model(tmp_path / 'best_bundle.pth', VG_SMALL, device='cpu')
+    x, image = torch.randn(2, 6000, generator=seeded()) * .1, torch.randn(2, 3, 48, 48, generator=seeded())
+    audio = {k.removeprefix('audio_encoder.'): v for k, v in state.items() if k.startswith('audio_encoder.')}
+    def head(z, n): return F.linear(F.gelu(F.linear(z, state[f'{n}.0.weight'], state[f'{n}.0.bias'])), state[f'{n}.2.weight'], state[f'{n}.2.bias'])
+    z = hubert_by_hand(audio, x, 4, SMALL.conv_stride, cls=audio['cls_token'])
+    close(model.embed_audio(x), head(z[:, 0], 'audio_cls_token_proj')); close(model.audio_encoder(x).frames, z[:, 1:])
+    close(model.embed_image(image), head(m.image_encoder.vit.forward_features(image)[:, 0], 'visual_cls_token_proj'))
+    assert report.sources['model'].tensors == len(state) == len(model.state_dict()) and 'no args.pkl' in str(report)
+
+def test_vg_hubert_faults(tmp_path):
+    _, state = vg_state()
+    def bundle(s): torch.save({'dual_encoder': s}, tmp_path / 'best_bundle.pth')
+    bundle({**state, 'audio_feats_proj.0.bias': torch.zeros(2), 'visual_feats_proj.0.bias': torch.zeros(2)}) # an auxiliary loss's: known
+    assert vg_hubert_model(tmp_path, VG_SMALL, device='cpu')[1].sources['model'].left_out == ('audio_feats_proj.0.bias', 'visual_feats_proj.0.bias')
+    for bad, words in (({k: v for k, v in state.items() if k != 'audio_encoder.cls_token'}, '1 missing: audio_encoder.cls_token'),
+                       ({**state, 'xtrm.0.bias': torch.zeros(1)}, '1 unexpected: xtrm.0.bias'),
+                       ({k: v for k, v in state.items() if not k.startswith('audio_cls')}, '4 missing: audio_proj.0.weight')):
+        bundle(bad)
+        with pytest.raises(CheckpointError, match=words): vg_hubert_model(tmp_path, VG_SMALL)
+    bundle(state)
+    with pytest.raises(CheckpointError, match='the convolutional block of this VG-HuBERT does not fit: conv_dim'): vg_hubert_model(tmp_path)
+    for args, words in ((argparse.Namespace(layer_norm_first=True), 'layer_norm_first True where the model has False'), ([3], 'holds no settings')):
+        (tmp_path / 'args.pkl').write_bytes(pickle.dumps(args))
+        with pytest.raises(CheckpointError, match=words): vg_hubert_model(tmp_path, VG_SMALL)
+    (tmp_path / 'args.pkl').write_bytes(pickle.dumps({'layer_use': 1})); vg_hubert_model(tmp_path, VG_SMALL, device='cpu') # a dict will do
+    with pytest.raises(CheckpointError, match='does not exist'): vg_hubert_model(tmp_path / 'elsewhere')
+
+def test_sizes_of_vg_hubert_come_from_its_tensors(tmp_path):
+    c = replace(vg_hubert(), image_width=64, image_heads=1, image_depth=2, audio_width=128, audio_heads=2, audio_depth=2, audio_hidden=256, embed_dim=96, reinit_layers=2, decoder_heads=1)
+    torch.manual_seed(0); m = SGMIM(c)
+    back = {vg_name(f'audio_encoder.{k}'): f'audio_encoder.{k}' for k in to_fairseq(m.audio_encoder.hubert.state_dict())}
+    heads = {'audio_proj': 'audio_cls_token_proj', 'image_proj': 'visual_cls_token_proj'}
+    def theirs(k):
+        first, rest = k.split('.', 1)
+        return back.get(k) or (k.replace('image_encoder.vit', 'trm') if first == 'image_encoder' else f'{heads.get(first, first)}.{rest}')
+    torch.save({'dual_encoder': {theirs(k): v for k, v in m.state_dict().items()}}, tmp_path / 'b.pth')
+    assert vg_hubert_model(tmp_path / 'b.pth', device='cpu')[0].config == c
+
+def test_encoders_of_a_bundle(tmp_path):
+    m, state = vg_state()
+    torch.save({'dual_encoder': state}, tmp_path / 'best_bundle.pth')
+    image, audio = image_weights(tmp_path / 'best_bundle.pth', SMALL), hubert_weights(tmp_path / 'best_bundle.pth', SMALL)
+    model = empty_model(SMALL); load_backbones(model, image, audio)
+    assert torch.equal(model.audio_encoder.hubert.encoder.layer_norm.bias, m.audio_encoder.hubert.encoder.layer_norm.bias)
+    assert 'cls_token' in audio.source.left_out and torch.equal(model.image_encoder.vit.norm.bias, m.image_encoder.vit.norm.bias)
+
+
+# ---- names on the hub; never the network
+
+def fake_hub(monkeypatch, present, cached=(), fails=None):
+    "hf_hub_download as it answers for a repository with files `present`, of which `cached` are here already."
+    calls = []
+    def download(repo, name, local_files_only=False, **kw):
+        calls.append((repo, name, local_files_only))
+        if name in cached: return str(cached[name])
+        if local_files_only: raise LocalEntryNotFoundError('not in the cache')
+        if fails: raise fails
+        if name not in present: raise EntryNotFoundError(f'404: no {name}')
+        return str(present[name])
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+    return calls
+
+def test_hub_is_offline_unless_asked(tmp_path, monkeypatch):
+    small_hubert().save_pretrained(tmp_path); here = {n: tmp_path / n for n in ('model.safetensors', 'config.json')}
+    calls = fake_hub(monkeypatch, here)
+    with pytest.raises(CheckpointError, match=r'not in the cache on this machine.*download=True; --download.*hubert/hubert_base_ls960.pt'):
+        hubert_weights(PAPER_AUDIO, SMALL)
+    assert calls and all(local for _, _, local in calls)
+    w = hubert_weights(PAPER_AUDIO, SMALL, download=True)
+    assert w.source.name == PAPER_AUDIO and len(w) == 50
+    with pytest.raises(CheckpointError, match='audio_width 64 where the model has 768'): hubert_weights(PAPER_AUDIO, download=True) # its config.json is read too
+
+def test_hub_from_the_cache(tmp_path, monkeypatch):
+    torch.save(small_hubert().state_dict(), tmp_path / 'pytorch_model.bin'); said = []
+    fake_hub(monkeypatch, {}, {'pytorch_model.bin': tmp_path / 'pytorch_model.bin'}) # no safetensors, as HuBERT's repository has none
+    assert len(hubert_weights(PAPER_AUDIO, SMALL, progress=said.append)) == 50 and 'looking in the cache' in said[0]
+
+def test_timm_names(tmp_path, monkeypatch, vit):
+    save_file(vit.state_dict(), tmp_path / 'model.safetensors')
+    calls = fake_hub(monkeypatch, {'model.safetensors': tmp_path / 'model.safetensors'})
+    assert image_weights(PAPER_IMAGE, SMALL, download=True).source.name == 'timm/vit_base_patch16_224.mae' and calls[0][0] == 'timm/vit_base_patch16_224.mae'
+    with pytest.raises(CheckpointError, match='dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth'): image_weights(PAPER_IMAGE, SMALL)
+    with pytest.raises(CheckpointError, match='dino_deitsmall8_pretrain.pth'): image_weights('vit_small_patch8_224.dino', SMALL)
+    with pytest.raises(CheckpointError, match='did you mean vit_base_patch16_224.mae'): timm_repo('vit_base_patch16_224.mea')
+    with pytest.raises(CheckpointError, match="neither a file, nor a folder, nor one of timm's"): image_weights('vit_base_patch16_224') # which of its many weights?
+
+@pytest.mark.parametrize('error,words', [(None, 'it has none of model.safetensors'), (LocalEntryNotFoundError('offline'), 'the hub cannot be reached'),
+                                         (ConnectionError('no route'), 'ConnectionError: no route'), (ValueError(), 'ValueError: no details')])
+def test_hub_refusals(monkeypatch, error, words):
+    fake_hub(monkeypatch, {}, fails=error)
+    with pytest.raises(CheckpointError, match=f'no weights for some/body: {words}.*https://huggingface.co/some/body'): hubert_weights('some/body', download=True)
+
+def test_locate(tmp_path):
+    with pytest.raises(CheckpointError, match='neither of model.safetensors, pytorch_model.bin; it has nothing'): locate(tmp_path)
+    (tmp_path / 'tf_model.h5').touch()
+    with pytest.raises(CheckpointError, match='it has tf_model.h5'): locate(tmp_path)
+    for name in ('some/where/mae.pth', 'mae.pth', '/no/such/place', 'weights/mae.pth'):
+        with pytest.raises(CheckpointError, match='does not exist'): locate(name)
+
+
+# ---- files that are no checkpoints
+
+@pytest.mark.parametrize('content,words', [
+    (b'', 'is empty'), (b'<!DOCTYPE html><html>sign in', 'a web page'), (b'\n  <html lang="en">', 'a web page'), (b'<?xml version="1.0"?><Error>', 'XML'),
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n', 'git lfs pull'), (b'\x1f\x8b\x08 gz', 'compressed'),
+    (b'{"error": "gated"}', 'no format known'),
+    (b'hello, world', 'no format known'), (b'PK\x03\x04 rest of a zip', 'cannot be read as torch'), (b'\x80\x02', 'cannot be read as pickle'), (b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.', 'legacy'),
+    (struct.pack('<Q', 99) + b'{"a":', 'cannot be read as safetensors')])
+def test_what_is_no_checkpoint(tmp_path, content, words):
+    for name in ('x.pt', 'x.bin', 'x.safetensors'): # the name does not matter
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=words): read_file(tmp_path / name)
+        with pytest.raises(CheckpointError, match=words): hubert_weights(tmp_path / name)
+
+def test_missing_file_and_archives(tmp_path):
+    for p in (tmp_path / 'nowhere.pt', tmp_path):
+        with pytest.raises(CheckpointError, match='does not exist'): read_file(p)
+    (tmp_path / 'x').write_text('x')
+    with tarfile.open(tmp_path / 'vg-hubert_3.tar', 'w') as tar: tar.add(tmp_path / 'x', 'vg-hubert_3/best_bundle.pth')
+    with pytest.raises(CheckpointError, match=r'is a tar archive. Unpack it'): read_file(tmp_path / 'vg-hubert_3.tar')
+    with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as z: z.write(tmp_path / 'x')
+    with pytest.raises(CheckpointError, match='cannot be read as torch'): read_file(tmp_path / 'x.zip')
+    with pytest.raises(CheckpointError, match='at its top are: epoch, model'):
+        torch.save({'epoch': 1, 'model': {}}, tmp_path / 'e.pt'); hubert_weights(tmp_path / 'e.pt')
+
+@pytest.mark.parametrize('share', [.02, .5, .9, .999])
+def test_truncated(tmp_path, share):
+    for i, zipped in enumerate((True, False, None)):
+        path, state = tmp_path / f'{i}.pt', {'w': torch.randn(60, 50)}
+        save_file(state, path) if zipped is None else torch.save({'model': state, 'args': argparse.Namespace(a=1)}, path, _use_new_zipfile_serialization=zipped)
+        blob = path.read_bytes(); path.write_bytes(blob[:int(len(blob) * share)])
+        with pytest.raises(CheckpointError, match='fetch it again|no format known'): read_file(path)
+
+
+# ---- hostile files
+
+class Call:
+    def __init__(self, f, *args): self.f, self.args = f, args
+    def __reduce__(self): return self.f, self.args
+
+def strikes(mark):
+    "Objects whose unpickling would leave the file `mark` behind, or worse."
+    write = f'open({str(mark)!r}, "w").close()'
+    return [Call(os.system, f'touch {mark}'), Call(eval, write), Call(exec, write), Call(subprocess.Popen, ['touch', str(mark)]), Call(open, str(mark), 'w'),
+            Call(getattr, Call(importlib.import_module, 'os'), 'system'), Call(functools.partial(os.system, f'touch {mark}')), Call(operator.methodcaller('touch'), Path(mark)),
+            Call(torch.hub.load, 'a/b', 'c'), Call(torch.load, 'x'), Call(torch.storage._load_from_bytes, pickle.dumps(Call(eval, write))),
+            Call(compile, write, '', 'exec'), Call(builtins.__import__, 'antigravity'), Call(setattr, OrderedDict, 'x', 1), Call(sys.exit, 3)]
+
+def zip_with(path, data):
+    "A file as torch.save writes it, whose pickle is `data`."
+    buffer = io.BytesIO(); torch.save({'w': torch.ones(2)}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, 'w') as new:
+        for item in old.infolist(): new.writestr(item.filename, data if item.filename.endswith('data.pkl') else old.read(item))
+
+def legacy_with(path, data):
+    buffer = io.BytesIO(); torch.save({}, buffer, _use_new_zipfile_serialization=False); buffer.seek(0)
+    for _ in range(3): pickle.load(buffer) # torch's magic number, version, machine: then comes the object
+    path.write_bytes(buffer.getvalue()[:buffer.tell()] + data + pickle.dumps([], 2))
+
+def safe(path):
+    "Read it, or refuse it: names that it named."
+    try: content, _, names = read_file(path)
+    except CheckpointError as e: return str(e)
+    return ' '.join(names) + repr(content)
+
+@pytest.mark.parametrize('i', range(15))
+@pytest.mark.parametrize('kind', ['torch', 'legacy', 'pickle'])
+def test_hostile_objects_do_nothing(tmp_path, kind, i):
+    mark, path = tmp_path / 'mark', tmp_path / 'x.pt'
+    strike = strikes(mark)[i]
+    if kind == 'pickle': path.write_bytes(pickle.dumps({'w': strike}))
+    else: torch.save({'model': {'w': torch.ones(3)}, 'extra': strike}, path, _use_new_zipfile_serialization=kind == 'torch')
+    content, _, names = read_file(path)
+    assert names and not mark.exists() and not hasattr(OrderedDict, 'x') and 'antigravity' not in sys.modules
+    assert any(n.split('.')[-1] in str(strike.f) or n.endswith(('getattr', 'partial', 'methodcaller')) for n in names), (names, strike.f)
+    if kind != 'pickle':
+        assert isinstance(content['extra'], Inert)
+        state, entry, beside = find_state(content, path)
+        assert entry == 'model' and torch.equal(state['w'], torch.ones(3)) and beside == ('extra',)
+
+def test_strikes_are_real(tmp_path):
+    for i in (0, 1, 2, 4):
+        with contextlib.suppress(Exception): pickle.loads(pickle.dumps(strikes(tmp_path / f'm{i}')[i]))
+        assert (tmp_path / f'm{i}').exists()
+
+RAW = {'a protected class is changed': b'\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aX\x01\x00\x00\x00bsb.',
+       'a protected function is changed': b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00__name__X\x01\x00\x00\x00bs\x86b.',
+       'attribute of the stand-in': b'\x80\x02cos\npath\n}X\x05\x00\x00\x00stateX\x01\x00\x00\x00bsb.',
+       'dotted name': b'\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.', 'old style object': b'\x80\x02(X\x04\x00\x00\x00trueios\nsystem\n.',
+       'storage that is none': b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(cos\nsystem\nK\x00)){}tR.', 'persistent id': b'\x80\x02X\x01\x00\x00\x00aQ.', 'extension': b'\x80\x02\x82\x01.',
+       'no end': b'\x80\x02}q\x00', 'class as a function of itself': b'\x80\x02cos\nsystem\ncos\nsystem\n\x85RK\x01\x85R.'}
+
+@pytest.mark.parametrize('name', RAW)
+def test_hostile_pickles_by_hand(tmp_path, name):
+    before = dict(vars(torch._utils._rebuild_tensor_v2)), torch._utils._rebuild_tensor_v2.__name__, set(dir(OrderedDict)), set(dir(Inert))
+    for kind in ('torch', 'legacy', 'pickle'):
+        path = tmp_path / kind
+        zip_with(path, RAW[name]) if kind == 'torch' else legacy_with(path, RAW[name]) if kind == 'legacy' else path.write_bytes(RAW[name])
+        safe(path)
+    after = dict(vars(torch._utils._rebuild_tensor_v2)), torch._utils._rebuild_tensor_v2.__name__, set(dir(OrderedDict)), set(dir(Inert))
+    assert before == after
+
+def test_torchscript_is_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore'); torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(tmp_path / 'script.pt'))
+    with pytest.raises(CheckpointError, match='TorchScript'): read_file(tmp_path / 'script.pt')
+
+def test_a_file_that_names_what_is_installed_imports_nothing(tmp_path):
+    (tmp_path / 'sentinel_module.py').write_text('raise SystemExit("imported")')
+    (tmp_path / 'x.pkl').write_bytes(b'\x80\x02csentinel_module\nThing\n)R.')
+    sys.path.insert(0, str(tmp_path))
+    try: content, _, names = read_file(tmp_path / 'x.pkl')
+    finally: sys.path.remove(str(tmp_path))
+    assert names == ('sentinel_module.Thing',) and 'sentinel_module' not in sys.modules and 'not read' in repr(content)
+
+def test_stand_ins_take_everything():
+    with foreign('lib.a.MyDict', 'lib.a.MyChoice', 'lib.a.Plain') as (MyDict, Choice, Plain):
+        class MyList(list): __module__, __qualname__ = 'lib.a', 'MyList'
+        class MySet(set): __module__, __qualname__ = 'lib.a', 'MySet'
+        class Slots: __slots__ = ('a',); __module__, __qualname__ = 'lib.a', 'Slots'
+        for c in (MyList, MySet, Slots): setattr(sys.modules['lib.a'], c.__qualname__, c)
+        p, s = Plain(), Slots(); p.x, s.a = [1, {'y': 2}], 4
+        objects = [MyDict(a=1, b=MyDict()), Choice.b, p, MyList([1, 2]), MySet([3]), s, {p: 1}, (p, p)]
+        blobs = [pickle.dumps(objects, protocol) for protocol in range(2, 6)]
+    for blob in blobs:
+        seen = set(); read = inert_pickle(seen).load(io.BytesIO(blob))
+        assert 'lib.a.Plain' in seen and 'lib.a.MyDict' in seen and read[2].state == {'x': [1, {'y': 2}]} and read[7][0] is read[7][1]
+
+def test_plain_files_name_nothing(tmp_path):
+    state = {'a': torch.randn(3, 2), 'b': torch.ones(2, dtype=torch.bfloat16), 'p': nn.Parameter(torch.zeros(1)), 'i': torch.arange(3)}
+    for zipped in (True, False):
+        torch.save(OrderedDict(state), tmp_path / 'x.pt', _use_new_zipfile_serialization=zipped)
+        content, kind, names = read_file(tmp_path / 'x.pt')
+        assert names == () and all(torch.equal(content[k], v) for k, v in state.items())
+        torch.save({'model': OrderedDict(state), 'args': argparse.Namespace(n=1)}, tmp_path / 'y.pt', _use_new_zipfile_serialization=zipped) # by the stand-ins
+        content, kind, names = read_file(tmp_path / 'y.pt')
+        got = find_state(content, 'y.pt')[0]
+        assert names == ('argparse.Namespace',) and all(torch.equal(got[k], v) and got[k].dtype == v.dtype and type(got[k]) is torch.Tensor for k, v in state.items())
+
+
+# ---- export
+
+def test_export_of_the_shipped_model(tmp_path):
+    shipped = Path(sgmim.__file__).parent / 'weights' / 'scenes-tiny'
+    m, record = load_model(shipped, device='cpu'), read_json(shipped / 'record.json')
+    out = export_model(m, tmp_path / 'a' / 'model', record, licence='apache-2.0')
+    assert sorted(p.name for p in out.iterdir()) == ['README.md', 'config.json', 'model.safetensors', 'record.json']
+    back = SGMIM.from_pretrained(out, device='cpu')
+    assert back.config == m.config and all(torch.equal(v, back.state_dict()[k]) for k, v in m.state_dict().items())
+    image, audio = torch.randn(2, 3, 96, 96, generator=seeded()), torch.randn(2, 16000, generator=seeded()) * .1
+    with torch.no_grad(): assert torch.equal(m.embed_image(image), back.embed_image(image)) and torch.equal(m.embed_audio(audio), back.embed_audio(audio))
+    config = read_json(out / 'config.json')
+    assert (config['model_type'], config['architectures'], config['sgmim_version']) == ('sgmim', ['SGMIM'], sgmim.__version__)
+    assert set(load_file(out / 'model.safetensors')) == set(m.state_dict()) and read_json(out / 'record.json') == record
+    card = (out / 'README.md').read_text(encoding='utf-8')
+    for words in ('library_name: sgmim', 'license: apache-2.0', '- visually-grounded-speech', 'KR-20260064400-A', 'CC BY-NC 4.0', '## Intended use',
+                  'SGMIM.from_pretrained', 'Scenes(train: 12000 images, 24000 captions)',
+                  "`lr=0.001`", '@inproceedings{woo2024sgmim', '| test-seen | 47.9 | 81.5 | 91.4 | 50.6 | 82.7 | 91.8 | 1000 | 1000 |', '96, 96'): assert words in card, words
+    assert card.count('---\n') == 2 and card.startswith('---\n') and 'license_name' not in card
+
+def test_card_says_only_what_the_record_says():
+    m = empty_model(SMALL)
+    card = model_card(m)
+    assert 'No record of its training' in card and 'No record of its results' in card and 'license: other\nlicense_name: see-model-card' in card and 'contrastive learning alone' in card
+    recall = {'recall_at_1': 10., 'recall_at_5': None, 'recall_at_10': 30, 'n_queries': 5, 'n_items': 4}
+    record = {'metrics': {'audio_to_image': recall, 'image_to_audio': recall}, 'seed': 3,
+              'pretrained': {'image': {'name': 'mae.pth', 'layout': 'torch', 'blake2b': 'ab'}}, 'data': {'train': 'x1'}}
+    card = model_card(m, record, 'cc-by-nc-4.0')
+    for words in ('| test | 10.0 | – | 30.0 | 10.0 | – | 30.0 | 5 | 4 |', 'started from, image: mae.pth (torch; blake2b `ab`)', '- data, train: x1', '- seed: 3',
+                  'license: cc-by-nc-4.0'): assert words in card, words
+    for odd in ({'metrics': 3, 'data': None, 'config': [], 'pretrained': 'no', 'code': 1, 'hardware': 2}, {'metrics': {'loss': 1.}}): assert 'No record of its results' in model_card(m, odd)
+
+def test_export_overwrites_and_reports_failure(tmp_path):
+    m = empty_model(SMALL); export_model(m, tmp_path / 'm'); export_model(m, tmp_path / 'm')
+    (tmp_path / 'file').touch()
+    with pytest.raises(sgmim.core.SgmimError, match='cannot write'): export_model(m, tmp_path / 'file' / 'm')
+    with pytest.raises(CheckpointError, match='neither|holds no SG-MIM|is no checkpoint'): SGMIM.from_pretrained(tmp_path)
+
+def test_a_hubert_folder_is_no_sgmim(tmp_path):
+    small_hubert().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match='holds no SG-MIM model'): SGMIM.from_pretrained(tmp_path)
+
+def test_weights_are_a_dict():
+    w = Weights({'a': 1})
+    assert w.source is None and dict(w) == {'a': 1} and isinstance(SGMIMConfig(), object)

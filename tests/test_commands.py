@@ -1,0 +1,160 @@
+"""The commands, from an exported corpus to a table: every official layout, and shards, by what the README says."""
+import json
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sgmim import cli
+from sgmim.core import read_json
+from sgmim.data.corpora import load_corpus
+from sgmim.data.scenes import export_facc, export_places, export_spokencoco, load_scenes
+from sgmim.models.sgmim import SGMIM, load_model
+from sgmim.pretrain import shipped
+from sgmim.train import evaluate
+
+SIZES = {'train': 24, 'dev': 12, 'test-seen': 14, 'test-unseen': 12}
+STEPS = ['--set', 'epochs=.5', 'batch_size=8', 'log_every=1', 'eval_every=.5', 'max_unreadable=.2']
+
+
+@pytest.fixture(scope='module')
+def made(cache): return {s: load_scenes(s, n, 2, cache=cache, progress=False) for s, n in SIZES.items()}
+
+
+@pytest.fixture(scope='module')
+def layouts(made, cache, tmp_path_factory):
+    "{layout: folder} of the embedded corpus in every official layout."
+    root = tmp_path_factory.mktemp('layouts')
+    other = load_scenes('test-unseen', 10, 2, seed=1, cache=cache, progress=False)
+    export_places({'train': made['train'], 'dev_seen': made['dev'], 'dev_unseen': other, 'test_seen': made['test-seen'], 'test_unseen': made['test-unseen']}, root/'places')
+    export_spokencoco({'train': made['train'], 'val': made['dev'], 'test': made['test-seen']}, root/'spokencoco')
+    export_facc({'train': made['train'], 'dev': made['dev'], 'test': made['test-seen']}, root/'facc')
+    return {name: root/name for name in ('places', 'spokencoco', 'facc')}
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, tmp_path):
+    monkeypatch.setenv('SGMIM_CACHE', str(tmp_path/'cache'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+def ok(function, *args):
+    "Run a command; it has to succeed."
+    assert function([str(a) for a in args]) in (None, 0), args
+
+
+@pytest.mark.parametrize('layout,test', [('places', 'test_seen'), ('spokencoco', 'test'), ('facc', 'test')])
+def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
+    "The three commands of the README; and the numbers are those of the embedded corpus itself."
+    folder, run = layouts[layout], tmp_path/'run'
+    ok(cli.check_data, folder, '--json', tmp_path/'report.json')
+    assert read_json(tmp_path/'report.json')['ok'] and 'fit for use' in capsys.readouterr().out
+    ok(cli.train, '--data', folder, '--out', run, '--device', 'cpu', '--workers', 0, *STEPS)
+    said = capsys.readouterr().out
+    assert 'What differs from the paper' in said and 'of memory' in said and 'best model in' in said
+    record = read_json(run/'record.json')
+    assert record['preset'] == 'scenes-tiny' and record['pretrained'] == {'image': 'tiny-mae, shipped', 'audio': 'tiny-hubert, shipped'} and record['steps'] == round(.5*(48//8)) and layout in record['data']['name']
+    ok(cli.evaluate, run/'best', '--data', folder, '--split', test, '--record', tmp_path/'eval.json', '--device', 'cpu')
+    out, found = capsys.readouterr().out, read_json(tmp_path/'eval.json')
+    n = len(made['test-seen'])
+    assert f'{SIZES["test-seen"]} images × {n} captions' in out and found['config']['max_seconds'] == (25. if layout == 'places' else 10.)
+    if layout != 'places': assert 'so do not compare these numbers with published ones' in out
+    direct = evaluate(load_model(run/'best', device='cpu'), made['test-seen'])
+    assert found['metrics'][test] == json.loads(json.dumps(direct.to_dict())), 'another table than that of the embedded corpus'
+
+
+def test_places_says_who_was_seen(layouts, tmp_path, capsys):
+    ok(cli.evaluate, '--data', layouts['places'], '--device', 'cpu')
+    out = capsys.readouterr().out
+    seen, unseen = (next(line for line in out.splitlines() if line.startswith(s)) for s in ('test_seen:', 'test_unseen:'))
+    assert '100% of the captions are by speakers of the training split' in seen and ' 0% of the captions' in unseen
+
+
+def test_several_dev_splits_choose_the_checkpoint(layouts, tmp_path):
+    ok(cli.train, '--data', layouts['places'], '--out', tmp_path/'run', '--device', 'cpu', '--workers', 0, '--no-calibration', *STEPS)
+    assert set(read_json(tmp_path/'run'/'best'/'config.json')['dev']) == {'dev_seen', 'dev_unseen'}
+
+
+def test_shards_train_and_evaluate_like_loose_files(layouts, tmp_path, capsys):
+    "Same seed, same weights, from loose files and from shards; recordings are equal, images are copied."
+    ok(cli.shard, layouts['facc'], tmp_path/'shards', '--size', 0, '--workers', 1)
+    ok(cli.check_data, tmp_path/'shards')
+    for data, out in ((layouts['facc'], 'loose'), (tmp_path/'shards', 'packed')):
+        ok(cli.train, '--data', data, '--out', tmp_path/out, '--device', 'cpu', '--workers', 0, '--no-calibration', *STEPS)
+    a, b = (load_model(tmp_path/out/'best', device='cpu').state_dict() for out in ('loose', 'packed'))
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+    capsys.readouterr()
+    for data in (layouts['facc'], tmp_path/'shards'): ok(cli.evaluate, tmp_path/'loose'/'best', '--data', data, '--device', 'cpu')
+    tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith('test ')]
+    assert len(tables) == 2 and tables[0] == tables[1]
+
+
+def test_a_dry_run_trains_nothing(layouts, tmp_path, capsys):
+    ok(cli.train, '--data', layouts['facc'], '--out', tmp_path/'run', '--dry-run', '--device', 'cpu', '--workers', 0)
+    out = capsys.readouterr().out
+    assert not (tmp_path/'run').exists() and 'parameters' in out and 'minutes' in out or 'seconds' in out
+
+
+@pytest.mark.parametrize('preset,corpus', [('paper-places', 'places'), ('paper-spokencoco', 'spokencoco'), ('paper-facc', 'facc')])
+def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset, corpus):
+    "The plan of each preset on its corpus: nothing differs from the paper but what was asked for here (a batch that these few pairs fill, and random weights)."
+    ok(cli.train, '--preset', preset, '--data', layouts[corpus], '--out', tmp_path/'run', '--dry-run', '--no-calibration', '--from-scratch', '--device', 'cpu', '--set', 'batch_size=8')
+    out = capsys.readouterr().out
+    differs = out[out.index('What differs from the paper\n'):out.index('The data')].splitlines()[1:]
+    assert [line.split(' = ')[0].strip() for line in differs] == ['freeze_cnn', 'batch_size'] and '277,196,416 parameters, 191,397,760 trained' in out
+
+
+def test_without_weights_the_message_helps(layouts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    assert cli.train(['--preset', 'paper-facc', '--data', str(layouts['facc']), '--out', str(tmp_path/'run'), '--set', 'batch_size=8']) == 1
+    said = capsys.readouterr().err
+    assert 'vit_base_patch16_224.mae' in said and '--download' in said and len(said.splitlines()) <= 3
+
+
+def test_embeddings_are_used_again(layouts, tmp_path, capsys, monkeypatch):
+    args = ['--data', str(layouts['facc']), '--embeddings', str(tmp_path/'emb'), '--device', 'cpu']
+    ok(cli.evaluate, *args)
+    first = capsys.readouterr().out
+    monkeypatch.setattr(SGMIM, 'embed_audio', None)
+    ok(cli.evaluate, *args)
+    assert capsys.readouterr().out == first
+    assert cli.evaluate([*args, '--max-seconds', '2']) == 1 and 'max_seconds is 10.0, not 2.0' in capsys.readouterr().err
+
+
+def test_other_roots_instead_of_edited_files(layouts, tmp_path, capsys):
+    "Images moved elsewhere: the check says which option to give, and the option works."
+    import shutil
+    shutil.copytree(layouts['facc'], tmp_path/'corpus')
+    (tmp_path/'corpus'/'Flicker8k_Dataset').rename(tmp_path/'pictures')
+    assert cli.check_data([str(tmp_path/'corpus')]) == 1
+    assert '--image-root' in capsys.readouterr().out
+    ok(cli.check_data, tmp_path/'corpus', '--image-root', tmp_path/'pictures')
+    assert len(load_corpus(tmp_path/'corpus', 'test', image_root=tmp_path/'pictures').image(0).shape) == 3
+    ok(cli.evaluate, '--data', tmp_path/'corpus', '--image-root', tmp_path/'pictures', '--device', 'cpu')
+
+
+def test_own_pairs(layouts, made, tmp_path, capsys):
+    "A table of one's own, with a column of splits."
+    corpora = {s: load_corpus(layouts['facc'], s) for s in ('train', 'dev', 'test')}
+    rows = [f'{c.image_path(c.image_of_caption[j])},{c.audio_path(j)},{s}' for s, c in corpora.items() for j in range(len(c))]
+    root = str(layouts['facc']) + '/'
+    (tmp_path/'mine.csv').write_text('image,audio,split\n' + '\n'.join(rows).replace(root, ''))
+    roots = ['--image-root', layouts['facc'], '--audio-root', layouts['facc']]
+    ok(cli.check_data, tmp_path/'mine.csv', *roots)
+    ok(cli.train, '--data', tmp_path/'mine.csv', *roots, '--out', tmp_path/'run', '--device', 'cpu', '--workers', 0, '--no-calibration', *STEPS)
+    ok(cli.evaluate, tmp_path/'run'/'best', '--data', tmp_path/'mine.csv', *roots, '--device', 'cpu')
+    assert f'{SIZES["test-seen"]} images × {len(made["test-seen"])} captions' in capsys.readouterr().out
+
+
+def test_export_and_back(tmp_path, capsys):
+    ok(cli.export, shipped('scenes-tiny'), tmp_path/'hub')
+    assert {'model.safetensors', 'config.json', 'README.md'} <= {p.name for p in (tmp_path/'hub').iterdir()}
+    a, b = load_model(shipped('scenes-tiny'), device='cpu'), SGMIM.from_pretrained(tmp_path/'hub', device='cpu')
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def test_the_shipped_weights_know_their_crop(): assert load_model(shipped('scenes-tiny'), device='cpu').config.crop_pct == 1.
