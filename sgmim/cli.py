@@ -7,17 +7,22 @@ __all__ = ['WEIGHTS', 'command', 'settings', 'pretrain', 'demo', 'scenes', 'corp
            'shard', 'initial_weights', 'train', 'run_training', 'training_data', 'evaluate', 'run_evaluation',
            'open_checkpoint', 'state_digest', 'pool_of', 'remarks', 'export']
 
-# %% ../nbs/27_cli.ipynb #6d2a490f
-import argparse, dataclasses, functools, hashlib, sys, time
+# %% ../nbs/27_cli.ipynb #297a2c48
+import argparse, dataclasses, functools, hashlib, sys, time, warnings
 from pathlib import Path
 
 from .core import ConfigError, DataError, SgmimError, config_from_dict
 
-# %% ../nbs/27_cli.ipynb #db0096d7
+# %% ../nbs/27_cli.ipynb #076793cb
 def command(function):
-    "Run `function(args)`; an error of this library becomes a line on stderr and exit status 1, Ctrl-C status 130."
+    "Run `function(args)`; an error of this library becomes a line on stderr and exit status 1, Ctrl-C status 130; a warning is its text alone."
     @functools.wraps(function)
     def main(argv=None):
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest, **options: print(f'warning: {message}', file=sys.stderr)
+            return attempt(argv)
+
+    def attempt(argv):
         try: return function(argv)
         except SgmimError as e:
             print(f'{function.__name__}: {e}', file=sys.stderr)
@@ -41,7 +46,7 @@ def _value(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 
-# %% ../nbs/27_cli.ipynb #b48062e8
+# %% ../nbs/27_cli.ipynb #e68aa95e
 @command
 def pretrain(argv=None):
     "sgmim_pretrain hubert|mae: make a small backbone on unlabelled embedded data."
@@ -61,7 +66,7 @@ def _threads(n):
     import torch
     if n: torch.set_num_threads(n)
 
-# %% ../nbs/27_cli.ipynb #c9c70126
+# %% ../nbs/27_cli.ipynb #f9fdbbec
 @command
 def demo(argv=None):
     "sgmim_demo: the whole method on the embedded corpus."
@@ -81,7 +86,7 @@ def demo(argv=None):
     model = dataclasses.replace(settings(scenes_tiny(), a.model, '--model'), reconstruction=ROWS[a.row])
     run_demo(a.out, settings(DemoData(), a.data, '--data'), settings(recipe('scenes-tiny'), a.set), model, device=a.device)
 
-# %% ../nbs/27_cli.ipynb #c0e1f8c1
+# %% ../nbs/27_cli.ipynb #720030a8
 @command
 def scenes(argv=None):
     "sgmim_scenes: make a split of the embedded corpus; export splits in an official layout."
@@ -109,7 +114,7 @@ def scenes(argv=None):
         exports[a.export]({names[a.export][k]: v for k, v in made.items()}, a.out)
         print(f'exported to {a.out}')
 
-# %% ../nbs/27_cli.ipynb #b724f1b0
+# %% ../nbs/27_cli.ipynb #47b7da09
 def corpus_options(p, required=False):
     "Add the options that say which corpus."
     p.add_argument(*(['data'] if required else ['--data']), metavar='PATH', help='folder of Places Audio, SpokenCOCO, Flickr8k Audio or of shards, or a table of your own pairs (.csv, .tsv, .jsonl)' + ('' if required else '; default: the embedded corpus'))
@@ -124,7 +129,7 @@ def open_splits(a, names, which=None, strict=False):
     kind = a.kind or recognise(a.data)
     roots = {} if kind == 'shards' else {k: v for k, v in (('image_root', a.image_root), ('audio_root', a.audio_root)) if v}
     opened = {n: load_corpus(a.data, n, kind=kind, **roots, **({} if kind == 'shards' else {'strict': strict})) for n in names or role(a.data, kind, which)}
-    return {n: c if kind == 'shards' else present(c, strict) for n, c in opened.items()}
+    return {n: present(c, strict) for n, c in opened.items()}
 
 def role(path, kind, which):
     "The splits that are the corpus' 'train', 'dev' or 'test': those of its protocol, or, for older files and for packed and own corpora, by their names."
@@ -132,7 +137,7 @@ def role(path, kind, which):
     names, there = protocol_splits(kind, which), splits_of(path, kind)
     return names if set(names) <= set(there) or kind == 'spokencoco' else protocol_splits(kind, which, there)
 
-# %% ../nbs/27_cli.ipynb #a4d20514
+# %% ../nbs/27_cli.ipynb #7a7ed8e3
 @command
 def check_data(argv=None):
     "sgmim_check_data PATH: look through a corpus."
@@ -150,7 +155,7 @@ def check_data(argv=None):
     if a.json: write_json(a.json, report.to_dict())
     return 0 if report.ok else 1
 
-# %% ../nbs/27_cli.ipynb #d393ddad
+# %% ../nbs/27_cli.ipynb #80fcf3e7
 @command
 def shard(argv=None):
     "sgmim_shard PATH OUT: a corpus in a few large files."
@@ -159,16 +164,16 @@ def shard(argv=None):
     corpus_options(p, required=True)
     p.add_argument('out', help='folder for the shards')
     p.add_argument('--split', nargs='+', help='default: all that the corpus has')
-    p.add_argument('--size', type=int, default=256, help='short side of the images in pixels (default %(default)s); 0: as they are')
+    p.add_argument('--size', type=int, default=448, help='short side of the images in pixels, if they are larger (default %(default)s, twice the crop, so that random crops stay sharp; 256 is enough to evaluate); 0: as they are')
     p.add_argument('--shard-mb', type=int, default=256, help='megabytes a shard (default %(default)s)')
     p.add_argument('--workers', type=int, default=None)
     a = p.parse_args(argv)
     from sgmim.data.corpora import splits_of
     for name, corpus in open_splits(a, a.split or splits_of(a.data)).items():
         made = write_shards(corpus, a.out, name, size=a.size or None, shard_mb=a.shard_mb, workers=a.workers)
-        print(f'{corpus}: {made}')
+        print(f'{name}: {made["images"]:,} images and {made["captions"]:,} captions, {made["hours"]} hours, in {made["shards"]} files of {made["bytes"]/1e6:,.0f} MB in all' + (f'; left out: {made["left_out"]}' if made['left_out'] else ''))
 
-# %% ../nbs/27_cli.ipynb #d555b09e
+# %% ../nbs/27_cli.ipynb #48dbfeeb
 WEIGHTS = {'paper': ('vit_base_patch16_224.mae', 'facebook/hubert-base-ls960'), 'vg-hubert': ('vit_small_patch8_224.dino', 'facebook/hubert-base-ls960')}   # §3.2, §3.3: image, audio
 
 def initial_weights(model, a, seed):
@@ -185,7 +190,7 @@ def initial_weights(model, a, seed):
     print(report)
     return report.to_dict()
 
-# %% ../nbs/27_cli.ipynb #c5e03c16
+# %% ../nbs/27_cli.ipynb #04027a0a
 @command
 def train(argv=None):
     "sgmim_train: train a preset."
@@ -212,7 +217,7 @@ def train(argv=None):
     p.add_argument('--model', nargs='*', metavar='FIELD=VALUE', help='change a field of SGMIMConfig')
     return run_training(p.parse_args(argv))
 
-# %% ../nbs/27_cli.ipynb #aff1336a
+# %% ../nbs/27_cli.ipynb #e537c857
 def run_training(a):
     "What `sgmim_train` does with its arguments."
     import os
@@ -244,7 +249,7 @@ def training_data(a, c):
     [data] = open_splits(a, a.train_split and [a.train_split], 'train').values()
     return data, open_splits(a, a.dev_split, 'dev') if a.dev_split != [] else {}
 
-# %% ../nbs/27_cli.ipynb #e86d8313
+# %% ../nbs/27_cli.ipynb #6abefd45
 @command
 def evaluate(argv=None):
     "sgmim_eval: the retrieval table of a checkpoint."
@@ -261,7 +266,7 @@ def evaluate(argv=None):
     p.add_argument('--device')
     return run_evaluation(p.parse_args(argv))
 
-# %% ../nbs/27_cli.ipynb #b05cc5b9
+# %% ../nbs/27_cli.ipynb #c0916930
 def run_evaluation(a):
     "What `sgmim_eval` does with its arguments."
     from sgmim.core import code_version, pick_device, run_record, write_json
@@ -324,7 +329,7 @@ def remarks(corpus, split, result, a):
         said.append(f"{shared['speakers']:.0%} of the captions are by speakers of the training split" + ('' if shared['scenes'] is None else f", {shared['scenes']:.0%} of scenes that it has"))
     return said
 
-# %% ../nbs/27_cli.ipynb #69d02d28
+# %% ../nbs/27_cli.ipynb #e5a989a0
 @command
 def export(argv=None):
     "sgmim_export CHECKPOINT OUT."

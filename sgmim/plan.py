@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPEN', 'closest_recipe', 'differences', 'parameter_counts', 'calibrate', 'decoding_seconds', 'Plan', 'make_plan']
 
-# %% ../nbs/23_plan.ipynb #ce7495b0
-import dataclasses, shutil, time
+# %% ../nbs/23_plan.ipynb #9bfdac76
+import dataclasses, shutil, textwrap, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .core import config_to_dict
 from .models.sgmim import paper
 from .train import RECIPES
 
-# %% ../nbs/23_plan.ipynb #0805fbae
+# %% ../nbs/23_plan.ipynb #13c38ddf
 OPEN = {
     'decoder_width': "width of the decoder: None is the image encoder's", 'decoder_heads': "heads of the decoder: as the encoders", 'decoder_position': 'positional embedding of the decoder',
     'decoder_norm': 'LayerNorm before or after its blocks', 'pool_cls': 'does the mean of Z_I take [CLS] in (eq. 1 defines Z_I with it)', 'mask_same_image': "other captions of one's own image as negatives",
@@ -36,13 +36,13 @@ def differences(model, config, corpus=''):
     pairs = ((model, paper()), (config, closest_recipe(corpus)))
     return {f.name: (getattr(a, f.name), getattr(b, f.name)) for a, b in pairs for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)}
 
-# %% ../nbs/23_plan.ipynb #59778557
+# %% ../nbs/23_plan.ipynb #a620b830
 def parameter_counts(model):
     "{part: (trained, all)} of an `SGMIM`, and their sum under 'all'."
     count = {n: (sum(p.numel() for p in m.parameters() if p.requires_grad), sum(p.numel() for p in m.parameters())) for n, m in model.named_children()}
     return count | {'all': tuple(map(sum, zip(*count.values())))}
 
-# %% ../nbs/23_plan.ipynb #b094014a
+# %% ../nbs/23_plan.ipynb #60f9008c
 def calibrate(model, config, device='cpu', sizes=(2, 4)):
     """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of the two `sizes` (at full length).
     Returns {'seconds_per_pair', 'seconds_fixed', 'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
@@ -74,7 +74,7 @@ def _one_pass(model, batch, config, device):
     if cuda: torch.cuda.synchronize(device)
     return time.perf_counter() - began, sum(kept.values()), torch.cuda.max_memory_allocated(device) if cuda else None
 
-# %% ../nbs/23_plan.ipynb #c6022acf
+# %% ../nbs/23_plan.ipynb #b1c8deda
 def decoding_seconds(pairs, n=16):
     "Seconds that one process takes to decode a pair (mean over `n`, spread over the corpus)."
     picked = [int(j) for j in torch.linspace(0, len(pairs) - 1, min(n, len(pairs)))]
@@ -83,7 +83,7 @@ def decoding_seconds(pairs, n=16):
     for j in picked: pairs[j, j]
     return (time.perf_counter() - began)/len(picked)
 
-# %% ../nbs/23_plan.ipynb #41463cdb
+# %% ../nbs/23_plan.ipynb #00d5d571
 @dataclass(frozen=True)
 class Plan:
     "What a training is going to be. Bytes and hours are estimates, None without calibration; `print` it for people, `to_dict` for records."
@@ -106,15 +106,19 @@ class Plan:
     def to_dict(self): return config_to_dict(self)
 
     def __str__(self):
-        p = self.parameters
-        show = lambda d: '\n'.join(f'  {k} = {v!r}' + (f'    # open in the paper: {OPEN[k]}' if k in OPEN else '') for k, v in d.items())
-        differ = '\n'.join(f'  {k} = {here!r}, the paper has {there!r}' for k, (here, there) in self.differences.items()) or '  nothing'
-        cost = 'not measured' if self.hours is None else (f'{_bytes(self.memory_bytes)} of memory, {_hours(max(self.hours, self.hours_decoding))} without evaluations '
-            f'({_hours(self.hours)} to compute, {_hours(self.hours_decoding)} to decode with {self.workers or "no"} worker{"s" if self.workers != 1 else ""})')
-        return '\n'.join(['The model', show(self.model), 'The training', show(self.train), 'What differs from the paper', differ, 'The data', *(f'  {k}: {v}' for k, v in self.data.items()), 'What it takes',
-            *(f'  {n.replace("_", " ")}: {a:,} parameters, {t:,} trained' for n, (t, a) in p.items() if n != 'all'), f'  in all {p["all"][1]:,} parameters, {p["all"][0]:,} trained',
-            f'  {self.steps:,} steps, {self.per_epoch:,} an epoch', f'  on {self.device}, estimated: {cost}',
-            f'  disk: {_bytes(self.disk_bytes)} for checkpoints' + ('' if self.disk_free is None else f', {_bytes(self.disk_free)} free')])
+        every, (trained, parameters) = self.model | self.train, self.parameters['all']
+        opened, as_paper = [k for k in OPEN if k not in self.differences], [f'{k}={v}' for k, v in every.items() if k not in OPEN and k not in self.differences]
+        cost = 'not measured' if self.hours is None else (f'{_bytes(self.memory_bytes)} for the model and a batch; {_hours(max(self.hours, self.hours_decoding))} without evaluations: '
+            f'{_hours(self.hours)} to compute, {_hours(self.hours_decoding)} to decode with {self.workers or "no"} worker{"s" if self.workers != 1 else ""}')
+        parts = {"As the paper's preset has it": textwrap.wrap(', '.join(as_paper), 118),
+                 'Open in the paper: the value taken': [f'{k} = {every[k]}' + ' '*max(1, 32 - len(f'{k} = {every[k]}')) + f'# {OPEN[k]}' for k in opened],
+                 'What differs from the paper': [f'{k} = {here}' + ' '*max(1, 32 - len(f'{k} = {here}')) + ('# the paper leaves it open; the default is ' if k in OPEN else "# the paper's preset: ") + f'{there}'
+                                                 for k, (here, there) in self.differences.items()] or ['nothing'],
+                 'The data': [f'{k}: {v}' for k, v in self.data.items()],
+                 'What it takes': [f'{parameters:,} parameters, {trained:,} of them trained: ' + ', '.join(f'{n.replace("_", " ")} {t:,}' for n, (t, _) in self.parameters.items() if n != 'all' and t),
+                                   f'{self.steps:,} steps, {self.per_epoch:,} an epoch', f'on {self.device}, estimated: {cost}',
+                                   f'disk: {_bytes(self.disk_bytes)} for checkpoints' + ('' if self.disk_free is None else f'; {_bytes(self.disk_free)} are free')]}
+        return '\n'.join(line for title, lines in parts.items() for line in (title, *(f'  {x}' for x in lines)))
 
 def _bytes(n): return f'{n/2**30:.1f} GiB' if n > 2**30 else f'{n/2**20:.0f} MiB'
 def _hours(h): return f'{h:.1f} hours' if h >= 1 else f'{60*h:.0f} minutes' if h > 1/60 else f'{3600*h:.0f} seconds'

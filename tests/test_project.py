@@ -90,14 +90,67 @@ def test_a_module_that_leans_on_its_notebook_is_found(tmp_path):
     assert broken(["leaning.fine", "leaning.name", "leaning.missing"], tmp_path)[0] == ["leaning.missing", "leaning.name"]
 
 
-def test_the_manifest_is_the_codes():
-    code = """import json; from sgmim.data.scenes import RECIPE, SPLITS
-print(json.dumps([RECIPE, {n: dict(speakers=len(r.speakers), scene_buckets=[r.scenes.start, r.scenes.stop], text_buckets=[r.texts.start, r.texts.stop],
-                                   held_out_combinations=r.novel) for n, r in SPLITS.items()}]))"""
-    manifest = json.loads((ROOT / "data_manifests/scenes.json").read_text(encoding="utf-8"))
-    assert json.loads(python(code).stdout) == [manifest["recipe"], manifest["splits"]]
-    for path in manifest["explained_in"]:
+# --- the data manifests
+
+MANIFESTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "data_manifests").glob("*.json"))}
+KEYS = {"name", "kind", "what", "licence", "cite", "sources", "checksums", "layout", "splits", "splits_explained", "audio", "images",
+        "protocol", "evidence", "unknown"}
+OWN = {"scenes": {"recipe", "made_by", "explained_in"}}  # what only the embedded corpus has
+
+
+def faults(name, m):
+    "What is wrong with the manifest `m` of the file `name`.json."
+    found = [f"key {k}" for k in m.keys() ^ (KEYS | OWN.get(name, set()))]
+    if found:
+        return found
+    found = [f"{k} is empty" for k in KEYS - {"checksums", "unknown"} if not m[k]]
+    found += [f"licence of {k}" for k in ("speech", "images") if not m["licence"].get(k)]
+    for entry in m["cite"]:
+        found += [f"cite: {k}" for k in ("key", "type", "for", "author", "title", "year") if not entry.get(k)]
+        found += [f"cite: {entry.get('key')} appeared nowhere"] * (not {"booktitle", "journal", "note"} & entry.keys())
+    for source in m["sources"]:
+        found += [f"source {source.get('what')}"] * (source.keys() != {"what", "url", "size", "md5", "state", "checked"} or not source["state"])
+    for split, counts in m["splits"].items():
+        found += [f"{split}: {k}" for k in ("images", "captions") if k not in counts or not isinstance(counts[k], int | None)]
+        if name not in OWN and None in (counts.get("images"), counts.get("captions")):  # what is not known has to be said, and roughly
+            found += [f"{split}: not known, and not said"] * (not m["unknown"] or "about" not in counts)
+    found += [f"audio: {k}" for k in m["audio"].keys() ^ {"format", "rate_hz", "channels", "bits", "hours", "speakers", "note"}]
+    found += [f"images: {k}" for k in m["images"].keys() ^ {"format", "captions_per_image", "note"}]
+    found += [f"protocol: {k}" for k in m["protocol"].keys() ^ {"pool", "directions", "max_seconds_train", "max_seconds_eval", "select_on", "test_on"}]
+    found += [f"protocol: no split {s}" for s in m["protocol"].get("test_on", []) if s not in m["splits"]]
+    found += ["evidence"] * any(e.keys() != {"fact", "from"} for e in m["evidence"])
+    sums = [*m["checksums"].values(), *(s["md5"] for s in m["sources"] if s.get("md5"))]
+    return found + [f"{x} is no md5" for x in sums if not (len(x) == 32 and set(x) <= set("0123456789abcdef"))]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_is_complete(name):
+    assert faults(name, MANIFESTS[name]) == []
+    readme = (ROOT / "data_manifests/README.md").read_text(encoding="utf-8")
+    assert f"({name}.json)" in readme and MANIFESTS[name]["name"].split(" (")[0] in readme
+
+
+def test_an_incomplete_manifest_is_found():
+    good = MANIFESTS["flickr8k_audio"]
+    for key, bad in (("unknown", None), ("what", ""), ("licence", {"speech": "x"}), ("cite", [{"key": "x"}]), ("sources", [{"what": "x"}]),
+                     ("splits", {"test": {"images": None, "captions": 5}}), ("splits", {"test": {"images": "5"}}), ("audio", {}), ("images", {}),
+                     ("protocol", {**good["protocol"], "test_on": ["tset"]}), ("evidence", [{"fact": "x"}]), ("checksums", {"x": "123"})):
+        assert faults("flickr8k_audio", {k: v for k, v in good.items() if k != key} if bad is None else {**good, key: bad}), key
+
+
+def test_the_manifests_are_the_codes():
+    code = """import json; from sgmim.data.check import CAPS, CHECKSUMS, EXPECTED; from sgmim.data.scenes import RECIPE, SPLITS
+print(json.dumps([RECIPE, {n: dict(images=None, captions=None, speakers=len(r.speakers), scene_buckets=[r.scenes.start, r.scenes.stop], text_buckets=[r.texts.start, r.texts.stop],
+                                   held_out_combinations=r.novel) for n, r in SPLITS.items()}, EXPECTED, CAPS, CHECKSUMS]))"""
+    recipe, splits, expected, caps, checksums = json.loads(python(code).stdout)
+    scenes = MANIFESTS["scenes"]
+    assert [recipe, splits] == [scenes["recipe"], scenes["splits"]]
+    for path in scenes["explained_in"]:
         assert (ROOT / path).exists(), path
+    official = {m["kind"]: m for name, m in MANIFESTS.items() if name not in OWN}
+    assert expected == {kind: m["splits"] for kind, m in official.items()}
+    assert caps == {kind: [m["protocol"]["max_seconds_train"], m["protocol"]["max_seconds_eval"]] for kind, m in official.items()}
+    assert checksums == {kind: m["checksums"] for kind, m in official.items() if m["checksums"]}
 
 
 # --- every check can fail: a small clean project, one fault at a time
@@ -189,7 +242,7 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
               ("CHANGELOG.md", ("first release", "[first](https://sgmim.github.io/sgmim/gone.html) release"), "not there")],
     "sidebar": [("nbs/sidebar.yml", ("00_core", "00_cor"), "not there"), ("nbs/sidebar.yml", ("index.ipynb, ", ""), "does not list index"),
                 ("nbs/sidebar.yml", ("index.ipynb, ", "index.ipynb, 00_core.ipynb, "), "more than once")],
-    "specifiers": [("settings.ini", ("torch>=2.4", "torch >= 2.4"), "without spaces"), ("settings.ini", ("0.1.18,<", "0.1.18, <"), "without spaces")],
+    "specifiers": [("settings.ini", ("torch>=2.6", "torch >= 2.6"), "without spaces"), ("settings.ini", ("0.1.18,<", "0.1.18, <"), "without spaces")],
     "console_scripts": [("settings.ini", ("core:one", "core:three"), "does not define")],
     "versions": [("CITATION.cff", ("version: 0", "version: 9"), "CITATION.cff says version 9"), ("CHANGELOG.md", ("## 0", "## 8"), "CHANGELOG.md says")],
     "workflows": [(".github/workflows/test.yaml", ("runs-on", "\truns-on"), "test.yaml"), (".github/workflows/test.yaml", ("- run:", "- ran:"), "neither uses")],

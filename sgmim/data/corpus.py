@@ -6,7 +6,7 @@
 __all__ = ['EMPTY_WAV', 'Strings', 'Skip', 'Skips', 'Caption', 'parse_words', 'path_fault', 'Captions', 'Corpus', 'factorise',
            'select', 'present', 'file_sizes', 'measure', 'overlap']
 
-# %% ../../nbs/07_data_corpus.ipynb #ffbf71e4
+# %% ../../nbs/07_data_corpus.ipynb #6b411f78
 import hashlib, os, re, warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -20,10 +20,13 @@ from ..audio import RATE, load_audio
 from ..core import DataError, atomic_write
 from ..image import load_image
 
-# %% ../../nbs/07_data_corpus.ipynb #28275990
+# %% ../../nbs/07_data_corpus.ipynb #2e1c5aea
 class Strings(Sequence):
     "An immutable list of strings in two tensors: UTF-8 bytes, and where each string starts, (n+1,)."
     def __init__(self, items):
+        if isinstance(items, Strings):      # packed already, by a reader that kept no list: shared, not copied
+            self.bytes, self.starts = items.bytes, items.starts
+            return
         encoded = [s.encode() for s in items]
         self.bytes = torch.frombuffer(bytearray(b''.join(encoded) or b'\0'), dtype=torch.uint8)
         self.starts = torch.from_numpy(np.concatenate([[0], np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))]))
@@ -37,7 +40,7 @@ class Strings(Sequence):
         blob, starts = self.bytes.numpy().tobytes(), self.starts.tolist()
         return (blob[a:b].decode() for a, b in zip(starts, starts[1:]))
 
-# %% ../../nbs/07_data_corpus.ipynb #e0e727b3
+# %% ../../nbs/07_data_corpus.ipynb #f6f57095
 @dataclass(frozen=True)
 class Skip:
     "A record that was left out: what `kind` of fault, `where` (file and entry), and `why`."
@@ -64,7 +67,7 @@ class Skips(list):
         if self and strict: raise DataError(f'{what}: {self}. Mend the files, or pass strict=False to go on without these records.')
         if self: warnings.warn(f'{what}: {self}. The attribute skipped lists all.', stacklevel=4)
 
-# %% ../../nbs/07_data_corpus.ipynb #b6d99c9e
+# %% ../../nbs/07_data_corpus.ipynb #0825cce1
 @dataclass(frozen=True)
 class Caption:
     """A spoken caption: `image` index, `uttid`, `speaker`, `text` ('' if the corpus has none; never used in training), `words` ((word, start s, end s), …),
@@ -87,14 +90,14 @@ def parse_words(text, where=''):
         words.append((word, start, end))
     return tuple(words)
 
-# %% ../../nbs/07_data_corpus.ipynb #95748dfc
+# %% ../../nbs/07_data_corpus.ipynb #0ed69431
 def path_fault(path):
     "What is wrong with a listed path, or None: it has to be relative and to stay below its root."
     if not isinstance(path, str) or not path or '\0' in path: return f'is no path: {path!r}'
     if path[0] in '/\\~' or path[1:2] == ':': return f"'{path}' is absolute; listed paths are relative to their root"
     if '..' in path and '..' in re.split(r'[/\\]', path): return f"'{path}' climbs out of its root"
 
-# %% ../../nbs/07_data_corpus.ipynb #a82ce93c
+# %% ../../nbs/07_data_corpus.ipynb #0bc24065
 class Captions(Sequence):
     "The captions of a corpus as `Caption`s, each made when it is asked for."
     def __init__(self, corpus): self.corpus = corpus
@@ -106,7 +109,7 @@ class Captions(Sequence):
         return Caption(int(c.image_of_caption[j]), c.uttids[j], c.speakers[c.speaker_of_caption[j]], c.texts[j] if c.texts else '',
                        parse_words(c.alignments[j], c.uttids[j]) if c.alignments else (), None if c.samples is None else int(c.samples[j]))
 
-# %% ../../nbs/07_data_corpus.ipynb #2b6cf241
+# %% ../../nbs/07_data_corpus.ipynb #c2a8902e
 class Corpus:
     """Images once each and their spoken captions. `len` counts captions.
 
@@ -156,11 +159,12 @@ def factorise(names):
     code = {s: k for k, s in enumerate(distinct)}
     return Strings(distinct), np.fromiter((code[s] for s in names), np.int64, len(names))
 
-# %% ../../nbs/07_data_corpus.ipynb #b72987db
+# %% ../../nbs/07_data_corpus.ipynb #69bd9055
 EMPTY_WAV = 44      # bytes: a header alone
 
 def select(corpus, keep, skipped=()):
     "The corpus with only the captions `keep` (n,) bool, and only the images they need."
+    if hasattr(corpus, 'select'): return corpus.select(keep, skipped)      # shards point into their files
     keep = np.asarray(keep, bool)
     if keep.shape != (len(corpus),): raise DataError(f'keep has shape {keep.shape}, and the corpus {len(corpus)} captions')
     images, codes = np.unique(corpus.image_of_caption[keep], return_inverse=True)
@@ -174,6 +178,7 @@ def select(corpus, keep, skipped=()):
 
 def present(corpus, strict=False):
     "The corpus without the captions whose recording or image is missing or empty: these are listed in `skipped`, or, if `strict`, an error."
+    if hasattr(corpus, 'present'): return corpus.present(strict)
     sound, pictures = file_sizes(corpus.audio_root, corpus.audio_names), file_sizes(corpus.image_root, corpus.image_names)
     bad_image, bad_sound = pictures <= 0, sound <= np.where([s.lower().endswith('.wav') for s in corpus.audio_names], EMPTY_WAV, 0)
     drop, skips = bad_sound | bad_image[corpus.image_of_caption], Skips()
@@ -197,7 +202,7 @@ def _listing(folder):
         with os.scandir(folder) as entries: return {e.name: e.stat().st_size for e in entries if e.is_file()}
     except OSError: return {}
 
-# %% ../../nbs/07_data_corpus.ipynb #78985ef7
+# %% ../../nbs/07_data_corpus.ipynb #93cfb3c9
 def measure(corpus, cache=None, workers=8, progress=True):
     """Fill `corpus.samples` with the lengths at 16 kHz, read from the files' headers; 0 where a file cannot be read. Returns the corpus.
     `cache`: folder to keep the answer in (None: nothing is kept)."""
@@ -220,7 +225,7 @@ def _samples(path):
     except (RuntimeError, OSError, TypeError): return 0
     return round(info.frames*RATE/info.samplerate)
 
-# %% ../../nbs/07_data_corpus.ipynb #fe9eed4e
+# %% ../../nbs/07_data_corpus.ipynb #bd0de8d7
 def overlap(corpus, train):
     "What `corpus` shares with `train`, as shares of its captions: {'speakers': …, 'images': …, 'scenes': … or None}."
     def share(mine, theirs, of_caption):

@@ -7,7 +7,7 @@ __all__ = ['RECIPE', 'MAX_SECONDS', 'SPLITS', 'CHUNK', 'LADDER', 'SplitRule', 'h
            'SpokenCaption', 'Scenes', 'cache_folder', 'load_scenes', 'oracle_ladder', 'export_places',
            'export_spokencoco', 'export_facc']
 
-# %% ../../nbs/06_data_scenes.ipynb #8f32df28
+# %% ../../nbs/06_data_scenes.ipynb #5042c2a8
 import hashlib, io, json, os, subprocess, sys, tempfile, time
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .captions import caption
 from .pictures import content, draw_scene, sample_scene, scene_from_dict, scene_to_dict
 from .voice import OTHERS, SAMPLE_RATE, SEEN, UNSEEN, speak, vary
 
-# %% ../../nbs/06_data_scenes.ipynb #0303d806
+# %% ../../nbs/06_data_scenes.ipynb #33311527
 RECIPE = 'scenes-1'      # changes whenever a picture, sentence or voice would: caches of another recipe are never read
 MAX_SECONDS = 4.         # a longer caption is said in other words
 
@@ -41,7 +41,7 @@ SPLITS = {'train': SplitRule(SEEN, range(0, 70), range(0, 60)),
           'test-novel': SplitRule(SEEN, range(0, 100), range(80, 100), novel=True),
           'pretrain': SplitRule(SEEN + OTHERS, range(0, 70), range(0, 60))}   # unpaired speech and pictures, for the backbones
 
-# %% ../../nbs/06_data_scenes.ipynb #6fbc16ec
+# %% ../../nbs/06_data_scenes.ipynb #ae472ef5
 def held_out(things):
     "Does a tuple of (category, colour, …) hold a combination that training never shows?"
     names = sorted(t[0] for t in things)
@@ -53,7 +53,7 @@ def bucket(kind, key): return stable_hash(RECIPE, kind, key) % 100
 def _belongs(scene, rule):
     return bucket('scene', content(scene)) in rule.scenes and held_out(content(scene)[1]) == rule.novel
 
-# %% ../../nbs/06_data_scenes.ipynb #909daab2
+# %% ../../nbs/06_data_scenes.ipynb #a039a3e0
 def make_item(split, i, captions=1, seed=0):
     "Image `i` of a split: its `Scene` and a list of up to `captions` different (Caption, Speaker, Utterance)."
     rule, rng = SPLITS[split], rng_for(RECIPE, seed, split, i)
@@ -75,7 +75,7 @@ def _say(scene, n, rule, rng):
         if len(made) == n: break
     return list(made.values())
 
-# %% ../../nbs/06_data_scenes.ipynb #957bb31d
+# %% ../../nbs/06_data_scenes.ipynb #1f4a305e
 CHUNK = 100  # images
 
 def _jpeg(pixels):
@@ -106,7 +106,7 @@ def make_chunk(folder, k, split, n_images, captions, seed, size):
     with atomic_write(folder/f'{k:05d}.bin') as f: f.write(b''.join(blobs))
     write_json(folder/f'{k:05d}.json', {'bytes': at, 'images': images, 'captions': utterances})
 
-# %% ../../nbs/06_data_scenes.ipynb #27d668dd
+# %% ../../nbs/06_data_scenes.ipynb #7a342516
 def _chunk_done(folder, k):
     try: return read_json(folder/f'{k:05d}.json')['bytes'] == (folder/f'{k:05d}.bin').stat().st_size
     except (DataError, OSError, KeyError, TypeError): return False
@@ -129,7 +129,7 @@ def _make(folder, args, workers, progress):
     finally:
         for p, err in run: p.kill(); p.wait(); err.close()
 
-# %% ../../nbs/06_data_scenes.ipynb #bddd2f12
+# %% ../../nbs/06_data_scenes.ipynb #866ff9b8
 def _watch(run, folder, todo, args, progress):
     "A progress bar until all workers are done; `SgmimError` with the worker's words if one fails."
     from tqdm.auto import tqdm
@@ -145,7 +145,7 @@ def _watch(run, folder, todo, args, progress):
             if not running: return
             time.sleep(.1)
 
-# %% ../../nbs/06_data_scenes.ipynb #767d4d31
+# %% ../../nbs/06_data_scenes.ipynb #2a06bd9f
 @dataclass(frozen=True)
 class SpokenCaption:
     "`image` index, `text` (never used in training), `speaker` name, `words` ((word, start s, end s), …), and what it commits to: `place`, `things`."
@@ -192,7 +192,7 @@ class Scenes:
         "A hash of the recipe and of all that was said, by whom and of which image, for run records."
         return hashlib.blake2b(repr((RECIPE, self.name, [(c.image, c.text, c.speaker, c.samples) for c in self.captions])).encode(), digest_size=8).hexdigest()
 
-# %% ../../nbs/06_data_scenes.ipynb #c36ba175
+# %% ../../nbs/06_data_scenes.ipynb #ea15a41d
 def cache_folder():
     "Where generated and downloaded things are kept: $SGMIM_CACHE, else ~/.cache/sgmim."
     return Path(os.environ.get('SGMIM_CACHE') or Path.home()/'.cache'/'sgmim')
@@ -209,7 +209,7 @@ def load_scenes(split, n_images, captions=1, seed=0, size=96, cache=None, worker
         write_json(folder/'done.json', {'recipe': RECIPE, **args})
     return Scenes(folder, split, chunks)
 
-# %% ../../nbs/06_data_scenes.ipynb #3c28f032
+# %% ../../nbs/06_data_scenes.ipynb #2578c68b
 LADDER = ('place', '+ things', '+ colours', '+ sizes')
 
 def _may_fit(place, said, scene, level):
@@ -239,7 +239,7 @@ def _any_of(own, n, k):
     for i in range(min(k, n)): miss *= max(0, n - own - i)/(n - i)
     return 1 - miss
 
-# %% ../../nbs/06_data_scenes.ipynb #7003a9c4
+# %% ../../nbs/06_data_scenes.ipynb #5f05e6a2
 def _files(scenes, folder, image_name, audio_name, sound='WAV'):
     "Write the images (JPEG) and captions of a split under `folder`; yields (caption number, SpokenCaption, image path, audio path), relative."
     import soundfile
@@ -249,6 +249,8 @@ def _files(scenes, folder, image_name, audio_name, sound='WAV'):
         with atomic_write(folder/audio_name(j, c)) as f: soundfile.write(f, scenes.audio(j), SAMPLE_RATE, format=sound, subtype='PCM_16')
         yield j, c, image_name(c.image), audio_name(j, c)
 
+def _alignment(c): return ' '.join(f'{s:.2f}__{w.upper().replace(" ", "_")}__{e:.2f}' for w, s, e in c.words)
+
 def export_places(splits, folder):
     "Places Audio, 2020 layout: `metadata/<split>_2020.json`, `wavs/`, `images/`. `splits`: {'train': Scenes, 'dev_seen': …, 'test_unseen': …}."
     folder = Path(folder)
@@ -256,32 +258,54 @@ def export_places(splits, folder):
         place = lambda i: scenes.scenes[i].place
         rows = _files(scenes, folder, lambda i: f'images/{place(i)[0]}/{place(i)}/{name}_{i:06d}.jpg', lambda j, c: f'wavs/{j//1000}/utterance_{name}_{j:06d}.wav')
         data = [{'uttid': f'{c.speaker.upper()}-{name.upper()}_{j:06d}', 'speaker': c.speaker.upper(), 'asr_text': c.text.lower().replace(',', ''), 'wav': wav,
-                 'image': image.removeprefix('images/'), 'scenelabel': place(c.image),
-                 'text_alignment': ' '.join(f'{s:.2f}__{w.upper().replace(" ", "_")}__{e:.2f}' for w, s, e in c.words)} for j, c, image, wav in rows]
+                 'image': image.removeprefix('images/'), 'scenelabel': place(c.image), 'text_alignment': _alignment(c)} for j, c, image, wav in rows]
         write_json(folder/'metadata'/f'{name}_2020.json', {'image_base_path': str(folder/'images'), 'audio_base_path': str(folder), 'data': data})
 
-# %% ../../nbs/06_data_scenes.ipynb #15a747f5
-def export_spokencoco(splits, folder):
-    "SpokenCOCO: `SpokenCOCO_<split>.json` with an entry an image, `wavs/<split>/<shard>/`, `<split>2014/`. `splits`: {'train': Scenes, 'val': …}."
-    folder, first = Path(folder), 0
-    for name, scenes in splits.items():
-        image_name = lambda i: f'{name}2014/COCO_{name}2014_{first + i:012d}.jpg'
-        uttid = lambda j, c: f'{c.speaker}_{first + c.image}_{10*first + j}'
-        entries = {}
-        for j, c, image, wav in _files(scenes, folder, image_name, lambda j, c: f'wavs/{name}/{j//1000}/{uttid(j, c)}.wav'):
-            entries.setdefault(image, []).append({'text': c.text, 'speaker': c.speaker, 'uttid': uttid(j, c), 'wav': wav})
-        write_json(folder/f'SpokenCOCO_{name}.json', {'data': [{'image': im, 'captions': cs} for im, cs in entries.items()]})
-        first += len(scenes.scenes)     # image numbers are unique over the splits, as COCO's are
+# %% ../../nbs/06_data_scenes.ipynb #7896204f
+def _coco_homes(name, i, karpathy):
+    "Image `i` of split `name`: SpokenCOCO's own split, Karpathy's split, COCO's folder."
+    if not karpathy: return name, name, f'{name}2014'
+    if name == 'train': return ('train', 'restval', 'val2014') if i % 4 == 3 else ('train', 'train', 'train2014')
+    return ('val', 'train')[i % 2], name, 'val2014'
 
+def export_spokencoco(splits, folder, karpathy=None):
+    """SpokenCOCO: `SpokenCOCO_<split>.json` with an entry an image, `wavs/<split>/<shard>/`, `<split>2014/`. `splits`: {'train': Scenes, 'val': …} or {'train': …, 'val': …, 'test': …}.
+    `karpathy`: the splits are Karpathy's; also write his `dataset_coco.json` and `SpokenCOCO_<split>_unrolled_karpathy_with_alignments.json`. None: if there is a test."""
+    folder, first, written = Path(folder), 0, {}
+    if karpathy is None: karpathy = 'test' in splits
+    if karpathy and (odd := set(splits) - {'train', 'val', 'test'}): raise ConfigError(f"Karpathy's splits are train, val and test, not {', '.join(sorted(odd))}")
+    own, listed, unrolled = {'train': {}, 'val': {}} if karpathy else {name: {} for name in splits}, [], {name: [] for name in splits}
+    for name, scenes in splits.items():
+        home = lambda i: _coco_homes(name, i, karpathy)
+        image_name = lambda i: f'{home(i)[2]}/COCO_{home(i)[2]}_{first + i:012d}.jpg'
+        uttid = lambda j, c: f'{c.speaker}_{first + c.image}_{10*first + j}'
+        for j, c, image, wav in _files(scenes, folder, image_name, lambda j, c: f'wavs/{home(c.image)[0]}/{j//1000}/{uttid(j, c)}.wav'):
+            said = {'text': c.text, 'speaker': c.speaker, 'uttid': uttid(j, c), 'wav': wav}
+            own[home(c.image)[0]].setdefault(image, []).append(said)
+            unrolled[name].append({'image': image, 'caption': said, 'text_alignment': _alignment(c)})
+            written.setdefault(first + c.image, []).append((10*first + j, c.text))
+        listed += [_karpathy_image(first + i, image_name(i), home(i)[1], written.get(first + i, [])) for i in range(len(scenes.scenes))]
+        first += len(scenes.scenes)     # image numbers are unique over the splits, as COCO's are
+    for name, entries in own.items(): write_json(folder/f'SpokenCOCO_{name}.json', {'data': [{'image': im, 'captions': cs} for im, cs in entries.items()]})
+    if karpathy:
+        write_json(folder/'dataset_coco.json', {'images': listed, 'dataset': 'coco'})
+        for name, data in unrolled.items(): write_json(folder/f'SpokenCOCO_{name}_unrolled_karpathy_with_alignments.json', {'data': data})
+
+def _karpathy_image(number, path, split, sentences):
+    said = [{'tokens': text.lower().replace(',', '').split(), 'raw': text, 'imgid': number, 'sentid': k} for k, text in sentences]
+    return {'filepath': Path(path).parent.name, 'sentids': [s['sentid'] for s in said], 'filename': Path(path).name, 'imgid': number, 'split': split, 'sentences': said, 'cocoid': number}
+
+# %% ../../nbs/06_data_scenes.ipynb #a90082f7
 def export_facc(splits, folder):
-    "Flickr8k Audio: `flickr_audio/{wavs/, wav2capt.txt, wav2spk.txt}`, `Flicker8k_Dataset/`, `Flickr_8k.<split>Images.txt`. `splits`: {'train': Scenes, 'dev': …, 'test': …}."
-    folder, capt, spk, numbers = Path(folder), [], [], {}
+    "Flickr8k Audio: `flickr_audio/{wavs/, wav2capt.txt, wav2spk.txt}`, `Flicker8k_Dataset/`, `Flickr_8k.<split>Images.txt`, `Flickr8k.token.txt`. `splits`: {'train': Scenes, 'dev': …, 'test': …}."
+    folder, capt, spk, token, numbers = Path(folder), [], [], [], {}
     for name, scenes in splits.items():
         image_name, nth, seen = (lambda i: f'Flicker8k_Dataset/{name}{i:06d}_scene.jpg'), [], Counter()
         for c in scenes.captions: nth.append(seen[c.image]); seen[c.image] += 1
         for j, c, image, wav in _files(scenes, folder, image_name, lambda j, c: f'flickr_audio/wavs/{name}{c.image:06d}_scene_{nth[j]}.wav'):
             capt.append(f'{Path(wav).name} {Path(image).name} #{nth[j]}\n')
             spk.append(f'{Path(wav).name} {numbers.setdefault(c.speaker, len(numbers) + 1)}\n')
+            token.append(f'{Path(image).name}#{nth[j]}\t{c.text} .\n')
         with atomic_write(folder/f'Flickr_8k.{name}Images.txt', 'w') as f: f.writelines(f'{Path(image_name(i)).name}\n' for i in range(len(scenes.scenes)))
-    for name, lines in (('wav2capt', capt), ('wav2spk', spk)):
-        with atomic_write(folder/'flickr_audio'/f'{name}.txt', 'w') as f: f.writelines(lines)
+    for name, lines in (('flickr_audio/wav2capt', capt), ('flickr_audio/wav2spk', spk), ('Flickr8k.token', token)):
+        with atomic_write(folder/f'{name}.txt', 'w') as f: f.writelines(lines)

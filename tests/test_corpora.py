@@ -1,0 +1,654 @@
+"The official corpora, 09: every layout read as it is distributed, every fault named or counted, and the exports of the embedded corpus read back."
+import csv
+import hashlib
+import json
+import pickle
+import random
+import re
+import shutil
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+
+from sgmim.core import ConfigError, DataError, read_json, write_json
+from sgmim.data.corpora import (UNKNOWN, entries, find_root, flickr8k_audio, load_corpus, pairs, pick_split, places_audio, protocol_splits, recognise,
+                                splits_of, spokencoco)
+from sgmim.data.corpus import present
+from sgmim.data.scenes import export_facc, export_places, export_spokencoco, load_scenes
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*left out')
+
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory):
+    "{'train': 9 images, 'dev': 5, 'test': 6}, up to three captions each."
+    folder = tmp_path_factory.mktemp('few')
+    return {name: load_scenes(split, n, captions=3, cache=folder, workers=1, progress=False) for name, split, n in (('train', 'train', 9), ('dev', 'dev', 5), ('test', 'test-seen', 6))}
+
+@pytest.fixture(scope='module')
+def exported(few, tmp_path_factory):
+    "The folder that holds them as places/, spokencoco/ and facc/."
+    home = tmp_path_factory.mktemp('exported')
+    export_places({'train': few['train'], 'dev_seen': few['dev'], 'test_seen': few['test']}, home/'places')
+    export_spokencoco({'train': few['train'], 'val': few['dev'], 'test': few['test']}, home/'spokencoco')
+    export_facc(few, home/'facc')
+    return home
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    "The metadata of the exports, to break."
+    def texts(folder, names): return [n for n in names if n.endswith(('.jpg', '.wav'))]
+    shutil.copytree(exported, tmp_path/'copy', ignore=texts)
+    return tmp_path/'copy'
+
+def refused(call, *said):
+    with pytest.raises(DataError) as e: call()
+    for words in said: assert words in str(e.value), (words, str(e.value))
+    return str(e.value)
+
+def changed(path, change, key='data'):
+    "Change the list of a JSON file in place."
+    whole = read_json(path)
+    change(whole[key])
+    path.write_text(json.dumps(whole))
+
+
+# ---- what is exported comes back
+
+def plain(text): return text.lower().replace(',', '').removesuffix(' .')
+
+def heard(corpus): return [(corpus.audio(j).tobytes(), corpus.image(corpus.image_of_caption[j]).tobytes()) for j in range(len(corpus))]
+
+LAYOUTS = {'places': ('places', {}, {'dev': 'dev_seen', 'test': 'test_seen'}), 'unrolled': ('spokencoco', {'karpathy': 'unrolled'}, {}), 'dataset': ('spokencoco', {'karpathy': 'dataset'}, {}),
+           'facc': ('facc', {}, {})}
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('split', ['train', 'dev', 'test'])
+def test_exports_come_back(few, exported, layout, split):
+    "The same captions, speakers, texts, word times, sound, and each with its picture."
+    folder, options, names = LAYOUTS[layout]
+    scenes, corpus = few[split], load_corpus(exported/folder, names.get(split, split), **options)
+    assert len(corpus) == len(scenes) == len(present(corpus, strict=True)) and corpus.n_images == len(scenes.scenes) and not corpus.skipped
+    theirs = heard(scenes)
+    back = [theirs.index(pair) for pair in heard(corpus)]       # our caption j is their caption back[j]
+    assert sorted(back) == list(range(len(scenes)))
+    if layout != 'dataset': assert back == sorted(back)
+    numbers = {}
+    for c, k in zip(corpus.captions, back):
+        t = scenes.captions[k]
+        assert plain(c.text) == plain(t.text)
+        assert c.speaker.lower() == t.speaker.lower() if layout != 'facc' else numbers.setdefault(t.speaker, c.speaker) == c.speaker
+        if layout in ('places', 'unrolled'):
+            assert [w for w, _, _ in c.words] == [w.upper().replace(' ', '_') for w, _, _ in t.words]
+            assert np.allclose([w[1:] for w in c.words], [w[1:] for w in t.words], atol=.0051)
+        else: assert c.words == ()
+    if layout == 'places': assert [corpus.labels[c.image] for c in corpus.captions] == [scenes.scenes[t.image].place for t in scenes.captions]
+
+
+def test_spokencoco_as_distributed(few, exported):
+    "Two files of its own, no test set among them; val2014 images with recordings under wavs/train; Karpathy's schema."
+    root = exported/'spokencoco'
+    own = {s: read_json(root/f'SpokenCOCO_{s}.json')['data'] for s in ('train', 'val')}
+    assert not (root/'SpokenCOCO_test.json').exists()
+    wavs = {(entry['image'].split('/')[0], c['wav'].split('/')[1]) for data in own.values() for entry in data for c in entry['captions']}
+    assert wavs == {('train2014', 'train'), ('val2014', 'train'), ('val2014', 'val')}
+    images = read_json(root/'dataset_coco.json')['images']
+    assert all({'filepath', 'filename', 'split', 'sentences', 'cocoid', 'imgid', 'sentids'} <= im.keys() and f"{im['cocoid']:012d}" in im['filename'] for im in images)
+    assert [im['split'] for im in images].count('restval') == 2 and {im['filepath'] for im in images if im['split'] != 'train'} == {'val2014'}
+    assert len({im['cocoid'] for im in images}) == len(images) == 20
+    for im in images: assert {s['raw'] for s in im['sentences']} == {c['text'] for data in own.values() for e in data if e['image'].endswith(im['filename']) for c in e['captions']}
+
+
+def test_spokencoco_without_karpathy(few, tmp_path):
+    "Without a test split the export is what it was before: SpokenCOCO's own splits, nothing of Karpathy's."
+    export_spokencoco({'train': few['dev'], 'val': few['test']}, tmp_path)
+    assert sorted(p.name for p in tmp_path.glob('*.json')) == ['SpokenCOCO_train.json', 'SpokenCOCO_val.json']
+    assert len(spokencoco(tmp_path, 'val')) == len(few['test']) and splits_of(tmp_path) == ['train', 'val']
+    refused(lambda: spokencoco(tmp_path, 'test'), "no split 'test'", 'there are train, val', 'dataset_coco.json', 'karpathy=<path>')
+    with pytest.raises(ConfigError, match='not dev'): export_spokencoco({'dev': few['dev']}, tmp_path/'x', karpathy=True)
+
+
+# ---- JSON, a piece at a time
+
+def read_whole(text):
+    "What json makes of it: the entries, or None if it is no object with a list called data."
+    try: found = json.loads(text)
+    except (ValueError, RecursionError): return None
+    return found['data'] if isinstance(found, dict) and isinstance(found.get('data'), list) else None
+
+
+def test_pieces_give_what_the_whole_gives(tmp_path):
+    "Damaged in any way, in pieces of any size: the entries that json gives, or a DataError."
+    rng, path, wholes = random.Random(1), tmp_path/'x.json', 0
+    whole = {'base': 'x\u00e9"\\', 'n': 12.5e3, 'data': [{'a': 1, 'b': [None, True]}, 'é\u2028', 123, -1.5e-7, [], {}], 'more': {'data': 3}}
+    seeds = [json.dumps(whole, ensure_ascii=False, indent=indent) for indent in (None, 1)]
+    for _ in range(800):
+        text = list(rng.choice(seeds))
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            i = rng.randrange(max(1, len(text)))
+            if i >= len(text): break
+            how = rng.randrange(4)
+            if how == 0: del text[i]
+            elif how == 1: text.insert(i, rng.choice('{}[],:" 1\n\\x'))
+            elif how == 2: text[i] = rng.choice('{}[],:"0')
+            elif rng.random() < .5: del text[i:]
+        text = ''.join(text)
+        if text.count('"data"') > 2: continue
+        path.write_text(text, encoding='utf-8')
+        whole, piece = read_whole(text), rng.choice((1, 2, 5, 17, 1000))
+        if whole is None: refused(lambda: list(entries(path, piece=piece)), str(path))
+        else:
+            assert [e for _, e in entries(path, piece=piece)] == whole
+            wholes += 1
+    assert 150 < wholes < 700
+
+
+def test_little_memory(tmp_path):
+    path = tmp_path/'large.json'
+    with open(path, 'w') as f:
+        f.write('{"data": [')
+        f.writelines(f'{{"uttid": "u{i}", "text": "{"x"*60}"}}, ' for i in range(60_000))
+        f.write('{}], "rest": 1}')
+    tracemalloc.start()
+    others = {}
+    n = sum(1 for _ in entries(path, others=others, piece=1 << 16))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n == 60_001 and others == {'rest': 1} and path.stat().st_size > 5e6 and peak < 1.2e6
+
+
+# ---- files that cannot be read: always an error
+
+WHERE = {'places': ('places/metadata/train_2020.json', lambda h: places_audio(h/'places', 'train')),
+         'own': ('spokencoco/SpokenCOCO_train.json', lambda h: spokencoco(h/'spokencoco', 'train', karpathy='none')),
+         'unrolled': ('spokencoco/SpokenCOCO_train_unrolled_karpathy_with_alignments.json', lambda h: spokencoco(h/'spokencoco', 'train')),
+         'joined': ('spokencoco/SpokenCOCO_val.json', lambda h: spokencoco(h/'spokencoco', 'train', karpathy='dataset')),
+         'listing': ('spokencoco/dataset_coco.json', lambda h: spokencoco(h/'spokencoco', 'train', karpathy='dataset'))}
+
+@pytest.mark.parametrize('which', WHERE)
+@pytest.mark.parametrize('fault', ['directory', 'empty', 'blank', 'html', 'cut', 'comma', 'encoding', 'list', 'no key', 'object', 'deep', 'zeros', 'utf-16'])
+def test_broken_json(copy, which, fault):
+    name, load = WHERE[which]
+    path, key = copy/name, 'images' if which == 'listing' else 'data'
+    text = path.read_text(encoding='utf-8')
+    half = text[:len(text)//2]
+    broken = {'empty': b'', 'blank': b' \n\n', 'html': b'\n<!DOCTYPE html><html>moved</html>', 'cut': half.encode(), 'comma': text.replace('{', '{,', 3).replace('{,', '{', 2).encode(),
+              'encoding': half.encode() + b'\xe9\xff' + text[len(half):].encode(), 'list': b'[{"uttid": "u"}]', 'no key': text.replace(f'"{key}"', f'"{key}x"', 1).encode(),
+              'object': f'{{"{key}": {{"a": 1}}}}'.encode(), 'deep': f'{{"{key}": {"["*100_000}'.encode(), 'zeros': bytes(5000), 'utf-16': text.encode('utf-16')}
+    if fault == 'directory':
+        path.unlink()
+        path.mkdir()
+        broken = {'places': ["no split 'train'"], 'listing': ['no dataset_coco.json']}
+        refused(lambda: load(copy), *broken.get(which, [f'{path.name} is a folder; a file was expected']))
+        return
+    path.write_bytes(broken[fault])
+    lines, last = half.count('\n') + 1, len(half) - half.rfind('\n')
+    message = refused(lambda: load(copy), *{
+        'empty': ['is empty (0 bytes)'], 'blank': ['is empty (3 bytes)'], 'html': ['begins with "<"', 'web page'],
+        'cut': [f'line {lines}, column', 'not valid JSON', 'may be cut off'], 'comma': ['line ', 'column', 'not valid JSON'],
+        'encoding': [f'line {lines}, byte {len(half.encode())}: 0xe9 is not UTF-8'], 'list': ['holds a list', f'an object with the key "{key}"'],
+        'no key': [f'no key "{key}" (is "{key}x" meant?)'], 'object': [f'"{key}" is an object; a list was expected'], 'deep': ['not readable as JSON'], 'zeros': ['not valid JSON'],
+        'utf-16': ['line 1, byte 0: 0xff is not UTF-8']}[fault])
+    assert path.name in message
+    if fault == 'cut': assert abs(int(re.search(r'column (\d+)', message)[1]) - last) < 100
+
+
+def test_missing_files(copy, tmp_path):
+    refused(lambda: places_audio(tmp_path/'nowhere'), 'nowhere does not exist')
+    refused(lambda: spokencoco(tmp_path/'nowhere'), 'nowhere does not exist')
+    refused(lambda: flickr8k_audio(tmp_path/'nowhere'), 'nowhere does not exist')
+    refused(lambda: pairs(tmp_path/'nowhere.csv'), 'nowhere.csv does not exist')
+    refused(lambda: places_audio(copy/'places/metadata/train_2020.json'), 'is a file; the folder of the corpus was expected')
+    refused(lambda: places_audio(copy/'facc'), "no split 'train'; there are none", 'metadata/<split>_2020.json')
+    refused(lambda: places_audio(copy/'places', 'train', metadata='not_there.json'), 'not_there.json does not exist')
+    refused(lambda: spokencoco(copy/'places'), 'holds no SpokenCOCO_<split>.json')
+    refused(lambda: flickr8k_audio(copy/'places'), 'holds no flickr_audio/wav2capt.txt')
+    (copy/'spokencoco/SpokenCOCO_val.json').unlink()
+    refused(lambda: spokencoco(copy/'spokencoco', 'test', karpathy='dataset'), 'SpokenCOCO_val.json is missing')
+    for word in ('unrolled', 'dataset'): refused(lambda: spokencoco(spoiled(copy, word), karpathy=word), f'holds no {"dataset_coco" if word == "dataset" else "SpokenCOCO_<split>_unrolled_karpathy"}.json')
+    refused(lambda: spokencoco(copy/'spokencoco', karpathy='unroled'), 'no such file or folder', 'unrolled, dataset, none')
+    refused(lambda: spokencoco(copy/'spokencoco', karpathy=copy/'facc'), "no file of Karpathy's")
+
+def spoiled(copy, word):
+    for p in (copy/'spokencoco').glob('*karpathy*' if word == 'unrolled' else 'dataset_coco.json'): p.unlink()
+    return copy/'spokencoco'
+
+
+# ---- records that cannot be used: counted, or an error if strict
+
+def check_skips(load, kinds, *said):
+    "`load(strict)` leaves these kinds of records out and says so; if strict it refuses."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        corpus = load(False)
+    assert corpus.skipped.counts == kinds, corpus.skipped
+    assert any('left out' in str(w.message) and 'skipped lists all' in str(w.message) for w in caught)
+    text = '\n'.join(f'{s.where}: {s.why}' for s in corpus.skipped)
+    for words in said: assert words in text, (words, text)
+    refused(lambda: load(True), f'{sum(kinds.values())} left out', 'strict=False')
+    return corpus
+
+RECORDS = [({'wav': '/etc/passwd'}, 'bad path', "the wav '/etc/passwd' is absolute"), ({'wav': 'wavs/../../x.wav'}, 'bad path', "the wav 'wavs/../../x.wav' climbs out"),
+           ({'image': 'C:\\x.jpg'}, 'bad path', 'the image '), ({'image': ''}, 'bad path', "the image is no path: ''"), ({'wav': 17}, 'bad path', 'the wav is no path: 17'),
+           ({'image': None}, 'bad path', 'the image is no path: None'), ({'image': ['a']}, 'bad path', "the image is no path: ['a']"), ({'image': 'a\0.jpg'}, 'bad path', 'the image is no path'),
+           ({'uttid': 17}, 'bad name', '"uttid" is a number; a text was expected'), ({'uttid': ''}, 'bad name', '"uttid" is empty'), ({'uttid': '\ud800x'}, 'bad name', 'half a character'),
+           ({'wav': 'x\udfff.wav'}, 'bad name', 'half a character'), ({'uttid': None}, 'bad name', '"uttid" is null')]
+DEL = [('uttid', 'no key "uttid" (is "uttidd" meant?); it has '), ('wav', 'no key "wav" (is "wavd" meant?)'), ('image', 'no key "image" (is "imaged" meant?)')]
+KEPT = [({'speaker': 3}, 'no speaker', '"speaker" is a number'), ({'speaker': ''}, 'no speaker', '"speaker" is empty'), ({'asr_text': None}, 'no text', '"asr_text" is null'),
+        ({'text_alignment': '0.1__A__0.2 0.3__B'}, 'bad alignment', "the alignment holds '0.3__B'"), ({'text_alignment': '2__B__1'}, 'bad alignment', "'2__B__1'"), ({'text_alignment': 4}, 'bad alignment', '"text_alignment" is a number')]
+
+@pytest.mark.parametrize('change,kind,said', RECORDS, ids=str)
+def test_places_records_left_out(few, copy, change, kind, said):
+    path = copy/'places/metadata/dev_seen_2020.json'
+    changed(path, lambda data: data[2].update(change))
+    corpus = check_skips(lambda strict: places_audio(copy/'places', 'dev_seen', strict=strict), {kind: 1}, 'dev_seen_2020.json, data[2]', said)
+    texts = [plain(c.text) for c in few['dev'].captions]
+    assert [c.text for c in corpus.captions] == texts[:2] + texts[3:]
+
+
+@pytest.mark.parametrize('key,said', DEL)
+def test_places_keys_that_are_not_there(copy, key, said):
+    def change(data): data[1][key + 'd'] = data[1].pop(key)
+    changed(copy/'places/metadata/dev_seen_2020.json', change)
+    check_skips(lambda strict: places_audio(copy/'places', 'dev_seen', strict=strict), {'missing key': 1}, 'dev_seen_2020.json, data[1]', said)
+
+
+@pytest.mark.parametrize('change,kind,said', KEPT, ids=str)
+def test_captions_without_what_training_can_do_without(few, copy, change, kind, said):
+    "Kept without the speaker, the text or the word times; the rest of them stays."
+    changed(copy/'places/metadata/dev_seen_2020.json', lambda data: data[2].update(change))
+    corpus = check_skips(lambda strict: places_audio(copy/'places', 'dev_seen', strict=strict), {kind: 1}, 'dev_seen_2020.json, data[2]', said, 'The caption is kept without it')
+    c, name = corpus.captions[2], next(iter(change))
+    assert len(corpus) == len(few['dev']) and corpus.captions[1].words
+    assert (c.speaker == UNKNOWN) == (name == 'speaker') and (c.text == '') == (name == 'asr_text') and (c.words == ()) == (name == 'text_alignment')
+
+
+def test_places_duplicates_and_strangers(few, copy):
+    def change(data): data[3:5] = [dict(data[0]), 'utterance']
+    changed(copy/'places/metadata/train_2020.json', change)
+    check_skips(lambda strict: places_audio(copy/'places', strict=strict), {'duplicate': 1, 'not a record': 1}, 'data[3]: the uttid', 'was there before', 'data[4]: a text; an object was expected')
+
+
+def test_nothing_usable(copy):
+    def change(data):
+        for r in data: r['wave'] = r.pop('wav')
+    changed(copy/'places/metadata/dev_seen_2020.json', change)
+    refused(lambda: places_audio(copy/'places', 'dev_seen'), 'places, split dev_seen: not one usable caption', 'no key "wav" (is "wave" meant?)', 'data[0]')
+    (copy/'places/metadata/dev_seen_2020.json').write_text('{"data": []}')
+    refused(lambda: places_audio(copy/'places', 'dev_seen'), 'not one usable caption')
+
+
+def test_an_image_in_several_records_is_one(copy):
+    changed(copy/'places/metadata/train_2020.json', lambda data: [r.update(image='a/b/c.jpg', scenelabel='b') for r in data[1:4]])
+    corpus = places_audio(copy/'places')
+    assert list(corpus.image_names).count('a/b/c.jpg') == 1 and len(set(corpus.image_of_caption[1:4])) == 1 and len(set(corpus.image_names)) == corpus.n_images
+
+
+# ---- Places Audio: generations of splits, and folders
+
+def test_places_2020_before_the_older_files(copy):
+    "The generations are never mixed, wherever their files lie: the older val may hold what train_2020 has."
+    meta, splits = copy/'places/metadata', copy/'places/placesaudio_2020_splits'
+    n = {s: len(read_json(meta/f'{s}_2020.json')['data']) for s in ('train', 'dev_seen')}
+    for name in ('train', 'val'): shutil.copy(meta/'dev_seen_2020.json', meta/f'{name}.json')
+    splits.mkdir()
+    for p in meta.glob('*_2020.json'): p.rename(splits/p.name)
+    assert splits_of(copy/'places') == ['train', 'dev_seen', 'test_seen'] and len(places_audio(copy/'places', 'train')) == n['train'] != n['dev_seen']
+    refused(lambda: places_audio(copy/'places', 'val'), "no split 'val'; there are train, dev_seen, test_seen", 'comes in parts')
+    assert len(places_audio(copy/'places', 'train', metadata=meta/'train.json')) == len(places_audio(copy/'places', 'val', metadata=meta)) == n['dev_seen']
+    assert len(load_corpus(meta/'train.json')) == n['dev_seen'] and load_corpus(meta/'val.json').split == 'val'
+    shutil.rmtree(splits)
+    assert splits_of(copy/'places') == ['train', 'val'] and places_audio(copy/'places', 'dev').split == 'val'
+    assert protocol_splits('places', 'dev', splits_of(copy/'places')) == ('val',)
+
+
+def test_places_metadata_elsewhere(copy, tmp_path):
+    (copy/'places/metadata').rename(tmp_path/'lists')
+    assert len(places_audio(copy/'places', 'dev-seen', metadata=tmp_path/'lists')) == len(load_corpus(copy/'places', 'dev_seen', kind='places', metadata=tmp_path/'lists'))
+    refused(lambda: places_audio(copy/'places', 'dev', metadata=tmp_path/'lists'), 'lists', 'dev comes in parts', 'dev_seen')
+    for name in ('placesaudio_2020_splits', 'places/placesaudio_2020_splits', 'places/placesaudio_2020_splits/metadata'):
+        target = copy/name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copytree(tmp_path/'lists', target)
+        root = copy/name.split('/')[0]
+        assert recognise(root) == 'places' and splits_of(root) == ['train', 'dev_seen', 'test_seen']
+        shutil.rmtree(target)
+
+
+def test_base_paths(exported, copy, tmp_path):
+    "Used if the files are there; else what is below the root; the caller's word before both."
+    base = {'image': exported/'places/images', 'audio': exported/'places'}
+    corpus = places_audio(copy/'places')        # its files are the exported ones, which the base paths of the copy still name
+    assert (corpus.image_root, corpus.audio_root) == (base['image'], base['audio']) and len(present(corpus, strict=True)) == len(corpus)
+    path = copy/'places/metadata/train_2020.json'
+    for wrong in ('/nowhere/images', '', None, 7, str(tmp_path)):
+        path.write_text(json.dumps({'data': read_json(path)['data'], 'image_base_path': wrong, 'audio_base_path': wrong}))
+        corpus = places_audio(copy/'places')
+        there = wrong == str(tmp_path)     # a folder that exists and holds none of the files is the first guess, as long as no other holds any
+        assert corpus.audio_root == (tmp_path if there else copy/'places') and corpus.image_root == (tmp_path if there else copy/'places/images')
+    (copy/'places/Places205').symlink_to(base['image'])
+    assert places_audio(copy/'places').image_root == copy/'places/Places205'
+    corpus = places_audio(copy/'places', image_root=base['image'], audio_root=str(base['audio']))
+    assert len(present(corpus, strict=True)) == len(corpus) and corpus.image_root == base['image']
+    for which in ('image_root', 'audio_root'): refused(lambda: places_audio(copy/'places', **{which: tmp_path/'none'}), f'{which} ', 'is no folder')
+
+
+def test_find_root(tmp_path):
+    for name in ('a', 'b', 'c'): (tmp_path/name).mkdir()
+    (tmp_path/'b/19.wav').touch()
+    names, guesses = [f'{i}.wav' for i in range(30)], [tmp_path/n for n in 'xabc']
+    assert find_root(None, guesses, names, 'x') == tmp_path/'b' and find_root(None, guesses, names[:19], 'x') == tmp_path/'a'
+    assert find_root(None, [tmp_path/'x', tmp_path/'y'], names, 'x') == tmp_path/'y' and find_root(None, guesses, ['n'*5000, 'a\0'], 'x') == tmp_path/'a'
+
+
+# ---- SpokenCOCO
+
+def coco_change(copy, change, name='SpokenCOCO_train.json'): changed(copy/'spokencoco'/name, change)
+
+COCO_FAULTS = [(lambda d: d[0]['captions'][0].update(uttid='spk_999_12'), {'uttid of another image': 1}, "data[0].captions[0]: 'spk_999_12' is of image 999, and is listed under train2014/"),
+               (lambda d: d[0]['captions'][0].update(wav='/x.wav'), {'bad path': 1}, "data[0].captions[0]: the wav '/x.wav' is absolute"),
+               (lambda d: d[0]['captions'].append('text'), {'not a record': 1}, 'a text; an object was expected'),
+               (lambda d: d[0].update(captions=[]), {'image without captions': 1}, 'data[0]: train2014/'),
+               (lambda d: d[0].update(captions={'a': 1}), {'not a record': 1}, 'data[0]: "captions" is an object; a list was expected'),
+               (lambda d: d[1].update(image=5), {'bad path': 1}, 'data[1]: "image" is a number'),
+               (lambda d: d[1].pop('image'), {'missing key': 1}, 'data[1]: no key "image"; it has captions'),
+               (lambda d: d.append([1]), {'not a record': 1}, ']: a list; an object was expected'),
+               (lambda d: d[0]['captions'][0].pop('text'), {'no text': 1}, 'no key "text"'),
+               (lambda d: d[0]['captions'][0].pop('speaker'), {'no speaker': 1}, 'no key "speaker"'),
+               (lambda d: d.append(d[0]), None, 'was there before')]
+
+@pytest.mark.parametrize('change,kinds,said', COCO_FAULTS, ids=range(len(COCO_FAULTS)))
+@pytest.mark.parametrize('karpathy', ['none', 'dataset'])
+def test_spokencoco_faults(copy, change, kinds, said, karpathy):
+    coco_change(copy, change)
+    kinds = kinds or {'duplicate': len(read_json(copy/'spokencoco/SpokenCOCO_train.json')['data'][0]['captions'])}
+    if karpathy == 'dataset' and kinds in ({'bad path': 1}, {'missing key': 1}) and '"image"' in said: kinds = {**kinds, 'no spoken captions': 1}      # its name is lost
+    check_skips(lambda strict: spokencoco(copy/'spokencoco', 'train', karpathy=karpathy, strict=strict), kinds, 'SpokenCOCO_train.json, data[', said)
+
+
+def test_join_counts_what_one_side_knows(copy):
+    root = copy/'spokencoco'
+    def change(images):
+        gone.append(images.pop(0))
+        images.append({'filename': 'COCO_val2014_000000009999.jpg', 'filepath': 'val2014', 'split': 'test', 'sentences': [], 'cocoid': 9999})
+    gone = []
+    changed(root/'dataset_coco.json', change, 'images')
+    check_skips(lambda strict: spokencoco(root, 'test', karpathy='dataset', strict=strict), {'not in dataset_coco.json': 1, 'no spoken captions': 1},
+                f"SpokenCOCO_train.json, data[0]: train2014/{gone[0]['filename']}", 'dataset_coco.json, COCO_val2014_000000009999.jpg: listed for test')
+    assert spokencoco(root, 'train', karpathy='dataset').skipped.counts == {'not in dataset_coco.json': 1}
+    for wrong in ({'filename': 'x.jpg'}, {'filename': 3, 'split': 'train'}, 'x', {'split': 'train', 'filename': ['x']}):
+        changed(root/'dataset_coco.json', lambda images: images.__setitem__(1, wrong), 'images')
+        refused(lambda: spokencoco(root, 'test', karpathy='dataset'), 'dataset_coco.json, images[1]: an object with the texts "filename" and "split"')
+
+
+def test_which_files_of_spokencoco(few, copy):
+    "Unrolled before dataset_coco.json before SpokenCOCO's own; and never its own beside one of Karpathy's, where the test set may be in train."
+    root = copy/'spokencoco'
+    def words(corpus): return any(c.words for c in corpus.captions)
+    assert words(spokencoco(root, 'test')) and not words(spokencoco(root, 'test', karpathy='dataset'))      # the unrolled files have word times
+    assert splits_of(root) == ['train', 'val', 'test'] and splits_of(root, karpathy='none') == ['train', 'val']
+    test_file = root/'SpokenCOCO_test_unrolled_karpathy_with_alignments.json'
+    moved = test_file.rename(copy/'elsewhere.json')
+    assert not words(spokencoco(root, 'test')) and words(spokencoco(root, 'dev')) and splits_of(root) == ['train', 'val', 'test']     # from dataset_coco.json, which is the same split
+    refused(lambda: spokencoco(root, 'test', karpathy='unrolled'), "no split 'test'; there are train, val")
+    assert words(spokencoco(root, 'test', karpathy=moved)) and words(load_corpus(moved)) and load_corpus(moved).split == 'elsewhere'
+    listing = (root/'dataset_coco.json').rename(copy/'dataset_coco.json')
+    refused(lambda: spokencoco(root, 'test'), "no split 'test'; there are train, val", 'dataset_coco.json beside them')
+    assert len(spokencoco(root, 'test', karpathy=listing)) == len(spokencoco(root, 'test', karpathy=copy)) == len(few['test'])
+    for p in root.glob('*karpathy*'): p.unlink()
+    assert splits_of(root) == ['train', 'val'] and len(spokencoco(root, 'train')) == len(read_captions(root/'SpokenCOCO_train.json'))
+    refused(lambda: spokencoco(root, 'test'), 'no split', 'dataset_coco.json')
+    (copy/'up/SpokenCOCO').parent.mkdir()
+    root.rename(copy/'up/SpokenCOCO')
+    assert recognise(copy/'up') == 'spokencoco' and len(load_corpus(copy/'up', 'val')) == len(read_captions(copy/'up/SpokenCOCO/SpokenCOCO_val.json'))
+
+def read_captions(path): return [c for entry in read_json(path)['data'] for c in entry['captions']]
+
+
+def test_names_of_unrolled_files(copy):
+    "With alignments before without; the rolled files of Karpathy's splits are read too."
+    root = copy/'spokencoco'
+    for p in [*root.glob('*unrolled*'), root/'dataset_coco.json']: p.unlink()
+    entry = read_json(root/'SpokenCOCO_val.json')['data'][0]
+    write_json(root/'SpokenCOCO_test_karpathy.json', {'data': [entry]})
+    assert len(spokencoco(root, 'test')) == len(entry['captions']) and splits_of(root) == ['test']
+    write_json(root/'SpokenCOCO_test_unrolled_karpathy.json', {'data': [{'image': entry['image'], 'caption': entry['captions'][0]}]})
+    assert len(spokencoco(root, 'test')) == 1 and not spokencoco(root, 'test').captions[0].words
+    write_json(root/'SpokenCOCO_test_unrolled_karpathy_with_alignments.json', {'data': [{'image': entry['image'], 'caption': entry['captions'][0], 'text_alignment': '0__A__1'}]})
+    assert spokencoco(root, 'test').captions[0].words == (('A', 0., 1.),)
+
+
+def test_shapes_of_an_unrolled_entry(tmp_path):
+    "`caption` an object; flat; flat with `caption` the text; word times inside or beside."
+    said = {'text': 'a dog', 'speaker': 's', 'uttid': 'x_7_1', 'wav': 'x.wav'}
+    image, words = {'image': 'val2014/COCO_val2014_000000000007.jpg'}, {'text_alignment': '0__A__1'}
+    flat = {k: v for k, v in said.items() if k != 'text'}
+    for entry in ({**image, 'caption': said, **words}, {**image, 'caption': {**said, **words}}, {**image, **said, **words}, {**image, **flat, 'caption': 'a dog', **words}):
+        write_json(tmp_path/'SpokenCOCO_test_unrolled_karpathy.json', {'data': [entry]})
+        corpus = spokencoco(tmp_path, 'test')
+        c = corpus.captions[0]
+        assert (c.text, c.speaker, c.uttid, c.words, corpus.image_names[0]) == ('a dog', 's', 'x_7_1', (('A', 0., 1.),), image['image']) and not corpus.skipped
+    for entry, why in (({**image, 'caption': [said]}, 'a list; an object was expected'), ({**image, 'captoin': said}, 'no key "uttid"')):
+        write_json(tmp_path/'SpokenCOCO_test_unrolled_karpathy.json', {'data': [entry, {**image, 'caption': said}]})
+        assert [s.why.startswith(why) for s in spokencoco(tmp_path, 'test').skipped] == [True]
+
+
+@pytest.mark.parametrize('uttid,good', [('a_7_1', True), ('a_07_1', True), ('a_8_1', False), ('7_1', True), ('free', True), ('a_b_7_1', True), ('a_x_1', True), ('a_0_1', False), ('a_²_1', True), (f'a_{"9"*5000}_1', False)])
+def test_the_image_in_an_uttid(tmp_path, uttid, good):
+    entry = {'image': 'val2014/COCO_val2014_000000000007.jpg', 'captions': [{'text': 't', 'speaker': 's', 'uttid': uttid, 'wav': 'x.wav'}, {'text': 't', 'speaker': 's', 'uttid': 'q', 'wav': 'q.wav'}]}
+    write_json(tmp_path/'SpokenCOCO_val.json', {'data': [entry]})
+    assert spokencoco(tmp_path, 'val').skipped.counts == ({} if good else {'uttid of another image': 1})
+
+
+def test_restval(few, copy):
+    for karpathy in ('unrolled', 'dataset'):
+        with_, without = (spokencoco(copy/'spokencoco', 'train', karpathy=karpathy, restval=r) for r in (True, False))
+        assert with_.n_images == 9 and without.n_images == 7 and all(n.startswith('train2014/') for n in without.image_names) and not without.skipped
+        assert spokencoco(copy/'spokencoco', 'val', karpathy=karpathy, restval=False).n_images == 5
+    splits = [{(c.uttid) for c in spokencoco(copy/'spokencoco', s).captions} for s in ('train', 'val', 'test')]
+    assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2] and sum(map(len, splits)) == sum(len(s) for s in few.values())
+
+
+# ---- Flickr8k Audio
+
+def facc_edit(copy, name, edit):
+    path = copy/'facc'/name
+    lines = path.read_text(encoding='utf-8').splitlines()
+    edit(lines)
+    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+FACC_FAULTS = [('flickr_audio/wav2capt.txt', lambda l: l.__setitem__(2, l[2] + ' x'), {'bad line': 1}, 'wav2capt.txt, line 3: 4 fields; a recording, an image and #number'),
+               ('flickr_audio/wav2capt.txt', lambda l: l.__setitem__(2, re.sub('#.*', '1', l[2])), {'bad line': 1}, "wav2capt.txt, line 3: '1' is no #number"),
+               ('flickr_audio/wav2capt.txt', lambda l: l.__setitem__(2, re.sub('#.*', '#two', l[2])), {'bad line': 1}, "'#two' is no #number"),
+               ('flickr_audio/wav2capt.txt', lambda l: l.append(l[0]), {'duplicate': 1}, 'was there before'),
+               ('flickr_audio/wav2capt.txt', lambda l: l.append('x_0.wav x.jpg #0'), {'in no list': 1}, 'x.jpg is in no list of images'),
+               ('flickr_audio/wav2capt.txt', lambda l: l.__setitem__(0, '/abs/' + l[0]), {'bad path': 1, 'no speaker': 1}, 'the wav '),
+               ('flickr_audio/wav2spk.txt', lambda l: l.pop(0), {'no speaker': 1}, 'wav2capt.txt, line 1: train000000_scene_0.wav is not in wav2spk.txt'),
+               ('flickr_audio/wav2spk.txt', lambda l: l.__setitem__(1, 'a b c'), {'bad line': 1, 'no speaker': 1}, 'wav2spk.txt, line 2: 3 fields'),
+               ('flickr_audio/wav2spk.txt', lambda l: l.append(l[0]), {'duplicate': 1}, 'train000000_scene_0.wav was there before'),
+               ('Flickr_8k.trainImages.txt', lambda l: l.append('y.jpg'), {'image without captions': 1}, 'Flickr_8k.trainImages.txt, line 10: y.jpg has no usable caption'),
+               ('Flickr_8k.trainImages.txt', lambda l: l.append(l[3]), {'duplicate': 1}, 'Flickr_8k.trainImages.txt, line 10: train000003_scene.jpg is in line 4'),
+               ('Flickr_8k.devImages.txt', lambda l: l.append('train000001_scene.jpg'), {'image in two splits': 1}, 'Flickr_8k.trainImages.txt, line 2: train000001_scene.jpg is also in Flickr_8k.devImages.txt'),
+               ('Flickr8k.token.txt', lambda l: l.__setitem__(0, l[0].replace('\t', ' ')), {'bad line': 1, 'no text': 1}, 'Flickr8k.token.txt, line 1: no tab')]
+
+@pytest.mark.parametrize('name,edit,kinds,said', FACC_FAULTS, ids=range(len(FACC_FAULTS)))
+def test_facc_faults(few, copy, name, edit, kinds, said):
+    facc_edit(copy, name, edit)
+    corpus = check_skips(lambda strict: flickr8k_audio(copy/'facc', 'train', strict=strict), kinds, said)
+    if 'image in two splits' in kinds:
+        assert 'train000001_scene.jpg' not in corpus.image_names and corpus.n_images == 8
+        assert not {'train000001_scene.jpg'} & set(flickr8k_audio(copy/'facc', 'dev').image_names)      # it is in neither
+        assert not flickr8k_audio(copy/'facc', 'test').skipped
+
+
+def test_facc_line_ends_and_blanks(few, copy, exported):
+    "CR LF, blank lines, a byte order mark, no last line end, a list with trailing blanks: the same corpus."
+    want = flickr8k_audio(exported/'facc', 'train')
+    for path in (copy/'facc').rglob('*.txt'):
+        text = path.read_text(encoding='utf-8')
+        path.write_bytes(b'\xef\xbb\xbf' + text.replace('\n', ' \r\n\r\n').rstrip().encode())
+    got = flickr8k_audio(copy/'facc', 'train')
+    assert got.fingerprint == want.fingerprint and not got.skipped and [c.speaker for c in got.captions] == [c.speaker for c in want.captions]
+    assert [c.text for c in got.captions] == [c.text for c in want.captions]
+
+
+def test_facc_files_that_are_not_there(copy):
+    root = copy/'facc'
+    (root/'Flickr8k_text').mkdir()
+    for p in root.glob('Flickr*.txt'): p.rename(root/'Flickr8k_text'/p.name)
+    assert flickr8k_audio(root, 'val').captions[0].text and splits_of(root) == ['train', 'dev', 'test']
+    (root/'Flickr8k_text/Flickr8k.token.txt').unlink()
+    corpus = flickr8k_audio(root, 'dev')
+    assert corpus.texts is None and corpus.captions[0].text == '' and not corpus.skipped
+    (root/'Flickr8k_text/Flickr_8k.testImages.txt').unlink()
+    refused(lambda: flickr8k_audio(root, 'test'), "no split 'test'; there are train, dev", 'Flickr8k_text.zip')
+    (root/'flickr_audio/wav2spk.txt').write_bytes(b'')
+    refused(lambda: flickr8k_audio(root), 'wav2spk.txt is empty')
+    (root/'flickr_audio/wav2spk.txt').unlink()
+    refused(lambda: flickr8k_audio(root), 'wav2spk.txt does not exist')
+    (root/'flickr_audio/wav2spk.txt').write_text('a.wav 1')
+    (root/'flickr_audio/wav2capt.txt').write_bytes(b'<html>')
+    refused(lambda: flickr8k_audio(root), 'wav2capt.txt begins with', 'web page')
+    (root/'flickr_audio/wav2capt.txt').write_bytes(b'a.wav b.jpg #0\n\xff')
+    refused(lambda: flickr8k_audio(root), 'wav2capt.txt, line 2, byte 15: 0xff is not UTF-8')
+
+
+def test_facc_at_its_size(tmp_path):
+    "40,000 lines of the shape of the original's, 8,000 images in lists of 6,000, 1,000 and 1,000; 91 images have no caption."
+    rng = random.Random(0)
+    images = [f'{rng.randrange(10**8, 4*10**9)}_{rng.randrange(16**10):010x}.jpg' for _ in range(8091)]
+    capts = [f'{im[:-4]}_{k}.wav {im} #{k}' for im in images[:8000] for k in range(5)]
+    rng.shuffle(capts)
+    (tmp_path/'flickr_audio').mkdir()
+    (tmp_path/'flickr_audio/wav2capt.txt').write_text('\n'.join(capts) + '\n')
+    (tmp_path/'flickr_audio/wav2spk.txt').write_text(''.join(f'{c.split()[0]} {1 + i % 183}\n' for i, c in enumerate(capts)))
+    for name, part in (('train', images[:6000]), ('dev', images[6000:7000]), ('test', images[7000:8000])): (tmp_path/f'Flickr_8k.{name}Images.txt').write_text('\n'.join(part) + '\n')
+    got = {s: flickr8k_audio(tmp_path, s, strict=True) for s in ('train', 'dev', 'test')}
+    assert {s: (c.n_images, len(c), len(c.speakers)) for s, c in got.items()} == {'train': (6000, 30_000, 183), 'dev': (1000, 5000, 183), 'test': (1000, 5000, 183)}
+    for c in got.values(): assert (np.bincount(c.image_of_caption) == 5).all() and all(c.image_names[c.image_of_caption[j]][:-4] == c.uttids[j][:-2] for j in range(0, len(c), 97))
+
+
+# ---- a table of one's own
+
+def table(path, rows, names=None):
+    names = names or list(rows[0])
+    with open(path, 'w', encoding='utf-8', newline='') as f:
+        if path.suffix == '.jsonl': f.writelines(json.dumps(r) + '\n' for r in rows)
+        else: csv.writer(f, delimiter='\t' if path.suffix == '.tsv' else ',').writerows([names, *([r.get(n, '') for n in names] for r in rows)])
+    return path
+
+ROWS = [dict(image='i/a.jpg', audio='s/1.wav', text='one, "two"', speaker='Al', split='train', uttid='u1', alignment='0__ONE__1'), dict(image='i/a.jpg', audio='s/2.wav', text='été\nline', speaker='Bo', split='train', uttid='u2', alignment=''),
+        dict(image='i/b.jpg', audio='s/3.wav', text='three', speaker='', split='dev', uttid='u3', alignment='')]
+
+@pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.jsonl', '.CSV'])
+def test_tables(tmp_path, suffix):
+    path = table(tmp_path/f'mine{suffix}', ROWS)
+    train, dev = pairs(path, 'train'), pairs(path, 'val')
+    assert [(c.image, c.uttid, c.text, c.speaker, c.words) for c in train.captions] == [(0, 'u1', 'one, "two"', 'Al', (('ONE', 0., 1.),)), (0, 'u2', 'été\nline', 'Bo', ())]
+    assert (dev.split, dev.name, dev.captions[0].speaker, dev.image_path(0)) == ('dev', 'pairs', UNKNOWN, tmp_path/'i/b.jpg') and not train.skipped and not dev.skipped
+    assert splits_of(path) == ['train', 'dev'] and recognise(path) == 'pairs' and load_corpus(path, 'dev').fingerprint == dev.fingerprint
+    refused(lambda: pairs(path), 'holds the splits train, dev: say which')
+    refused(lambda: pairs(path, 'test'), "no split 'test'; there are train, dev")
+    assert pairs(path, 'train', root=tmp_path.parent).audio_path(0) == tmp_path.parent/'s/1.wav'
+    refused(lambda: pairs(path, 'train', root=tmp_path/'none'), 'is no folder')
+
+
+def test_the_least_table(tmp_path):
+    path = table(tmp_path/'holiday.csv', [dict(image='a.jpg', audio='1.wav', colour='x'), dict(image='a.jpg', audio='2.wav', colour='y')])
+    corpus = pairs(path)
+    assert (corpus.split, [c.uttid for c in corpus.captions], corpus.texts, corpus.alignments) == ('holiday', ['1.wav', '2.wav'], None, None) and not corpus.skipped
+    assert load_corpus(tmp_path).fingerprint == corpus.fingerprint and splits_of(tmp_path) == ['holiday']
+    refused(lambda: pairs(path, 'train'), "no split 'train'; there is holiday", "no column 'split'")
+    table(tmp_path/'test.csv', [dict(image='b.jpg', audio='3.wav')])       # a table a split
+    assert splits_of(tmp_path) == ['holiday', 'test'] and load_corpus(tmp_path, 'test').n_images == 1
+    refused(lambda: load_corpus(tmp_path), 'holiday, test: say which')
+
+
+@pytest.mark.parametrize('text,said', [
+    ('image,wav\na,b\n', "has no column 'audio'; its columns are image, wav. Known are image, audio, text"), ('imgae,audio\n', "the column 'imgae' is not known; is 'image' meant?"),
+    ('image,audio,speakr\n', "'speakr' is not known; is 'speaker' meant?"), ('image,audio,image\n', 'the column image is there twice'), ('image;audio\n', 'separated by commas'), ('Image,Audio\n', "is 'image' meant?"),
+    ('image,audio\n', 'not one usable caption'), ('image,audio\na,"b\n', 'line 2: unexpected end of data'), (',\n\n', "has no column 'image'; its columns are"), ('', 'is empty'), ('<html>', 'web page')])
+def test_tables_that_cannot_be(tmp_path, text, said):
+    (tmp_path/'mine.csv').write_text(text)
+    if text == ',\n\n': said = 'not one usable caption'
+    refused(lambda: pairs(tmp_path/'mine.csv'), 'mine', said)
+
+
+@pytest.mark.parametrize('text,said', [
+    ('{"image": "a", "audio": "b"}\n{"image": \n', 'mine.jsonl, line 2, column'), ('{"image": "a"}\n', "has no column 'audio'"), ('{"image": "a", "audio": "b", "txt": ""}', "is 'text' meant?"),
+    ('[1]\n', 'not one usable caption'), ('[[' + '['*100_000, 'line 1')])
+def test_jsonl_that_cannot_be(tmp_path, text, said):
+    (tmp_path/'mine.jsonl').write_text(text)
+    refused(lambda: pairs(tmp_path/'mine.jsonl'), 'mine', said)
+
+
+def test_rows_left_out(tmp_path):
+    good = 'a.jpg,1.wav,train\n'
+    (tmp_path/'mine.csv').write_text('image,audio,split\n' + good + 'a.jpg,1.wav,train\n\nb.jpg,train\nc.jpg,/3.wav,train\nd.jpg,4.wav,\n,5.wav,train\n')
+    check_skips(lambda strict: pairs(tmp_path/'mine.csv', 'train', strict=strict), {'bad line': 1, 'duplicate': 1, 'bad path': 1, 'no split': 1, 'missing key': 1},
+                'mine.csv, line 3: the uttid', 'mine.csv, line 5: 2 fields; the heading has 3', "line 6: the audio '/3.wav' is absolute", 'line 7: the column split is empty', 'line 8: no key "image"; it has ')
+    (tmp_path/'mine.jsonl').write_text('{"image": "a", "audio": "b"}\n7\n{"image": "a", "audio": 3}\n{"image": "a", "audoi": "c"}\n{"image": "a", "audio": "d", "speaker": 5, "text": [], "alignment": "x"}\n')
+    check_skips(lambda strict: pairs(tmp_path/'mine.jsonl', strict=strict), {'not a record': 1, 'bad path': 1, 'missing key': 1, 'no speaker': 1, 'no text': 1, 'bad alignment': 1},
+                'mine.jsonl, line 2: a number; an object was expected', 'line 3: the audio is no path: 3', 'line 4: no key', '"audoi"', 'line 5: "speaker" is a number')
+
+
+# ---- one call for all
+
+def test_what_is_recognised(exported, copy, tmp_path):
+    for name in ('places', 'spokencoco', 'facc'): assert recognise(exported/name) == recognise(str(exported/name)) == name
+    files = {'places': ['metadata/train_2020.json'], 'spokencoco': ['SpokenCOCO_val.json', 'SpokenCOCO_test_unrolled_karpathy_with_alignments.json'], 'facc': ['flickr_audio/wav2capt.txt', 'flickr_audio']}
+    for name, fs in files.items():
+        for f in fs: assert recognise(exported/name/f) == name
+    refused(lambda: recognise(tmp_path/'none'), 'none does not exist')
+    refused(lambda: recognise(exported/'spokencoco/dataset_coco.json'), 'no metadata of a known kind')
+    (tmp_path/'empty').mkdir()
+    said = refused(lambda: load_corpus(tmp_path/'empty', 'train'), 'holds no corpus', 'Found: nothing')
+    for what in ('shards-<split>.json', 'metadata/<split>_2020.json', 'SpokenCOCO_<split>.json', 'flickr_audio/wav2capt.txt', '.csv'): assert what in said
+    refused(lambda: recognise(exported/'facc/Flicker8k_Dataset'), 'Found: dev000000_scene.jpg', ', …')
+    shutil.copytree(copy/'facc/flickr_audio', copy/'places/flickr_audio')
+    refused(lambda: recognise(copy/'places'), 'more than one corpus: places, facc', 'kind=')
+    assert load_corpus(copy/'places', 'train', kind='places').name == 'places'
+
+
+def test_files_of_official_corpora(few, exported):
+    "A metadata file in the place of the folder: its own split."
+    for f, split, n in (('places/metadata/dev_seen_2020.json', 'dev_seen', 'dev'), ('spokencoco/SpokenCOCO_test_unrolled_karpathy_with_alignments.json', 'test', 'test')):
+        corpus = load_corpus(exported/f)
+        assert splits_of(exported/f) == [split] and corpus.split == split and len(present(corpus, strict=True)) == len(few[n])
+    assert load_corpus(exported/'spokencoco/SpokenCOCO_val.json').n_images == 3 + 3      # its own val: every second image of Karpathy's val and test
+    assert len(load_corpus(exported/'facc/flickr_audio/wav2capt.txt', 'test')) == len(few['test'])
+
+
+def test_options_and_names(exported):
+    with pytest.raises(ConfigError, match="reader of places has no option 'karpathy'; it has metadata, image_root, audio_root, strict"): load_corpus(exported/'places', 'train', karpathy='none')
+    with pytest.raises(ConfigError, match="no kind 'place' of corpus; there are places, spokencoco, facc, pairs, shards"): load_corpus(exported/'places', 'train', kind='place')
+    with pytest.raises(ConfigError, match="no role 'valid' of 'places'"): protocol_splits('places', 'valid')
+    refused(lambda: load_corpus(exported/'facc'), 'train, dev, test: say which')
+    for asked, given in (('dev-seen', 'dev_seen'), ('val_seen', 'dev_seen'), ('TRAIN', 'train'), ('test-seen', 'test_seen')): assert load_corpus(exported/'places', asked).split == given
+    for asked, given in (('dev', 'val'), ('validation', 'val')): assert load_corpus(exported/'spokencoco', asked).split == given
+    assert pick_split('val', ['val', 'dev'], 'x') == 'val' and load_corpus(exported/'facc', 'val').split == 'dev'
+    refused(lambda: pick_split('valid', ['val', 'dev'], 'x'), 'there are val, dev')
+    assert [protocol_splits(k, 'dev') for k in ('places', 'spokencoco', 'facc', 'pairs')] == [('dev_seen', 'dev_unseen'), ('val',), ('dev',), ('dev',)]
+    assert protocol_splits('places', 'test', splits_of(exported/'places')) == ('test_seen',)
+    refused(lambda: protocol_splits('places', 'test', ['train']), 'none of the splits train is a test set')
+
+
+def test_shards_are_a_corpus_too(few, exported, tmp_path):
+    shards = pytest.importorskip('sgmim.data.shards')
+    corpus = places_audio(exported/'places', 'dev_seen')
+    shards.write_shards(corpus, tmp_path, progress=False)
+    assert recognise(tmp_path) == 'shards' and splits_of(tmp_path) == ['dev_seen']
+    packed = load_corpus(tmp_path, 'dev-seen')
+    assert len(packed) == len(corpus) and [c.text for c in packed.captions] == [c.text for c in corpus.captions]
+    assert load_corpus(tmp_path).split == 'dev_seen'
+    refused(lambda: load_corpus(tmp_path, 'train'), "no split 'train'; there is dev_seen")
+
+
+def test_columns_are_an_ordinary_corpus(few, exported):
+    "Packed while reading, and pickled, selected, fingerprinted like any other; every process hashes it the same."
+    corpus = spokencoco(exported/'spokencoco', 'train')
+    again = pickle.loads(pickle.dumps(corpus))
+    assert again.fingerprint == corpus.fingerprint == spokencoco(exported/'spokencoco', 'train').fingerprint and [c for c in again.captions] == [c for c in corpus.captions]
+    assert corpus.image_of_caption.dtype == np.int64 and hashlib.sha256(corpus.uttids.bytes.numpy().tobytes()).digest() == hashlib.sha256(''.join(corpus.uttids).encode()).digest()
