@@ -55,7 +55,7 @@ def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
     assert read_json(tmp_path/'report.json')['ok'] and 'fit for use' in capsys.readouterr().out
     ok(cli.train, '--data', folder, '--out', run, '--device', 'cpu', '--workers', 0, *STEPS)
     said = capsys.readouterr().out
-    assert 'What differs from the paper' in said and 'of memory' in said and 'best model in' in said
+    assert 'What differs from the paper' in said and 'for the model and a batch' in said and 'best model in' in said
     record = read_json(run/'record.json')
     assert record['preset'] == 'scenes-tiny' and record['pretrained'] == {'image': 'tiny-mae, shipped', 'audio': 'tiny-hubert, shipped'} and record['steps'] == round(.5*(48//8)) and layout in record['data']['name']
     ok(cli.evaluate, run/'best', '--data', folder, '--split', test, '--record', tmp_path/'eval.json', '--device', 'cpu')
@@ -105,7 +105,7 @@ def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset,
     ok(cli.train, '--preset', preset, '--data', layouts[corpus], '--out', tmp_path/'run', '--dry-run', '--no-calibration', '--from-scratch', '--device', 'cpu', '--set', 'batch_size=8')
     out = capsys.readouterr().out
     differs = out[out.index('What differs from the paper\n'):out.index('The data')].splitlines()[1:]
-    assert [line.split(' = ')[0].strip() for line in differs] == ['freeze_cnn', 'batch_size'] and '277,196,416 parameters, 191,397,760 trained' in out
+    assert [line.split(' = ')[0].strip() for line in differs] == ['freeze_cnn', 'batch_size'] and '277,196,416 parameters, 191,397,760 of them trained' in out
 
 
 def test_without_weights_the_message_helps(layouts, tmp_path, capsys, monkeypatch):

@@ -551,8 +551,8 @@ def test_tables(tmp_path, suffix):
     assert splits_of(path) == ['train', 'dev'] and recognise(path) == 'pairs' and load_corpus(path, 'dev').fingerprint == dev.fingerprint
     refused(lambda: pairs(path), 'holds the splits train, dev: say which')
     refused(lambda: pairs(path, 'test'), "no split 'test'; there are train, dev")
-    assert pairs(path, 'train', root=tmp_path.parent).audio_path(0) == tmp_path.parent/'s/1.wav'
-    refused(lambda: pairs(path, 'train', root=tmp_path/'none'), 'is no folder')
+    assert pairs(path, 'train', audio_root=tmp_path.parent).audio_path(0) == tmp_path.parent/'s/1.wav'
+    refused(lambda: pairs(path, 'train', image_root=tmp_path/'none'), 'is no folder')
 
 
 def test_the_least_table(tmp_path):

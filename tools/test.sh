@@ -11,7 +11,7 @@ step() { # step NAME COMMAND...
     printf '== %s: %s s\n' "$name" "$((SECONDS - start))"
 }
 
-step "ruff" ruff check --select F sgmim tools tests setup.py
+step "ruff" ruff check --select F sgmim tools tests benchmarks setup.py
 step "notebooks" python tools/notebooks.py
 step "pytest" python -m pytest --durations=8
 

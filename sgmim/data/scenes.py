@@ -7,7 +7,7 @@ __all__ = ['RECIPE', 'MAX_SECONDS', 'SPLITS', 'CHUNK', 'LADDER', 'SplitRule', 'h
            'SpokenCaption', 'Scenes', 'cache_folder', 'load_scenes', 'oracle_ladder', 'export_places',
            'export_spokencoco', 'export_facc']
 
-# %% ../../nbs/06_data_scenes.ipynb #5042c2a8
+# %% ../../nbs/06_data_scenes.ipynb #3cc8b123
 import hashlib, io, json, os, subprocess, sys, tempfile, time
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .captions import caption
 from .pictures import content, draw_scene, sample_scene, scene_from_dict, scene_to_dict
 from .voice import OTHERS, SAMPLE_RATE, SEEN, UNSEEN, speak, vary
 
-# %% ../../nbs/06_data_scenes.ipynb #33311527
+# %% ../../nbs/06_data_scenes.ipynb #47427fdb
 RECIPE = 'scenes-1'      # changes whenever a picture, sentence or voice would: caches of another recipe are never read
 MAX_SECONDS = 4.         # a longer caption is said in other words
 
@@ -41,7 +41,7 @@ SPLITS = {'train': SplitRule(SEEN, range(0, 70), range(0, 60)),
           'test-novel': SplitRule(SEEN, range(0, 100), range(80, 100), novel=True),
           'pretrain': SplitRule(SEEN + OTHERS, range(0, 70), range(0, 60))}   # unpaired speech and pictures, for the backbones
 
-# %% ../../nbs/06_data_scenes.ipynb #ae472ef5
+# %% ../../nbs/06_data_scenes.ipynb #386843f8
 def held_out(things):
     "Does a tuple of (category, colour, …) hold a combination that training never shows?"
     names = sorted(t[0] for t in things)
@@ -53,7 +53,7 @@ def bucket(kind, key): return stable_hash(RECIPE, kind, key) % 100
 def _belongs(scene, rule):
     return bucket('scene', content(scene)) in rule.scenes and held_out(content(scene)[1]) == rule.novel
 
-# %% ../../nbs/06_data_scenes.ipynb #a039a3e0
+# %% ../../nbs/06_data_scenes.ipynb #c7298874
 def make_item(split, i, captions=1, seed=0):
     "Image `i` of a split: its `Scene` and a list of up to `captions` different (Caption, Speaker, Utterance)."
     rule, rng = SPLITS[split], rng_for(RECIPE, seed, split, i)
@@ -75,7 +75,7 @@ def _say(scene, n, rule, rng):
         if len(made) == n: break
     return list(made.values())
 
-# %% ../../nbs/06_data_scenes.ipynb #1f4a305e
+# %% ../../nbs/06_data_scenes.ipynb #3d768b12
 CHUNK = 100  # images
 
 def _jpeg(pixels):
@@ -106,7 +106,7 @@ def make_chunk(folder, k, split, n_images, captions, seed, size):
     with atomic_write(folder/f'{k:05d}.bin') as f: f.write(b''.join(blobs))
     write_json(folder/f'{k:05d}.json', {'bytes': at, 'images': images, 'captions': utterances})
 
-# %% ../../nbs/06_data_scenes.ipynb #7a342516
+# %% ../../nbs/06_data_scenes.ipynb #8316e40b
 def _chunk_done(folder, k):
     try: return read_json(folder/f'{k:05d}.json')['bytes'] == (folder/f'{k:05d}.bin').stat().st_size
     except (DataError, OSError, KeyError, TypeError): return False
@@ -129,7 +129,7 @@ def _make(folder, args, workers, progress):
     finally:
         for p, err in run: p.kill(); p.wait(); err.close()
 
-# %% ../../nbs/06_data_scenes.ipynb #866ff9b8
+# %% ../../nbs/06_data_scenes.ipynb #1c89ed2e
 def _watch(run, folder, todo, args, progress):
     "A progress bar until all workers are done; `SgmimError` with the worker's words if one fails."
     from tqdm.auto import tqdm
@@ -145,7 +145,7 @@ def _watch(run, folder, todo, args, progress):
             if not running: return
             time.sleep(.1)
 
-# %% ../../nbs/06_data_scenes.ipynb #2a06bd9f
+# %% ../../nbs/06_data_scenes.ipynb #c0177720
 @dataclass(frozen=True)
 class SpokenCaption:
     "`image` index, `text` (never used in training), `speaker` name, `words` ((word, start s, end s), …), and what it commits to: `place`, `things`."
@@ -192,7 +192,7 @@ class Scenes:
         "A hash of the recipe and of all that was said, by whom and of which image, for run records."
         return hashlib.blake2b(repr((RECIPE, self.name, [(c.image, c.text, c.speaker, c.samples) for c in self.captions])).encode(), digest_size=8).hexdigest()
 
-# %% ../../nbs/06_data_scenes.ipynb #ea15a41d
+# %% ../../nbs/06_data_scenes.ipynb #7e354f18
 def cache_folder():
     "Where generated and downloaded things are kept: $SGMIM_CACHE, else ~/.cache/sgmim."
     return Path(os.environ.get('SGMIM_CACHE') or Path.home()/'.cache'/'sgmim')
@@ -209,7 +209,7 @@ def load_scenes(split, n_images, captions=1, seed=0, size=96, cache=None, worker
         write_json(folder/'done.json', {'recipe': RECIPE, **args})
     return Scenes(folder, split, chunks)
 
-# %% ../../nbs/06_data_scenes.ipynb #2578c68b
+# %% ../../nbs/06_data_scenes.ipynb #dc1ad5db
 LADDER = ('place', '+ things', '+ colours', '+ sizes')
 
 def _may_fit(place, said, scene, level):
@@ -239,7 +239,7 @@ def _any_of(own, n, k):
     for i in range(min(k, n)): miss *= max(0, n - own - i)/(n - i)
     return 1 - miss
 
-# %% ../../nbs/06_data_scenes.ipynb #5f05e6a2
+# %% ../../nbs/06_data_scenes.ipynb #7b297f29
 def _files(scenes, folder, image_name, audio_name, sound='WAV'):
     "Write the images (JPEG) and captions of a split under `folder`; yields (caption number, SpokenCaption, image path, audio path), relative."
     import soundfile
@@ -261,7 +261,7 @@ def export_places(splits, folder):
                  'image': image.removeprefix('images/'), 'scenelabel': place(c.image), 'text_alignment': _alignment(c)} for j, c, image, wav in rows]
         write_json(folder/'metadata'/f'{name}_2020.json', {'image_base_path': str(folder/'images'), 'audio_base_path': str(folder), 'data': data})
 
-# %% ../../nbs/06_data_scenes.ipynb #7896204f
+# %% ../../nbs/06_data_scenes.ipynb #6d992517
 def _coco_homes(name, i, karpathy):
     "Image `i` of split `name`: SpokenCOCO's own split, Karpathy's split, COCO's folder."
     if not karpathy: return name, name, f'{name}2014'
@@ -295,7 +295,7 @@ def _karpathy_image(number, path, split, sentences):
     said = [{'tokens': text.lower().replace(',', '').split(), 'raw': text, 'imgid': number, 'sentid': k} for k, text in sentences]
     return {'filepath': Path(path).parent.name, 'sentids': [s['sentid'] for s in said], 'filename': Path(path).name, 'imgid': number, 'split': split, 'sentences': said, 'cocoid': number}
 
-# %% ../../nbs/06_data_scenes.ipynb #a90082f7
+# %% ../../nbs/06_data_scenes.ipynb #cad5829c
 def export_facc(splits, folder):
     "Flickr8k Audio: `flickr_audio/{wavs/, wav2capt.txt, wav2spk.txt}`, `Flicker8k_Dataset/`, `Flickr_8k.<split>Images.txt`, `Flickr8k.token.txt`. `splits`: {'train': Scenes, 'dev': …, 'test': …}."
     folder, capt, spk, token, numbers = Path(folder), [], [], [], {}
