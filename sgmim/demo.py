@@ -6,7 +6,7 @@
 __all__ = ['TESTS', 'DemoData', 'demo_splits', 'test_results', 'with_intervals', 'figures', 'wordiest', 'run_demo', 'Clock',
            'result_rows', 'summary']
 
-# %% ../nbs/26_demo.ipynb #4185a5db
+# %% ../nbs/26_demo.ipynb #8a2927f8
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .analysis import CAPTIONS, caption_dependence, reconstruct_with
-from .core import config_to_dict, pick_device, run_record, write_json
+from .core import code_version, config_to_dict, pick_device, run_record, write_json
 from .data.loaders import Pairs, collate, eval_loader
 from .data.scenes import SAMPLE_RATE, load_scenes, oracle_ladder
 from .figures import attention_figure, reconstruction_figure, retrieval_gallery, save_figure
@@ -23,7 +23,7 @@ from .pretrain import load_tiny_backbones
 from .retrieval import bootstrap, embed, format_table, top_k
 from .train import fit, recipe
 
-# %% ../nbs/26_demo.ipynb #ae413dea
+# %% ../nbs/26_demo.ipynb #bbf8eac8
 @dataclass(frozen=True)
 class DemoData:
     "Images (and captions an image) of each split."
@@ -40,7 +40,7 @@ def demo_splits(data=DemoData(), cache=None, progress=True):
     sizes = {'train': (data.train, data.captions), 'dev': (data.dev, 1), **{t: (data.test, 1) for t in TESTS}}
     return {name: load_scenes(name, n, captions=k, seed=data.seed, cache=cache, progress=progress) for name, (n, k) in sizes.items()}
 
-# %% ../nbs/26_demo.ipynb #1a372c08
+# %% ../nbs/26_demo.ipynb #ceaa2962
 def test_results(model, splits, device='cpu'):
     "{split: (RetrievalResult, Embeddings)} of the test splits."
     pools = {name: embed(model, eval_loader(Pairs(splits[name], 60.)), device) for name in TESTS}
@@ -53,7 +53,7 @@ def with_intervals(result, seed=0):
         d[side]['interval'] = {f'recall_at_{k}': v for k, v in bootstrap(getattr(result, side).ranks, seed=seed).items()}
     return d
 
-# %% ../nbs/26_demo.ipynb #29c8a8a4
+# %% ../nbs/26_demo.ipynb #5a8e1895
 def figures(model, scenes, embeddings, folder, similarity='dot'):
     "Draw the gallery, Fig. 3 and the reconstruction for a split; returns their paths."
     batch, n = collate([Pairs(scenes, 60.)[j] for j in range(24)]), 6
@@ -80,11 +80,11 @@ def wordiest(scenes):
     "The caption, among the first thirty, with most words: a good one for Fig. 3."
     return max(range(min(30, len(scenes))), key=lambda j: len(scenes.captions[j].words))
 
-# %% ../nbs/26_demo.ipynb #35bdff03
+# %% ../nbs/26_demo.ipynb #4b1d5b44
 def run_demo(out='runs/demo', data=DemoData(), config=None, model=None, cache=None, device=None, progress=True, workers=1):
     """Generate, train, evaluate, draw; returns the run record, which is also in `out`/demo.json. `model`: an `SGMIMConfig` (default scenes-tiny),
     `config`: a `TrainConfig` (default its recipe), `workers`: processes that decode ahead. A second call finds what is there and goes on from it."""
-    out, device, clock = Path(out), pick_device(device), Clock()
+    out, device, clock, code = Path(out), pick_device(device), Clock(), code_version()
     splits = demo_splits(data, cache, progress)
     clock('data')
     config, c = config or recipe('scenes-tiny'), model or scenes_tiny()
@@ -101,7 +101,7 @@ def run_demo(out='runs/demo', data=DemoData(), config=None, model=None, cache=No
     metrics = {**{name: with_intervals(r) for name, (r, _) in results.items()}, 'caption_dependence': dependence,
                'oracle': oracles, 'seconds': clock.seconds, 'training': fitted.record['metrics']}
     record = run_record('demo', {**fitted.record['config'], 'data': config_to_dict(data)}, config.seed, {n: {'name': repr(s), 'fingerprint': s.fingerprint} for n, s in splits.items()},
-                        metrics, sum(clock.seconds.values()), device, steps=fitted.record['steps'], pairs_seen=fitted.record['pairs_seen'])
+                        metrics, sum(clock.seconds.values()), device, code, steps=fitted.record['steps'], pairs_seen=fitted.record['pairs_seen'])
     write_json(out/'demo.json', record)
     print(summary(record, paths))
     return record
@@ -113,7 +113,7 @@ class Clock:
         now = time.perf_counter()
         self.seconds[stage], self._last = round(now - self._last, 1), now
 
-# %% ../nbs/26_demo.ipynb #d9e13f8a
+# %% ../nbs/26_demo.ipynb #ee1f0b80
 def result_rows(record):
     "(name, six recalls) for each test split of a demo's record, then the oracles of test-seen."
     six = lambda d: [d[side][f'recall_at_{k}'] for side in ('audio_to_image', 'image_to_audio') for k in (1, 5, 10)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPEN', 'closest_recipe', 'differences', 'parameter_counts', 'calibrate', 'decoding_seconds', 'Plan', 'make_plan']
 
-# %% ../nbs/23_plan.ipynb #9bfdac76
+# %% ../nbs/23_plan.ipynb #f334a762
 import dataclasses, shutil, textwrap, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from .core import config_to_dict
 from .models.sgmim import paper
 from .train import RECIPES
 
-# %% ../nbs/23_plan.ipynb #13c38ddf
+# %% ../nbs/23_plan.ipynb #e1c43941
 OPEN = {
     'decoder_width': "width of the decoder: None is the image encoder's", 'decoder_heads': "heads of the decoder: as the encoders", 'decoder_position': 'positional embedding of the decoder',
     'decoder_norm': 'LayerNorm before or after its blocks', 'pool_cls': 'does the mean of Z_I take [CLS] in (eq. 1 defines Z_I with it)', 'mask_same_image': "other captions of one's own image as negatives",
@@ -25,7 +25,7 @@ OPEN = {
     'renormalise': 'rows of W sum to 1 again', 'attention_grad': 'does W carry gradient', 'momentum_horizon': 'what the cosine of α spans', 'dropout': "audio encoder (VG-HuBERT's code)",
     'attention_dropout': "audio encoder (VG-HuBERT's code)", 'freeze_cnn': "HuBERT's convolutions stay as they are (VG-HuBERT's code)", 'crop_pct': "centre crop in evaluation (VG-HuBERT's code)",
     'augment': "RandAugment's N and M are those of sgmim.image.train_transform: 2, 9", 'max_seconds': "of each caption in training (VG-HuBERT's code)", 'eval_seconds': "of each caption in evaluation (VG-HuBERT's code)",
-    'weight_decay': "on all parameters (VG-HuBERT's code)", 'clip': "global norm of the gradient (VG-HuBERT's code)", 'eval_every': 'epochs between evaluations', 'amp': 'precision', 'seed': 'one run, one seed'}
+    'weight_decay': "on all parameters (VG-HuBERT's code)", 'clip': "global norm of the gradient (VG-HuBERT's code)", 'pad': 'waveforms padded to max_seconds where it matters (VG-HuBERT\'s code)', 'eval_every': 'epochs between evaluations', 'amp': 'precision', 'seed': 'one run, one seed'}
 
 def closest_recipe(name):
     "The paper's recipe for a corpus ('places', 'spokencoco', 'facc'; SpokenCOCO's for any other)."
@@ -36,13 +36,13 @@ def differences(model, config, corpus=''):
     pairs = ((model, paper()), (config, closest_recipe(corpus)))
     return {f.name: (getattr(a, f.name), getattr(b, f.name)) for a, b in pairs for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)}
 
-# %% ../nbs/23_plan.ipynb #a620b830
+# %% ../nbs/23_plan.ipynb #688cedc2
 def parameter_counts(model):
     "{part: (trained, all)} of an `SGMIM`, and their sum under 'all'."
     count = {n: (sum(p.numel() for p in m.parameters() if p.requires_grad), sum(p.numel() for p in m.parameters())) for n, m in model.named_children()}
     return count | {'all': tuple(map(sum, zip(*count.values())))}
 
-# %% ../nbs/23_plan.ipynb #60f9008c
+# %% ../nbs/23_plan.ipynb #e73b71c5
 def calibrate(model, config, device='cpu', sizes=(2, 4)):
     """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of the two `sizes` (at full length).
     Returns {'seconds_per_pair', 'seconds_fixed', 'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
@@ -74,7 +74,7 @@ def _one_pass(model, batch, config, device):
     if cuda: torch.cuda.synchronize(device)
     return time.perf_counter() - began, sum(kept.values()), torch.cuda.max_memory_allocated(device) if cuda else None
 
-# %% ../nbs/23_plan.ipynb #b1c8deda
+# %% ../nbs/23_plan.ipynb #28ac5ecf
 def decoding_seconds(pairs, n=16):
     "Seconds that one process takes to decode a pair (mean over `n`, spread over the corpus)."
     picked = [int(j) for j in torch.linspace(0, len(pairs) - 1, min(n, len(pairs)))]
@@ -83,7 +83,7 @@ def decoding_seconds(pairs, n=16):
     for j in picked: pairs[j, j]
     return (time.perf_counter() - began)/len(picked)
 
-# %% ../nbs/23_plan.ipynb #00d5d571
+# %% ../nbs/23_plan.ipynb #7431009c
 @dataclass(frozen=True)
 class Plan:
     "What a training is going to be. Bytes and hours are estimates, None without calibration; `print` it for people, `to_dict` for records."

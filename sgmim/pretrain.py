@@ -7,7 +7,7 @@ __all__ = ['optimise', 'nearest', 'kmeans', 'about', 'HubertPretraining', 'hidde
            'Speech', 'cluster', 'mfcc_features', 'hubert_round', 'pretrain_hubert', 'MaePretraining', 'Painter',
            'painted_error', 'pretrain_mae', 'ship', 'pack', 'shipped', 'load_tiny_backbones']
 
-# %% ../nbs/25_pretrain.ipynb #847350d8
+# %% ../nbs/25_pretrain.ipynb #9547c162
 import json, time
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .audio import mfcc, pad_batch
-from .core import (CheckpointError, DataError, config_to_dict, load_checkpoint, read_json, rng_for, run_record, save_checkpoint, set_seed, stable_hash, write_json)
+from .core import (CheckpointError, DataError, code_version, config_to_dict, load_checkpoint, read_json, rng_for, run_record, save_checkpoint, set_seed, stable_hash, write_json)
 from .data.loaders import Order
 from .data.scenes import load_scenes
 from .image import normalise
@@ -30,7 +30,7 @@ from .optim import warmup_cosine
 from .patches import patchify, random_mask
 from .train import Snapshots, keep_memory, optimiser_state, replace_folder, restore_optimiser
 
-# %% ../nbs/25_pretrain.ipynb #ccbecabc
+# %% ../nbs/25_pretrain.ipynb #850b9923
 def optimise(modules, loss_at, steps, lr, folder, about, seed=0, weight_decay=.05, warmup=.1, save_every=1000, log_every=100, name='', progress=True):
     """Minimise `loss_at(step)` over the parameters of `modules` (an `nn.ModuleDict`) for `steps` steps; returns {'losses': …, 'seconds': over all sessions}.
     Snapshots go to `folder`; if there is one, the run goes on from it; `CheckpointError` if it is of a run that is not `about` the same. Runs on the CPU."""
@@ -64,7 +64,7 @@ def optimise(modules, loss_at, steps, lr, folder, about, seed=0, weight_decay=.0
     torch.manual_seed(stable_hash(seed, name, steps - 1) % 2**63)     # what follows does not depend on whether this was resumed
     return {'losses': history, 'seconds': round(time.perf_counter() - began, 1)}
 
-# %% ../nbs/25_pretrain.ipynb #055b2c64
+# %% ../nbs/25_pretrain.ipynb #9bb77aa6
 def nearest(x, centres, block=50_000):
     "Index of the nearest of `centres` (K, D) for each row of `x` (n, D): int64 (n,)."
     return torch.cat([(2*b @ centres.T - centres.square().sum(1)).argmax(1) for b in x.split(block)])
@@ -80,7 +80,7 @@ def kmeans(x, k, iterations=25, seed=0):
         centres = torch.where((count > 0)[:, None], means, centres)     # an empty cluster stays where it is
     return centres
 
-# %% ../nbs/25_pretrain.ipynb #ca18fbcf
+# %% ../nbs/25_pretrain.ipynb #32a322d2
 def about(config, model):
     "What a snapshot belongs to, as it comes back from JSON."
     return json.loads(json.dumps({'pretraining': config_to_dict(config), 'model': config_to_dict(model)}))
@@ -108,7 +108,7 @@ def hidden_spans(lengths, config, rng):
     for k in range(config.mask_span): hidden[:, k:] |= begin[:, :T - k]
     return torch.from_numpy(hidden & (np.arange(T) < np.asarray(lengths)[:, None]))
 
-# %% ../nbs/25_pretrain.ipynb #2571f7bf
+# %% ../nbs/25_pretrain.ipynb #c90883b4
 class ClusterHead(nn.Module):
     "Scores (…, K) of K clusters for frames (…, D): cosine with an embedding of each, over temperature 0.1 (HuBERT)."
     def __init__(self, width, clusters, dim=64):
@@ -131,7 +131,7 @@ def hubert_frames(encoder, frames, lengths, hidden=None, stand_in=None, layer=No
         x = x[0] if isinstance(x, tuple) else x
     return x
 
-# %% ../nbs/25_pretrain.ipynb #7211d64d
+# %% ../nbs/25_pretrain.ipynb #7c487c7b
 class Speech:
     "Utterances in memory: `waves` (int16), their front-end `frames` once it is frozen, and the number of frames of each."
     def __init__(self, corpus, n, encoder):
@@ -162,7 +162,7 @@ def cluster(features, k, fit_on, seed):
     centres = kmeans((some - mean)/std, k, seed=seed)
     return [nearest((x - mean)/std, centres) for x in features]
 
-# %% ../nbs/25_pretrain.ipynb #c2329040
+# %% ../nbs/25_pretrain.ipynb #7285b59b
 def mfcc_features(speech):
     "MFCCs with their differences at the encoder's frame rate: two frames of 20 ms side by side for one of 40 ms; a list of (T, 78)."
     out = []
@@ -184,10 +184,10 @@ def hubert_round(encoder, speech, labels, clusters, steps, config, folder, about
         return F.cross_entropy(head(hubert_frames(encoder, frames, lengths, hidden, head.hidden)[hidden]), target[hidden])
     return optimise(nn.ModuleDict({'encoder': encoder, 'head': head}), loss_at, steps, config.lr, folder, about, config.seed, .01, name=name, progress=progress)
 
-# %% ../nbs/25_pretrain.ipynb #ef1c8c5b
+# %% ../nbs/25_pretrain.ipynb #40b628c8
 def pretrain_hubert(config=HubertPretraining(), out='runs/tiny-hubert', model=None, cache=None, progress=True):
     "Make a small HuBERT on unlabelled embedded speech, for the audio encoder of `model` (an `SGMIMConfig`); writes weights and record to `out`."
-    began, model = time.perf_counter(), model or scenes_tiny()
+    began, code, model = time.perf_counter(), code_version(), model or scenes_tiny()
     keep_memory()
     set_seed(config.seed)
     corpus = load_scenes('pretrain', config.utterances, cache=cache, progress=progress)
@@ -204,9 +204,9 @@ def pretrain_hubert(config=HubertPretraining(), out='runs/tiny-hubert', model=No
         features = mfcc_features(speech) if k == 0 else speech.each(lambda x, n: hubert_frames(encoder, x, n, layer=config.layer))
         labels = cluster(features, clusters, config.cluster_on, config.seed)
         histories.append(hubert_round(encoder, speech, labels, clusters, steps, config, Path(out)/f'round-{k}', about(config, model), f'hubert round {k + 1}', progress))
-    return ship(encoder.hubert, out, 'tiny-hubert', config, model, corpus, {'rounds': histories}, began)
+    return ship(encoder.hubert, out, 'tiny-hubert', config, model, corpus, {'rounds': histories}, began, code)
 
-# %% ../nbs/25_pretrain.ipynb #2ab15c52
+# %% ../nbs/25_pretrain.ipynb #234f9e91
 @dataclass(frozen=True)
 class MaePretraining:
     "How `tiny-mae` is made: He et al.'s method; sizes ours."
@@ -238,10 +238,10 @@ def painted_error(painted, image, patch_size, mask):
     target = (target - target.mean(-1, keepdim=True))/(target.var(-1, keepdim=True) + 1e-4).sqrt()
     return (painted - target).square().mean(-1)[mask].mean()
 
-# %% ../nbs/25_pretrain.ipynb #b41a5246
+# %% ../nbs/25_pretrain.ipynb #e31e055b
 def pretrain_mae(config=MaePretraining(), out='runs/tiny-mae', model=None, cache=None, progress=True):
     "Make a small MAE on unlabelled embedded pictures, for the image encoder of `model` (an `SGMIMConfig`); writes weights and record to `out`."
-    began, model = time.perf_counter(), model or scenes_tiny()
+    began, code, model = time.perf_counter(), code_version(), model or scenes_tiny()
     keep_memory()
     set_seed(config.seed)
     corpus = load_scenes('pretrain', config.images, size=model.image_size, cache=cache, progress=progress)
@@ -255,13 +255,13 @@ def pretrain_mae(config=MaePretraining(), out='runs/tiny-mae', model=None, cache
         mask = random_mask(len(x), encoder.num_patches, config.mask_ratio)
         return painted_error(painter(encoder(x, mask), mask), x, model.patch_size, mask.mask)
     history = optimise(nn.ModuleDict({'encoder': encoder, 'painter': painter}), loss_at, config.steps, config.lr, Path(out)/'steps', about(config, model), config.seed, name='mae', progress=progress)
-    return ship(encoder.vit, out, 'tiny-mae', config, model, corpus, {'history': history}, began)
+    return ship(encoder.vit, out, 'tiny-mae', config, model, corpus, {'history': history}, began, code)
 
-# %% ../nbs/25_pretrain.ipynb #8df690e6
-def ship(module, out, name, config, model, corpus, metrics, began):
+# %% ../nbs/25_pretrain.ipynb #b5f16e15
+def ship(module, out, name, config, model, corpus, metrics, began, code):
     "Write a backbone's weights and its run record to `out`; returns the record."
     record = run_record('pretrain', {'pretraining': config_to_dict(config), 'model': config_to_dict(model)}, config.seed,
-                        {'name': repr(corpus), 'fingerprint': corpus.fingerprint}, metrics, time.perf_counter() - began)
+                        {'name': repr(corpus), 'fingerprint': corpus.fingerprint}, metrics, time.perf_counter() - began, code=code)
     replace_folder(Path(out)/name, lambda part: save_checkpoint(part, module.state_dict(), {'backbone': name, 'model': config_to_dict(model)}))
     write_json(Path(out)/name/'record.json', record)
     return record

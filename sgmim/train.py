@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optim
            'keep_memory', 'Feed', 'frames_of', 'corpus_pairs', 'image_transform', 'pool', 'evaluate', 'is_corpus',
            'make_optimiser', 'train_step', 'Run', 'fit', 'build', 'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
 
-# %% ../nbs/22_train.ipynb #4111e894
+# %% ../nbs/22_train.ipynb #cb245995
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .retrieval import embed
 
-# %% ../nbs/22_train.ipynb #e2381165
+# %% ../nbs/22_train.ipynb #3dbbf659
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -41,6 +41,7 @@ class TrainConfig:
     eval_seconds: float = 10.          # of each caption in evaluation, VG (25 for Places)
     augment: str = 'randaugment'       # 'randaugment': crop, flip and RandAugment (§3.2); 'crop': crop and flip (VG); 'none'
     speed: float = 0.                  # captions up to this share faster or slower, anew each time (ours)
+    pad: str = 'auto'                  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (GroupNorm)
     bucket: int = 0                    # batches of similar length from pools of so many batches (ours); 0: none
     curriculum: float = 0.             # share of training in which short captions come first (ours)
     shard_window: int = 16             # shards that a batch is drawn from, where the corpus is in shards (ours)
@@ -59,10 +60,10 @@ class TrainConfig:
         need(self.batch_size > 1, 'batch_size', 'at least 2: the contrastive loss of one pair is 0 whatever the model does')
         for f in ('clip', 'weight_decay', 'bucket'): need(getattr(self, f) >= 0, f, '0 or more')
         for f in ('warmup', 'curriculum', 'speed', 'max_unreadable'): need(0 <= getattr(self, f) < 1, f, 'a share from 0 to below 1')
-        for f, options in (('optimiser', ('bertadam', 'adamw')), ('augment', ('randaugment', 'crop', 'none')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
+        for f, options in (('optimiser', ('bertadam', 'adamw')), ('augment', ('randaugment', 'crop', 'none')), ('pad', ('auto', 'full', 'batch')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/22_train.ipynb #e28cb01b
+# %% ../nbs/22_train.ipynb #cf2b8230
 RECIPES = {
     'paper-spokencoco': TrainConfig(),                                              # §3.2: batch 100, 30 epochs
     'paper-places': TrainConfig(batch_size=80, max_seconds=18., eval_seconds=25.),  # §3.2: batch 80, 30 epochs; lengths VG
@@ -76,7 +77,7 @@ def recipe(name):
     if name not in RECIPES: raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
     return RECIPES[name]
 
-# %% ../nbs/22_train.ipynb #3e8183fe
+# %% ../nbs/22_train.ipynb #10da99e0
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -94,7 +95,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/22_train.ipynb #f2dcc955
+# %% ../nbs/22_train.ipynb #73fb77f0
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -127,7 +128,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/22_train.ipynb #efcb1da8
+# %% ../nbs/22_train.ipynb #77b1e9ec
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -140,21 +141,21 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/22_train.ipynb #d808dcf9
+# %% ../nbs/22_train.ipynb #f58d5bef
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/22_train.ipynb #f6820fa0
+# %% ../nbs/22_train.ipynb #b923ed54
 class Feed:
     "Batches from a step on. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
     def __init__(self, data, config, workers=0, model=None):
         self.data, self.config, self.workers = data, config, workers
         self.corpus = is_corpus(data)
         if self.corpus:
-            self.pairs = corpus_pairs(data, config.max_seconds, model, config.augment, workers == 0, config.speed, lengths=config.bucket or config.curriculum)
+            self.pairs = corpus_pairs(data, config.max_seconds, model, config.augment, workers == 0, config.speed, config.pad, lengths=config.bucket or config.curriculum)
             self.per_epoch = len(self.pairs)//config.batch_size
         else:
             try: self.per_epoch = len(data)
@@ -190,7 +191,7 @@ class Feed:
                 'fingerprint': getattr(self.data, 'fingerprint', None) or (
                     str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
 
-# %% ../nbs/22_train.ipynb #06f5b7d9
+# %% ../nbs/22_train.ipynb #938a1da2
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU."
@@ -201,10 +202,10 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/22_train.ipynb #68809e4d
-def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., lengths=False):
+# %% ../nbs/22_train.ipynb #5f3bd843
+def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., pad='auto', lengths=False):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
-    pad = model is not None and model.conv_norm == 'group'
+    pad = pad == 'full' or (pad == 'auto' and model is not None and model.conv_norm == 'group')
     if isinstance(corpus, Corpus):
         if lengths: measure(corpus, cache_folder())
         side = model and round(model.image_size*2 if augment != 'none' else model.image_size/model.crop_pct)
@@ -232,7 +233,7 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0
 
 def is_corpus(data): return hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
 
-# %% ../nbs/22_train.ipynb #36aa0598
+# %% ../nbs/22_train.ipynb #2e4c81c5
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -256,7 +257,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device):
     model.update_momentum(alpha)
     return {k: out[k].detach() for k in ('loss', 'loss_nce', 'loss_mim')} | {'lr': config.lr*factor, 'alpha': alpha}
 
-# %% ../nbs/22_train.ipynb #4f812b94
+# %% ../nbs/22_train.ipynb #17e08b89
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about):
@@ -306,7 +307,7 @@ class Run:
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {'step': self.step, 'dev': {n: r.to_dict() for n, r in results.items()}}))
         else: self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/22_train.ipynb #fa76aec5
+# %% ../nbs/22_train.ipynb #7906befb
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
@@ -347,7 +348,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             if stop.asked: raise KeyboardInterrupt(f'{stop.asked} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, notes)
 
-# %% ../nbs/22_train.ipynb #e5346685
+# %% ../nbs/22_train.ipynb #df2bf00f
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -372,7 +373,7 @@ def prepare(model, feed, dev, config, device, progress):
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/22_train.ipynb #4c80a5fa
+# %% ../nbs/22_train.ipynb #7c8a026c
 def log(run, feed, config, began, bar, batch):
     "Add the mean of the last steps to the history; stop if the loss is no longer a number."
     n, seconds = run.sums.pop('n'), time.perf_counter() - began
@@ -394,7 +395,7 @@ def check(run, results, began, bar):
                         **({'sets': {n: list(r.mean) for n, r in results.items()}} if len(results) > 1 else {})})
     run.keep_if_best(results)
 
-# %% ../nbs/22_train.ipynb #c0bd680b
+# %% ../nbs/22_train.ipynb #f7fad417
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."

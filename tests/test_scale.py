@@ -1,4 +1,5 @@
 """A corpus of files through training and evaluation: what cannot be read, where it lies, and how much memory a large pool takes."""
+import itertools
 import json
 import os
 import pickle
@@ -20,7 +21,7 @@ from sgmim.data.corpus import Corpus, Strings, measure, overlap, parse_words, pa
 from sgmim.data.loaders import Order, Pairs, collate, pool_loader, train_loader
 from sgmim.models.sgmim import SGMIM
 from sgmim.retrieval import Embeddings, embed, retrieval_metrics
-from sgmim.train import TrainConfig, corpus_pairs, evaluate, fit, pool
+from sgmim.train import Feed, TrainConfig, corpus_pairs, evaluate, fit, pool
 
 QUICK = TrainConfig(epochs=3., batch_size=8, optimiser='adamw', lr=1e-3, schedule='cosine', max_seconds=.4, eval_seconds=.4, augment='none', log_every=1, save_every=2, seed=5)
 
@@ -297,3 +298,13 @@ def test_alignments_that_are_none(bad):
 
 @pytest.mark.parametrize('path,ok', [('a/b.wav', True), ('a..b/c', True), ('../a', False), ('a/..', False), ('/a', False), ('C:/a', False), ('\\a', False), ('', False), (None, False), (7, False)])
 def test_paths_stay_below_their_root(path, ok): assert (path_fault(path) is None) == ok
+
+
+@pytest.mark.parametrize('norm,pad,padded', [('group', 'auto', True), ('group', 'full', True), ('group', 'batch', False), ('layer', 'auto', False), ('layer', 'full', True)])
+def test_padding_is_part_of_the_recipe(files, norm, pad, padded):
+    "A GroupNorm hears the padding, so its waveforms get the full length unless asked otherwise; evaluation always gives it."
+    model = micro(conv_norm=norm, conv_bias=norm == 'layer')
+    feed = Feed(files, replace(QUICK, pad=pad, bucket=2), model=model)
+    lengths = {b['audio'].shape[1] for b in itertools.islice(feed.from_step(0), 4)}
+    assert (lengths == {6400}) == padded
+    assert ({b['audio'].shape[1] for b in pool(model, files, .4, 8) if 'audio' in b} == {6400}) == (norm == 'group')
