@@ -7,15 +7,16 @@ __all__ = ['WEIGHTS', 'command', 'settings', 'pretrain', 'demo', 'scenes', 'corp
            'role', 'check_data', 'shard', 'initial_weights', 'train', 'run_training', 'training_data', 'evaluate',
            'run_evaluation', 'open_checkpoint', 'state_digest', 'pool_of', 'remarks', 'export']
 
-# %% ../nbs/27_cli.ipynb #d011d057
+# %% ../nbs/27_cli.ipynb #46b02a3d
 import argparse, dataclasses, functools, hashlib, sys, time, warnings
 from pathlib import Path
 
 from .core import ConfigError, DataError, SgmimError, config_from_dict
 
-# %% ../nbs/27_cli.ipynb #11e39d98
+# %% ../nbs/27_cli.ipynb #61d278f9
 def command(function):
     "Run `function(args)`; an error of this library becomes a line on stderr and exit status 1, Ctrl-C status 130; a warning is its text alone."
+    name = f'sgmim_{ {"evaluate": "eval"}.get(function.__name__, function.__name__)}'
     @functools.wraps(function)
     def main(argv=None):
         with warnings.catch_warnings():
@@ -25,7 +26,7 @@ def command(function):
     def attempt(argv):
         try: return function(argv)
         except SgmimError as e:
-            print(f'{function.__name__}: {e}', file=sys.stderr)
+            print(f'{name}: {e}', file=sys.stderr)
             return 1
         except KeyboardInterrupt as e:
             print(f'stopped: {e}', file=sys.stderr)
@@ -46,7 +47,7 @@ def _value(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 
-# %% ../nbs/27_cli.ipynb #69168886
+# %% ../nbs/27_cli.ipynb #6844f9d8
 @command
 def pretrain(argv=None):
     "sgmim_pretrain hubert|mae: make a small backbone on unlabelled embedded data."
@@ -66,7 +67,7 @@ def _threads(n):
     import torch
     if n: torch.set_num_threads(n)
 
-# %% ../nbs/27_cli.ipynb #4cd26b4b
+# %% ../nbs/27_cli.ipynb #5587fc66
 @command
 def demo(argv=None):
     "sgmim_demo: the whole method on the embedded corpus."
@@ -86,7 +87,7 @@ def demo(argv=None):
     model = dataclasses.replace(settings(scenes_tiny(), a.model, '--model'), reconstruction=ROWS[a.row])
     run_demo(a.out, settings(DemoData(), a.data, '--data'), settings(recipe('scenes-tiny'), a.set), model, device=a.device)
 
-# %% ../nbs/27_cli.ipynb #afd84993
+# %% ../nbs/27_cli.ipynb #a1ee5d12
 @command
 def scenes(argv=None):
     "sgmim_scenes: make a split of the embedded corpus; export splits in an official layout."
@@ -96,25 +97,26 @@ def scenes(argv=None):
              'spokencoco': {'train': 'train', 'dev': 'val', 'test-seen': 'test'}, 'facc': {'train': 'train', 'dev': 'dev', 'test-seen': 'test'}}
     p = argparse.ArgumentParser('sgmim_scenes', description='Make splits of the embedded corpus, and export them in the layout of a real one.')
     p.add_argument('splits', nargs='+', metavar='SPLIT=IMAGES', help=f'such as train=1000; splits: {", ".join(SPLITS)}')
-    p.add_argument('--captions', type=int, default=1, help='captions an image, 1 to 5')
+    p.add_argument('--captions', type=int, default=1, help='captions an image, 1 to 5 (default %(default)s; SpokenCOCO and FACC have 5)')
     p.add_argument('--size', type=int, default=96, help='pixels a side')
-    p.add_argument('--seed', type=int, default=0)
-    p.add_argument('--export', choices=list(exports), help='also write them in this layout')
-    p.add_argument('--out', default='scenes', help='where to export to')
+    p.add_argument('--seed', type=int, default=0, help='another seed, another corpus (default %(default)s)')
+    p.add_argument('--export', choices=list(exports), help='also write them in this layout (in that of places, dev is dev_seen)')
+    p.add_argument('--out', default='scenes', help='where to export to (default %(default)s)')
     a = p.parse_args(argv)
-    made = {}
+    wanted = {}
     for text in a.splits:
         name, equals, n = text.partition('=')
         if not (equals and n.isdigit()): raise ConfigError(f'{text}: write SPLIT=IMAGES, such as train=1000')
-        made[name] = load_scenes(name, int(n), a.captions, a.seed, a.size)
-        print(f'{made[name]} in {made[name].folder}')
+        wanted[name] = int(n)
+    if a.export and (unknown := set(wanted) - set(names[a.export])):
+        raise ConfigError(f'the {a.export} layout has no place for {", ".join(unknown)}; it takes {", ".join(names[a.export])}')
+    made = {name: load_scenes(name, n, a.captions, a.seed, a.size) for name, n in wanted.items()}
+    for scenes in made.values(): print(f'{scenes} in {scenes.folder}')
     if a.export:
-        unknown = set(made) - set(names[a.export])
-        if unknown: raise ConfigError(f'the {a.export} layout has no place for {", ".join(unknown)}; it takes {", ".join(names[a.export])}')
         exports[a.export]({names[a.export][k]: v for k, v in made.items()}, a.out)
         print(f'exported to {a.out}')
 
-# %% ../nbs/27_cli.ipynb #24ea4797
+# %% ../nbs/27_cli.ipynb #375beb3c
 def corpus_options(p, required=False):
     "Add the options that say which corpus."
     p.add_argument(*(['data'] if required else ['--data']), metavar='PATH', help='folder of Places Audio, SpokenCOCO, Flickr8k Audio or of shards, or a table of your own pairs (.csv, .tsv, .jsonl)' + ('' if required else '; default: the embedded corpus'))
@@ -122,11 +124,12 @@ def corpus_options(p, required=False):
     p.add_argument('--image-root', metavar='DIR', help='folder that the listed image paths are joined to')
     p.add_argument('--audio-root', metavar='DIR', help='folder that the listed recordings are joined to')
     p.add_argument('--karpathy', metavar='WHICH', help="SpokenCOCO: 'unrolled' files, 'dataset' (dataset_coco.json), 'none' (its own split), or a path (default: what is there)")
-    p.add_argument('--no-restval', action='store_true', help="SpokenCOCO: train on Karpathy's 82,783 images, without restval")
+    p.add_argument('--no-restval', action='store_true', help="SpokenCOCO: the training split without Karpathy's restval, 82,783 images")
 
 def reader_options(a, kind):
     "What the arguments say to the reader of that kind of corpus."
-    given = {} if kind == 'shards' else {k: v for k, v in (('image_root', a.image_root), ('audio_root', a.audio_root)) if v}
+    given = {k: v for k, v in (('image_root', a.image_root), ('audio_root', a.audio_root)) if v}
+    if given and kind == 'shards': raise ConfigError('shards hold their images and recordings: leave --image-root and --audio-root out')
     return given | ({k: v for k, v in (('karpathy', a.karpathy), ('restval', False if a.no_restval else None)) if v is not None} if kind == 'spokencoco' else {})
 
 def open_splits(a, names, which=None, strict=False):
@@ -135,55 +138,59 @@ def open_splits(a, names, which=None, strict=False):
     from sgmim.data.corpus import present
     kind = a.kind or recognise(a.data)
     options = reader_options(a, kind) | ({} if kind == 'shards' else {'strict': strict})
-    opened = {n: load_corpus(a.data, n, kind=kind, **options) for n in names or role(a.data, kind, which)}
+    opened = {n: load_corpus(a.data, n, kind=kind, **options) for n in names or role(a, kind, which)}
     return {n: present(c, strict) for n, c in opened.items()}
 
-def role(path, kind, which):
+def role(a, kind, which):
     "The splits that are the corpus' 'train', 'dev' or 'test': those of its protocol, or, for older files and for packed and own corpora, by their names."
     from sgmim.data.corpora import protocol_splits, splits_of
-    names, there = protocol_splits(kind, which), splits_of(path, kind)
-    return names if set(names) <= set(there) or kind == 'spokencoco' else protocol_splits(kind, which, there)
+    names, there = protocol_splits(kind, which), splits_of(a.data, kind, **reader_options(a, kind))
+    return names if set(names) <= set(there) or (kind == 'spokencoco' and Path(a.data).is_dir()) else protocol_splits(kind, which, there)
 
-# %% ../nbs/27_cli.ipynb #ad971da2
+# %% ../nbs/27_cli.ipynb #b6b02dbd
 @command
 def check_data(argv=None):
     "sgmim_check_data PATH: look through a corpus."
     from sgmim.core import write_json
     from sgmim.data.check import check_data as check
     from sgmim.data.corpora import recognise
-    p = argparse.ArgumentParser('sgmim_check_data', description='Look through a corpus: layout, counts, missing, empty and unreadable files, duplicates, lengths, splits. Exit status 0: fit for use.')
+    p = argparse.ArgumentParser('sgmim_check_data', description='Look through a corpus: layout, counts, missing, empty and unreadable files, duplicates, lengths, splits. Exit status 0: fit for use; 1: errors.')
     corpus_options(p, required=True)
     p.add_argument('--split', nargs='+', help='only these')
     p.add_argument('--all', action='store_true', help='decode every file (hours for a large corpus), not a sample')
     p.add_argument('--sample', type=int, default=200, help='how many recordings and images of each split to decode (default %(default)s)')
+    p.add_argument('--seed', type=int, default=0, help='which files the sample is (default %(default)s)')
+    p.add_argument('--workers', type=int, default=8, help='threads that open files (default %(default)s)')
     p.add_argument('--json', metavar='FILE', help='also write the report to this file')
     a = p.parse_args(argv)
     try: kind = a.kind or recognise(a.data)
     except DataError: kind = None           # the report says why
-    report = check(a.data, kind=kind, splits=a.split, sample=a.sample, all_files=a.all, **reader_options(a, kind))
+    report = check(a.data, kind=kind, splits=a.split, sample=a.sample, all_files=a.all, seed=a.seed, workers=a.workers, **reader_options(a, kind))
     print(report)
     if a.json: write_json(a.json, report.to_dict())
     return 0 if report.ok else 1
 
-# %% ../nbs/27_cli.ipynb #034ce0b4
+# %% ../nbs/27_cli.ipynb #9380a7b5
 @command
 def shard(argv=None):
     "sgmim_shard PATH OUT: a corpus in a few large files."
     from sgmim.data.shards import write_shards
     p = argparse.ArgumentParser('sgmim_shard', description='Write a corpus into tar files (WebDataset) of FLAC and JPEG, once; training reads them like the corpus itself. Goes on where it was stopped.')
     corpus_options(p, required=True)
-    p.add_argument('out', help='folder for the shards')
+    p.add_argument('out', metavar='OUT', help='folder for the shards')
     p.add_argument('--split', nargs='+', help='default: all that the corpus has')
     p.add_argument('--size', type=int, default=448, help='short side of the images in pixels, if they are larger (default %(default)s, twice the crop, so that random crops stay sharp; 256 is enough to evaluate); 0: as they are')
     p.add_argument('--shard-mb', type=int, default=256, help='megabytes a shard (default %(default)s)')
-    p.add_argument('--workers', type=int, default=None)
+    p.add_argument('--workers', type=int, help='threads that encode (default: one a core)')
+    p.add_argument('--overwrite', action='store_true', help='write anew what is there, whatever it is')
     a = p.parse_args(argv)
-    from sgmim.data.corpora import splits_of
-    for name, corpus in open_splits(a, a.split or splits_of(a.data)).items():
-        made = write_shards(corpus, a.out, name, size=a.size or None, shard_mb=a.shard_mb, workers=a.workers)
-        print(f'{name}: {made["images"]:,} images and {made["captions"]:,} captions, {made["hours"]} hours, in {made["shards"]} files of {made["bytes"]/1e6:,.0f} MB in all' + (f'; left out: {made["left_out"]}' if made['left_out'] else ''))
+    from sgmim.data.corpora import recognise, splits_of
+    kind = a.kind or recognise(a.data)
+    for name, corpus in open_splits(a, a.split or splits_of(a.data, kind, **reader_options(a, kind))).items():
+        made = write_shards(corpus, a.out, name, size=a.size or None, shard_mb=a.shard_mb, workers=a.workers, overwrite=a.overwrite)
+        print(f'{name}: {made["images"]:,} images and {made["captions"]:,} captions, {made["hours"]} hours, in {made["shards"]} file{"s"*(made["shards"] != 1)} of {made["bytes"]/1e6:,.0f} MB in all' + (f'; left out: {made["left_out"]}' if made['left_out'] else ''))
 
-# %% ../nbs/27_cli.ipynb #9e2f6d89
+# %% ../nbs/27_cli.ipynb #096c8d06
 WEIGHTS = {'paper': ('vit_base_patch16_224.mae', 'facebook/hubert-base-ls960'), 'vg-hubert': ('vit_small_patch8_224.dino', 'facebook/hubert-base-ls960')}   # §3.2, §3.3: image, audio
 
 def initial_weights(model, a, seed):
@@ -200,7 +207,7 @@ def initial_weights(model, a, seed):
     print(report)
     return report.to_dict()
 
-# %% ../nbs/27_cli.ipynb #a67bf50e
+# %% ../nbs/27_cli.ipynb #ad5b55ee
 @command
 def train(argv=None):
     "sgmim_train: train a preset."
@@ -210,24 +217,24 @@ def train(argv=None):
     p.add_argument('--row', choices=list(ROWS), help="row of the paper's Table 4 (default: the preset's own, '+ Summary' for the paper's)")
     corpus_options(p)
     p.add_argument('--train-split', default=None, help="default: the protocol's")
-    p.add_argument('--dev-split', nargs='*', default=None, help='choose the best checkpoint on these; several count alike (default: the protocol\'s)')
+    p.add_argument('--dev-split', nargs='*', default=None, help="choose the best checkpoint on these, by the mean of their R@1; without a name after it: on none, the last is kept (default: the protocol's)")
     p.add_argument('--images', type=int, default=7000, help='training images of the embedded corpus')
     p.add_argument('--captions', type=int, default=2, help='captions an image of the embedded corpus')
-    p.add_argument('--image-weights', metavar='SOURCE', help='file, folder or name of the pre-trained image encoder (default: MAE ViT-B/16; DINO ViT-S/8 for vg-hubert)')
-    p.add_argument('--audio-weights', metavar='SOURCE', help='file, folder or name of the pre-trained HuBERT')
-    p.add_argument('--download', action='store_true', help='fetch weights that are named and not there')
+    p.add_argument('--image-weights', metavar='SOURCE', help='file, folder or name of the pre-trained image encoder (default: vit_base_patch16_224.mae; vit_small_patch8_224.dino for vg-hubert; the shipped tiny-mae for scenes-tiny)')
+    p.add_argument('--audio-weights', metavar='SOURCE', help='file, folder or name of the pre-trained HuBERT (default: facebook/hubert-base-ls960; the shipped tiny-hubert for scenes-tiny)')
+    p.add_argument('--download', action='store_true', help='fetch weights that are named (also by default) and not on this machine')
     p.add_argument('--from-scratch', action='store_true', help='start from random weights (and train the front end)')
     p.add_argument('--out', required=True, help='folder of the run')
     p.add_argument('--dry-run', action='store_true', help='say what would be done, and what it costs')
     p.add_argument('--no-calibration', action='store_true', help='do not measure time and memory first')
-    p.add_argument('--device')
-    p.add_argument('--threads', type=int)
+    p.add_argument('--device', help='cpu, cuda or cuda:N (default: cuda if there is one)')
+    p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--workers', type=int, default=None, help='processes that decode ahead (default: half the cores, at most 8)')
     p.add_argument('--set', nargs='*', metavar='FIELD=VALUE', help='change a field of TrainConfig')
     p.add_argument('--model', nargs='*', metavar='FIELD=VALUE', help='change a field of SGMIMConfig')
     return run_training(p.parse_args(argv))
 
-# %% ../nbs/27_cli.ipynb #4c794457
+# %% ../nbs/27_cli.ipynb #42d35dce
 def run_training(a):
     "What `sgmim_train` does with its arguments."
     import os
@@ -244,13 +251,14 @@ def run_training(a):
     data, dev = training_data(a, c)
     torch.manual_seed(config.seed)
     model = SGMIM(c)
-    notes = {'preset': a.preset, 'pretrained': initial_weights(model, a, config.seed)}
+    notes = {'preset': a.preset} if a.dry_run else {'preset': a.preset, 'pretrained': initial_weights(model, a, config.seed)}     # a plan needs no weights
     plan = make_plan(model, config, Feed(data, config, workers, c), device, a.out, measure=not a.no_calibration)
     print(plan, flush=True)
     if a.dry_run: return
     write_json(Path(a.out)/'plan.json', plan.to_dict())
     fitted = fit(model, data, dev, config, out=a.out, device=device, workers=workers, notes=notes)
-    print(f'best model in {a.out}/best, record in {a.out}/record.json; dev: {fitted.record["metrics"]["best"]}')
+    best = fitted.record['metrics']['best']
+    print(f'model in {a.out}/best, record in {a.out}/record.json' + (f'; best at step {best["step"]}: dev R@1 {best["score"][0]:.1f}, R@10 {best["score"][1]:.1f} (mean of both directions)' if best else ''))
 
 def training_data(a, c):
     "(training corpus, {name: dev corpus}) of the arguments: on disk, or the embedded one."
@@ -259,24 +267,24 @@ def training_data(a, c):
     [data] = open_splits(a, a.train_split and [a.train_split], 'train').values()
     return data, open_splits(a, a.dev_split, 'dev') if a.dev_split != [] else {}
 
-# %% ../nbs/27_cli.ipynb #a8b869bc
+# %% ../nbs/27_cli.ipynb #89b014ea
 @command
 def evaluate(argv=None):
     "sgmim_eval: the retrieval table of a checkpoint."
     p = argparse.ArgumentParser('sgmim_eval', description='Recalls of a checkpoint, both directions.')
-    p.add_argument('checkpoint', nargs='?', help="a folder that training or sgmim_export wrote, or VG-HuBERT's released bundle (default: the shipped scenes-tiny)")
+    p.add_argument('checkpoint', nargs='?', help="a training's folder (its best model), a checkpoint, what sgmim_export wrote, or VG-HuBERT's released bundle (default: the shipped scenes-tiny)")
     corpus_options(p)
     p.add_argument('--split', nargs='+', default=None, help="default: the test splits of the corpus")
     p.add_argument('--images', type=int, default=1000, help='images of the embedded corpus')
     p.add_argument('--max-seconds', type=float, default=None, help='only the first so many of each caption (default 10; 25 for Places)')
     p.add_argument('--embeddings', metavar='FOLDER', help='keep the embeddings here, one folder a split, or use those that are here')
-    p.add_argument('--batch-size', type=int, default=64)
+    p.add_argument('--batch-size', type=int, default=64, help='images, then captions, at a time (default %(default)s)')
     p.add_argument('--workers', type=int, default=0, help='processes that decode ahead')
     p.add_argument('--record', metavar='FILE', help='write a run record to this file')
-    p.add_argument('--device')
+    p.add_argument('--device', help='cpu, cuda or cuda:N (default: cuda if there is one)')
     return run_evaluation(p.parse_args(argv))
 
-# %% ../nbs/27_cli.ipynb #1815ea93
+# %% ../nbs/27_cli.ipynb #c8a12557
 def run_evaluation(a):
     "What `sgmim_eval` does with its arguments."
     from sgmim.core import code_version, pick_device, run_record, write_json
@@ -293,7 +301,7 @@ def run_evaluation(a):
     notes = {s: remarks(c, s, r, a) for (s, c), r in zip(splits.items(), results.values())}
     for s, said in notes.items(): print(f'{s}: ' + '; '.join(said))
     if a.record:
-        data = {s: {'name': repr(c), 'fingerprint': c.fingerprint, 'left_out': getattr(getattr(c, 'skipped', None), 'counts', {})} for s, c in splits.items()}
+        data = {s: {'name': repr(c), 'fingerprint': c.fingerprint, 'left_out': getattr(getattr(c, 'skipped', None), 'left_out', {})} for s, c in splits.items()}
         write_json(a.record, run_record('eval', {'checkpoint': folder.name, 'weights': state_digest(model), 'max_seconds': seconds}, 0, data,
                                         {s: r.to_dict() for s, r in results.items()}, time.perf_counter() - began, device, code, remarks=notes))
 
@@ -301,6 +309,7 @@ def open_checkpoint(path):
     "The model at `path`: ours, exported, or VG-HuBERT's bundle."
     from sgmim.models.sgmim import load_model
     from sgmim.checkpoints import vg_hubert_model
+    if (path/'best').is_dir(): path = path/'best'
     return vg_hubert_model(path, device='cpu')[0] if path.is_file() or (path/'best_bundle.pth').is_file() else load_model(path, device='cpu')
 
 def state_digest(model):
@@ -320,6 +329,7 @@ def pool_of(model, split, corpus, seconds, a, device):
     if kept: made.save(kept, **about)
     return made
 
+# %% ../nbs/27_cli.ipynb #9437f881
 def remarks(corpus, split, result, a):
     "What has to be said beside the numbers: the size of the pool against the official one, what was left out, and how much of it training has seen."
     from sgmim.data.check import EXPECTED
@@ -327,19 +337,21 @@ def remarks(corpus, split, result, a):
     from sgmim.data.corpus import Corpus, overlap
     pool = result.audio_to_image.n_items, result.image_to_audio.n_items
     said = [f'{pool[0]:,} images × {pool[1]:,} captions']
-    official = EXPECTED.get(getattr(corpus, 'name', None), {}).get(canonical(split), {})
-    if any(official.get(k) not in (None, n) for k, n in zip(('images', 'captions'), pool)):
-        said.append(f"the official pool is {official['images']:,} × {official['captions']:,}, so do not compare these numbers with published ones")
+    known = next((v for k, v in EXPECTED.get(getattr(corpus, 'name', None), {}).items() if canonical(k) == canonical(split)), {})
+    official = [known.get(k) for k in ('images', 'captions')]
+    if any(n not in (None, m) for n, m in zip(official, pool)):
+        size = ' × '.join('?' if n is None else f'{n:,}' for n in official)
+        said.append(f'the official pool is {size}, so do not compare these numbers with published ones')
     if result.unreadable: said.append(f'{result.unreadable} could not be read')
-    if isinstance(corpus, Corpus) and corpus.skipped: said.append(f'{len(corpus.skipped)} left out: {corpus.skipped.counts}')
+    if isinstance(corpus, Corpus) and corpus.skipped.left_out: said.append(f'{sum(corpus.skipped.left_out.values()):,} left out: {corpus.skipped.left_out}')
     if getattr(corpus, 'name', None) == 'places' and a.data:
         try: [train] = open_splits(a, None, 'train').values()
         except DataError as e: return [*said, f'seen or unseen is not known ({e})']
         shared = overlap(corpus, train)
-        said.append(f"{shared['speakers']:.0%} of the captions are by speakers of the training split" + ('' if shared['scenes'] is None else f", {shared['scenes']:.0%} of scenes that it has"))
+        said.append(f"{shared['speakers']:.0%} of the captions are by speakers of the training split" + ('' if shared['scenes'] is None else f", {shared['scenes']:.0%} show a kind of scene that it has"))
     return said
 
-# %% ../nbs/27_cli.ipynb #4a47db99
+# %% ../nbs/27_cli.ipynb #4fc005c9
 @command
 def export(argv=None):
     "sgmim_export CHECKPOINT OUT."
@@ -349,12 +361,14 @@ def export(argv=None):
     p.add_argument('checkpoint', help="a training's folder (its best model), a checkpoint, or VG-HuBERT's bundle")
     p.add_argument('out', help='folder to write')
     p.add_argument('--record', metavar='FILE', help="run record for the model card (default: the training's)")
+    p.add_argument('--results', metavar='FILE', help="record of sgmim_eval --record, for the model card's table")
     p.add_argument('--licence', help="of the weights, by the hub's names (default: cc-by-nc-4.0 if the record says that they started from MAE's, else other)")
     a = p.parse_args(argv)
     folder = Path(a.checkpoint)
-    model = open_checkpoint(folder/'best' if (folder/'best').is_dir() else folder)
-    record = next((f for f in (a.record, folder/'record.json', folder.parent/'record.json') if f and Path(f).is_file()), None)
+    model = open_checkpoint(folder)
+    record = a.record or next((f for f in (folder/'record.json', folder.parent/'record.json') if f.is_file()), None)
     made = read_json(record) if record else {}
+    if a.results: made['metrics'] = made.get('metrics', {}) | read_json(a.results)['metrics']
     from_mae = any('mae' in str(s.get('name') if isinstance(s, dict) else '').lower() for s in (made.get('pretrained') or {}).values())
     export_model(model, a.out, made or None, a.licence or ('cc-by-nc-4.0' if from_mae else 'other'))     # MAE's weights are CC BY-NC 4.0
     print(f'{a.out} holds the model' + (f', with the run of {Path(record).name} in its card' if record else '; there was no run record for its card'))

@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optim
            'keep_memory', 'Feed', 'frames_of', 'corpus_pairs', 'image_transform', 'pool', 'evaluate', 'is_corpus',
            'make_optimiser', 'train_step', 'Run', 'fit', 'build', 'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
 
-# %% ../nbs/22_train.ipynb #cb245995
+# %% ../nbs/22_train.ipynb #4496ea21
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .retrieval import embed
 
-# %% ../nbs/22_train.ipynb #3dbbf659
+# %% ../nbs/22_train.ipynb #143eaa5a
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -39,7 +39,7 @@ class TrainConfig:
     clip: float = 1.                   # global norm of the gradient, VG; 0: none
     max_seconds: float = 8.            # of each caption, VG (18 for Places)
     eval_seconds: float = 10.          # of each caption in evaluation, VG (25 for Places)
-    augment: str = 'randaugment'       # 'randaugment': crop, flip and RandAugment (§3.2); 'crop': crop and flip (VG); 'none'
+    augment: str = 'randaugment'       # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
     speed: float = 0.                  # captions up to this share faster or slower, anew each time (ours)
     pad: str = 'auto'                  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (GroupNorm)
     bucket: int = 0                    # batches of similar length from pools of so many batches (ours); 0: none
@@ -63,7 +63,7 @@ class TrainConfig:
         for f, options in (('optimiser', ('bertadam', 'adamw')), ('augment', ('randaugment', 'crop', 'none')), ('pad', ('auto', 'full', 'batch')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/22_train.ipynb #cf2b8230
+# %% ../nbs/22_train.ipynb #cf71ad7b
 RECIPES = {
     'paper-spokencoco': TrainConfig(),                                              # §3.2: batch 100, 30 epochs
     'paper-places': TrainConfig(batch_size=80, max_seconds=18., eval_seconds=25.),  # §3.2: batch 80, 30 epochs; lengths VG
@@ -77,7 +77,7 @@ def recipe(name):
     if name not in RECIPES: raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
     return RECIPES[name]
 
-# %% ../nbs/22_train.ipynb #10da99e0
+# %% ../nbs/22_train.ipynb #9b319c04
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -95,7 +95,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/22_train.ipynb #73fb77f0
+# %% ../nbs/22_train.ipynb #a45ed3a2
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -128,7 +128,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/22_train.ipynb #77b1e9ec
+# %% ../nbs/22_train.ipynb #196cb86c
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -141,14 +141,14 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/22_train.ipynb #f58d5bef
+# %% ../nbs/22_train.ipynb #66c63765
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/22_train.ipynb #b923ed54
+# %% ../nbs/22_train.ipynb #a35a42c3
 class Feed:
     "Batches from a step on. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
     def __init__(self, data, config, workers=0, model=None):
@@ -186,12 +186,12 @@ class Feed:
     def fingerprint(self):
         "What the data are, for the run record."
         named = self.corpus and type(self.data).__repr__ is not object.__repr__     # the default repr holds an address
-        left_out = self.data.skipped.counts if isinstance(self.data, Corpus) else {}
+        left_out = self.data.skipped.left_out if isinstance(self.data, Corpus) else {}
         return {'name': repr(self.data) if named else type(self.data).__name__, 'pairs': len(self.pairs) if self.corpus else None, **({'left_out': left_out} if left_out else {}),
                 'fingerprint': getattr(self.data, 'fingerprint', None) or (
                     str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
 
-# %% ../nbs/22_train.ipynb #938a1da2
+# %% ../nbs/22_train.ipynb #bdc211cf
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU."
@@ -202,7 +202,7 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/22_train.ipynb #5f3bd843
+# %% ../nbs/22_train.ipynb #30b01618
 def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., pad='auto', lengths=False):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
     pad = pad == 'full' or (pad == 'auto' and model is not None and model.conv_norm == 'group')
@@ -233,7 +233,7 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0
 
 def is_corpus(data): return hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
 
-# %% ../nbs/22_train.ipynb #2e4c81c5
+# %% ../nbs/22_train.ipynb #22d6c04f
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -257,7 +257,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device):
     model.update_momentum(alpha)
     return {k: out[k].detach() for k in ('loss', 'loss_nce', 'loss_mim')} | {'lr': config.lr*factor, 'alpha': alpha}
 
-# %% ../nbs/22_train.ipynb #17e08b89
+# %% ../nbs/22_train.ipynb #e61acb7e
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about):
@@ -272,7 +272,7 @@ class Run:
         if not found: return
         tensors, meta = found
         if meta['about'] != json.loads(json.dumps(self.about)):
-            raise CheckpointError(f'{self.folder} holds another run (its model, training or data differ): choose another folder, delete it, or use resume=False')
+            raise CheckpointError(f'{self.folder} holds another run (its model, training or data differ): choose another folder, or delete it (from Python, resume=False starts anew)')
         load_state(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}, what=str(self.folder))
         restore_optimiser(self.optimiser, tensors, meta['optimiser'])
         self.history, self.best, self.seconds, self.step, self.sums, self.unreadable = (meta[k] for k in ('history', 'best', 'seconds', 'step', 'sums', 'unreadable'))
@@ -307,7 +307,7 @@ class Run:
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {'step': self.step, 'dev': {n: r.to_dict() for n, r in results.items()}}))
         else: self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/22_train.ipynb #7906befb
+# %% ../nbs/22_train.ipynb #6fdfe8f5
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
@@ -348,7 +348,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             if stop.asked: raise KeyboardInterrupt(f'{stop.asked} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, notes)
 
-# %% ../nbs/22_train.ipynb #df2bf00f
+# %% ../nbs/22_train.ipynb #8757a946
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -373,7 +373,7 @@ def prepare(model, feed, dev, config, device, progress):
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/22_train.ipynb #7c8a026c
+# %% ../nbs/22_train.ipynb #c592ab1a
 def log(run, feed, config, began, bar, batch):
     "Add the mean of the last steps to the history; stop if the loss is no longer a number."
     n, seconds = run.sums.pop('n'), time.perf_counter() - began
@@ -395,7 +395,7 @@ def check(run, results, began, bar):
                         **({'sets': {n: list(r.mean) for n, r in results.items()}} if len(results) > 1 else {})})
     run.keep_if_best(results)
 
-# %% ../nbs/22_train.ipynb #f7fad417
+# %% ../nbs/22_train.ipynb #9fc137d3
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."

@@ -1,9 +1,7 @@
 """The commands, from an exported corpus to a table: every official layout, and shards, by what the README says."""
 import json
 import warnings
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -55,7 +53,7 @@ def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
     assert read_json(tmp_path/'report.json')['ok'] and 'fit for use' in capsys.readouterr().out
     ok(cli.train, '--data', folder, '--out', run, '--device', 'cpu', '--workers', 0, *STEPS)
     said = capsys.readouterr().out
-    assert 'What differs from the paper' in said and 'for the model and a batch' in said and 'best model in' in said
+    assert 'What differs from the paper' in said and 'for the model and a batch' in said and 'best at step' in said
     record = read_json(run/'record.json')
     assert record['preset'] == 'scenes-tiny' and record['pretrained'] == {'image': 'tiny-mae, shipped', 'audio': 'tiny-hubert, shipped'} and record['steps'] == round(.5*(48//8)) and layout in record['data']['name']
     ok(cli.evaluate, run/'best', '--data', folder, '--split', test, '--record', tmp_path/'eval.json', '--device', 'cpu')

@@ -6,7 +6,7 @@
 __all__ = ['EMPTY_WAV', 'Strings', 'Skip', 'Skips', 'Caption', 'parse_words', 'path_fault', 'Captions', 'Corpus', 'factorise',
            'select', 'present', 'file_sizes', 'measure', 'overlap']
 
-# %% ../../nbs/07_data_corpus.ipynb #6b411f78
+# %% ../../nbs/07_data_corpus.ipynb #e19a0a13
 import hashlib, os, re, warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ..audio import RATE, load_audio
 from ..core import DataError, atomic_write
 from ..image import load_image
 
-# %% ../../nbs/07_data_corpus.ipynb #2e1c5aea
+# %% ../../nbs/07_data_corpus.ipynb #392b354c
 class Strings(Sequence):
     "An immutable list of strings in two tensors: UTF-8 bytes, and where each string starts, (n+1,)."
     def __init__(self, items):
@@ -40,7 +40,7 @@ class Strings(Sequence):
         blob, starts = self.bytes.numpy().tobytes(), self.starts.tolist()
         return (blob[a:b].decode() for a, b in zip(starts, starts[1:]))
 
-# %% ../../nbs/07_data_corpus.ipynb #f6f57095
+# %% ../../nbs/07_data_corpus.ipynb #ae129de5
 @dataclass(frozen=True)
 class Skip:
     "A record that was left out: what `kind` of fault, `where` (file and entry), and `why`."
@@ -49,7 +49,8 @@ class Skip:
     why: str
 
 class Skips(list):
-    "The records that were left out."
+    "The faults that a reader met. Most cost the record; those of a kind in `kept` only what is faulty: the caption stays, without its speaker, text or word times."
+    kept = ('no speaker', 'no text', 'bad alignment')
     def add(self, kind, where, why): self.append(Skip(kind, where, why))
 
     @property
@@ -57,17 +58,23 @@ class Skips(list):
         "{kind: how many}, the commonest first."
         return dict(Counter(s.kind for s in self).most_common())
 
+    @property
+    def left_out(self):
+        "{kind: how many} of the records that were left out."
+        return {k: n for k, n in self.counts.items() if k not in self.kept}
+
     def __str__(self):
         if not self: return 'nothing was left out'
-        examples = '; '.join(f'{s.where}: {s.why}' for s in self[:3])
-        return f'{len(self):,} left out ({", ".join(f"{n:,} {k}" for k, n in self.counts.items())}): {examples}{"; …" if len(self) > 3 else ""}'
+        parts = (self.left_out, 'left out'), ({k: n for k, n in self.counts.items() if k in self.kept}, 'kept in part')
+        said = ', '.join(f'{sum(kinds.values()):,} {what} ({", ".join(f"{n:,} {k}" for k, n in kinds.items())})' for kinds, what in parts if kinds)
+        return f'{said}: ' + '; '.join(f'{s.where}: {s.why}' for s in self[:3]) + ('; …' if len(self) > 3 else '')
 
     def settle(self, strict, what):
-        "Refuse `what` if `strict` and something was left out; else say so in a warning."
+        "Refuse `what` if `strict` and there was a fault; else say in a warning what was left out."
         if self and strict: raise DataError(f'{what}: {self}. Mend the files, or pass strict=False to go on without these records.')
-        if self: warnings.warn(f'{what}: {self}. The attribute skipped lists all.', stacklevel=4)
+        if self.left_out: warnings.warn(f'{what}: {self}. The attribute skipped lists all.', stacklevel=4)
 
-# %% ../../nbs/07_data_corpus.ipynb #0825cce1
+# %% ../../nbs/07_data_corpus.ipynb #4073b286
 @dataclass(frozen=True)
 class Caption:
     """A spoken caption: `image` index, `uttid`, `speaker`, `text` ('' if the corpus has none; never used in training), `words` ((word, start s, end s), …),
@@ -90,14 +97,14 @@ def parse_words(text, where=''):
         words.append((word, start, end))
     return tuple(words)
 
-# %% ../../nbs/07_data_corpus.ipynb #0ed69431
+# %% ../../nbs/07_data_corpus.ipynb #0bc536ce
 def path_fault(path):
     "What is wrong with a listed path, or None: it has to be relative and to stay below its root."
     if not isinstance(path, str) or not path or '\0' in path: return f'is no path: {path!r}'
     if path[0] in '/\\~' or path[1:2] == ':': return f"'{path}' is absolute; listed paths are relative to their root"
     if '..' in path and '..' in re.split(r'[/\\]', path): return f"'{path}' climbs out of its root"
 
-# %% ../../nbs/07_data_corpus.ipynb #0bc24065
+# %% ../../nbs/07_data_corpus.ipynb #9671a8d3
 class Captions(Sequence):
     "The captions of a corpus as `Caption`s, each made when it is asked for."
     def __init__(self, corpus): self.corpus = corpus
@@ -109,7 +116,7 @@ class Captions(Sequence):
         return Caption(int(c.image_of_caption[j]), c.uttids[j], c.speakers[c.speaker_of_caption[j]], c.texts[j] if c.texts else '',
                        parse_words(c.alignments[j], c.uttids[j]) if c.alignments else (), None if c.samples is None else int(c.samples[j]))
 
-# %% ../../nbs/07_data_corpus.ipynb #c2a8902e
+# %% ../../nbs/07_data_corpus.ipynb #0dc34a6f
 class Corpus:
     """Images once each and their spoken captions. `len` counts captions.
 
@@ -159,7 +166,7 @@ def factorise(names):
     code = {s: k for k, s in enumerate(distinct)}
     return Strings(distinct), np.fromiter((code[s] for s in names), np.int64, len(names))
 
-# %% ../../nbs/07_data_corpus.ipynb #69bd9055
+# %% ../../nbs/07_data_corpus.ipynb #98faf722
 EMPTY_WAV = 44      # bytes: a header alone
 
 def select(corpus, keep, skipped=()):
@@ -202,7 +209,7 @@ def _listing(folder):
         with os.scandir(folder) as entries: return {e.name: e.stat().st_size for e in entries if e.is_file()}
     except OSError: return {}
 
-# %% ../../nbs/07_data_corpus.ipynb #93cfb3c9
+# %% ../../nbs/07_data_corpus.ipynb #da86c1a2
 def measure(corpus, cache=None, workers=8, progress=True):
     """Fill `corpus.samples` with the lengths at 16 kHz, read from the files' headers; 0 where a file cannot be read. Returns the corpus.
     `cache`: folder to keep the answer in (None: nothing is kept)."""
@@ -225,7 +232,7 @@ def _samples(path):
     except (RuntimeError, OSError, TypeError): return 0
     return round(info.frames*RATE/info.samplerate)
 
-# %% ../../nbs/07_data_corpus.ipynb #bd0de8d7
+# %% ../../nbs/07_data_corpus.ipynb #4c384b04
 def overlap(corpus, train):
     "What `corpus` shares with `train`, as shares of its captions: {'speakers': …, 'images': …, 'scenes': … or None}."
     def share(mine, theirs, of_caption):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pairs', 'collate', 'Order', 'train_loader', 'eval_loader', 'pool_loader']
 
-# %% ../../nbs/11_data_loaders.ipynb #b4122494
+# %% ../../nbs/11_data_loaders.ipynb #cd69c724
 import itertools, signal
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..core import ConfigError, DataError, rng_for, stable_hash
 from .corpus import Corpus
 from ..image import normalise
 
-# %% ../../nbs/11_data_loaders.ipynb #c044fb10
+# %% ../../nbs/11_data_loaders.ipynb #ecb28c85
 class Pairs(torch.utils.data.Dataset):
     """The pairs of a corpus, by caption. `max_seconds`: only the first so many of each caption (§3.2 leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places).
     `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation; `side`: the short side in pixels that it needs. `keep`: hold decoded images in memory.
@@ -66,7 +66,7 @@ class Pairs(torch.utils.data.Dataset):
         i = int(self.image_of_caption[j])
         return self.attempt(f'caption {j}', lambda: {'image': self.image(i, draw), **self.sound(j, draw), 'image_id': i, 'index': int(j)})
 
-# %% ../../nbs/11_data_loaders.ipynb #ba513adc
+# %% ../../nbs/11_data_loaders.ipynb #1bb9794b
 def collate(items, length=None):
     "Items of `Pairs` -> the documented batch; waveforms padded to `length` samples, or to the longest."
     lost, items = [x['unreadable'] for x in items if 'unreadable' in x], [x for x in items if 'unreadable' not in x]
@@ -80,7 +80,7 @@ def collate(items, length=None):
         batch['frames'] = torch.nn.utils.rnn.pad_sequence([x['frames'].float() for x in items], batch_first=True)
     return batch
 
-# %% ../../nbs/11_data_loaders.ipynb #2c501dce
+# %% ../../nbs/11_data_loaders.ipynb #4d1d2a9b
 class Order:
     """Which captions make up step `step`: `order[step]` -> int64 (B,). A function of the arguments alone.
     `lengths` (n,): the captions' lengths, for bucket and curriculum; `steps`: of the whole training; `groups` (n,): the shard of each caption, or None."""
@@ -124,7 +124,7 @@ class Order:
         turn = rng.permutation(len(members))
         return np.concatenate([rng.permutation(np.concatenate([members[g] for g in turn[a:a + self.window]])) for a in range(0, len(turn), self.window)])
 
-# %% ../../nbs/11_data_loaders.ipynb #61f34017
+# %% ../../nbs/11_data_loaders.ipynb #593efcee
 class _Steps(torch.utils.data.Sampler):
     def __init__(self, order, start): self.order, self.start = order, start
     def __len__(self): return len(self.order) - self.start
@@ -145,7 +145,7 @@ def eval_loader(pairs, batch_size=64, workers=0):
 
 def _batches(order, size): return [order[a:a + size].tolist() for a in range(0, len(order), size)]
 
-# %% ../../nbs/11_data_loaders.ipynb #4e9427d2
+# %% ../../nbs/11_data_loaders.ipynb #a91e8dab
 class _Part(torch.utils.data.Dataset):
     "The images of some pairs, or the captions, alone."
     def __init__(self, pairs, images): self.pairs, self.images = pairs, images
