@@ -11,7 +11,7 @@ __all__ = ['ALLOWED', 'NOT_WEIGHTS', 'ENTRIES', 'PAPER_IMAGE', 'PAPER_AUDIO', 'F
            'image_weights', 'Report', 'load_pretrained', 'vg_name', 'vg_config', 'vg_hubert_model', 'results_lines',
            'training_lines', 'model_card', 'export_model']
 
-# %% ../nbs/18_checkpoints.ipynb #9fed8198
+# %% ../nbs/18_checkpoints.ipynb #51984fc5
 import dataclasses, difflib, hashlib, math, pickle, re, tarfile, types, warnings
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from . import __version__
 from .core import CheckpointError, ConfigError, DataError, atomic_write, config_to_dict, load_state, pick_device, read_json, write_json
 from .models.sgmim import OLD_NAMES, SGMIM, EncoderConfig, SGMIMConfig, load_backbones, vg_hubert
 
-# %% ../nbs/18_checkpoints.ipynb #eb857861
+# %% ../nbs/18_checkpoints.ipynb #75505135
 class Inert:
     "Stands for anything that a pickle names and that is not on the allow-list: takes what it is given, keeps the state, runs nothing."
     name = '' # of what it stands for
@@ -44,7 +44,7 @@ class Allowed:
     def __call__(self, *args): return self.function(*args)
     def __setattr__(self, name, value): raise pickle.UnpicklingError(f'the file tries to change {self.function}')
 
-# %% ../nbs/18_checkpoints.ipynb #1e67e019
+# %% ../nbs/18_checkpoints.ipynb #e296c3fb
 ALLOWED = {('collections', 'OrderedDict'): OrderedDict, ('torch', 'Size'): torch.Size,
            **{('torch._utils', f): getattr(torch._utils, f) for f in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter')}}
 
@@ -60,7 +60,7 @@ def inert_pickle(
     def load(file, **options): return Unpickler(file, **options).load()
     return types.SimpleNamespace(__name__='inert_pickle', Unpickler=Unpickler, load=load)
 
-# %% ../nbs/18_checkpoints.ipynb #d78f6940
+# %% ../nbs/18_checkpoints.ipynb #0d1429ed
 def load_torch(
     path: Path, # a file written by torch.save
     seen: set, # collects the names that got a stand-in
@@ -73,7 +73,7 @@ def load_torch(
         except pickle.UnpicklingError: pass # it names something that torch does not know
         return torch.load(path, map_location='cpu', weights_only=False, pickle_module=inert_pickle(seen), mmap=zipped)
 
-# %% ../nbs/18_checkpoints.ipynb #8bb1182b
+# %% ../nbs/18_checkpoints.ipynb #f133629d
 NOT_WEIGHTS = {b'<!doctype': 'a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser',
                b'<html': 'a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser',
                b'<?xml': 'an XML message, not weights: the download was refused. Fetch it again',
@@ -95,7 +95,7 @@ def kind_of(path) -> str:
     raise CheckpointError(f'{path} is in no format known here: it is neither safetensors, nor written by torch.save, nor a pickle; '
                           f'it starts with {head[:12]!r}')
 
-# %% ../nbs/18_checkpoints.ipynb #9bd5b812
+# %% ../nbs/18_checkpoints.ipynb #6cc00ddd
 def read_file(
     path, # safetensors, torch.save's two formats, or a plain pickle
 ) -> tuple: # content, kind of file, names of the classes that were not read
@@ -113,7 +113,7 @@ def read_file(
                               'It is truncated, damaged, or not a checkpoint: fetch it again') from e
     return content, kind, tuple(sorted(seen))
 
-# %% ../nbs/18_checkpoints.ipynb #52b689a2
+# %% ../nbs/18_checkpoints.ipynb #816383ac
 ENTRIES = ('dual_encoder', 'model', 'teacher', 'state_dict', 'model_state_dict') # VG-HuBERT; fairseq, MAE; DINO; Lightning; common use
 
 def find_state(
@@ -134,7 +134,7 @@ def find_state(
     beside = [str(k) for k in inside if k not in state] + ([str(k) for k in top if k != found] if found else [])
     return state, found, tuple(beside)
 
-# %% ../nbs/18_checkpoints.ipynb #fffc9c75
+# %% ../nbs/18_checkpoints.ipynb #33785fd8
 def strip_prefix(
     state: dict, # name -> tensor
     mark: str, # regular expression of a name that the encoder must have
@@ -150,7 +150,7 @@ def strip_prefix(
     prefix = found[0]
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, prefix, [k for k in state if not k.startswith(prefix)]
 
-# %% ../nbs/18_checkpoints.ipynb #c600d872
+# %% ../nbs/18_checkpoints.ipynb #151a215f
 @dataclass(frozen=True)
 class Source:
     "Where tensors came from, and what of the file was used."
@@ -181,9 +181,9 @@ def digest(path) -> str:
         while block := f.read(2**20): h.update(block)
     return h.hexdigest()
 
-# %% ../nbs/18_checkpoints.ipynb #d9868fe0
+# %% ../nbs/18_checkpoints.ipynb #7db5076c
 PAPER_IMAGE, PAPER_AUDIO = 'vit_base_patch16_224.mae', 'facebook/hubert-base-ls960' # the paper's starting points (§3.2)
-FILES = ('model.safetensors', 'pytorch_model.bin') # of a folder or repository, best first
+FILES = ('model.safetensors', 'pytorch_model.bin', 'weights.safetensors') # of a folder or repository, best first
 OFFICIAL = {PAPER_AUDIO: 'https://dl.fbaipublicfiles.com/hubert/hubert_base_ls960.pt',
             'timm/' + PAPER_IMAGE: 'https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth',
             'timm/vit_small_patch8_224.dino': 'https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth'}
@@ -207,7 +207,7 @@ def from_hub(
     raise CheckpointError(f'no weights for {repo}: {why}. To get them, {how}fetch the file yourself{file or f" from https://huggingface.co/{repo}"} '
                           'and give its path')
 
-# %% ../nbs/18_checkpoints.ipynb #a1787786
+# %% ../nbs/18_checkpoints.ipynb #c815e765
 def locate(
     source, # path of a file or folder, hub name, or timm name
     download: bool = False, # go to the network for names that are not in the cache
@@ -240,7 +240,7 @@ def timm_repo(name: str) -> str:
     near = difflib.get_close_matches(name, known, 3, .7)
     raise CheckpointError(f'{name} is neither a file, nor a folder, nor one of timm\'s pretrained ViTs' + (f'; did you mean {" or ".join(near)}?' if near else ''))
 
-# %% ../nbs/18_checkpoints.ipynb #6589ed19
+# %% ../nbs/18_checkpoints.ipynb #db75c38f
 def open_source(
     source, # as for `locate`
     mark: str, what: str, # as for `strip_prefix`
@@ -270,7 +270,7 @@ def compare(what: str, found: dict, wanted: dict) -> None:
     wrong = [f'{k} {found[k]!r} where the model has {wanted[k]!r}' for k in found if k in wanted and found[k] != wanted[k]]
     if wrong: raise CheckpointError(f'{what} does not fit: ' + '; '.join(wrong))
 
-# %% ../nbs/18_checkpoints.ipynb #6d046cd9
+# %% ../nbs/18_checkpoints.ipynb #b38a1432
 FAIRSEQ = [(r'^(feature_extractor\.conv_layers\.\d+)\.0\.', r'\1.conv.'), (r'^(feature_extractor\.conv_layers\.\d+)\.2\.(1\.)?', r'\1.layer_norm.'),
            (r'^layer_norm\.', 'feature_projection.layer_norm.'), (r'^post_extract_proj\.', 'feature_projection.projection.'),
            (r'^(encoder\.)?pos_conv\.0\.', 'encoder.pos_conv_embed.conv.'), (r'\.self_attn\.', '.attention.'),
@@ -284,7 +284,7 @@ def hubert_name(name: str, fairseq: bool = True) -> str:
         if name.endswith(old): name = name.removesuffix(old) + new
     return name
 
-# %% ../nbs/18_checkpoints.ipynb #ddada987
+# %% ../nbs/18_checkpoints.ipynb #bd0f7551
 HUBERT_FIELDS = dict(hidden_size='audio_width', num_hidden_layers='audio_depth', num_attention_heads='audio_heads', intermediate_size='audio_hidden',
                      conv_dim='conv_dim', conv_kernel='conv_kernel', conv_stride='conv_stride', conv_bias='conv_bias', feat_extract_norm='conv_norm',
                      num_conv_pos_embeddings='pos_kernel', num_conv_pos_embedding_groups='pos_groups')
@@ -303,7 +303,7 @@ def hubert_sizes(tensors: dict) -> dict:
     if len(s := shape.get('encoder.pos_conv_embed.conv.parametrizations.weight.original1', ())) == 3: sizes |= dict(pos_kernel=s[2], pos_groups=s[0] // max(s[1], 1))
     return sizes
 
-# %% ../nbs/18_checkpoints.ipynb #0a1c7551
+# %% ../nbs/18_checkpoints.ipynb #e804f3ba
 AUDIO_MARK = r'feature_extractor\.conv_layers\.0\.(0|conv)\.weight'
 AUDIO_LEFT = ('masked_spec_embed', 'final_proj.', 'label_embs_concat', 'lm_head.', 'projector.', 'classifier.', 'cls_token') # heads; VG-HuBERT's [CLS]
 
@@ -326,7 +326,7 @@ def hubert_weights(
     compare(f'the HuBERT in {source.name}', hubert_sizes(tensors), wanted)
     return drop(tensors, source, AUDIO_LEFT, "fairseq's names" if fairseq else "transformers' names")
 
-# %% ../nbs/18_checkpoints.ipynb #7b418458
+# %% ../nbs/18_checkpoints.ipynb #9716b2e8
 def vit_sizes(tensors: dict) -> dict:
     "Sizes of a ViT by the shapes of its tensors (timm's names), as fields of `EncoderConfig`; those it cannot tell are missing."
     shape, sizes = {k: tuple(v.shape) for k, v in tensors.items()}, {}
@@ -337,7 +337,7 @@ def vit_sizes(tensors: dict) -> dict:
         sizes['image_size'] = side * sizes['patch_size'] if side * side == s[1] - 1 else f'of {s[1] - 1} patches'
     return sizes
 
-# %% ../nbs/18_checkpoints.ipynb #8ef10340
+# %% ../nbs/18_checkpoints.ipynb #cada0966
 IMAGE_MARK = r'patch_embed\.proj\.weight'
 IMAGE_LEFT = ('head.', 'decoder_', 'mask_token') # a classifier or DINO's head; MAE's decoder
 
@@ -358,7 +358,7 @@ def image_weights(
                                   f'{config.image_size}: it is not resized here. Take weights for {config.image_size} pixels, or set image_size={sizes["image_size"]}')
     return drop(state, source, IMAGE_LEFT, "timm's names")
 
-# %% ../nbs/18_checkpoints.ipynb #011aa496
+# %% ../nbs/18_checkpoints.ipynb #2d4b875d
 @dataclass(frozen=True)
 class Report:
     "What a model was filled from: printable, and for the record of a run."
@@ -391,7 +391,7 @@ def load_pretrained(
     if progress: progress(str(report))
     return report
 
-# %% ../nbs/18_checkpoints.ipynb #cabbc219
+# %% ../nbs/18_checkpoints.ipynb #129b3b63
 VG_PARTS = {'audio_encoder.cls_token': 'audio_encoder.cls_token', 'trm.': 'image_encoder.vit.', 'audio_cls_token_proj.': 'audio_proj.',
             'visual_cls_token_proj.': 'image_proj.'}
 VG_LEFT = ('audio_feats_proj.', 'visual_feats_proj.') # projections of an auxiliary loss
@@ -415,7 +415,7 @@ def vg_config(tensors: dict, args: dict) -> SGMIMConfig:
     try: return dataclasses.replace(base, **sizes, reinit_layers=min(base.reinit_layers, sizes['audio_depth']))
     except ConfigError as e: raise CheckpointError(f'these tensors make no VG-HuBERT: {e}') from e
 
-# %% ../nbs/18_checkpoints.ipynb #594f3ba2
+# %% ../nbs/18_checkpoints.ipynb #ee138e04
 def vg_hubert_model(
     source, # folder with best_bundle.pth (and args.pkl), or the .pth file
     config: SGMIMConfig | None = None, # None: the preset, with sizes from the file
@@ -441,7 +441,7 @@ def vg_hubert_model(
     report = Source(path.name, layout, path.stat().st_size, digest(path), len(tensors), tuple(k for k in state if k.startswith(VG_LEFT)), beside, not_read)
     return model.to(pick_device(device)).eval(), Report({'model': report})
 
-# %% ../nbs/18_checkpoints.ipynb #5b10724b
+# %% ../nbs/18_checkpoints.ipynb #66dfc65f
 def results_lines(record: dict) -> list[str]:
     "Lines of a table of recalls in per cent, of every split that a record has; none if it has none."
     def has(m): return isinstance(m, dict) and {'audio_to_image', 'image_to_audio'} <= set(m)
@@ -453,7 +453,7 @@ def results_lines(record: dict) -> list[str]:
     head = ['split', *(f'{way} R@{k}' for way in ('A→I', 'I→A') for k in (1, 5, 10)), 'captions', 'images']
     return ['| ' + ' | '.join(r) + ' |' for r in (head, ['---'] + ['---:'] * (len(head) - 1), *rows)] if rows else []
 
-# %% ../nbs/18_checkpoints.ipynb #61dc5d96
+# %% ../nbs/18_checkpoints.ipynb #c3fca957
 def training_lines(record: dict) -> list[str]:
     "Lines on start, data, recipe, code and machine: of these, what a record has."
     def part(d, key): return d[key] if isinstance(d.get(key), dict) else {}
@@ -466,7 +466,7 @@ def training_lines(record: dict) -> list[str]:
     if machine := part(record, 'hardware'): lines.append('- machine: ' + ', '.join(f'{k} {machine[k]}' for k in ('gpu', 'processor', 'cores', 'torch') if k in machine))
     return lines
 
-# %% ../nbs/18_checkpoints.ipynb #d3a031f6
+# %% ../nbs/18_checkpoints.ipynb #4cf9e552
 LICENCES = '''The code of sgmim is under Apache-2.0. These weights may be bound by more than that:
 
 - **Weights that started from MAE's are for non-commercial use** (CC BY-NC 4.0, as MAE's own), and so is what was trained from them.
@@ -482,7 +482,7 @@ CITATION = '''```bibtex
 }
 ```'''
 
-# %% ../nbs/18_checkpoints.ipynb #24c74263
+# %% ../nbs/18_checkpoints.ipynb #3546a047
 def model_card(
     model: SGMIM,
     record: dict | None = None, # of its training and evaluation; what it does not hold, the card does not say
@@ -514,7 +514,7 @@ def model_card(
         'Licence': LICENCES, 'Citation': CITATION}
     return '\n'.join(front) + '\n\n# SG-MIM\n\n' + '\n\n'.join(f'## {k}\n\n{v}' if k else v for k, v in parts.items()) + '\n'
 
-# %% ../nbs/18_checkpoints.ipynb #8a357ee0
+# %% ../nbs/18_checkpoints.ipynb #7cda03b5
 def export_model(
     model: SGMIM,
     folder, # made if need be

@@ -8,13 +8,13 @@ __all__ = ['WEIGHTS', 'CONFIG', 'SgmimError', 'ConfigError', 'DataError', 'Check
            'save_checkpoint', 'load_checkpoint', 'load_state', 'code_version', 'hardware', 'run_record',
            'peak_memory_mb']
 
-# %% ../nbs/00_core.ipynb #576a3db8
+# %% ../nbs/00_core.ipynb #c35825a9
 import contextlib, dataclasses, difflib, hashlib, json, os, platform, random, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/00_core.ipynb #144b7841
+# %% ../nbs/00_core.ipynb #3d114fb3
 class SgmimError(Exception):
     "Any error that this library raises on purpose; its text says what was wrong, where, and what to do."
 
@@ -27,7 +27,7 @@ class DataError(SgmimError, ValueError):
 class CheckpointError(SgmimError, RuntimeError):
     "A checkpoint that is missing, truncated, foreign, or of another configuration."
 
-# %% ../nbs/00_core.ipynb #b1056830
+# %% ../nbs/00_core.ipynb #9c45b905
 @contextlib.contextmanager
 def atomic_write(path, mode='wb'):
     """Open `path` for writing; the content appears under its name only when the block ends without an error.
@@ -54,7 +54,7 @@ def atomic_write(path, mode='wb'):
 _UMASK = os.umask(0o022)     # there is no way to read it but to set it
 os.umask(_UMASK)
 
-# %% ../nbs/00_core.ipynb #517fd654
+# %% ../nbs/00_core.ipynb #85c94ca4
 def _jsonable(x):
     if dataclasses.is_dataclass(x) and not isinstance(x, type): x = dataclasses.asdict(x)
     if isinstance(x, dict): return {str(k): _jsonable(v) for k, v in x.items()}
@@ -78,7 +78,7 @@ def read_json(path):
         raise DataError(f'{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}); the file may be truncated') from e
     except (OSError, UnicodeDecodeError) as e: raise DataError(f'cannot read {path}: {e}') from e
 
-# %% ../nbs/00_core.ipynb #b6c73358
+# %% ../nbs/00_core.ipynb #b0250b1d
 def config_to_dict(cfg):
     "A dataclass as plain, JSON-able values."
     return _jsonable(dataclasses.asdict(cfg))
@@ -108,7 +108,7 @@ def _as_kind(v, f, where):
 
 def _tuples(v): return tuple(_tuples(x) if isinstance(x, (list, tuple)) else x for x in v)
 
-# %% ../nbs/00_core.ipynb #a19cd4fc
+# %% ../nbs/00_core.ipynb #bb64e014
 def stable_hash(*key):
     "A 64-bit integer from ints and strings: the same in every process, on every machine."
     return int.from_bytes(hashlib.blake2b('\x1f'.join(map(str, key)).encode(), digest_size=8).digest(), 'little')
@@ -124,19 +124,20 @@ def set_seed(seed):
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #a3269355
+# %% ../nbs/00_core.ipynb #f9170be1
 def pick_device(device=None):
     "The torch device to use: the one named, else cuda when there is one, else cpu. `ConfigError` if the named one is not there."
     import torch
     if device is None: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try: device = torch.device(device)
     except RuntimeError as e: raise ConfigError(f"unknown device '{device}': use 'cpu', 'cuda' or 'cuda:N'") from e
+    if device.type not in ('cpu', 'cuda', 'mps'): raise ConfigError(f"device '{device}' cannot be computed on here: use 'cpu', 'cuda' or 'cuda:N'")
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise ConfigError(f"device '{device}' was asked for, but torch {torch.__version__} sees no CUDA device; "
                           "use device='cpu', or install a CUDA build of torch and its driver")
     return device
 
-# %% ../nbs/00_core.ipynb #a920d757
+# %% ../nbs/00_core.ipynb #96b2b6c9
 WEIGHTS, CONFIG = 'weights.safetensors', 'config.json'
 
 def save_checkpoint(folder, tensors, meta):
@@ -170,7 +171,7 @@ def load_checkpoint(folder):
 
 def _digest(blob): return hashlib.blake2b(blob, digest_size=16).hexdigest()
 
-# %% ../nbs/00_core.ipynb #e7f9b6c7
+# %% ../nbs/00_core.ipynb #42db8911
 def load_state(module, tensors, what='checkpoint', ignore=()):
     """Load `tensors` into `module`, strictly; names starting with one of `ignore` may be missing or left over.
     `CheckpointError` lists all missing, unexpected and mismatched names; the module is then unchanged."""
@@ -186,7 +187,7 @@ def load_state(module, tensors, what='checkpoint', ignore=()):
         raise CheckpointError(f'{what} does not fit {type(module).__name__}: ' + '; '.join(parts))
     module.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
 
-# %% ../nbs/00_core.ipynb #3be39948
+# %% ../nbs/00_core.ipynb #f752674b
 def code_version():
     "The version of this library and, in a git checkout, its commit (`+changes` if tracked files differ from it)."
     import sgmim

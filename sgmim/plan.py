@@ -6,7 +6,7 @@
 __all__ = ['OPEN', 'closest_recipe', 'differences', 'parameter_counts', 'calibrate', 'decoding_seconds', 'Plan', 'plan_text',
            'make_plan']
 
-# %% ../nbs/23_plan.ipynb #e701fb4a
+# %% ../nbs/23_plan.ipynb #ec206acd
 import dataclasses, shutil, textwrap, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .core import config_to_dict
 from .models.sgmim import paper
 from .train import RECIPES
 
-# %% ../nbs/23_plan.ipynb #d6f795c9
+# %% ../nbs/23_plan.ipynb #b317e808
 OPEN = {
     'decoder_width': "width of the decoder: None is the image encoder's", 'decoder_heads': "heads of the decoder: as the encoders", 'decoder_mlp_ratio': 'feed-forward of the decoder: as the encoders', 'decoder_position': 'positional embedding of the decoder',
     'decoder_norm': 'LayerNorm before or after its blocks', 'pool_cls': 'does the mean of Z_I take [CLS] in (eq. 1 defines Z_I with it)', 'mask_same_image': "other captions of one's own image as negatives",
@@ -37,31 +37,39 @@ def differences(model, config, corpus=''):
     pairs = ((model, paper()), (config, closest_recipe(corpus)))
     return {f.name: (getattr(a, f.name), getattr(b, f.name)) for a, b in pairs for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)}
 
-# %% ../nbs/23_plan.ipynb #765598b9
+# %% ../nbs/23_plan.ipynb #623aecdd
 def parameter_counts(model):
     "{part: (trained, all)} of an `SGMIM`, and their sum under 'all'."
     count = {n: (sum(p.numel() for p in m.parameters() if p.requires_grad), sum(p.numel() for p in m.parameters())) for n, m in model.named_children()}
     return count | {'all': tuple(map(sum, zip(*count.values())))}
 
-# %% ../nbs/23_plan.ipynb #a759c4be
-def calibrate(model, config, device='cpu', sizes=(2, 4)):
-    """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of the two `sizes` (at full length).
-    Returns {'seconds_per_pair', 'seconds_fixed', 'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
-    device, was_training = torch.device(device), model.training
+# %% ../nbs/23_plan.ipynb #9c2ee002
+def calibrate(model, config, device='cpu', sizes=None, seconds=None):
+    """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of two `sizes` and of `seconds` of audio (None: the full length).
+    `sizes` None: 2 and 4 pairs, or 8 and 24 where that takes no time; then each is timed three times, and the fastest counts.
+    Returns {'seconds_per_pair', 'seconds_fixed', 'share_before_onset' (of the time, without reconstruction), 'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
+    device, was_training, seconds = torch.device(device), model.training, seconds or config.max_seconds
     model.to(device).train()
-    measured = []
-    for n in (sizes[0], *sizes):                               # the first is a warm-up
-        batch = {'image': torch.randn(n, 3, model.config.image_size, model.config.image_size), 'audio': .1*torch.randn(n, round(config.max_seconds*RATE)),
-                 'audio_len': torch.full((n,), round(config.max_seconds*RATE)), 'image_id': torch.arange(n), 'index': torch.arange(n)}
-        measured.append(_one_pass(model, {k: v.to(device) for k, v in batch.items()}, config, device))
+    def timed(n, times=1, **kwargs): return min((_one_pass(model, _noise(model, n, seconds, device), config, device, **kwargs) for _ in range(times)), key=lambda m: m[0])
+    timed(2)                                                   # a warm-up
+    quick = timed(2)[0] < .5
+    sizes, times = sizes or ((8, 24) if quick else (2, 4)), 3 if quick else 1
+    (t1, a1, p1), (t2, a2, p2) = (timed(n, times) for n in sizes)
+    before = timed(sizes[1], times, reconstruct=False)[0]/t2
     model.zero_grad(set_to_none=True)
     model.train(was_training)
-    (_, *_), (t1, a1, p1), (t2, a2, p2) = measured
     step = sizes[1] - sizes[0]
-    per_pair = max((t2 - t1)/step, .2*t2/sizes[1])             # times are noisy: never less than a fifth of the mean
-    return {'seconds_per_pair': per_pair, 'seconds_fixed': max(0., t1 - sizes[0]*per_pair), 'activation_bytes_per_pair': (a2 - a1)/step, 'peak_bytes_per_pair': None if p1 is None else (p2 - p1)/step}
+    per_pair = min(max((t2 - t1)/step, .5*t2/sizes[1]), t2/sizes[1])     # times are noisy: between half of the mean and the mean
+    return {'seconds_per_pair': per_pair, 'seconds_fixed': max(0., t2 - sizes[1]*per_pair), 'share_before_onset': min(1., before),
+            'activation_bytes_per_pair': (a2 - a1)/step, 'peak_bytes_per_pair': None if p1 is None else (p2 - p1)/step}
 
-def _one_pass(model, batch, config, device):
+def _noise(model, n, seconds, device):
+    "A batch of `n` pairs of noise."
+    c, samples = model.config, round(seconds*RATE)
+    batch = {'image': torch.randn(n, 3, c.image_size, c.image_size), 'audio': .1*torch.randn(n, samples), 'audio_len': torch.full((n,), samples), 'image_id': torch.arange(n)}
+    return {k: v.to(device) for k, v in batch.items()}
+
+def _one_pass(model, batch, config, device, reconstruct=True):
     "(seconds, bytes that autograd keeps, peak bytes on CUDA or None) of one forward and backward pass."
     own, kept, cuda = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}, device.type == 'cuda'
     def pack(x):
@@ -70,12 +78,12 @@ def _one_pass(model, batch, config, device):
     if cuda: torch.cuda.reset_peak_memory_stats(device); torch.cuda.synchronize(device)
     began = time.perf_counter()
     amp = config.amp == 'bf16' or (config.amp == 'auto' and cuda and torch.cuda.is_bf16_supported())
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), torch.autocast(device.type, torch.bfloat16, enabled=amp): loss = model(batch)['loss']
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), torch.autocast(device.type, torch.bfloat16, enabled=amp): loss = model(batch, reconstruct=reconstruct)['loss']
     loss.backward()
     if cuda: torch.cuda.synchronize(device)
     return time.perf_counter() - began, sum(kept.values()), torch.cuda.max_memory_allocated(device) if cuda else None
 
-# %% ../nbs/23_plan.ipynb #c48a5dd4
+# %% ../nbs/23_plan.ipynb #87091a7f
 def decoding_seconds(pairs, n=16):
     "Seconds that one process takes to decode a pair (mean over `n`, spread over the corpus)."
     picked = [int(j) for j in torch.linspace(0, len(pairs) - 1, min(n, len(pairs)))]
@@ -84,7 +92,7 @@ def decoding_seconds(pairs, n=16):
     for j in picked: pairs[j, j]
     return (time.perf_counter() - began)/len(picked)
 
-# %% ../nbs/23_plan.ipynb #89e7e8e9
+# %% ../nbs/23_plan.ipynb #61f535f6
 @dataclass(frozen=True)
 class Plan:
     "What a training is going to be. Bytes and hours are estimates, None without calibration; `print` it for people, `to_dict` for records."
@@ -108,7 +116,7 @@ class Plan:
 
     def __str__(self): return plan_text(self)
 
-# %% ../nbs/23_plan.ipynb #c778746c
+# %% ../nbs/23_plan.ipynb #b72f9061
 def plan_text(plan):
     "A `Plan` for people to read: every field of the configuration once, by where its value is from; then the data, and what it takes."
     every, differ = plan.model | plan.train, plan.differences
@@ -127,7 +135,7 @@ def _cost_lines(plan):
     by_part = ', '.join(f'{n.replace("_", " ")} {t:,}' for n, (t, _) in plan.parameters.items() if n != 'all' and t)
     workers = f'{plan.workers or "no"} worker{"s" if plan.workers != 1 else ""}'
     cost = 'not measured' if plan.hours is None else (
-        f'{_bytes(plan.memory_bytes)} for the model and a batch; {_hours(max(plan.hours, plan.hours_decoding))} without evaluations: '
+        f'{_bytes(plan.memory_bytes)} for the model and a batch (on a CPU up to three times that, for what the allocator keeps); {_hours(max(plan.hours, plan.hours_decoding))} without evaluations: '
         f'{_hours(plan.hours)} to compute, {_hours(plan.hours_decoding)} to decode with {workers}')
     free = '' if plan.disk_free is None else f'; {_bytes(plan.disk_free)} are free'
     return [f'{every:,} parameters, {trained:,} of them trained: {by_part}', f'{plan.steps:,} steps, {plan.per_epoch:,} an epoch',
@@ -138,13 +146,16 @@ def _hours(h): return f'{h:.1f} hours' if h >= 1 else f'{60*h:.0f} minutes' if h
 
 def make_plan(model, config, feed, device='cpu', out=None, measure=True):
     """The `Plan` of `fit(model, …)` with a `sgmim.train.Feed`. `out`: the run's folder, whose disk is looked at; `measure`: calibrate (seconds for a small model, a minute for a full-size one on a CPU)."""
-    counts = parameter_counts(model)
+    counts, c = parameter_counts(model), model.config
     trained, every = counts['all']
-    found = calibrate(model, config, device) if measure else None
+    padded = not feed.corpus or feed.pairs.pad or not feed.pairs.measured      # else captions count with their mean length
+    found = calibrate(model, config, device, seconds=None if padded else float(feed.pairs.lengths.mean())/RATE) if measure else None
     decode = decoding_seconds(feed.pairs)*config.batch_size*feed.steps/max(1, feed.workers)/3600 if measure and feed.corpus else 0.
-    activation = found and (found['peak_bytes_per_pair'] or found['activation_bytes_per_pair'])
+    activation = found and (found['peak_bytes_per_pair'] or found['activation_bytes_per_pair']*(1 if padded else float(feed.pairs.lengths.max()/feed.pairs.lengths.mean())))
+    alone = 0. if c.reconstruction == 'none' else min(1., c.mim_onset*feed.per_epoch/feed.steps)       # share of the steps before the onset
+    step = found and (found['seconds_fixed'] + config.batch_size*found['seconds_per_pair'])*(1 - alone*(1 - found['share_before_onset']))
     snapshot = 4*(every + 2*trained)                           # weights and BertAdam's two moments
     folder = out and next(f for f in (Path(out).resolve(), *Path(out).resolve().parents) if f.exists())
-    return Plan(config_to_dict(model.config), config_to_dict(config), feed.fingerprint, differences(model.config, config, getattr(feed.data, 'name', '')), counts, feed.per_epoch, feed.steps,
-                str(device), feed.workers, found and 4*(every + 3*trained) + activation*config.batch_size, found and feed.steps*(found['seconds_fixed'] + config.batch_size*found['seconds_per_pair'])/3600,
+    return Plan(config_to_dict(c), config_to_dict(config), feed.fingerprint, differences(c, config, getattr(feed.data, 'name', '')), counts, feed.per_epoch, feed.steps,
+                str(device), feed.workers, found and 4*(every + 3*trained) + activation*config.batch_size, found and feed.steps*step/3600,
                 decode if measure else None, 3*snapshot + 4*every, folder and shutil.disk_usage(folder).free, found)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optimiser', 'Snapshots', 'replace_folder', 'Stop',
-           'keep_memory', 'Feed', 'frames_of', 'corpus_pairs', 'image_transform', 'pool', 'evaluate', 'is_corpus',
-           'make_optimiser', 'train_step', 'Run', 'fit', 'build', 'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
+           'keep_memory', 'Feed', 'frames_of', 'corpus_pairs', 'shortest', 'image_transform', 'pool', 'evaluate',
+           'is_corpus', 'make_optimiser', 'train_step', 'Run', 'fit', 'build', 'prepare', 'say', 'log', 'check',
+           'Fitted', 'finish']
 
-# %% ../nbs/22_train.ipynb #4496ea21
+# %% ../nbs/22_train.ipynb #bdd58617
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .retrieval import embed
 
-# %% ../nbs/22_train.ipynb #143eaa5a
+# %% ../nbs/22_train.ipynb #0fcfa36c
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -63,7 +64,7 @@ class TrainConfig:
         for f, options in (('optimiser', ('bertadam', 'adamw')), ('augment', ('randaugment', 'crop', 'none')), ('pad', ('auto', 'full', 'batch')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/22_train.ipynb #cf71ad7b
+# %% ../nbs/22_train.ipynb #e1554458
 RECIPES = {
     'paper-spokencoco': TrainConfig(),                                              # §3.2: batch 100, 30 epochs
     'paper-places': TrainConfig(batch_size=80, max_seconds=18., eval_seconds=25.),  # §3.2: batch 80, 30 epochs; lengths VG
@@ -77,7 +78,7 @@ def recipe(name):
     if name not in RECIPES: raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
     return RECIPES[name]
 
-# %% ../nbs/22_train.ipynb #9b319c04
+# %% ../nbs/22_train.ipynb #230ffca2
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -95,7 +96,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/22_train.ipynb #a45ed3a2
+# %% ../nbs/22_train.ipynb #d0ebd58d
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -128,7 +129,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/22_train.ipynb #196cb86c
+# %% ../nbs/22_train.ipynb #a8974972
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -141,14 +142,14 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/22_train.ipynb #66c63765
+# %% ../nbs/22_train.ipynb #a4f7997f
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/22_train.ipynb #a35a42c3
+# %% ../nbs/22_train.ipynb #f7e2e131
 class Feed:
     "Batches from a step on. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
     def __init__(self, data, config, workers=0, model=None):
@@ -191,29 +192,36 @@ class Feed:
                 'fingerprint': getattr(self.data, 'fingerprint', None) or (
                     str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
 
-# %% ../nbs/22_train.ipynb #bdc211cf
+# %% ../nbs/22_train.ipynb #44bff51c
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
-    "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU."
+    "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU; None for one that cannot be read."
     from tqdm.auto import tqdm
     frames = [None]*len(pairs)
-    for batch in tqdm(eval_loader(pairs, batch_size), desc='front end', disable=not progress, leave=False):
+    for batch in tqdm(pool_loader(pairs, batch_size).loaders[1], desc='front end', disable=not progress, leave=False):     # captions alone
+        if 'audio' not in batch: continue
         out, n = model.audio_encoder.cnn(batch['audio'].to(device), batch['audio_len'].to(device))
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/22_train.ipynb #30b01618
+# %% ../nbs/22_train.ipynb #64f5e6c1
 def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., pad='auto', lengths=False):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
     pad = pad == 'full' or (pad == 'auto' and model is not None and model.conv_norm == 'group')
     if isinstance(corpus, Corpus):
         if lengths: measure(corpus, cache_folder())
         side = model and round(model.image_size*2 if augment != 'none' else model.image_size/model.crop_pct)
-        return Pairs(corpus, max_seconds, model and image_transform(model, augment), pad=pad, speed=speed, side=side, skip=True)
+        return Pairs(corpus, max_seconds, model and image_transform(model, augment), pad=pad, speed=speed, side=side, skip=True, shortest=shortest(model) if model else 1)
     first = corpus.image(0)
     fits = model is None or (augment == 'none' and first.shape[:2] == (model.image_size, model.image_size))
     small = first.nbytes*(int(max(corpus.image_of_caption)) + 1) < 2**31      # 2 GiB
     return Pairs(corpus, max_seconds, None if fits else image_transform(model, augment), keep and small, pad=pad, speed=speed)
+
+def shortest(model):
+    "Samples of one frame: the receptive field of the convolutions of a configuration."
+    n = hop = 1
+    for k, s in zip(model.conv_kernel, model.conv_stride): n, hop = n + (k - 1)*hop, hop*s
+    return n
 
 def image_transform(model, augment='none'):
     "uint8 (H, W, 3) -> uint8 (S, S, 3) for a model of the configuration `model`."
@@ -224,16 +232,16 @@ def pool(model, corpus, max_seconds=10., batch_size=64, workers=0):
     "The loader of a retrieval test: every image once, every caption once."
     return pool_loader(corpus_pairs(corpus, max_seconds, model, lengths=model.conv_norm != 'group'), batch_size, workers)
 
-def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0):
+def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0, max_unreadable=.01):
     """`RetrievalResult` of a model on a corpus (every caption once, images once each) or on a loader of batches.
-    Of each caption the first `max_seconds` (10 in VG-HuBERT's code, 25 for Places)."""
+    Of each caption the first `max_seconds` (10 in VG-HuBERT's code, 25 for Places). `max_unreadable`: share of the files that may be unreadable."""
     device = device or next(model.parameters()).device
     if is_corpus(data): data = pool(model.config, data, max_seconds, batch_size, workers)
-    return embed(model, data, device).metrics(similarity=model.config.similarity)
+    return embed(model, data, device, max_unreadable).metrics(similarity=model.config.similarity)
 
 def is_corpus(data): return hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
 
-# %% ../nbs/22_train.ipynb #22d6c04f
+# %% ../nbs/22_train.ipynb #b51b4b30
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -257,7 +265,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device):
     model.update_momentum(alpha)
     return {k: out[k].detach() for k in ('loss', 'loss_nce', 'loss_mim')} | {'lr': config.lr*factor, 'alpha': alpha}
 
-# %% ../nbs/22_train.ipynb #e61acb7e
+# %% ../nbs/22_train.ipynb #a7ae3320
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about):
@@ -271,7 +279,7 @@ class Run:
         found = self.shots.latest() if self.folder else None
         if not found: return
         tensors, meta = found
-        if meta['about'] != json.loads(json.dumps(self.about)):
+        if _decisive(meta['about']) != _decisive(json.loads(json.dumps(self.about))):
             raise CheckpointError(f'{self.folder} holds another run (its model, training or data differ): choose another folder, or delete it (from Python, resume=False starts anew)')
         load_state(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}, what=str(self.folder))
         restore_optimiser(self.optimiser, tensors, meta['optimiser'])
@@ -287,16 +295,16 @@ class Run:
         self.shots.save(self.step, {**{f'model.{k}': v for k, v in self.model.state_dict().items()}, **tensors},
                         {'about': self.about, 'optimiser': numbers, 'history': self.history, 'best': self.best, 'seconds': seconds,
                          'sums': {k: float(v) for k, v in self.sums.items()}, 'unreadable': self.unreadable, 'code': self.code})
-        if self.unreadable: write_json(self.folder/'unreadable.json', self.unreadable)
         with atomic_write(self.folder/'log.jsonl', 'w') as f: f.writelines(json.dumps(h) + '\n' for h in self.history)
 
     def lose(self, batch, config, pairs):
         "Count what could not be read; too much of it is an error."
-        self.unreadable.update(batch.pop('unreadable'))
+        self.unreadable.update(batch['unreadable'])
+        if self.folder: write_json(self.folder/'unreadable.json', self.unreadable)
         what, why = next(reversed(self.unreadable.items()))
         said = f'{len(self.unreadable):,} of {pairs:,} pairs could not be read by step {self.step} (the last: {what}, {why})'
         if len(self.unreadable) > config.max_unreadable*pairs:
-            raise DataError(f'{said}, more than max_unreadable={config.max_unreadable:.2%}. sgmim_check_data looks for all of them; with these left out, or a higher share allowed, the run goes on.')
+            raise DataError(f'{said}, more than max_unreadable={config.max_unreadable:.2%}. sgmim_check_data looks for all of them. Mend the files, or allow a higher share: the run goes on.')
         if len(batch['index']) < 2: raise DataError(f'{said}, and fewer than two of this batch are left. Is the disk there?')
 
     def keep_if_best(self, results):
@@ -307,7 +315,11 @@ class Run:
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {'step': self.step, 'dev': {n: r.to_dict() for n, r in results.items()}}))
         else: self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/22_train.ipynb #6fdfe8f5
+def _decisive(about):
+    "What decides the weights of a run, so that it can only go on with the same."
+    return {**about, 'train': {k: v for k, v in about['train'].items() if k not in ('max_unreadable', 'save_every', 'log_every')}}
+
+# %% ../nbs/22_train.ipynb #8d709101
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
@@ -335,20 +347,20 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
     bar = tqdm(total=feed.steps, initial=run.step, disable=not progress, unit='step')
     with Stop() as stop, bar:
         for batch in feed.from_step(run.step):
-            if 'unreadable' in batch: run.lose(batch, config, len(feed.pairs))
+            if 'unreadable' in batch: run.lose(batch, config, len(feed.pairs) if feed.corpus else feed.per_epoch*config.batch_size)
             model.train()
             losses = train_step(model, batch, optimiser, run.step, feed.steps, onset, config, device)
             run.sums = {k: run.sums.get(k, 0) + v for k, v in losses.items()} | {'n': run.sums.get('n', 0) + 1}
             run.step += 1
             last = run.step == feed.steps
             if run.step % config.log_every == 0 or last: log(run, feed, config, began, bar, batch)
-            if pools and (run.step % every == 0 or last): check(run, {n: evaluate(model, p, device) for n, p in pools.items()}, began, bar)
+            if pools and (run.step % every == 0 or last): check(run, {n: evaluate(model, p, device, max_unreadable=config.max_unreadable) for n, p in pools.items()}, began, bar)
             bar.update()
             if run.step % config.save_every == 0 or last or stop.asked: run.save(time.perf_counter() - began)
             if stop.asked: raise KeyboardInterrupt(f'{stop.asked} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, notes)
 
-# %% ../nbs/22_train.ipynb #8757a946
+# %% ../nbs/22_train.ipynb #9850de84
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -373,7 +385,7 @@ def prepare(model, feed, dev, config, device, progress):
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/22_train.ipynb #c592ab1a
+# %% ../nbs/22_train.ipynb #2f71118c
 def log(run, feed, config, began, bar, batch):
     "Add the mean of the last steps to the history; stop if the loss is no longer a number."
     n, seconds = run.sums.pop('n'), time.perf_counter() - began
@@ -395,7 +407,7 @@ def check(run, results, began, bar):
                         **({'sets': {n: list(r.mean) for n, r in results.items()}} if len(results) > 1 else {})})
     run.keep_if_best(results)
 
-# %% ../nbs/22_train.ipynb #9fc137d3
+# %% ../nbs/22_train.ipynb #7d068d45
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."

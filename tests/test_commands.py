@@ -156,3 +156,61 @@ def test_export_and_back(tmp_path, capsys):
 
 
 def test_the_shipped_weights_know_their_crop(): assert load_model(shipped('scenes-tiny'), device='cpu').config.crop_pct == 1.
+
+
+def test_a_corpus_that_lacks_many_files_is_refused(layouts, tmp_path, capsys):
+    import shutil
+    shutil.copytree(layouts['facc'], tmp_path/'corpus')
+    for path in sorted((tmp_path/'corpus'/'flickr_audio'/'wavs').iterdir())[::3]: path.unlink()
+    for command in (cli.evaluate, ['--data', str(tmp_path/'corpus')]), (cli.train, ['--data', str(tmp_path/'corpus'), '--out', str(tmp_path/'run')]):
+        assert command[0]([*command[1], '--device', 'cpu']) == 1
+        assert 'are missing or empty, more than 1.0%' in capsys.readouterr().err
+    ok(cli.evaluate, '--data', tmp_path/'corpus', '--max-unreadable', .5, '--device', 'cpu')
+    assert 'left out' in capsys.readouterr().out
+
+
+def test_seen_and_unseen_need_only_the_lists(layouts, tmp_path, capsys):
+    import shutil
+    shutil.copytree(layouts['places'], tmp_path/'places')
+    for path in (tmp_path/'places'/'wavs').rglob('utterance_train_*.wav'): path.unlink()
+    ok(cli.evaluate, '--data', tmp_path/'places', '--device', 'cpu')
+    out = capsys.readouterr().out
+    assert '100% of the captions are by speakers of the training split' in out and ' 0% of the captions' in out
+
+
+def test_embeddings_of_another_model_or_other_files_are_refused(layouts, tmp_path, capsys):
+    import shutil
+    from dataclasses import replace
+    from sgmim.models.sgmim import save_model
+    args = ['--data', str(layouts['facc']), '--embeddings', str(tmp_path/'emb'), '--device', 'cpu']
+    ok(cli.evaluate, *args)
+    model = load_model(shipped('scenes-tiny'), device='cpu')
+    model.config = replace(model.config, pool_cls=False)                          # equal weights, another model
+    save_model(model, tmp_path/'other')
+    assert cli.evaluate([str(tmp_path/'other'), *args]) == 1 and 'are of something else: model is' in capsys.readouterr().err
+    shutil.copytree(layouts['facc'], tmp_path/'corpus')
+    wavs = sorted((tmp_path/'corpus'/'flickr_audio'/'wavs').glob('test*'))
+    wavs[0].write_bytes(wavs[1].read_bytes() + b'\0\0')
+    assert cli.evaluate(['--data', str(tmp_path/'corpus'), *args[2:]]) == 1 and 'files is' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command,args', [(cli.evaluate, ['--batch-size', '0']), (cli.evaluate, ['--workers', '-1']), (cli.evaluate, ['--max-seconds', 'nan']), (cli.evaluate, ['--max-seconds', '0']),
+                                          (cli.evaluate, ['--max-seconds', 'inf']), (cli.train, ['--out', 'x', '--threads', '-1'])])
+def test_numbers_that_cannot_be(command, args, capsys):
+    with pytest.raises(SystemExit): command(args)
+    assert 'invalid number' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('args,said', [(['--device', 'meta'], "cannot be computed on"), (['--set', 'epochs={[]:1}'], 'epochs'), (['--from-scratch', '--image-weights', 'x'], 'leave it out'),
+                                       (['--data', '/nowhere'], 'does not exist'), (['--karpathy', 'none'], 'are of SpokenCOCO')])
+def test_arguments_that_cannot_be(layouts, tmp_path, capsys, args, said):
+    data = [] if '--data' in args else ['--data', str(layouts['facc'])]
+    assert cli.train([*data, '--out', str(tmp_path/'run'), '--no-calibration', '--set', 'batch_size=8', *args] if '--set' not in args else [*data, '--out', str(tmp_path/'run'), *args]) == 1
+    err = capsys.readouterr().err
+    assert said in err and 'Traceback' not in err
+
+
+def test_one_encoder_of_ones_own_and_the_other_shipped(layouts, tmp_path, capsys):
+    ok(cli.train, '--data', layouts['facc'], '--out', tmp_path/'run', '--image-weights', shipped('tiny-mae'), '--device', 'cpu', '--workers', 0, '--no-calibration', *STEPS)
+    record = read_json(tmp_path/'run'/'record.json')['pretrained']
+    assert record['audio'] == 'tiny-hubert, shipped' and record['image']['tensors'] > 10

@@ -268,14 +268,19 @@ def test_present_counts_empty_wavs_and_missing_files(tmp_path):
     assert present(found) is found
 
 
-def test_lengths_are_measured_once(tmp_path):
+def test_lengths_are_measured_once(tmp_path, monkeypatch):
     corpus = on_disk(tmp_path)
+    whole = corpus.audio_path(4).read_bytes()
     corpus.audio_path(4).write_bytes(b'junk')
     measure(corpus, cache=tmp_path/'c', progress=False)
     assert corpus.samples[4] == 0 and [int(s) for s in corpus.samples[[0, 1, 7]]] == [2*round(len(corpus.audio(0))/2), len(corpus.audio(1)), 2*round(len(corpus.audio(7))/2)]
-    for j in range(len(corpus)): corpus.audio_path(j).unlink()
+    assert not (tmp_path/'c').exists(), 'a length that could not be read was kept'
+    corpus.audio_path(4).write_bytes(whole)
+    corpus._samples = None
+    measure(corpus, cache=tmp_path/'c', progress=False)
+    monkeypatch.setattr('sgmim.data.corpus._samples', None)                      # the files are not opened again
     again = Corpus(corpus.name, corpus.split, corpus.image_root, corpus.audio_root, list(corpus.image_names), corpus.image_of_caption, list(corpus.audio_names), list(corpus.uttids), ['s']*48)
-    assert np.array_equal(measure(again, cache=tmp_path/'c').samples, corpus.samples)
+    assert np.array_equal(measure(again, cache=tmp_path/'c').samples, corpus.samples) and corpus.samples.all()
     assert select(again, np.arange(48) > 40).samples.tolist() == corpus.samples[41:].tolist()
 
 
@@ -308,3 +313,78 @@ def test_padding_is_part_of_the_recipe(files, norm, pad, padded):
     lengths = {b['audio'].shape[1] for b in itertools.islice(feed.from_step(0), 4)}
     assert (lengths == {6400}) == padded
     assert ({b['audio'].shape[1] for b in pool(model, files, .4, 8) if 'audio' in b} == {6400}) == (norm == 'group')
+
+
+# ---------------------------------------------------------------- workers started anew, and what else a long run meets
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_workers_however_they_are_started(files, method, monkeypatch):
+    "A worker that is started by spawn receives the corpus through shared memory; ids and groups stay what they are, there and here."
+    pairs, truth = corpus_pairs(files, .4, micro()), files.image_of_caption.copy()
+    order = Order(pairs.lengths, 8, 6, seed=1, groups=files.image_of_caption, window=8)
+    loaders = [train_loader(pairs, order, workers=1), *pool_loader(pairs, 16, workers=1).loaders]
+    for loader in loaders:
+        loader.multiprocessing_context = method
+        for batch in loader:
+            if 'index' in batch: assert batch['image_id'].tolist() == truth[batch['index']].tolist()
+    assert np.array_equal(pairs.image_of_caption, truth) and np.array_equal(files.image_of_caption, truth) and order[5].tolist() == Order(pairs.lengths, 8, 6, seed=1, groups=truth, window=8)[5].tolist()
+
+
+def test_the_limit_can_be_raised_and_the_run_goes_on(tmp_path):
+    "The list is there when the error comes, and the same run goes on with a higher share allowed."
+    corpus = broken_copy(tmp_path, recordings=range(0, 48, 6))
+    with pytest.raises(DataError, match='allow a higher share: the run goes on'): quick(corpus, max_unreadable=.1, out=tmp_path/'run')
+    assert len(read_json(tmp_path/'run'/'unreadable.json')) == 5
+    fitted = quick(corpus, max_unreadable=.5, out=tmp_path/'run')
+    assert fitted.record['steps'] == 18 and fitted.record['unreadable']['pairs'] == 8
+    with pytest.raises(CheckpointError, match='holds another run'): quick(corpus, max_unreadable=.5, lr=2e-3, out=tmp_path/'run')
+
+
+def test_dev_sets_obey_the_same_limit(tmp_path):
+    dev = broken_copy(tmp_path, recordings=(5,))
+    assert quick(on_disk(tmp_path/'train'), dev=dev, max_unreadable=.1).record['metrics']['best']
+    with pytest.raises(DataError, match='could not be read'): quick(on_disk(tmp_path/'train'), dev=dev)
+
+
+def test_recordings_too_short_for_a_frame_are_unreadable(tmp_path):
+    corpus = on_disk(tmp_path)
+    write_audio(corpus.audio_path(3), .1*np.ones(500, np.float32))                # HuBERT's front end could, this one needs 1610
+    assert 'caption 3' in quick(corpus, max_unreadable=.1).record['unreadable']['first']
+    with pytest.raises(DataError, match='could not be read'): evaluate(SGMIM(micro()), corpus, max_seconds=.05)
+
+
+def test_kept_frames_of_what_cannot_be_read(tmp_path):
+    corpus = broken_copy(tmp_path, recordings=(3,))
+    fitted = quick(corpus, max_unreadable=.1, cache_frames=True)
+    assert list(fitted.record['unreadable']['first']) == ['caption 3']
+
+
+def test_unreadable_headers_do_not_share_a_bucket(tmp_path):
+    corpus = on_disk(tmp_path)
+    for j in range(0, 48, 12): corpus.audio_path(j).write_bytes(b'junk')
+    assert quick(corpus, max_unreadable=.2, bucket=3, pad='batch').record['unreadable']['pairs'] == 4
+
+
+def test_an_operating_systems_error_is_a_fault_of_the_file(files, monkeypatch):
+    def broken(self, j, max_seconds=None): raise OSError(5, 'Input/output error')
+    monkeypatch.setattr(Corpus, 'audio', broken)
+    assert corpus_pairs(files, .4, micro())[0] == {'unreadable': ('caption 0', '[Errno 5] Input/output error')}
+
+
+def test_other_files_under_the_same_names_are_other_data(tmp_path):
+    a, b = on_disk(tmp_path/'a'), on_disk(tmp_path/'b', seed=1)
+    assert a.fingerprint == b.fingerprint and a.content != b.content
+    measure(a, cache=tmp_path/'c', progress=False), measure(b, cache=tmp_path/'c', progress=False)
+    assert not np.array_equal(a.samples, b.samples)
+
+
+def test_lengths_that_cannot_be_kept_are_no_reason_to_stop(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.warns(UserWarning, match='could not be kept'): assert measure(on_disk(tmp_path), cache=tmp_path/'file', progress=False).samples.all()
+
+
+def test_batches_of_ones_own_may_say_unreadable():
+    toy = Pairs(Toy(8))
+    batch = {**collate([toy[j] for j in range(8)]), 'unreadable': [('mine', 'gone')]}
+    with pytest.raises(DataError, match='1 of 8 pairs'): quick([batch])
+    assert quick([batch], max_unreadable=.5).record['unreadable']['first'] == {'mine': 'gone'}

@@ -8,7 +8,7 @@ __all__ = ['SEVERITIES', 'EXPECTED', 'CAPS', 'CHECKSUMS', 'LEAKS', 'HINTS', 'DIG
            'check_opened', 'check_lists', 'check_overlap', 'check_copies', 'check_shards', 'check_layout', 'check_data',
            'report_figure']
 
-# %% ../../nbs/10_data_check.ipynb #8aa8d7a1
+# %% ../../nbs/10_data_check.ipynb #702572f2
 import hashlib, io, itertools, os, shlex, time, warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +21,10 @@ from PIL import Image
 from ..audio import RATE, audio_problems
 from ..core import ConfigError, DataError, SgmimError, rng_for
 from .corpora import UNKNOWN, WITHOUT_KARPATHY, canonical, load_corpus, protocol_splits, recognise, splits_of
-from .corpus import EMPTY_WAV, file_sizes, overlap
+from .corpus import EMPTY_WAV, file_sizes, in_order, overlap
 from .shards import Shards, verify_shards
 
-# %% ../../nbs/10_data_check.ipynb #3513d0d8
+# %% ../../nbs/10_data_check.ipynb #d259f31e
 SEVERITIES = ('error', 'warning', 'note')
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def paragraphs(findings):
             if f.where: yield f'{"":12}such as {"; ".join(f.where)}'
         if do: yield f'{"":9} -> {do}'
 
-# %% ../../nbs/10_data_check.ipynb #26de44bb
+# %% ../../nbs/10_data_check.ipynb #2a6e2c18
 class Report:
     """What `check_data` found in the corpus at `path`, of a `kind`: `findings`, and numbers in `stats` ({'splits': {split: {…}}}). `ok`: no finding is an error.
     For figures, by split: `seconds`, lengths of the opened recordings; `per_speaker`, captions of each speaker."""
@@ -79,7 +79,7 @@ class Report:
         roots = dict.fromkeys(f'{what} {s[key]}' for s in self.stats['splits'].values() for key, what in (('audio_root', 'recordings below'), ('image_root', 'images below'), ('shards', 'shards in')) if key in s)
         return '\n'.join([f'{self.path} ({self.kind or "not recognised"})', *list(roots)[:4], *_table(self.stats['splits'])[:8], *found[:self.lines], *more, self.verdict])
 
-# %% ../../nbs/10_data_check.ipynb #7e74372b
+# %% ../../nbs/10_data_check.ipynb #97a8c6ec
 def _table(splits):
     "Lines: a heading, and one for each split."
     rows = [('split', 'images', 'captions', 'an image', 'speakers', 'hours', 'median', 'cut', 'opened', 'bad in the rest')]
@@ -92,7 +92,7 @@ def _table(splits):
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ['  '.join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths))) for row in rows] if splits else []
 
-# %% ../../nbs/10_data_check.ipynb #455898cd
+# %% ../../nbs/10_data_check.ipynb #dde3ff3d
 EXPECTED = {
     'places': {'train': {'images': None, 'captions': None, 'about': 400_000},
                **{split: {'images': None, 'captions': None, 'about': 1000} for split in ('dev_seen', 'dev_unseen', 'test_seen', 'test_unseen', 'val')}},
@@ -101,7 +101,7 @@ EXPECTED = {
 CAPS = {'places': (18, 25), 'spokencoco': (8, 10), 'facc': (8, 10)}       # seconds in training, in evaluation; 8 and 10 for all others
 CHECKSUMS = {'facc': {'flickr_audio/wav2capt.txt': '74a06db98c8260ea8c72d2b10afb08ea', 'flickr_audio/wav2spk.txt': 'c2c5b059ec9a19e6dbccaae351131c33'}}
 
-# %% ../../nbs/10_data_check.ipynb #0ea851af
+# %% ../../nbs/10_data_check.ipynb #0274fbd2
 def check_counts(report, name, split, images, captions):
     "Compare the numbers of a split of the corpus `name` with the official ones, where they are known."
     known = EXPECTED.get(name, {}).get(split)
@@ -113,7 +113,7 @@ def check_counts(report, name, split, images, captions):
     elif wrong: report.add('warning', said, do='look for records that were left out, or for another version of the lists.')
     elif 'about' in known and not known['about']/2 < captions < 2*known['about']: report.add('note', f'{split}: {captions:,} captions (official: about {known["about"]:,})', do=part)
 
-# %% ../../nbs/10_data_check.ipynb #22450f6b
+# %% ../../nbs/10_data_check.ipynb #67a057a2
 def check_files(report, corpus, find=None):
     """Look for every listed file of a split. Returns which recordings (n,) and images (m,) are there and not empty.
     `find`: a function (names, root, option) -> advice on where else the files may be."""
@@ -140,7 +140,7 @@ def _closed(path):
     "Advice, if `path` is not to be seen because its folder may not be read."
     if path.parent.is_dir() and not os.access(path.parent, os.R_OK | os.X_OK): return f'you may not read the folder {path.parent}: have its rights changed (chmod -R u+rX).'
 
-# %% ../../nbs/10_data_check.ipynb #f3b459a4
+# %% ../../nbs/10_data_check.ipynb #1f2e5005
 def seek(names, starts, seconds=5., depth=7):
     """(folder, None) to which one of the relative paths `names` can be joined to give a file; else (None, path) of a file that has at least such a name; else (None, None).
     Searches breadth first below the folders `starts`, at most `depth` levels and `seconds` long."""
@@ -169,7 +169,7 @@ def _advice(path):
         if elsewhere: return f'a file of this name is {elsewhere}: the folders in between are not as listed. Unpack the archive again, with its folders, and name the top one with {option} DIR.'
     return find
 
-# %% ../../nbs/10_data_check.ipynb #6eed2856
+# %% ../../nbs/10_data_check.ipynb #541165d6
 def bound(n, total):
     "Largest share of bad files among the others, with 95 % confidence, if `n` of `total` were opened and none was bad."
     return 0. if n >= total else 1. if not n else 1 - .05**(1/n)
@@ -179,7 +179,7 @@ def draw(eligible, sample, seed, *key):
     index = np.flatnonzero(eligible)
     return index if sample is None or sample >= len(index) else np.sort(rng_for(seed, *key).choice(index, sample, replace=False))
 
-# %% ../../nbs/10_data_check.ipynb #dc144f7c
+# %% ../../nbs/10_data_check.ipynb #a378cd8b
 def look_at_recording(corpus, j):
     "Decode recording `j` whole: {'seconds', 'rate', 'channels', 'format', 'silent'}, or {'fault': why}."
     import soundfile
@@ -200,7 +200,7 @@ def look_at_image(corpus, i):
             return {'short': min(im.size), 'long': max(im.size), 'mode': im.mode, 'format': im.format}
     except (SgmimError, OSError) as e: return {'fault': str(e)}
 
-# %% ../../nbs/10_data_check.ipynb #d3c3855e
+# %% ../../nbs/10_data_check.ipynb #84fb8c44
 def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True):
     "Open a sample (None: all) of the recordings and images that are `there`, and judge what is seen. Returns (recordings, images) that could be read, as indices."
     from tqdm.auto import tqdm
@@ -210,7 +210,7 @@ def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True
         chosen = draw(which, sample, seed, split, what)
         with ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
             warnings.simplefilter('ignore')     # silence is counted, not warned of
-            seen = list(tqdm(pool.map(lambda k: look(corpus, k), chosen), total=len(chosen), desc=f'{split}: {what}s', disable=not progress, leave=False))
+            seen = list(tqdm(in_order(pool, lambda k: look(corpus, k), chosen), total=len(chosen), desc=f'{split}: {what}s', disable=not progress, leave=False))
         bad = [x['fault'] for x in seen if 'fault' in x]
         if bad: report.add('error', f'{split}: {len(bad):,} of {len(seen):,} opened {what}s unreadable', bad, 'download or copy them again.' + (' --all opens every file.' if len(seen) < which.sum() else ''))
         s['opened'][f'{what}s'] = len(seen)
@@ -219,7 +219,7 @@ def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True
         if good[-1]: judge(report, corpus, [x for x in seen if 'fault' not in x])
     return good
 
-# %% ../../nbs/10_data_check.ipynb #49e4258b
+# %% ../../nbs/10_data_check.ipynb #a7eb72f2
 def _judge_sounds(report, corpus, seen):
     "Lengths, rates, channels and silence of the recordings that could be read."
     s, split, (train_cut, eval_cut) = report.stats['splits'][corpus.split], corpus.split, CAPS.get(corpus.name, (8, 10))
@@ -245,7 +245,7 @@ def _judge_images(report, corpus, seen):
 
 def _tally(counts): return ', '.join(f'{k}: {n:,}' for k, n in counts.items())
 
-# %% ../../nbs/10_data_check.ipynb #f36dbabf
+# %% ../../nbs/10_data_check.ipynb #44b1f75a
 def check_lists(report, corpus, told=None):
     "What the lists of a split say by themselves: its numbers, what its reader left out, recordings that are listed twice. `told`: a set of what was reported for other splits."
     per_image, per_speaker = np.bincount(corpus.image_of_caption, minlength=corpus.n_images), np.bincount(corpus.speaker_of_caption)
@@ -265,7 +265,7 @@ def check_lists(report, corpus, told=None):
 LEAKS = ('image in two splits',)
 HINTS = {'error': 'correct the lists: what was trained on cannot be tested on.', 'warning': 'these records are left out; correct the lists if that is more than you can spare.', 'note': 'nothing: training does not need it.'}
 
-# %% ../../nbs/10_data_check.ipynb #48b640a1
+# %% ../../nbs/10_data_check.ipynb #c59d2288
 def check_overlap(report, corpora):
     "`corpora`: {split: Corpus}. Images and recordings that two splits share (an error), and the share of a split's captions whose speaker the training split has."
     names = {split: {'image': set(c.image_names), 'recording': set(c.audio_names)} for split, c in corpora.items()}
@@ -282,7 +282,7 @@ def check_overlap(report, corpora):
         if c.name == 'places' and odd:
             report.add('warning', f'{split}: {share["speakers"]:.0%} of its captions have a speaker of the training split, which does not fit its name', do='look whether the split files were renamed, or whether this training split is a part of the official one.')
 
-# %% ../../nbs/10_data_check.ipynb #2c679d49
+# %% ../../nbs/10_data_check.ipynb #aa8d7ea9
 def check_copies(report, opened):
     "`opened`: [(split, what, path), …] of files that were read. Reports files of different names and the same content."
     sizes, groups = {}, {}
@@ -296,7 +296,7 @@ def check_copies(report, opened):
         if across: report.add('error', f'{len(across):,} of the opened {what}s {_be(across)} in two splits under different names', (' = '.join(g) for g in across), 'take them out of one of the splits.')
         if within: report.add('warning', f'{len(within):,} of the opened {what}s {"has" if len(within) == 1 else "have"} copies under other names in the same split', (' = '.join(g) for g in within), 'look whether a download wrote one file over another.')
 
-# %% ../../nbs/10_data_check.ipynb #6cc0c421
+# %% ../../nbs/10_data_check.ipynb #a4121c42
 DIGEST_BYTES = 2e9      # a split of shards up to this size is read whole
 
 def check_shards(report, corpus, whole=False):
@@ -309,7 +309,7 @@ def check_shards(report, corpus, whole=False):
         except DataError as e: report.add('error', f'{corpus.split}: {e}')
     return [np.ones(len(corpus), bool), np.ones(corpus.n_images, bool)]
 
-# %% ../../nbs/10_data_check.ipynb #f049eb7c
+# %% ../../nbs/10_data_check.ipynb #33f378ac
 def check_layout(report, there):
     "Roles that none of the splits `there` can take, and lists that are not the published ones."
     kind, path = report.kind, report.path
@@ -329,7 +329,7 @@ def check_layout(report, there):
 
 ROLES = {'train': 'it is needed only for training.', 'dev': 'tell sgmim_train so with --dev-split and no name after it: then no best checkpoint is chosen, and the last one is kept.', 'test': 'without it there is nothing to report on.'}
 
-# %% ../../nbs/10_data_check.ipynb #73edeae0
+# %% ../../nbs/10_data_check.ipynb #bc6ffb6c
 def _roots_option(kind, image_root, audio_root):
     "The folders that were named, as options of the reader of that kind."
     given = {k: v for k, v in (('image_root', image_root), ('audio_root', audio_root)) if v is not None}
@@ -347,7 +347,7 @@ def _loaded(report, split, options, told):
         if str(e) not in told: report.add('error', f'{split}: {e}')
         told.add(str(e))
 
-# %% ../../nbs/10_data_check.ipynb #90e17b58
+# %% ../../nbs/10_data_check.ipynb #6b12cdea
 def check_data(path, kind=None, splits=None, image_root=None, audio_root=None, sample=200, all_files=False, seed=0, workers=8, progress=True, **options):
     """Look through the corpus at `path` (a folder or a metadata file of any layout) and return a `Report`. Whatever is wrong with the data is a finding in it, not an exception.
 
@@ -377,7 +377,7 @@ def check_data(path, kind=None, splits=None, image_root=None, audio_root=None, s
     check_copies(report, opened)
     return report
 
-# %% ../../nbs/10_data_check.ipynb #e82291fb
+# %% ../../nbs/10_data_check.ipynb #b3d8a369
 def report_figure(report):
     "Lengths of the opened recordings, with the cut of the training, and how many captions each speaker spoke: a matplotlib figure."
     import matplotlib.pyplot as plt

@@ -8,7 +8,7 @@ __all__ = ['UNKNOWN', 'PLACES', 'PLACES_SPLITS', 'COCO', 'KARPATHY', 'WITHOUT_KA
            'canonical', 'pick_split', 'places_audio', 'spokencoco', 'flickr8k_audio', 'pairs', 'recognise', 'splits_of',
            'load_corpus', 'protocol_splits']
 
-# %% ../../nbs/09_data_corpora.ipynb #fdfb5ab4
+# %% ../../nbs/09_data_corpora.ipynb #184a0522
 import csv, difflib, inspect, io, json, os, re
 from array import array
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from ..core import ConfigError, DataError
 from .corpus import Corpus, Skips, Strings, parse_words, path_fault
 
-# %% ../../nbs/09_data_corpora.ipynb #702c7d1c
+# %% ../../nbs/09_data_corpora.ipynb #1765179e
 def read_text(path):
     "The text of a UTF-8 file. `DataError` if it is missing, a folder, empty, a web page, or not UTF-8 (with line and byte)."
     path = Path(path)
@@ -45,7 +45,7 @@ def read_lines(path):
     for n, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
         if line.strip(): yield n, line.strip('\n')
 
-# %% ../../nbs/09_data_corpora.ipynb #0d3da961
+# %% ../../nbs/09_data_corpora.ipynb #1962a9cf
 class _Window:
     "A JSON text of which only a piece is in memory."
     scan, space = json.JSONDecoder().scan_once, re.compile(r'[ \t\n\r]*')
@@ -80,7 +80,7 @@ class _Window:
                 if self.ended: raise ValueError('not valid JSON') from e
             self.grow()
 
-# %% ../../nbs/09_data_corpora.ipynb #9f67ee5b
+# %% ../../nbs/09_data_corpora.ipynb #58ae3b49
 def entries(path, key='data', others=None, piece=1 << 20):
     """Yield (k, entry) of the list under `key` in the JSON object that a file holds, with a piece of the file in memory (`piece` characters).
     The other values of the object are put into the dict `others`. `DataError` names file, line and column of a fault."""
@@ -111,7 +111,7 @@ def _entries(path, key, others, piece):
         if w.peek(): raise ValueError
     if not found: raise DataError(f'{path} has {missing(others, key)}')
 
-# %% ../../nbs/09_data_corpora.ipynb #3bf98d11
+# %% ../../nbs/09_data_corpora.ipynb #906b2158
 def _items(w, what):
     if w.peek() != '[': raise DataError(f'{what} is {kind_of(w.value())}; a list was expected')
     w.take()
@@ -131,7 +131,7 @@ def missing(record, key):
     near = difflib.get_close_matches(key, list(record), 1)
     return f'no key "{key}"' + (f' (is "{near[0]}" meant?)' if near else '') + f'; it has {", ".join(list(record)[:12]) or "none"}{", …" if len(record) > 12 else ""}'
 
-# %% ../../nbs/09_data_corpora.ipynb #15ae3556
+# %% ../../nbs/09_data_corpora.ipynb #6152a379
 class Column(Strings):
     "Strings that grow, packed from the beginning; `append` takes UTF-8 bytes."
     def __init__(self): self.packed, self.ends = bytearray(), array('q', [0])
@@ -142,7 +142,7 @@ class Column(Strings):
         self.packed += encoded
         self.ends.append(len(self.packed))
 
-# %% ../../nbs/09_data_corpora.ipynb #8f1024b5
+# %% ../../nbs/09_data_corpora.ipynb #a39bc6ea
 UNKNOWN = 'unknown'     # the speaker where none is known
 
 def _fault(record, keys):
@@ -156,7 +156,7 @@ def _fault(record, keys):
         elif type(value) is not str or not value: return 'bad name', f'"{key}" is {"empty" if value == "" else kind_of(value)}; a text was expected'
     return 'bad name', f'{keys["uttid"]}, {keys["audio"]} or {keys["image"]} hold half a character'      # a lone surrogate
 
-# %% ../../nbs/09_data_corpora.ipynb #f7cc13eb
+# %% ../../nbs/09_data_corpora.ipynb #5a57f825
 class Rows:
     """Columns that grow record by record. `keys`: {'uttid', 'audio', 'image', 'speaker'; if the corpus has them 'text', 'alignment', 'label': the key in a record};
     `where(at)`: words for the place `at` of a record."""
@@ -221,7 +221,7 @@ class Rows:
         return Corpus(name, split, image_root, audio_root, self.image_names, self.image_of_caption, self.audio, self.uttids, self.speakers,
                       *(c if c.packed else None for c in (self.texts, self.alignments)), self.labels if any(self.labels) else None, self.skips)
 
-# %% ../../nbs/09_data_corpora.ipynb #f3b0bf3c
+# %% ../../nbs/09_data_corpora.ipynb #129fd30c
 def find_root(given, guesses, names, what):
     """The folder that the listed `names` are relative to: the one `given`, else the first of `guesses` under which one of the first 20 names is a file,
     else the first guess that is a folder."""
@@ -246,7 +246,7 @@ def _roots(rows, root, images, sounds, image_root, audio_root):
     "(image root, audio root) of the rows; `images` and `sounds`: the folders to try first."
     return (find_root(image_root, [*images, *_below(root)], rows.image_names, 'image_root'), find_root(audio_root, [*sounds, *_below(root)], rows.audio, 'audio_root'))
 
-# %% ../../nbs/09_data_corpora.ipynb #afdf4439
+# %% ../../nbs/09_data_corpora.ipynb #28072169
 def canonical(split):
     "A split's name for comparison: 'val-seen' -> 'dev_seen'."
     return '_'.join('dev' if t in ('val', 'valid', 'validation') else t for t in re.split('[-_]', str(split).lower()))
@@ -259,7 +259,7 @@ def pick_split(split, there, where, advice=''):
     hint = f' {split} comes in parts, each evaluated by itself: {", ".join(parts)}.' if parts else ''
     raise DataError(f"{where} has no split '{split}'; there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'}.{hint}{' ' + advice if advice else ''}")
 
-# %% ../../nbs/09_data_corpora.ipynb #60566887
+# %% ../../nbs/09_data_corpora.ipynb #3c43b8f8
 PLACES = dict(uttid='uttid', audio='wav', image='image', speaker='speaker', text='asr_text', alignment='text_alignment', label='scenelabel')
 PLACES_SPLITS = ('train', 'dev_seen', 'dev_unseen', 'test_seen', 'test_unseen', 'val')
 
@@ -272,7 +272,7 @@ def _places_files(root, metadata=None):
         if path.is_file(): found.setdefault(path.stem.removesuffix('_2020'), path)
     return dict(sorted(found.items(), key=lambda f: (PLACES_SPLITS.index(f[0]) if f[0] in PLACES_SPLITS else len(PLACES_SPLITS), f[0])))
 
-# %% ../../nbs/09_data_corpora.ipynb #435bc375
+# %% ../../nbs/09_data_corpora.ipynb #eac10d52
 def places_audio(root, split='train', metadata=None, image_root=None, audio_root=None, strict=False):
     """Places Audio 400k. `split`: train, dev_seen, dev_unseen, test_seen, test_unseen (2020); where there is no file of 2020, train and val of the older ones.
 
@@ -289,7 +289,7 @@ def places_audio(root, split='train', metadata=None, image_root=None, audio_root
     roots = _roots(rows, root, [root/'images', root, *image_base], [root, *audio_base], image_root, audio_root)      # base paths last: they are those of somebody else's disk
     return rows.corpus('places', split, *roots, strict)
 
-# %% ../../nbs/09_data_corpora.ipynb #839ad5d0
+# %% ../../nbs/09_data_corpora.ipynb #605084fc
 COCO = dict(uttid='uttid', audio='wav', image='image', speaker='speaker', text='text', alignment='text_alignment')
 KARPATHY = ('train', 'val', 'test')
 WITHOUT_KARPATHY = ("SpokenCOCO's own files have no test set: that of the tables is Karpathy's. Put his dataset_coco.json (in "
@@ -307,7 +307,7 @@ def _coco_files(root):
     def order(files): return dict(sorted(files.items(), key=lambda f: (f[0] not in KARPATHY, KARPATHY.index(f[0]) if f[0] in KARPATHY else 0, f[0])))
     return order(own), order(unrolled), listing
 
-# %% ../../nbs/09_data_corpora.ipynb #c09b4cfe
+# %% ../../nbs/09_data_corpora.ipynb #4b9340c0
 def _coco_layout(root, karpathy, split=None):
     "Which files to read: ({split: SpokenCOCO's own file}, {split: the file that holds it}, dataset_coco.json); of the latter two one is None."
     own, unrolled, listing = _coco_files(root)
@@ -326,7 +326,7 @@ def _coco_layout(root, karpathy, split=None):
         karpathy = 'unrolled' if has else 'dataset' if listing else 'unrolled' if unrolled else 'none'
     return own, {'unrolled': unrolled, 'none': own, 'dataset': None}[karpathy], listing if karpathy == 'dataset' else None
 
-# %% ../../nbs/09_data_corpora.ipynb #587006cc
+# %% ../../nbs/09_data_corpora.ipynb #1b4a88aa
 def _coco_captions(rows, path, belongs):
     "Add the captions of a SpokenCOCO file; `belongs(at, image)`: is the image of the split?"
     rows.where = lambda at: f'{path.name}, data[{at[0]}]' + (f'.captions[{at[1]}]' if len(at) > 1 else '')
@@ -355,7 +355,7 @@ def _coco_caption(rows, at, entry, caption, image, number):
     if entry is not caption and 'text_alignment' in entry: caption = {'text_alignment': entry['text_alignment'], **caption}
     rows.add(at, {**caption, 'image': image})
 
-# %% ../../nbs/09_data_corpora.ipynb #6a1cf52f
+# %% ../../nbs/09_data_corpora.ipynb #e4b7a287
 def _join(rows, own, listing, split, restval):
     "Add the captions of Karpathy's `split` from SpokenCOCO's own files; what only one side knows is noted."
     for name in ('train', 'val'):
@@ -391,7 +391,7 @@ def spokencoco(root, split='train', karpathy=None, restval=True, image_root=None
     else: _coco_captions(rows, files[split], lambda at, image: restval or split != 'train' or 'val2014' not in image)
     return rows.corpus('spokencoco', split, *_roots(rows, root, [root/'images', root, root.resolve().parent], [root, root/'SpokenCOCO'], image_root, audio_root), strict)
 
-# %% ../../nbs/09_data_corpora.ipynb #a175a29a
+# %% ../../nbs/09_data_corpora.ipynb #afea08d5
 FACC_TEXTS = ('', 'Flickr8k_text', 'flickr_audio')
 
 def _facc_files(root):
@@ -419,7 +419,7 @@ def _facc_split(rows, lists, split):
         for p in own[1:]: rows.skip('duplicate', p[1:], f'{image} is in line {own[0][2]}')
     return mine, set(found)
 
-# %% ../../nbs/09_data_corpora.ipynb #9e538df4
+# %% ../../nbs/09_data_corpora.ipynb #531b7e96
 def flickr8k_audio(root, split='train', image_root=None, audio_root=None, strict=False):
     """Flickr8k Audio (FACC). `split`: train, dev, test. In `root`: flickr_audio/ (or its content), Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the images
     in Flicker8k_Dataset/ (or any folder), and for texts Flickr8k.token.txt.
@@ -449,7 +449,7 @@ def flickr8k_audio(root, split='train', image_root=None, audio_root=None, strict
     roots = _roots(rows, root, [root/f for f in ('Flicker8k_Dataset', 'Flickr8k_Dataset', 'Flickr8k_Dataset/Flicker8k_Dataset', 'Images', 'images')], [talk/'wavs', talk], image_root, audio_root)
     return rows.corpus('facc', split, *roots, strict)
 
-# %% ../../nbs/09_data_corpora.ipynb #e7e28537
+# %% ../../nbs/09_data_corpora.ipynb #54ec97f2
 def _facc_speakers(rows, path):
     "{recording: speaker}"
     speakers = {}
@@ -469,7 +469,7 @@ def _facc_texts(rows, path):
         else: rows.skip('bad line', (path.name, n), 'no tab between image#number and text')
     return texts
 
-# %% ../../nbs/09_data_corpora.ipynb #65be864c
+# %% ../../nbs/09_data_corpora.ipynb #0a008de7
 PAIR_COLUMNS = ('image', 'audio', 'text', 'speaker', 'split', 'uttid', 'alignment')
 
 def _check_columns(path, found):
@@ -502,7 +502,7 @@ def _jsonl(path):
         if names is None and type(record) is dict: _check_columns(path, names := list(record))
         yield n, record
 
-# %% ../../nbs/09_data_corpora.ipynb #2ebe7262
+# %% ../../nbs/09_data_corpora.ipynb #b6245ebf
 def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
     """A table of your own (.csv, .tsv, .jsonl) with the columns image and audio, and if you like text, speaker, split, uttid, alignment.
 
@@ -530,7 +530,7 @@ def _splits(table):
     "The splits of a table, in the order of their first line; none if it has no such column."
     return list(dict.fromkeys(s for _, r in table if type(r) is dict and (s := _split_of(r))))
 
-# %% ../../nbs/09_data_corpora.ipynb #a7498129
+# %% ../../nbs/09_data_corpora.ipynb #475074ca
 def _kind_of_file(path):
     if path.suffix.lower() in ('.csv', '.tsv', '.jsonl'): return 'pairs'
     if path.name in ('wav2capt.txt', 'wav2spk.txt'): return 'facc'
@@ -547,7 +547,7 @@ def _kinds_of_folder(path):
 
 def _tables(folder): return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in ('.csv', '.tsv', '.jsonl') and p.is_file()}
 
-# %% ../../nbs/09_data_corpora.ipynb #f41ccc98
+# %% ../../nbs/09_data_corpora.ipynb #718e23b3
 def recognise(path):
     "What a folder or file holds: 'places', 'spokencoco', 'facc', 'shards' or 'pairs'. `DataError` says what was looked for, and what is there."
     path = Path(path)
@@ -562,7 +562,7 @@ def recognise(path):
     raise DataError(f'{path} holds no corpus. Looked for: shards-<split>.json (shards); metadata/<split>_2020.json (Places Audio); SpokenCOCO_<split>.json (SpokenCOCO); '
                     f'flickr_audio/wav2capt.txt (Flickr8k Audio); a .csv, .tsv or .jsonl table. Found: {", ".join(there[:8]) or "nothing"}{", …" if len(there) > 8 else ""}')
 
-# %% ../../nbs/09_data_corpora.ipynb #3a8e6969
+# %% ../../nbs/09_data_corpora.ipynb #d2b589b0
 READERS = {'places': places_audio, 'spokencoco': spokencoco, 'facc': flickr8k_audio, 'pairs': pairs}
 
 def _open(path, kind, options):
@@ -596,7 +596,7 @@ def _coco_splits(path, folder, options):
     both = 'karpathy' not in options and _coco_files(folder)[2] is not None
     return list(KARPATHY) if listing or both else list(files), settled
 
-# %% ../../nbs/09_data_corpora.ipynb #40379844
+# %% ../../nbs/09_data_corpora.ipynb #272c786e
 def splits_of(path, kind=None, **options):
     "The splits that a path holds. `options` as for `load_corpus`."
     return _open(path, kind, options)[2]
@@ -617,7 +617,7 @@ def load_corpus(path, split=None, kind=None, **options):
     if odd := [o for o in options if o not in known]: raise ConfigError(f"the reader of {kind} has no option '{odd[0]}'; it has {', '.join(known)}")
     return reader(first, split, **{**settled, **options})
 
-# %% ../../nbs/09_data_corpora.ipynb #d80408ab
+# %% ../../nbs/09_data_corpora.ipynb #d54ad7e7
 PROTOCOL = {'places': {'train': ('train',), 'dev': ('dev_seen', 'dev_unseen'), 'test': ('test_seen', 'test_unseen')},
             'spokencoco': {'train': ('train',), 'dev': ('val',), 'test': ('test',)},
             **{kind: {which: (which,) for which in ('train', 'dev', 'test')} for kind in ('facc', 'shards', 'pairs')}}

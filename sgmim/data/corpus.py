@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['EMPTY_WAV', 'Strings', 'Skip', 'Skips', 'Caption', 'parse_words', 'path_fault', 'Captions', 'Corpus', 'factorise',
-           'select', 'present', 'file_sizes', 'measure', 'overlap']
+           'select', 'present', 'file_sizes', 'measure', 'in_order', 'overlap']
 
-# %% ../../nbs/07_data_corpus.ipynb #e19a0a13
+# %% ../../nbs/07_data_corpus.ipynb #9d8ef730
 import hashlib, os, re, warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,10 @@ import numpy as np
 import torch
 
 from ..audio import RATE, load_audio
-from ..core import DataError, atomic_write
+from ..core import DataError, SgmimError, atomic_write
 from ..image import load_image
 
-# %% ../../nbs/07_data_corpus.ipynb #392b354c
+# %% ../../nbs/07_data_corpus.ipynb #34c5eaeb
 class Strings(Sequence):
     "An immutable list of strings in two tensors: UTF-8 bytes, and where each string starts, (n+1,)."
     def __init__(self, items):
@@ -40,7 +41,7 @@ class Strings(Sequence):
         blob, starts = self.bytes.numpy().tobytes(), self.starts.tolist()
         return (blob[a:b].decode() for a, b in zip(starts, starts[1:]))
 
-# %% ../../nbs/07_data_corpus.ipynb #ae129de5
+# %% ../../nbs/07_data_corpus.ipynb #cc31606d
 @dataclass(frozen=True)
 class Skip:
     "A record that was left out: what `kind` of fault, `where` (file and entry), and `why`."
@@ -74,7 +75,7 @@ class Skips(list):
         if self and strict: raise DataError(f'{what}: {self}. Mend the files, or pass strict=False to go on without these records.')
         if self.left_out: warnings.warn(f'{what}: {self}. The attribute skipped lists all.', stacklevel=4)
 
-# %% ../../nbs/07_data_corpus.ipynb #4073b286
+# %% ../../nbs/07_data_corpus.ipynb #5f5a4e99
 @dataclass(frozen=True)
 class Caption:
     """A spoken caption: `image` index, `uttid`, `speaker`, `text` ('' if the corpus has none; never used in training), `words` ((word, start s, end s), …),
@@ -97,14 +98,14 @@ def parse_words(text, where=''):
         words.append((word, start, end))
     return tuple(words)
 
-# %% ../../nbs/07_data_corpus.ipynb #0bc536ce
+# %% ../../nbs/07_data_corpus.ipynb #e9abb59f
 def path_fault(path):
     "What is wrong with a listed path, or None: it has to be relative and to stay below its root."
     if not isinstance(path, str) or not path or '\0' in path: return f'is no path: {path!r}'
     if path[0] in '/\\~' or path[1:2] == ':': return f"'{path}' is absolute; listed paths are relative to their root"
     if '..' in path and '..' in re.split(r'[/\\]', path): return f"'{path}' climbs out of its root"
 
-# %% ../../nbs/07_data_corpus.ipynb #9671a8d3
+# %% ../../nbs/07_data_corpus.ipynb #65dd62b1
 class Captions(Sequence):
     "The captions of a corpus as `Caption`s, each made when it is asked for."
     def __init__(self, corpus): self.corpus = corpus
@@ -116,7 +117,7 @@ class Captions(Sequence):
         return Caption(int(c.image_of_caption[j]), c.uttids[j], c.speakers[c.speaker_of_caption[j]], c.texts[j] if c.texts else '',
                        parse_words(c.alignments[j], c.uttids[j]) if c.alignments else (), None if c.samples is None else int(c.samples[j]))
 
-# %% ../../nbs/07_data_corpus.ipynb #0dc34a6f
+# %% ../../nbs/07_data_corpus.ipynb #b991dd40
 class Corpus:
     """Images once each and their spoken captions. `len` counts captions.
 
@@ -160,13 +161,19 @@ class Corpus:
         for column in (self.image_names.bytes, self.audio_names.bytes, self._image_of_caption): h.update(column.numpy().tobytes())
         return h.hexdigest()
 
+    @property
+    def content(self):
+        "A hash of the sizes of all files: another recording under the same name is another corpus. The folders are listed, no file is opened."
+        sizes = file_sizes(self.image_root, self.image_names), file_sizes(self.audio_root, self.audio_names)
+        return hashlib.blake2b(b''.join(s.tobytes() for s in sizes), digest_size=8).hexdigest()
+
 def factorise(names):
     "List of names -> (sorted distinct names as `Strings`, codes (n,) int64)."
     distinct = sorted(set(names))
     code = {s: k for k, s in enumerate(distinct)}
     return Strings(distinct), np.fromiter((code[s] for s in names), np.int64, len(names))
 
-# %% ../../nbs/07_data_corpus.ipynb #98faf722
+# %% ../../nbs/07_data_corpus.ipynb #4bc55fb5
 EMPTY_WAV = 44      # bytes: a header alone
 
 def select(corpus, keep, skipped=()):
@@ -209,22 +216,34 @@ def _listing(folder):
         with os.scandir(folder) as entries: return {e.name: e.stat().st_size for e in entries if e.is_file()}
     except OSError: return {}
 
-# %% ../../nbs/07_data_corpus.ipynb #da86c1a2
+# %% ../../nbs/07_data_corpus.ipynb #a6e20252
 def measure(corpus, cache=None, workers=8, progress=True):
     """Fill `corpus.samples` with the lengths at 16 kHz, read from the files' headers; 0 where a file cannot be read. Returns the corpus.
     `cache`: folder to keep the answer in (None: nothing is kept)."""
-    from concurrent.futures import ThreadPoolExecutor
     from tqdm.auto import tqdm
-    kept = cache and Path(cache)/'lengths'/f'{corpus.fingerprint}.npy'
     if corpus.samples is not None: return corpus
+    kept = cache and Path(cache)/'lengths'/f'{corpus.fingerprint}-{corpus.content}.npy'
     if kept and kept.is_file() and len(found := np.load(kept)) == len(corpus): corpus._samples = torch.from_numpy(found)
     else:
         with ThreadPoolExecutor(workers) as pool:
-            lengths = list(tqdm(pool.map(lambda j: _samples(corpus.audio_path(j)), range(len(corpus))), total=len(corpus), desc='lengths', disable=not progress, leave=False))
-        corpus._samples = torch.tensor(lengths, dtype=torch.int64)
-        if kept:
-            with atomic_write(kept) as f: np.save(f, corpus.samples)
+            lengths = in_order(pool, lambda j: _samples(corpus.audio_path(j)), range(len(corpus)))
+            corpus._samples = torch.tensor(list(tqdm(lengths, total=len(corpus), desc='lengths', disable=not progress, leave=False)), dtype=torch.int64)
+        if kept and corpus.samples.all():        # what could not be read now may be there the next time
+            try:
+                with atomic_write(kept) as f: np.save(f, corpus.samples)
+            except SgmimError as e: warnings.warn(f'the lengths were measured, but could not be kept: {e}', stacklevel=2)
     return corpus
+
+def in_order(pool, make, items, ahead=64):
+    "`make(item)` for each of `items`, in order, with up to `ahead` of them under way in the threads of `pool`: `pool.map` would queue all at once."
+    waiting = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > ahead: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally:
+        for w in waiting: w.cancel()
 
 def _samples(path):
     import soundfile
@@ -232,7 +251,7 @@ def _samples(path):
     except (RuntimeError, OSError, TypeError): return 0
     return round(info.frames*RATE/info.samplerate)
 
-# %% ../../nbs/07_data_corpus.ipynb #4c384b04
+# %% ../../nbs/07_data_corpus.ipynb #cf6b4d98
 def overlap(corpus, train):
     "What `corpus` shares with `train`, as shares of its captions: {'speakers': …, 'images': …, 'scenes': … or None}."
     def share(mine, theirs, of_caption):

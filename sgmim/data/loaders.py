@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pairs', 'collate', 'Order', 'train_loader', 'eval_loader', 'pool_loader']
 
-# %% ../../nbs/11_data_loaders.ipynb #cd69c724
+# %% ../../nbs/11_data_loaders.ipynb #137023d2
 import itertools, signal
 
 import numpy as np
@@ -16,19 +16,20 @@ from ..core import ConfigError, DataError, rng_for, stable_hash
 from .corpus import Corpus
 from ..image import normalise
 
-# %% ../../nbs/11_data_loaders.ipynb #ecb28c85
+# %% ../../nbs/11_data_loaders.ipynb #75fe8b1b
 class Pairs(torch.utils.data.Dataset):
     """The pairs of a corpus, by caption. `max_seconds`: only the first so many of each caption (§3.2 leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places).
     `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation; `side`: the short side in pixels that it needs. `keep`: hold decoded images in memory.
     `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does. `speed`: play each caption up to this share faster or slower (drawn anew each time), pitch and
-    formants with it, as if another voice had said it. `skip`: an unreadable file gives {'unreadable': (what, why)} instead of a `DataError`."""
-    def __init__(self, corpus, max_seconds=8., transform=None, keep=False, pad=False, speed=0., side=None, skip=False):
+    formants with it, as if another voice had said it. `skip`: an unreadable file gives {'unreadable': (what, why)} instead of a `DataError`. `shortest`: samples that a model needs for one frame."""
+    def __init__(self, corpus, max_seconds=8., transform=None, keep=False, pad=False, speed=0., side=None, skip=False, shortest=1):
         self.corpus, self.max_samples, self.transform = corpus, round(max_seconds*RATE), transform
-        self.pad, self.speed, self.side, self.skip, self.files = pad, speed, side, skip, isinstance(corpus, Corpus)
-        self.image_of_caption = np.asarray(corpus.image_of_caption)
+        self.pad, self.speed, self.side, self.skip, self.shortest, self.files = pad, speed, side, skip, shortest, isinstance(corpus, Corpus)
+        self.image_of_caption = np.array(corpus.image_of_caption)     # a copy: a view of a tensor would dangle when a worker is started by spawn
         known = corpus.samples if self.files else np.array([c.samples for c in corpus.captions])
         self.measured = known is not None
-        self.lengths = np.minimum(known, self.max_samples) if self.measured else np.full(len(corpus), self.max_samples)
+        self.lengths = np.full(len(self.image_of_caption), self.max_samples)
+        if self.measured: self.lengths[known > 0] = np.minimum(known[known > 0], self.max_samples)      # 0: unreadable; such are not all to come in one bucket
         self.frames = None    # a list of float32 (T, C): outputs of a frozen front end, given instead of sound
         self._kept = {} if keep else None
 
@@ -47,16 +48,20 @@ class Pairs(torch.utils.data.Dataset):
 
     def sound(self, j, draw=None):
         "{'audio': waveform of caption `j`}, its speed changed if `draw` is given; or {'frames': …}."
-        if self.frames is not None: return {'frames': self.frames[j]}
+        if self.frames is not None:
+            if self.frames[j] is None: raise DataError(f'caption {j}: its recording could not be read')
+            return {'frames': self.frames[j]}
         faster = self.speed and draw is not None
         wave = self.corpus.audio(j, self.max_samples/RATE*(1 + faster*self.speed)) if self.files else self.corpus.audio(j)
         if faster: wave = resample(wave, round(RATE*(1 + rng_for(draw, 'speed').uniform(-self.speed, self.speed))), RATE)
-        return {'audio': wave[:self.max_samples]}
+        wave = wave[:self.max_samples]
+        if len(wave) < self.shortest: raise DataError(f'caption {j} has {len(wave)} samples, and one frame takes {self.shortest}: leave it out')
+        return {'audio': wave}
 
     def attempt(self, what, read):
         "`read()`; with `skip` what cannot be read becomes an entry of the batch's `unreadable`."
         try: return read()
-        except DataError as e:
+        except (DataError, OSError) as e:
             if not self.skip: raise
             return {'unreadable': (what, str(e))}
 
@@ -66,7 +71,7 @@ class Pairs(torch.utils.data.Dataset):
         i = int(self.image_of_caption[j])
         return self.attempt(f'caption {j}', lambda: {'image': self.image(i, draw), **self.sound(j, draw), 'image_id': i, 'index': int(j)})
 
-# %% ../../nbs/11_data_loaders.ipynb #1bb9794b
+# %% ../../nbs/11_data_loaders.ipynb #44f8ddc1
 def collate(items, length=None):
     "Items of `Pairs` -> the documented batch; waveforms padded to `length` samples, or to the longest."
     lost, items = [x['unreadable'] for x in items if 'unreadable' in x], [x for x in items if 'unreadable' not in x]
@@ -80,13 +85,13 @@ def collate(items, length=None):
         batch['frames'] = torch.nn.utils.rnn.pad_sequence([x['frames'].float() for x in items], batch_first=True)
     return batch
 
-# %% ../../nbs/11_data_loaders.ipynb #4d1d2a9b
+# %% ../../nbs/11_data_loaders.ipynb #4cf1c2d7
 class Order:
     """Which captions make up step `step`: `order[step]` -> int64 (B,). A function of the arguments alone.
     `lengths` (n,): the captions' lengths, for bucket and curriculum; `steps`: of the whole training; `groups` (n,): the shard of each caption, or None."""
     def __init__(self, lengths, batch_size, steps, seed=0, bucket=0, curriculum=0., start=.25, groups=None, window=16):
         self.lengths, self.n, self.batch_size, self.steps = np.asarray(lengths), len(lengths), batch_size, steps
-        self.seed, self.bucket, self.start, self.groups, self.window = seed, bucket, start, groups, window
+        self.seed, self.bucket, self.start, self.groups, self.window = seed, bucket, start, None if groups is None else np.array(groups), window
         if not 1 < batch_size <= self.n: raise ConfigError(f'batch_size must be 2 to {self.n} (the number of pairs), got {batch_size}')
         self.warm = round(curriculum*steps)
         self.per_epoch = self.n//batch_size       # the rest of an epoch, less than a batch, is dropped; another rest each epoch
@@ -124,7 +129,7 @@ class Order:
         turn = rng.permutation(len(members))
         return np.concatenate([rng.permutation(np.concatenate([members[g] for g in turn[a:a + self.window]])) for a in range(0, len(turn), self.window)])
 
-# %% ../../nbs/11_data_loaders.ipynb #593efcee
+# %% ../../nbs/11_data_loaders.ipynb #76b0664f
 class _Steps(torch.utils.data.Sampler):
     def __init__(self, order, start): self.order, self.start = order, start
     def __len__(self): return len(self.order) - self.start
@@ -145,7 +150,7 @@ def eval_loader(pairs, batch_size=64, workers=0):
 
 def _batches(order, size): return [order[a:a + size].tolist() for a in range(0, len(order), size)]
 
-# %% ../../nbs/11_data_loaders.ipynb #a91e8dab
+# %% ../../nbs/11_data_loaders.ipynb #5c6f211d
 class _Part(torch.utils.data.Dataset):
     "The images of some pairs, or the captions, alone."
     def __init__(self, pairs, images): self.pairs, self.images = pairs, images

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'COLUMNS', 'FORMAT', 'shrink', 'image_member', 'sound_member', 'decode_sound', 'describe', 'Sample',
-           'Encoder', 'TarWriter', 'key_of', 'shard_name', 'write_shard', 'in_order', 'encoded', 'index_name',
-           'part_name', 'files_of', 'check_same', 'write_shards', 'check_settings', 'begin', 'mend', 'go_on',
-           'write_index', 'pack', 'digest_of', 'read_meta', 'summary', 'read_columns', 'unpack', 'Reader',
-           'decode_image', 'Shards', 'open_shards', 'shard_fault', 'file_digest', 'verify_shards']
+           'Encoder', 'TarWriter', 'key_of', 'shard_name', 'write_shard', 'encoded', 'index_name', 'part_name',
+           'files_of', 'check_same', 'write_shards', 'check_settings', 'begin', 'mend', 'go_on', 'write_index', 'pack',
+           'digest_of', 'read_meta', 'summary', 'read_columns', 'unpack', 'Reader', 'decode_image', 'Shards',
+           'open_shards', 'shard_fault', 'file_digest', 'verify_shards']
 
-# %% ../../nbs/08_data_shards.ipynb #d8ca9eac
+# %% ../../nbs/08_data_shards.ipynb #7eee2cc6
 import hashlib, io, json, os, re, struct, tarfile, threading, time, zipfile, zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -23,17 +23,17 @@ from PIL import Image, ImageOps
 
 from ..audio import RATE, check_audio
 from ..core import ConfigError, DataError, atomic_write, read_json, write_json
-from .corpus import Corpus, Skip, Skips, Strings, select
+from .corpus import in_order, Corpus, Skip, Skips, Strings, select
 from ..image import load_image, to_rgb
 
-# %% ../../nbs/08_data_shards.ipynb #5529fb52
+# %% ../../nbs/08_data_shards.ipynb #f198aa6d
 def shrink(im, size):
     "A PIL image with its short side brought down to `size` pixels, bicubic and antialiased; as it is if that is no larger, or `size` None."
     if size is None or min(im.size) <= size: return im
     scale = size/min(im.size)
     return im.resize(tuple(max(size, round(scale*side)) for side in im.size), Image.Resampling.BICUBIC)
 
-# %% ../../nbs/08_data_shards.ipynb #a0b5964a
+# %% ../../nbs/08_data_shards.ipynb #36e35832
 EXTENSIONS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif'}
 
 def image_member(corpus, i, size=448, quality=92):
@@ -57,7 +57,7 @@ def _original(corpus, i, size):
     path = corpus.image_path(i)
     return load_image(path, size and 2*size), path.read_bytes()     # 2: a JPEG decoded at less than full size still has twice the pixels needed
 
-# %% ../../nbs/08_data_shards.ipynb #0070ff12
+# %% ../../nbs/08_data_shards.ipynb #53017c50
 def sound_member(corpus, j, audio='flac', max_seconds=None):
     """Recording `j` of a corpus as it stands in a shard: (bytes, samples), 16 kHz, mono, 16 bit. `DataError` if it cannot be decoded.
     `audio`: 'flac', or 'wav' (larger, quicker to decode). `max_seconds`: only so much of its beginning."""
@@ -78,7 +78,7 @@ def decode_sound(blob, samples):
     if wave.shape != (samples,): raise DataError(f'it has {len(wave):,} samples, and {samples:,} are listed')
     return wave
 
-# %% ../../nbs/08_data_shards.ipynb #e6e649cf
+# %% ../../nbs/08_data_shards.ipynb #552bccae
 COLUMNS = ('image_names', 'audio_names', 'uttids', 'speakers', 'texts', 'alignments', 'labels', '_image_of_caption', '_speaker_of_caption', '_samples')
 
 def describe(corpus, split=None):
@@ -94,7 +94,7 @@ def describe(corpus, split=None):
     def each(what): return [getattr(c, what, '') for c in captions]
     return Corpus(type(corpus).__name__.lower(), split, '.', '.', [f'{split}_{i:08d}' for i in range(of.max() + 1)], of, names, names, each('speaker'), each('text'), [words(c) for c in captions])
 
-# %% ../../nbs/08_data_shards.ipynb #a8d68165
+# %% ../../nbs/08_data_shards.ipynb #3ebef8e9
 @dataclass
 class Sample:
     "An image and its captions, encoded: `members` (suffix, bytes), `sounds` (caption, samples) in the order of the members; `faults`, and how many captions were `lost` by them."
@@ -139,7 +139,7 @@ class Encoder:
         return json.dumps({'image': a.image_names[s.image], 'label': a.labels and a.labels[s.image], 'uttids': column(a.uttids), 'speakers': [a.speakers[a.speaker_of_caption[j]] for j in js],
                            'texts': column(a.texts), 'alignments': column(a.alignments), 'samples': [n for _, n in s.sounds]}).encode()
 
-# %% ../../nbs/08_data_shards.ipynb #2d17de21
+# %% ../../nbs/08_data_shards.ipynb #6235fec7
 class TarWriter:
     "Members one after another into the open binary file `f`, hashed as they go."
     def __init__(self, f): self.f, self.at, self.hash = f, 0, hashlib.blake2b(digest_size=16)
@@ -165,7 +165,7 @@ class TarWriter:
         self._write(bytes(-self.at % tarfile.RECORDSIZE))
         return self.at, self.hash.hexdigest()
 
-# %% ../../nbs/08_data_shards.ipynb #0a687a02
+# %% ../../nbs/08_data_shards.ipynb #ce8a6ff5
 def key_of(image): return f'{image:08d}'
 def shard_name(split, k): return f'{split}-{k:05d}.tar'
 
@@ -188,18 +188,7 @@ def write_shard(path, samples, limit, expect=None):
             raise DataError(f'{path} was to be made again and came out otherwise: the files of the corpus, or the libraries that encode them, have changed since. Write all anew with overwrite=True (--overwrite).')
     return {**record, 'file': path.name, 'bytes': size, 'blake2b': digest}
 
-# %% ../../nbs/08_data_shards.ipynb #2819353e
-def in_order(pool, make, items, ahead):
-    "`make(item)` for each of `items`, in order, with up to `ahead` of them under way in the threads of `pool`."
-    waiting = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) > ahead: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
-    finally:
-        for w in waiting: w.cancel()
-
+# %% ../../nbs/08_data_shards.ipynb #aeeb2ee4
 def encoded(encode, images, workers, allowed=None, lost=0, progress=True):
     "`encode(i)` for each i of `images`, in order, made by `workers` threads. `DataError` as soon as more than `allowed` captions are lost, `lost` of them before."
     from tqdm.auto import tqdm
@@ -215,7 +204,7 @@ def encoded(encode, images, workers, allowed=None, lost=0, progress=True):
             bar.update()
             yield s
 
-# %% ../../nbs/08_data_shards.ipynb #874d8ea6
+# %% ../../nbs/08_data_shards.ipynb #f49d9d55
 FORMAT = 1      # of the index; newer ones are refused
 
 def index_name(split, suffix='.json'): return f'shards-{split}{suffix}'
@@ -236,7 +225,7 @@ def check_same(found, job, out):
     differ = [f'{k} is {was.get(k)!r} there and {now.get(k)!r} here' for k in {**was, **now} if was.get(k) != now.get(k)]
     if differ: raise DataError(f'{out} holds other shards of the split {job["split"]}: {"; ".join(differ)}. Give another folder, or overwrite=True (--overwrite) to write them anew.')
 
-# %% ../../nbs/08_data_shards.ipynb #062157e6
+# %% ../../nbs/08_data_shards.ipynb #746e4247
 def write_shards(corpus, out, split=None, size=448, shard_mb=256, audio='flac', jpeg_quality=92, max_seconds=None, max_unreadable=.01, workers=None, overwrite=False, progress=True):
     """Pack a corpus into tar files in the folder `out`; returns a dict of what is there now. The same call goes on where an interrupted one stopped, makes again what is missing,
     and returns at once if nothing is. Several splits can share a folder; one writing at a time for each.
@@ -259,7 +248,7 @@ def write_shards(corpus, out, split=None, size=448, shard_mb=256, audio='flac', 
         write_index(out, about, job, records)
     return {**summary(read_meta(out, about.split)), 'written': written}
 
-# %% ../../nbs/08_data_shards.ipynb #c53154ad
+# %% ../../nbs/08_data_shards.ipynb #aecc7b82
 def check_settings(split, max_unreadable, size, shard_mb, audio, jpeg_quality, max_seconds):
     "`ConfigError` for what cannot be."
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]*', split): raise ConfigError(f"a file cannot be named after the split '{split}': give split= letters, digits, '_', '.' and '-'")
@@ -285,7 +274,7 @@ def begin(out, job, overwrite):
     while (p := out/part_name(job['split'], len(records))).is_file(): records.append(read_json(p))
     return records, False
 
-# %% ../../nbs/08_data_shards.ipynb #07783ed1
+# %% ../../nbs/08_data_shards.ipynb #15a84f67
 def mend(out, records, samples):
     "Make those of the recorded shards again that are not there, or not whole; -> how many. `samples(first, stop)` encodes."
     lost = [k for k, r in enumerate(records) if not (p := out/r['file']).is_file() or p.stat().st_size != r['bytes']]
@@ -302,7 +291,7 @@ def go_on(out, split, records, samples, limit, n_images):
             write_json(out/part_name(split, len(records) - 1), records[-1])
     return len(records) - before
 
-# %% ../../nbs/08_data_shards.ipynb #b728027b
+# %% ../../nbs/08_data_shards.ipynb #14e25575
 def write_index(out, about, job, records):
     "Put the records of all shards together, write the index, remove the records."
     images = np.array([[i, k, *at] for k, r in enumerate(records) for i, *at in r['images']], np.int64).reshape(-1, 5)
@@ -334,7 +323,7 @@ def pack(corpus):
 
 def digest_of(blob): return hashlib.blake2b(blob, digest_size=16).hexdigest()
 
-# %% ../../nbs/08_data_shards.ipynb #f5ed8153
+# %% ../../nbs/08_data_shards.ipynb #e51932d2
 def read_meta(folder, split):
     "The index of a split as a dict. `DataError` if there is none, if it is of a newer version, or not what `write_shards` writes."
     path = Path(folder)/index_name(split)
@@ -364,7 +353,7 @@ def summary(meta):
     return {**{k: meta[k] for k in ('corpus', 'split', 'images', 'captions')}, 'hours': round(meta['hours'], 2), 'shards': len(meta['shards']), 'bytes': sum(s['bytes'] for s in meta['shards']) + meta['columns']['bytes'],
             'left_out': Skips(Skip(**s) for s in meta['skipped']).counts, 'fingerprint': meta['fingerprint'], 'source_fingerprint': meta['source']['fingerprint']}
 
-# %% ../../nbs/08_data_shards.ipynb #a13a8122
+# %% ../../nbs/08_data_shards.ipynb #38e92b78
 def read_columns(folder, meta):
     "The columns as arrays by name. `DataError` if they are not those of the index, or name places outside the shards."
     path = Path(folder)/index_name(meta['split'], '.npz')
@@ -394,7 +383,7 @@ def unpack(meta, columns):
         setattr(c, name, column)
     return c
 
-# %% ../../nbs/08_data_shards.ipynb #b7cc8127
+# %% ../../nbs/08_data_shards.ipynb #2d220891
 class Reader:
     "Bytes of the shards of a split, at any place: `read(k, offset, size)`. One open file a shard and process; safe in threads, forked and spawned processes."
     FILES, FORGOTTEN = 512, 600.      # open files at most; seconds after which a shard is no longer expected in memory
@@ -431,7 +420,7 @@ class Reader:
         if len(blob) != size: raise DataError(f'{self.folder/shard_name(self.split, k)} ends before byte {at + size:,}: it is truncated')
         return blob
 
-# %% ../../nbs/08_data_shards.ipynb #8c207d07
+# %% ../../nbs/08_data_shards.ipynb #f2e11e31
 def decode_image(blob, size=None):
     "The bytes of an image file, uint8 (H, W, 3), upright. `size`: the short side that will be needed. `DataError` if they cannot be decoded."
     try:
@@ -441,7 +430,7 @@ def decode_image(blob, size=None):
             return np.array(to_rgb(ImageOps.exif_transpose(im)))
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as e: raise DataError(f'it cannot be decoded ({e})') from e
 
-# %% ../../nbs/08_data_shards.ipynb #6abd0ff5
+# %% ../../nbs/08_data_shards.ipynb #6f3ef89b
 class Shards(Corpus):
     """A corpus in shards (`open_shards`). All that a `Corpus` offers, `samples` known; and `shard_of_image` (m,), `shard_of_caption` (n,) int64, by which batches can be drawn from few shards
     at a time; `settings` of the writing; `source_fingerprint` of the corpus that was written."""
@@ -457,6 +446,11 @@ class Shards(Corpus):
     def __repr__(self):
         files, size = len(np.unique(self.shard_of_image)), self.settings['size']
         return f'Shards({self.name}, {self.split}: {self.n_images:,} images{f" of up to {size} px" if size else ""}, {len(self):,} captions, {len(self.speakers):,} speakers; {files:,} file{"s"*(files > 1)})'
+
+    @property
+    def content(self):
+        "A hash of where everything lies and of its checksums."
+        return hashlib.blake2b(self._image_at.numpy().tobytes() + self._sound_at.numpy().tobytes(), digest_size=8).hexdigest()
 
     def _bytes(self, row, part=None):
         k, at, size, crc = row.tolist()
@@ -506,7 +500,7 @@ class Shards(Corpus):
     image_root = audio_root = property(lambda self: self.image_path(0))
     _no_files = 'shards have no file for each image and recording: read them with image(i) and audio(j), take a part with shards.select(keep)'
 
-# %% ../../nbs/08_data_shards.ipynb #92651321
+# %% ../../nbs/08_data_shards.ipynb #0f6df6a3
 def open_shards(folder, split, verify=False, readahead=True):
     """The shards of `split` that `write_shards` wrote to `folder`, as a corpus (`Shards`). Reads the index, and of the shards only that they are there and whole in size.
     `verify`: read all of them and compare their digests. `readahead`: see `Reader`. `DataError` says what is missing, truncated, changed, or of a newer version."""
