@@ -18,7 +18,7 @@ import torch
 from .core import (CheckpointError, ConfigError, DataError, SgmimError, atomic_write, code_version, config_to_dict, load_checkpoint, load_state, pick_device,
                         run_record, save_checkpoint, set_seed, stable_hash, write_json)
 from .data.corpus import Corpus, measure
-from .data.loaders import Order, Pairs, eval_loader, pool_loader, train_loader
+from .data.loaders import Order, Pairs, pool_loader, train_loader
 from .data.scenes import cache_folder
 from .figures import curves_figure, save_figure
 from .image import eval_transform, train_transform

@@ -11,7 +11,6 @@ __all__ = ['EXTENSIONS', 'COLUMNS', 'FORMAT', 'shrink', 'image_member', 'sound_m
 
 # %% ../../nbs/08_data_shards.ipynb #7eee2cc6
 import hashlib, io, json, os, re, struct, tarfile, threading, time, zipfile, zlib
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
