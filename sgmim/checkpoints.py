@@ -220,7 +220,7 @@ def locate(
         except DataError as e: raise CheckpointError(f'{e}. Fetch the file again, or leave it out') from e
     if path.is_dir():
         file = next((path/n for n in FILES if (path/n).is_file()), None)
-        if file is None: raise CheckpointError(f'the folder {path} has neither of {", ".join(FILES)}; it has {", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"}')
+        if file is None: raise CheckpointError(f'the folder {path} has none of {", ".join(FILES)}; it has {", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"}')
         return file, config_of(path), path.name
     if path.is_file(): return path, config_of(path.parent) if path.name in FILES else None, path.name
     if re.fullmatch(r'[\w.-]+', text) and path.suffix not in ('.pt', '.pth', '.bin', '.ckpt', '.safetensors', '.pkl', '.tar'): text = timm_repo(text)

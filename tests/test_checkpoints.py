@@ -496,7 +496,7 @@ def test_hub_refusals(monkeypatch, error, words):
     with pytest.raises(CheckpointError, match=f'no weights for some/body: {words}.*https://huggingface.co/some/body'): hubert_weights('some/body', download=True)
 
 def test_locate(tmp_path):
-    with pytest.raises(CheckpointError, match='neither of model.safetensors, pytorch_model.bin; it has nothing'): locate(tmp_path)
+    with pytest.raises(CheckpointError, match='none of model.safetensors, pytorch_model.bin, weights.safetensors; it has nothing'): locate(tmp_path)
     (tmp_path / 'tf_model.h5').touch()
     with pytest.raises(CheckpointError, match='it has tf_model.h5'): locate(tmp_path)
     for name in ('some/where/mae.pth', 'mae.pth', '/no/such/place', 'weights/mae.pth'):
