@@ -1,16 +1,28 @@
-"Does the measure of listening, 18, tell a decoder that listens from one that does not?"
+"Does the measure of listening, 24, tell a decoder that listens from one that does not, and at which patches and to which words?"
 from types import SimpleNamespace
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
-from conftest import Toy, exchanged, micro
+from conftest import Toy, exchanged, first, micro
 from torch import nn
 
-from sgmim.analysis import CAPTIONS, caption_dependence, reconstruct_with, wrong_captions
-from sgmim.core import ConfigError
+from sgmim.analysis import (BACKGROUND, CAPTIONS, EDGE, TAKEN, WAYS, PatchTruth, caption_dependence, category_figure, compare, dependence_figure, dependence_record, depends,
+                            estimate, frame_times, mentions, patch_errors, patch_owner, patch_shares, reconstruct_with, resample_weights, said_or_not, speech_dependence,
+                            taken_spans, word_remover, word_spans, wrong_captions)
+from sgmim.core import ConfigError, DataError, read_json
+from sgmim.data.captions import thing_names
 from sgmim.data.loaders import Pairs
-from sgmim.models.sgmim import SGMIM
-from sgmim.patches import random_mask
+from sgmim.data.pictures import CATEGORIES, draw_masks
+from sgmim.figures import save_figure
+from sgmim.models.sgmim import SGMIM, load_model, scenes_tiny
+from sgmim.patches import patchify, random_mask
+from sgmim.pretrain import shipped
+
+
+@pytest.fixture(scope='module')
+def trained(): return load_model(shipped('scenes-tiny'), device='cpu')
 
 
 # ---- wrong captions
@@ -179,3 +191,241 @@ def test_models_that_hear_nothing():
         with pytest.raises(ConfigError, match='hears nothing'): reconstruct_with(model, batch_of(Toy(), 3))
         with pytest.raises(ConfigError, match='hears nothing'): caption_dependence(model, Toy())
     with pytest.raises(ConfigError, match="got 'silence'"): reconstruct_with(SGMIM(micro()), batch_of(Toy(), 3), 'silence')
+
+# ---- estimates and their intervals
+
+def test_an_estimate_is_the_ratio_of_sums_and_its_interval_that_of_resamples():
+    rng = np.random.default_rng(0)
+    total, count, groups = rng.normal(2, 1, 60), rng.integers(0, 4, 60), np.repeat(np.arange(20), 3)
+    w = resample_weights(groups, 400, seed=3)
+    assert w.shape == (400, 60) and (w.sum(1) == 60).all() and (w[:, ::3] == w[:, 1::3]).all() and (w[:, ::3] == w[:, 2::3]).all()   # groups stay together
+    e = estimate(w, total, count)
+    drawn = [sum(x*t for x, t in zip(r, total))/sum(x*c for x, c in zip(r, count)) for r in w]
+    assert e['value'] == pytest.approx(total.sum()/count.sum(), abs=1e-5) and e['n'] == count.sum()
+    assert e['interval'] == pytest.approx(np.quantile(drawn, [.025, .975]), abs=1e-5)
+    assert estimate(w, total, count*0) is None and estimate(w, total, count, minus=(total, count*0)) is None
+    assert np.array_equal(resample_weights(groups, 5, 1), resample_weights(groups, 5, 1)) and not np.array_equal(resample_weights(groups, 5, 1), resample_weights(groups, 5, 2))
+
+
+def test_differences_are_paired():
+    "Two series that move together: the interval of their difference is far narrower than either's own."
+    rng = np.random.default_rng(1)
+    shared, n = rng.normal(0, 1, 200), np.ones(200)
+    a, b = shared + rng.normal(.1, .05, 200), shared + rng.normal(0, .05, 200)
+    w = resample_weights(np.arange(200))
+    wide, paired = estimate(w, a, n)['interval'], estimate(w, a, n, minus=(b, n))['interval']
+    assert paired[0] > 0 and (paired[1] - paired[0]) < .2*(wide[1] - wide[0])
+
+
+def test_a_rare_kind_that_some_resamples_miss_has_an_interval():
+    count = np.zeros(50); count[7] = 3
+    e = estimate(resample_weights(np.arange(50)), count*.5, count)
+    assert e == {'value': .5, 'interval': [.5, .5], 'n': 3}
+
+
+# ---- words and patches
+
+def test_every_thing_that_is_said_is_found_in_its_caption(scenes):
+    for split in scenes.values():
+        for c in split.captions:
+            found = mentions(c)
+            named = [m for m in found if m.kind == 'thing']
+            assert [m.thing for m in named] == [t[0] for t in c.things] and [m.start for m in found] == sorted(m.start for m in found)
+            for (category, colour, size), m in zip(c.things, named):
+                own = [x for x in found if x.thing == category]
+                assert m.word in thing_names(category)
+                assert [x.word for x in own if x.kind == 'colour'] == [colour]*(colour is not None) and len([x for x in own if x.kind == 'size']) == (size is not None)
+
+
+def test_word_spans_fill_the_caption_and_do_not_overlap(scenes):
+    for c in scenes['dev'].captions:
+        spans = sorted(t for times in word_spans(c).values() for t in times)
+        assert [(s, e) for _, s, e in c.words] == spans
+        assert bool(word_spans(c)['place']) == (c.place is not None)
+
+
+def test_mentions_of_what_is_no_caption_of_this_corpus():
+    with pytest.raises(DataError, match='only captions of the embedded corpus'): mentions(SimpleNamespace(words=(('A', 0, 1),)))
+    with pytest.raises(DataError, match='do not name the boat'): mentions(SimpleNamespace(words=(('A', 0, 1), ('tree', 1, 2)), things=(('boat', None, None),)))
+
+
+def test_merged_and_repeated_words():
+    "espeak-ng may report two words as one event; a pine tree beside a tree holds the word tree twice."
+    c = SimpleNamespace(words=(('A fir', 0, .5), ('tree', .5, 1.), ('and a', 1., 1.2), ('small tree', 1.2, 2.)), things=(('pine', None, None), ('tree', None, 'small')))
+    assert [(m.thing, m.kind, m.word, m.start, m.end) for m in mentions(c)] == [('pine', 'thing', 'fir tree', 0, 1.), ('tree', 'size', 'small', 1.2, 2.), ('tree', 'thing', 'tree', 1.2, 2.)]
+    assert {k: v for k, v in word_spans(c).items() if v} == {'thing': [(0, .5), (.5, 1.), (1.2, 2.)], 'other': [(1., 1.2)]}
+
+
+@pytest.mark.parametrize('crop', [1., .875, .5])
+def test_shares_of_patches_pixel_by_pixel(scenes, crop):
+    config = micro(image_size=24, patch_size=6, crop_pct=crop)
+    for scene in scenes['dev'].scenes[:5]:
+        whole = round(24/crop)
+        masks, cut = draw_masks(scene, whole), (whole - 24)//2
+        shares = patch_shares(scene, config)
+        assert shares.shape == (len(scene.things), 16)
+        for k in range(len(scene.things)):
+            for n in range(16):
+                y, x = cut + 6*(n//4), cut + 6*(n % 4)
+                assert shares[k, n] == pytest.approx(sum(masks[k, y + i, x + j] for i in range(6) for j in range(6))/36)
+
+
+def test_owner_of_a_patch():
+    shares = np.array([[1., .5, .3, 0, .2], [0, .5, .3, 0, .8]])
+    assert patch_owner(shares).tolist() == [0, 0, EDGE, BACKGROUND, 1]
+    assert patch_owner(np.zeros((0, 3))).tolist() == [BACKGROUND]*3
+
+
+# ---- errors, sorted
+
+class Heard(NamedTuple):
+    weight: torch.Tensor
+
+
+class Ear:
+    "A 'model' that hears exactly the names of things: at the patches of a thing it predicts the target if the name is audible, and 0 if not; elsewhere it is always right."
+    def __init__(self, corpus, config):
+        self.corpus, self.config, self.zero = corpus, config, nn.Parameter(torch.zeros(1))
+        self.momentum_encoder = lambda image: nn.functional.pad(patchify(image, config.patch_size), (0, 0, 1, 0))      # [CLS] is of no use here
+
+    def eval(self): return self
+    def parameters(self): return iter([self.zero])
+    def draw_mask(self, image, generator=None): return random_mask(len(image), 64, .75, generator)
+
+    def hear(self, batch):
+        weight = torch.ones(len(batch['index']), 64, 1)
+        for row, wave, j in zip(weight, batch['audio'], batch['index'].tolist()):
+            scene = self.corpus.scene(self.corpus.captions[j].image)
+            owner = patch_owner(patch_shares(scene, self.config))
+            for m in mentions(self.corpus.captions[j]):
+                if m.kind == 'thing' and wave[round(m.start*16000):round(m.end*16000)].abs().max() == 0: row[owner == [t.category for t in scene.things].index(m.thing)] = 0
+        return Heard(weight)
+
+    def context(self, heard): return heard.weight, None
+    def image_encoder(self, image, mask): return self.momentum_encoder(image)[:, 1:]
+    def decoder(self, visible, mask, context, padding): return visible*context
+
+
+def test_a_model_that_hears_names_alone_is_found_out(scenes):
+    corpus = scenes['dev']
+    found = speech_dependence(Ear(corpus, scenes_tiny()), corpus, resamples=100)
+    assert found['pairs'] == 120 and found['overall']['right']['value'] == 0
+    names = found['silenced']['thing']
+    assert names['own']['interval'][0] > .1 and names['other_things'] is None and names['background']['interval'] == [0, 0] and names['own_minus_background']['interval'][0] > .1
+    assert names['captions'] == 120 and names['own']['n'] == found['patch']['thing']['right']['n']
+    first = found['silenced']['first thing']      # its own patches, and nobody else's
+    assert first['own']['interval'][0] > .1 and first['other_things']['interval'] == [0, 0] == first['background']['interval'] and first['captions'] == 120
+    for kind in ('colour', 'size', 'place', 'other'):
+        for part in ('own', 'other_things', 'background', 'all', 'own_minus_other_things'):
+            if found['silenced'][kind][part]: assert found['silenced'][kind][part]['interval'] == [0, 0]
+
+
+def test_sorted_errors_add_up(scenes, trained):
+    corpus = scenes['dev']
+    errors = patch_errors(trained, corpus)
+    truth, weights = PatchTruth(corpus, errors, trained.config), resample_weights(errors.image, 50)
+    parts = [compare(errors, weights, w) for w in (truth.thing, truth.edge, truth.background)]
+    whole = compare(errors, weights)
+    assert sum(p['wrong']['n'] for p in parts) == whole['wrong']['n'] == errors.hidden.sum() == 120*48
+    assert sum(p['wrong']['n']*p['wrong']['value'] for p in parts) == pytest.approx(whole['wrong']['n']*whole['wrong']['value'], rel=1e-4)
+    assert (truth.spoken_of('colour') & ~truth.thing).sum() == 0 and np.array_equal(truth.spoken_of('place'), truth.background & truth.spoken_of('place'))
+    for a in ('colour', 'size', 'place'):
+        d = said_or_not(errors, truth, weights, a)
+        n = sum(d[k]['right']['n'] for k in ('said', 'unsaid') if d[k]['right'])
+        there = truth.background if a == 'place' else truth.things(lambda thing, _: getattr(thing, a) is not None)
+        assert n == (errors.hidden & there).sum()
+
+
+def test_the_shipped_model_depends_on_names_where_things_are(scenes, trained):
+    found = speech_dependence(trained, scenes['dev'], resamples=200)
+    for part in (found['overall'], *found['patch'].values()): assert depends(part['wrong_minus_right']) and depends(part['none_minus_right'])
+    assert depends(found['silenced']['thing']['own']) and depends(found['silenced']['first thing']['own_minus_other_things'])
+    assert found['silenced']['thing']['own']['value'] > found['silenced']['other']['other_things']['value']
+
+
+@pytest.mark.parametrize('row', ['summary', 'frames'])
+def test_a_decoder_that_speech_does_not_reach_depends_on_nothing(scenes, row):
+    torch.manual_seed(0)
+    model = SGMIM(micro(image_size=96, patch_size=12, reconstruction=row))
+    for layer in model.decoder.layers: nn.init.zeros_(layer.cross.out.weight); nn.init.zeros_(layer.cross.out.bias)
+    for way in WAYS:
+        found = speech_dependence(model, scenes['dev'], pairs=40, resamples=50, way=way)
+        gaps = [d[f'{c}_minus_right'] for d in (found['overall'], *found['patch'].values(), *found['category'].values()) for c in ('wrong', 'none')]
+        gaps += [d[k] for d in found['silenced'].values() for k in ('own', 'other_things', 'background', 'all', 'own_minus_other_things', 'own_minus_background')] + [d['gain_said_minus_unsaid'] for d in found['said'].values()]
+        for g in gaps: assert g is None or g['interval'] == [0, 0], g
+        assert not depends(found['overall']['wrong_minus_right'])
+
+
+def test_captions_dealt_out_anew_leave_no_dependence(scenes, trained):
+    "The falsified case, class by class."
+    dealt = exchanged(scenes['dev'])
+    dealt.scene = scenes['dev'].scene
+    errors = patch_errors(trained, dealt)
+    truth, weights = PatchTruth(dealt, errors, trained.config), resample_weights(errors.image)
+    holds_0 = lambda where: (lambda e: e is None or e['interval'][0] <= 0 <= e['interval'][1])(compare(errors, weights, where).get('wrong_minus_right'))
+    assert holds_0(None) and holds_0(truth.thing) and holds_0(truth.edge) and holds_0(truth.background)
+    missed = [c for c in CATEGORIES if not holds_0(truth.things(lambda thing, _: thing.category == c))]
+    assert len(missed) <= 6, missed      # of 30 intervals of 95 %, each on a few patches of a few images
+
+
+def test_taking_words_out(scenes, trained):
+    corpus = scenes['dev']
+    batch = batch_of(corpus, 10)
+    with torch.no_grad():
+        heard = trained.hear(batch)
+        for kind in TAKEN:
+            spans = [taken_spans(corpus.captions[j], kind) for j in range(10)]
+            audio = batch['audio'].clone()
+            for wave, times in zip(audio, spans):
+                for s, e in times: wave[round(s*16000):round(e*16000)] = 0
+            plain, ours = trained.hear({**batch, 'audio': audio}), word_remover(trained, corpus)(batch, heard, kind)
+            for a, b in zip(plain, ours): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+            inside = word_remover(trained, corpus, 'frames')(batch, heard, kind)
+            assert torch.equal(inside.cls, heard.cls) and torch.equal(inside.attention, heard.attention)
+            for row, times in enumerate(spans):
+                at = frame_times(trained.audio_encoder, heard.frames.shape[1])
+                gone = [any(s <= t < e for s, e in times) for t in at]
+                assert torch.equal(inside.frames[row], heard.frames[row].masked_fill(torch.tensor(gone)[:, None], 0))
+    with pytest.raises(ConfigError, match="not 'memory'"): word_remover(trained, corpus, 'memory')
+
+
+def test_frame_times_agree_with_the_convolutions(trained):
+    "A click in silence changes just the frames whose stretch of sound holds it."
+    encoder, at = trained.audio_encoder, 9000
+    quiet, click = torch.zeros(1, 20000), torch.zeros(1, 20000)
+    click[0, at] = 1
+    with torch.no_grad(): changed = (encoder.cnn(quiet)[0] != encoder.cnn(click)[0]).any(-1)[0].numpy()
+    middle = frame_times(encoder, len(changed))
+    assert changed.any() and (np.abs(middle[changed]*16000 - at) <= encoder.shortest/2).all()
+    assert changed[np.abs(middle*16000 - at).argmin()]
+
+
+def test_with_the_recon_row(scenes):
+    torch.manual_seed(0)
+    guided, recon = (SGMIM(micro(image_size=96, patch_size=12, reconstruction=r)) for r in ('summary', 'plain'))
+    found = speech_dependence(guided, scenes['dev'], pairs=30, resamples=50, recon=recon)
+    alone = patch_errors(recon, scenes['dev'], ('alone',), 30)
+    assert found['overall']['alone']['value'] == pytest.approx(alone.error['alone'].sum()/alone.hidden.sum(), abs=1e-5)
+    assert found['overall']['alone_minus_right']['value'] == pytest.approx(found['overall']['alone']['value'] - found['overall']['right']['value'], abs=2e-5)
+    assert {'alone', 'alone_minus_right'} <= found['patch']['thing'].keys()
+    with pytest.raises(ConfigError, match='hides other patches'): speech_dependence(guided, scenes['dev'], 30, recon=SGMIM(micro(image_size=96, patch_size=12, reconstruction='plain', mask_ratio=.5)))
+    with pytest.raises(ConfigError, match="'alone' is for a model"): patch_errors(guided, scenes['dev'], ('alone',), 30)
+    for row in ('none', 'plain'):
+        with pytest.raises(ConfigError, match='hears nothing'): speech_dependence(SGMIM(micro(image_size=96, patch_size=12, reconstruction=row)), scenes['dev'])
+
+
+def test_a_corpus_without_scenes_has_the_first_answer_only(model):
+    found = speech_dependence(model, Toy(captions=2), resamples=50)
+    assert set(found) == {'overall', 'pairs'} and found['pairs'] == 80
+    assert found['overall']['wrong_minus_right']['interval'][0] <= 0
+
+
+def test_records_and_figures(scenes, trained, tmp_path):
+    made = dependence_record(trained, {'dev': scenes['dev'], 'train': first(scenes['train'], 30)}, pairs=20, resamples=20, about={'checkpoint': 'x'}, record=tmp_path/'r.json')
+    assert read_json(tmp_path/'r.json')['metrics'] == made['metrics'] and set(made['metrics']) == {'dev', 'train'} and set(made['metrics']['train']) == {'overall', 'pairs'}
+    assert made['kind'] == 'dependence' and made['config']['checkpoint'] == 'x' and made['data']['dev']['fingerprint'] == scenes['dev'].fingerprint
+    again = dependence_record(trained, {'dev': scenes['dev']}, pairs=20, resamples=20)
+    assert again['metrics']['dev'] == made['metrics']['dev']
+    for name, figure in (('a', dependence_figure(made['metrics']['dev'], 'title')), ('b', dependence_figure(made['metrics']['train'])), ('c', category_figure(made['metrics']['dev']))):
+        save_figure(figure, tmp_path/f'{name}.png')
+        assert (tmp_path/f'{name}.png').stat().st_size > 5000

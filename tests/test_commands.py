@@ -214,3 +214,16 @@ def test_one_encoder_of_ones_own_and_the_other_shipped(layouts, tmp_path, capsys
     ok(cli.train, '--data', layouts['facc'], '--out', tmp_path/'run', '--image-weights', shipped('tiny-mae'), '--device', 'cpu', '--workers', 0, '--no-calibration', *STEPS)
     record = read_json(tmp_path/'run'/'record.json')['pretrained']
     assert record['audio'] == 'tiny-hubert, shipped' and record['image']['tensors'] > 10
+
+
+@pytest.mark.parametrize('what', ['words', 'grounding', 'dependence'])
+def test_analyses_by_command(cache, tmp_path, monkeypatch, capsys, what):
+    monkeypatch.setenv('SGMIM_CACHE', str(cache))
+    ok(cli.analyse, what, '--images', 24, '--record', tmp_path/'r.json', '--device', 'cpu')
+    record = read_json(tmp_path/'r.json')
+    assert record['kind'] == what and set(record['metrics']) == {'test-seen'} and record['config']['checkpoint'] == 'scenes-tiny' and capsys.readouterr().out.strip()
+
+
+def test_a_table_is_planned_by_command(tmp_path, capsys):
+    ok(cli.reproduce, '--table', 4, '--data', 'scenes', '--seeds', 2, '--dry-run', '--rows', '+ Summary')
+    assert '+ Summary' in capsys.readouterr().out

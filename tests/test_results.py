@@ -1,0 +1,348 @@
+"Run records, the paper's tables, staleness, and what is concluded from records."
+import ast
+import copy
+import io
+import json
+import re
+import tokenize
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from sgmim import results as R
+from sgmim.core import DataError, read_json, run_record, write_json
+
+# --- the committed records
+
+
+def committed():
+    return sorted((ROOT / 'results').rglob('*.json')) + sorted((ROOT / 'sgmim/weights').glob('*/record.json'))
+
+
+@pytest.mark.parametrize('path', committed(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_committed_record_is_complete(path):
+    root = ROOT / 'results' if ROOT / 'results' in path.parents else ROOT / 'sgmim/weights'
+    assert R.check_file(path, root) == []
+
+
+def demo():
+    return read_json(ROOT / 'sgmim/weights/scenes-tiny/record.json')
+
+
+def edit(record, path, value):
+    "The record with the value at a dotted path replaced (removed: None as `del`)."
+    record = copy.deepcopy(record)
+    *way, last = path.split('.')
+    target = record
+    for part in way: target = target[part]
+    if value is KeyError: del target[last]
+    else: target[last] = value
+    return record
+
+
+@pytest.mark.parametrize('path, value, words', [
+    ('kind', KeyError, 'kind is missing'), ('kind', '', 'kind is empty'), ('seed', KeyError, 'seed is missing'), ('seed', '0', "seed is '0', not int"), ('seed', True, 'seed is True'), ('config', {}, 'config is empty'),
+    ('config.model', KeyError, 'config.model is missing'), ('code', KeyError, 'code.sgmim is missing'), ('code.commit', 7, 'code.commit is 7'), ('hardware', {}, 'hardware.processor is missing'),
+    ('hardware.torch', None, 'hardware.torch is None'), ('data', None, 'data is None'), ('metrics', {}, 'metrics is empty'), ('wall_seconds', float('nan'), 'wall_seconds is nan'), ('wall_seconds', -3., 'wall_seconds is -3'),
+    ('steps', 10.5, 'steps is 10.5'), ('finished', '23/11/2026', 'not a time in UTC'), ('command', 'sgmim_demo --out /home/ann/runs', 'a path of the machine'), ('data.train.name', 'Corpus in /mnt/disk1/places', 'a path of the machine'),
+    ('metrics.test-seen.audio_to_image.recall_at_1', 95., 'recalls fall'), ('metrics.test-seen.audio_to_image.recall_at_10', 120., 'no numbers from 0 to 100'), ('metrics.test-seen.mean.recall_at_5', None, 'no numbers'),
+    ('metrics.test-seen.audio_to_image.interval.recall_at_1', [50., 40.], 'an interval runs from 50'), ('metrics.training.losses.loss', float('inf'), 'loss is inf')])
+def test_a_faulty_record_is_found(path, value, words):
+    assert R.check_record(demo()) == []
+    problems = R.check_record(edit(demo(), path, value), 'here')
+    assert any(words in p for p in problems), problems
+    assert all(p.startswith('here: ') for p in problems)
+
+
+def test_files_that_are_no_records(tmp_path):
+    for name, text in (('cut.json', '{"kind": '), ('list.json', '[]'), ('nan.json', '{"kind": "settings", "why": "", "from": [], "set": {"lr": NaN}}'), ('from.json', '{"kind": "settings", "why": "", "from": ["gone.json"]}'),
+                       ('bare.json', '{"kind": "settings"}'), ('timings.json', '{"measured_on": "x", "log": "/home/ann/x"}'), ('fine.json', '{"measured_on": "x"}')): (tmp_path / name).write_text(text)
+    problems = R.check_results(tmp_path)
+    for words in ('not valid JSON', 'list.json: not an object', 'set.lr is nan', 'chosen from gone.json', '"why" is missing', '"from" is missing', 'log holds a path'): assert any(words in p for p in problems), words
+    assert not any('fine.json' in p for p in problems) and len(problems) == 7
+
+
+# --- the paper's numbers: check sums of the print, made from the paper's text by another program: the sum, and the sum by place, in tenths
+
+SUMS = {
+    (1, 'ResDAVEnet [2]'): (7055, 47430, []),
+    (1, 'MILAN [19]'): (9344, 62260, []),
+    (1, 'FaST-VGS [7] †'): (9645, 64319, [2, 3, 10, 11]),
+    (1, 'VG-HuBERT (M)'): (9699, 64658, [0, 1, 4, 5, 6, 7, 8, 9, 11]),
+    (1, 'Ours'): (9864, 65626, []),
+    (2, 'ResDAVEnet [2]'): (2520, 9983, []),
+    (2, 'VG-HuBERT [6]'): (3644, 14127, []),
+    (2, 'FaST-VGS [7] †'): (3704, 14297, [0, 1, 3, 5]),
+    (2, 'VG-HuBERT (M)'): (3642, 14136, [4]),
+    (2, 'Ours'): (3770, 14586, [2]),
+    (3, 'FaST-VGS [7] †'): (3306, 12801, []),
+    (3, 'SpeechCLIP [8] †'): (3532, 13908, []),
+    (3, 'VG-HuBERT (M)'): (3306, 12912, []),
+    (3, 'Ours'): (3376, 13115, [1, 2, 3, 4, 5]),
+    (4, 'VG-HuBERT (M)'): (4849, 17693, []),
+    (4, '+ Recon'): (4875, 17781, []),
+    (4, '+ Speech-Guided'): (4871, 17727, []),
+    (4, '+ Summary (Ours)'): (4932, 17957, []),
+}
+
+
+def test_the_papers_numbers_are_the_papers():
+    assert {(n, name + (' †' if name in t.prior else '')) for n, t in R.PAPER.items() for name in t.systems} == set(SUMS)
+    for (n, name), (total, weighted, underlined) in SUMS.items():
+        t, name = R.PAPER[n], name.removesuffix(' †')
+        values = [v for s in t.splits for v in t.systems[name][s]]
+        assert (round(10 * sum(values)), round(10 * sum(i * v for i, v in enumerate(values, 1)))) == (total, weighted), name
+        width = len(t.systems[name][t.splits[0]])
+        assert [t.splits.index(s) * width + i for s in t.splits for i in range(width) if (name, s, i) in t.underlined] == underlined, name
+
+
+def test_recalls_of_the_paper_rise():
+    for t in R.PAPER.values():
+        for by_split in t.systems.values():
+            for v in by_split.values():
+                for a in range(0, len(v), 3): assert v[a] < v[a + 1] < v[a + 2]
+
+
+@pytest.mark.parametrize('split', ('test-seen', 'test-unseen'))
+@pytest.mark.parametrize('one, four', (('VG-HuBERT (M)', 'VG-HuBERT (M)'), ('Ours', '+ Summary (Ours)')))
+@pytest.mark.parametrize('k', range(3))
+def test_table_4_is_the_mean_of_table_1(split, one, four, k):
+    "Twelve relations: two systems that both tables have, two tests, three recalls; each of Table 4 is the mean of two numbers of Table 1, to rounding."
+    v = R.PAPER[1].systems[one][split]
+    assert abs((v[k] + v[k + 3]) / 2 - R.PAPER[4].systems[four][split][k]) <= .05 + 1e-9
+
+
+def test_rows_that_can_be_run_are_rows_of_the_model():
+    from sgmim.models.sgmim import PRESETS, ROWS
+    for n in R.PAPER:
+        for row in R.rows_of(n): assert row in ROWS or row == 'VG-HuBERT' and 'vg-hubert' in PRESETS
+        for name in R.PAPER[n].systems: assert f'| {name}' in R.paper_table(n)
+
+
+# --- code
+
+def without_prose(source):
+    "Source without comments and docstrings, by Python's own tokenizer: another way than the library's."
+    gone = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None: gone.add((node.body[0].lineno, node.body[0].col_offset))
+    tokens = []
+    for t in tokenize.generate_tokens(io.StringIO(source).readline):
+        if t.type == tokenize.COMMENT: continue
+        tokens.append((t.type, '0' if t.type == tokenize.STRING and t.start in gone else t.string))
+    return tokenize.untokenize(tokens)
+
+
+@pytest.mark.parametrize('module', ('losses', 'train', 'models/sgmim', 'data/scenes'))
+def test_prose_does_not_change_a_digest(module):
+    source = (ROOT / f'sgmim/{module}.py').read_text()
+    bare = without_prose(source)
+    assert bare != source and '# ' not in bare.replace("'# ", '')
+    bare = re.sub(r'^(\s*)0\s*$', r'\1"x"', bare, flags=re.M)       # what was a docstring is another one
+    assert R.digest(bare) == R.digest(source)
+
+
+def test_every_change_of_a_number_changes_a_digest():
+    source = (ROOT / 'sgmim/losses.py').read_text()
+    tree, changed = ast.parse(source), 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+            node.value += 1
+            changed += R.digest(ast.unparse(tree)) != R.digest(source)
+            node.value -= 1
+    numbers = sum(isinstance(n, ast.Constant) and isinstance(n.value, (int, float)) and not isinstance(n.value, bool) for n in ast.walk(tree))
+    assert numbers > 10 and changed >= numbers - 3         # a default of an annotation, or a number in an error's text, decides nothing
+    assert R.digest(ast.unparse(tree)) == R.digest(source)
+
+
+def test_the_digests_cover_what_decides_numbers():
+    for data in ('scenes', 'files'):
+        found = R.code_digests(data)
+        assert {'losses', 'train', 'optim', 'patches', 'retrieval', 'image', 'audio', 'data.loaders', 'models.sgmim', 'models.decoder'} <= set(found)
+        assert all(re.fullmatch('[0-9a-f]{8}', h) for h in found.values())
+    assert {'data.scenes', 'data.voice'} <= set(R.code_digests('scenes')) and {'data.corpora', 'checkpoints'} <= set(R.code_digests('files'))
+
+
+def test_what_is_accepted_as_the_same(tmp_path):
+    assert R.same_numbers(tmp_path) == []
+    old = fake('+ Recon', 0, 0.)
+    old['code']['modules'] = {**old['code']['modules'], 'losses': 'a', 'patches': 'b'}
+    put(tmp_path, old)
+    assert R.collect(tmp_path, 4, 'scenes').stale == {('+ Recon', 0): ['the code of patches, losses has changed']}
+    assert [(c['module'], c['was'], c['why']) for c in R.claim_same_numbers(tmp_path, 'clearer')] == [('patches', 'b', 'clearer'), ('losses', 'a', 'clearer')]
+    assert R.collect(tmp_path, 4, 'scenes').seeds('+ Recon') == [0] and R.check_results(tmp_path) == [] and R.claim_same_numbers(tmp_path, 'x') == []
+    now = R.code_digests()
+    assert R.is_stale(old, old['config'], code={**now, 'losses': 'later'}, accepted=R.same_numbers(tmp_path)) == ['the code of losses has changed']      # the claim was about that change, not the next
+    write_json(tmp_path / 'same_numbers.json', {'kind': 'same-numbers', 'changes': [{'module': 'losses', 'was': 'a', 'is': 'b'}]})
+    assert R.check_results(tmp_path) == ['same_numbers.json: changes.0 lacks why']
+
+
+# --- from records to words: made-up records of known skill
+
+def fake(row, seed, skill, queries=200, label='scenes', table=4, budget='steps', captions=1, tests=('test-seen', 'test-unseen', 'test-novel'), spread=0.):
+    "A record whose hits are drawn: a query is as hard for every model; a seed moves the skill by up to `spread`."
+    hard, skill = np.random.default_rng(5).normal(size=(2, queries * captions)), skill + spread * np.random.default_rng([9, seed]).normal()
+    def side(z, groups):
+        ranks = np.clip(np.exp(1.2 * (z - skill) + 1), 1, 999).astype(int)
+        return {'ranks': R.pack(ranks), 'groups': groups, 'queries': 'q', 'n_queries': len(ranks), 'n_items': queries, **{f'recall_at_{k}': 100 * float((ranks <= k).mean()) for k in R.KS}}
+    noise = np.random.default_rng([seed, sum(map(ord, row))]).normal(size=hard.shape) * .2
+    test = {'audio_to_image': side((hard + noise)[0], None if captions == 1 else R.pack(np.repeat(np.arange(queries), captions))), 'image_to_audio': side((hard + noise)[1, :queries], None)}
+    config = {'model': {'lam': 2.}, 'train': {'lr': .1}, 'data': {'kind': 'scenes'}}
+    r = run_record('reproduce', config, seed, {'train': {'name': 'made up', 'fingerprint': 'f'}}, {'tests': {t: test for t in tests}, 'best': {'step': 1, 'score': [1., 2.]}, 'dev': [{'step': 1}], 'curves': {'step': '1'}}, 1800.,
+                   spec={'table': table, 'row': row, 'label': label, 'budget': budget, 'changes': []}, steps=10, pairs_seen=100)
+    return {**r, 'code': {**r['code'], 'modules': R.code_digests()}}
+
+
+def found_of(*records): return R.Found(4, 'scenes', 'steps', {(r['spec']['row'], r['seed']): r for r in records})
+
+
+def test_a_made_up_record_is_complete(): assert R.check_record(fake('+ Recon', 0, 0.)) == []
+
+
+def test_an_estimate_is_the_mean_of_the_records():
+    records = [fake('+ Recon', s, .2, captions=3, spread=.1) for s in range(3)]
+    e = R.estimate(found_of(*records), 'test-seen', '+ Recon')
+    for k in R.KS:
+        each = [np.mean([r['metrics']['tests']['test-seen'][side][f'recall_at_{k}'] for side in R.SIDES]) for r in records]
+        assert np.allclose(e[k].each, each) and np.isclose(e[k].value, np.mean(each)) and e[k].low < e[k].value < e[k].high
+        assert np.isclose(e[k].sd, np.std(each, ddof=1))
+
+
+def test_captions_of_one_image_are_drawn_together():
+    "With five captions that are all found or all not, the interval is that of the images, not of five times as many queries."
+    g, rng = np.repeat(np.arange(100), 5), np.random.default_rng(0)
+    v = (rng.uniform(size=100) < .5)[g][:, None] * 100.
+    width = lambda groups: np.diff(R.interval([(v, groups)], n=2000), axis=0)[0, 0]
+    assert 1.8 < width(g) / width(np.arange(500)) < 2.7
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    rng, covered = np.random.default_rng(1), 0
+    for i in range(200):
+        v = (rng.uniform(size=150) < .3)[:, None] * 100.
+        low, high = R.interval([(v, np.arange(150))], n=300, seed=i)
+        covered += low[0] <= 30 <= high[0]
+    assert 180 <= covered <= 199
+
+
+def test_a_difference_is_paired_and_over_common_seeds():
+    f = found_of(*[fake('VG-HuBERT (M)', s, 0., spread=.5) for s in range(3)], *[fake('+ Summary', s, .15, spread=.5) for s in range(1, 5)])
+    d = R.estimate(f, 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1]
+    assert len(d.each) == 2 and d.high - d.low < 12
+    assert np.std(d.each) < np.std(R.estimate(f, 'test-seen', '+ Summary')[1].each)       # what a seed does to both is gone
+
+
+@pytest.mark.parametrize('skill, spread, words', ((.4, .02, 'resolved: higher'), (-.4, .02, 'resolved: lower'), (0., .02, 'not resolved'), (.1, 1.5, 'not resolved')))
+def test_verdicts(skill, spread, words):
+    base, other = [fake('VG-HuBERT (M)', s, 0.) for s in range(4)], [fake('+ Summary', s, skill, spread=spread) for s in range(4)]
+    f = found_of(*base, *other)
+    assert R.verdict(R.estimate(f, 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1]) == words
+
+
+def test_one_seed_resolves_nothing():
+    f = found_of(fake('VG-HuBERT (M)', 0, 0.), fake('+ Summary', 0, 1.))
+    assert R.verdict(R.estimate(f, 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1]) == 'not resolved (one seed)'
+    assert 'not resolved (one seed)' in R.conclusions(f) and 'resolved:' not in R.conclusions(f)
+
+
+def test_exchanging_the_rows_exchanges_the_verdict():
+    f = found_of(*[fake(row, s, skill) for s in range(3) for row, skill in (('VG-HuBERT (M)', .4), ('+ Summary', 0.))])
+    assert 'resolved: lower, unlike the paper' in R.differences_table(f)
+
+
+def test_other_queries_are_refused():
+    a, b = fake('VG-HuBERT (M)', 0, 0.), fake('+ Summary', 0, 0.)
+    b['metrics']['tests']['test-seen']['image_to_audio']['queries'] = 'r'
+    with pytest.raises(DataError, match='not of the same queries of test-seen'): R.estimate(found_of(a, b), 'test-seen', '+ Summary', 'VG-HuBERT (M)')
+
+
+# --- folders
+
+def put(folder, record): write_json(folder / f'table_{record["spec"]["table"]}' / record['spec']['label'] / R.record_name(record['spec']['row'], record['seed'], record['spec']['budget']), record)
+
+
+def test_collecting(tmp_path):
+    for r in (fake('+ Recon', 0, 0.), fake('+ Recon', 1, 0.), fake('+ Recon', 0, 0., budget='compute'), fake('+ Summary', 0, 0., table=1), fake('+ Summary', 0, 0., label='other')): put(tmp_path, r)
+    f = R.collect(tmp_path, 4, 'scenes')
+    assert set(f.records) == {('+ Recon', 0), ('+ Recon', 1), ('+ Summary', 0)} and not f.stale and not f.broken
+    assert set(R.collect(tmp_path, 4, 'scenes', 'compute').records) == {('+ Recon', 0)}
+    old = fake('+ Recon', 1, 0.)
+    old['code']['modules'] = {**old['code']['modules'], 'optim': '0'}
+    put(tmp_path, old)
+    (tmp_path / 'table_4/scenes/summary-seed3.json').write_text('{"kind": "reproduce", "see')
+    f = R.collect(tmp_path, 4, 'scenes')
+    assert f.stale == {('+ Recon', 1): ['the code of optim has changed']} and list(f.broken) == ['table_4/scenes/summary-seed3.json']
+    line = R.what_was_found(f)
+    assert '**Stale**, and left out: + Recon, seed 1: the code of optim has changed' in line and '**Broken**' in line and '+ Recon: 1 seed;' in line
+    assert R.collect(tmp_path, 4, 'scenes', stale=lambda r: []).seeds('+ Recon') == [0, 1]
+
+
+def test_the_picture_draws_every_row_and_seed():
+    f = found_of(*[fake(row, s, .1) for s in range(3) for row in ('VG-HuBERT (M)', '+ Recon')])
+    fig = R.table4_figure(f, k=10)
+    assert [ax.get_title() for ax in fig.axes] == ['test-seen', 'test-unseen', 'test-novel'] and fig.axes[0].get_ylabel() == 'R@10 in %'
+    dots = [len(c.get_offsets()) for c in fig.axes[0].collections if hasattr(c, 'get_sizes') and len(c.get_sizes())]
+    assert dots == [3, 3]
+
+
+# --- the pages
+
+PAGES = sorted((ROOT / 'nbs/paper').glob('table_*.ipynb'))
+
+
+def show(page, folder, monkeypatch):
+    "What a page shows, cell by cell, with its records in `folder`."
+    monkeypatch.setenv('SGMIM_RESULTS', str(folder))
+    shown, names = [], {}
+    for cell in json.loads(page.read_text())['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] != 'code': continue
+        tree = ast.parse(source)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, page.name, 'exec'), names)
+        if last is not None:
+            out = eval(compile(ast.Expression(last.value), page.name, 'eval'), names)
+            shown.append(getattr(out, 'data', None) if isinstance(getattr(out, 'data', None), str) else out)
+    return shown
+
+
+def text_of(shown): return '\n\n'.join(s for s in shown if isinstance(s, str))
+
+
+def test_there_are_four_pages(): assert [p.stem for p in PAGES] == [f'table_{n}' for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_without_records_a_page_says_so(page, tmp_path, monkeypatch):
+    n, shown = int(page.stem[-1]), show(page, tmp_path, monkeypatch)
+    text = text_of(shown)
+    assert shown[0] == R.paper_table(n) and text.count('no record') >= 3 and text.count('not measured: there is no record') >= 2
+    papers = {f'{v:.1f}' for by in R.PAPER[n].systems.values() for row in by.values() for v in row}
+    assert set(re.findall(r'\d+\.\d+', re.sub(r'<[^>]+>', '', text))) <= papers, 'a number that is neither measured nor the paper\'s'
+    for name in R.PAPER[n].systems: assert f'| {name}' in text
+    assert not any(hasattr(s, 'savefig') for s in shown)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
+    from sgmim import reproduce
+    from sgmim.models.sgmim import ROWS
+    for row, skill in zip(ROWS, (0., 0., .02, .5)):
+        for seed in range(3):
+            r = fake(row, seed, skill)
+            spec = reproduce.plan_runs(4, rows=[row], seeds=[seed], results=tmp_path)[0]
+            put(tmp_path, {**r, 'config': spec.config, 'preset': spec.preset})
+    shown = show(page, tmp_path, monkeypatch)
+    text, n = text_of(shown), int(page.stem[-1])
+    assert '+ Summary: 3 seeds' in text and ('resolved: higher, as in the paper: + Summary − VG-HuBERT (M) (test-seen), ' if n in (1, 4) else 'resolved: higher: + Summary − VG-HuBERT (M) (test-seen), ') in text and '30 minutes a run (mean of ' in text
+    assert 'neither confirms nor refutes' in text and 'Neither confirmed nor refuted here: it has not been run' in text
+    assert any(hasattr(s, 'savefig') for s in shown) == (n == 4)
+    value = R.estimate(R.collect(tmp_path, 4, 'scenes', stale=lambda r: []), 'test-novel', '+ Summary', sides=R.SIDES if n == 4 else R.SIDES[:1])[1]
+    assert R.number(value) in text
+    for f in tmp_path.glob('table_4/scenes/*seed2.json'):       # another rate: the record is of another plan
+        r = read_json(f)
+        write_json(f, {**r, 'config': {**r['config'], 'train': {**r['config']['train'], 'lr': .5}}})
+    text = text_of(show(page, tmp_path, monkeypatch))
+    assert '+ Summary: 2 seeds' in text and '**Stale**' in text and 'train.lr: 0.5, now 0.001' in text
