@@ -10,7 +10,7 @@ __all__ = ['CAPTIONS', 'GAPS', 'BACKGROUND', 'EDGE', 'CLASSES', 'TAKEN', 'WAYS',
            'word_remover', 'PatchTruth', 'said_or_not', 'without_words', 'speech_dependence', 'with_recon', 'shown',
            'markdown_table', 'dependence_tables', 'dependence_figure', 'category_figure', 'dependence_record']
 
-# %% ../nbs/24_analysis.ipynb #f70cb3fb
+# %% ../nbs/24_analysis.ipynb #7917d3a6
 import time
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from .models.sgmim import SGMIM
 from .patches import PatchMask
 from .train import corpus_pairs
 
-# %% ../nbs/24_analysis.ipynb #84f84c9b
+# %% ../nbs/24_analysis.ipynb #674694f4
 CAPTIONS = ('right', 'wrong', 'none')
 
 def wrong_captions(image_id: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def check_listens(model: SGMIM) -> None:
     if row not in ('frames', 'summary'):
         raise ConfigError(f"the decoder of this model hears nothing (reconstruction='{row}'), so captions cannot be exchanged")
 
-# %% ../nbs/24_analysis.ipynb #e46c94c3
+# %% ../nbs/24_analysis.ipynb #93cca004
 def exchange(model: SGMIM, heard, caption: str, image_id: torch.Tensor) -> tuple:
     "(context, padding) for the decoder when `heard` (what `model.hear` gave for a batch) is exchanged: `caption` is one of `CAPTIONS`."
     if caption not in CAPTIONS: raise ConfigError(f"caption must be one of {CAPTIONS}, got '{caption}'")
@@ -55,8 +55,8 @@ def exchange(model: SGMIM, heard, caption: str, image_id: torch.Tensor) -> tuple
     return context[other], padding if padding is None else padding[other]
 
 def target_features(model: SGMIM, image: torch.Tensor) -> torch.Tensor:
-    "What eq. 4 compares with: the momentum encoder's features of all patches (B, N, D), normalised if the model's loss does so."
-    target = model.momentum_encoder(image)[:, 1:]
+    "What eq. 4 compares with: the momentum encoder's features of all patches (B, N, D) (or their pixels), normalised if the model's loss does so."
+    target = model.target(image)
     return F.layer_norm(target, target.shape[-1:]) if model.config.mim_normalise_target else target
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def reconstruct_with(model: SGMIM, batch: dict, caption: str = 'right', mask: Pa
     predicted = model.decoder(model.image_encoder(batch['image'], mask), mask, context, padding)
     return dict(predicted=predicted, target=target_features(model, batch['image']), mask=mask.mask)
 
-# %% ../nbs/24_analysis.ipynb #4652321d
+# %% ../nbs/24_analysis.ipynb #42445516
 class PatchErrors(NamedTuple):
     """Errors at the hidden patches of n pairs. `error`: {condition: (n, N) float64, 0 where visible}, over the target's variance; `hidden` (n, N) bool, True = hidden;
     `caption` and `image` (n,): their numbers in the corpus."""
@@ -88,7 +88,7 @@ class Variance:
     @property
     def value(self): return float(((self.square - self.sum**2/self.n)/(self.n - 1)).mean())
 
-# %% ../nbs/24_analysis.ipynb #a848523e
+# %% ../nbs/24_analysis.ipynb #8529fbb8
 def conditions(model: SGMIM, batch: dict, names, take_out=None):
     "Yields (name, (context, padding)) for each of the conditions `names`; `take_out(batch, heard, kind)` gives what is heard without the words of a class."
     if 'alone' in names and model.config.reconstruction != 'plain':
@@ -101,7 +101,7 @@ def conditions(model: SGMIM, batch: dict, names, take_out=None):
         elif name.startswith('no '): yield name, model.context(take_out(batch, heard, name[3:]))
         else: yield name, exchange(model, heard, name, batch['image_id'])
 
-# %% ../nbs/24_analysis.ipynb #7bead0cb
+# %% ../nbs/24_analysis.ipynb #177ffc2f
 @torch.no_grad()
 def patch_errors(model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: int = 0, batch_size: int = 64, take_out=None) -> PatchErrors:
     """Error at every hidden patch of the first `pairs` captions of a corpus, under each of the conditions `names` (see `conditions`).
@@ -125,7 +125,7 @@ def patch_errors(model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: i
     error = {name: torch.cat(e).numpy()[order]/variance.value for name, e in found.items()}
     return PatchErrors(error, torch.cat(hidden).numpy()[order], caption[order], np.asarray(corpus.image_of_caption)[caption[order]])
 
-# %% ../nbs/24_analysis.ipynb #941b3a96
+# %% ../nbs/24_analysis.ipynb #20aa4d3f
 def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, batch_size: int = 64) -> dict:
     """Masked error (eq. 4, over the target's variance) with the right, a wrong and no caption, on the first `pairs` captions of a corpus.
     Returns {'right', 'wrong', 'none', 'right_over_wrong', 'pairs'}; the masks are drawn from `seed` and equal for the three."""
@@ -134,7 +134,7 @@ def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, ba
     error = {c: float(e.error[c].sum()/e.hidden.sum()) for c in CAPTIONS}
     return {**error, 'right_over_wrong': error['right']/error['wrong'], 'pairs': len(e.caption)}
 
-# %% ../nbs/24_analysis.ipynb #8c75f56c
+# %% ../nbs/24_analysis.ipynb #7f6f0f10
 def resample_weights(groups, n: int = 1000, seed: int = 0) -> np.ndarray:
     "How often each item is drawn in each of `n` bootstrap resamples, (n, items): items of one group (items,) are drawn together."
     _, member = np.unique(np.asarray(groups), return_inverse=True)
@@ -152,7 +152,7 @@ def estimate(weights, total, count, minus=None, level: float = .95) -> dict | No
     low, high = np.nanquantile(drawn, [(1 - level)/2, (1 + level)/2])      # a resample may hold none of a rare kind
     return {'value': round(float(value), 5), 'interval': [round(float(low), 5), round(float(high), 5)], 'n': int(terms[0][1].sum())}
 
-# %% ../nbs/24_analysis.ipynb #71e82f6a
+# %% ../nbs/24_analysis.ipynb #21dcf05b
 GAPS = (('wrong', 'right'), ('none', 'right'), ('alone', 'right'))
 
 def compare(errors: PatchErrors, weights, where=None) -> dict:
@@ -167,7 +167,7 @@ def depends(gap: dict | None) -> bool:
     "Is the interval of a difference wholly above 0?"
     return gap is not None and gap['interval'][0] > 0
 
-# %% ../nbs/24_analysis.ipynb #85441398
+# %% ../nbs/24_analysis.ipynb #aabe6deb
 BACKGROUND, EDGE = -1, -2
 
 def patch_shares(scene, config) -> np.ndarray:
@@ -183,7 +183,7 @@ def patch_owner(shares: np.ndarray) -> np.ndarray:
     if not len(shares): return np.full(shares.shape[1], BACKGROUND)
     return np.where(shares.max(0) >= .5, shares.argmax(0), np.where(shares.sum(0) > 0, EDGE, BACKGROUND))
 
-# %% ../nbs/24_analysis.ipynb #5d36b599
+# %% ../nbs/24_analysis.ipynb #49adc7cc
 class Mention(NamedTuple):
     "Words said of a thing: `thing`, its category; `kind`, 'thing', 'colour' or 'size'; `word` (a name may be two words); `start` and `end` in seconds; `event`, the numbers of the spoken words."
     thing: str
@@ -216,7 +216,7 @@ def _find_name(said, category, at):
     if not found: raise DataError(f"the words {' '.join(said)!r} do not name the {category} that this caption is said to speak of")
     return min(found)[0], -min(found)[1]
 
-# %% ../nbs/24_analysis.ipynb #8a81508a
+# %% ../nbs/24_analysis.ipynb #2770b7a8
 CLASSES = ('thing', 'colour', 'size', 'place', 'other')
 
 def word_spans(caption) -> dict:
@@ -235,7 +235,7 @@ def taken_spans(caption, kind: str) -> list:
     if kind != 'first thing': return word_spans(caption)[kind]
     return [(m.start, m.end) for m in mentions(caption) if m.kind == 'thing'][:1]
 
-# %% ../nbs/24_analysis.ipynb #d7f445be
+# %% ../nbs/24_analysis.ipynb #4504e4b4
 def frame_times(encoder, T: int) -> np.ndarray:
     "Middle, in seconds, of the sound that each of the first T frames of an audio encoder is computed from."
     return (np.arange(T)*encoder.hop + encoder.shortest/2)/RATE
@@ -251,7 +251,7 @@ def with_rows(heard, part, rows):
     "What was heard, with some rows exchanged for those of `part`."
     return type(heard)(*(old if old is None else old.index_copy(0, rows, new) for old, new in zip(heard, part)))
 
-# %% ../nbs/24_analysis.ipynb #ff59351a
+# %% ../nbs/24_analysis.ipynb #992ff11f
 WAYS = ('sound', 'frames')
 
 def word_remover(model: SGMIM, corpus, way: str = 'sound'):
@@ -267,7 +267,7 @@ def word_remover(model: SGMIM, corpus, way: str = 'sound'):
         return heard._replace(frames=heard.frames.masked_fill(torch.from_numpy(gone).to(heard.frames.device)[..., None], 0))
     return take_out
 
-# %% ../nbs/24_analysis.ipynb #fdf72539
+# %% ../nbs/24_analysis.ipynb #c1559e3e
 class PatchTruth:
     "What the hidden patches of `PatchErrors` show, and what was said of it: masks (n, N) bool by question."
     def __init__(self, corpus, errors: PatchErrors, config):
@@ -291,7 +291,7 @@ class PatchTruth:
         if kind == 'first thing': return self.things(lambda thing, caption: thing.category == mentions(caption)[0].thing)
         return self.things(lambda thing, caption: any((m.thing, m.kind) == (thing.category, kind) for m in mentions(caption)))
 
-# %% ../nbs/24_analysis.ipynb #d2ccb8eb
+# %% ../nbs/24_analysis.ipynb #0e2ff5d6
 ATTRIBUTES = ('colour', 'size', 'place')
 
 def said_or_not(errors: PatchErrors, truth: PatchTruth, weights, attribute: str) -> dict:
@@ -315,7 +315,7 @@ def without_words(errors: PatchErrors, truth: PatchTruth, weights, kind: str) ->
     return {**{k: estimate(weights, *v) for k, v in sums.items()}, **{f'own_minus_{k}': estimate(weights, *sums['own'], minus=sums[k]) for k in ('other_things', 'background')},
             'captions': len(seconds), 'seconds': round(float(np.mean(seconds)), 3) if seconds else 0.}
 
-# %% ../nbs/24_analysis.ipynb #9c5d6f42
+# %% ../nbs/24_analysis.ipynb #70a76a6b
 def speech_dependence(model: SGMIM, corpus, pairs: int = 1000, seed: int = 0, recon: SGMIM | None = None, way: str = 'sound', resamples: int = 1000, batch_size: int = 64) -> dict:
     """{'overall', 'patch', 'category', 'said', 'silenced'}: masked errors by condition with paired bootstrap intervals over images; see `compare`, `said_or_not` and `without_words`.
     `recon`: a model of the row + Recon, cut and masked alike. `way`: words are taken out of the 'sound' or of the 'frames'. Corpora without scenes get 'overall' alone.
@@ -341,7 +341,7 @@ def with_recon(errors: PatchErrors, alone: PatchErrors) -> PatchErrors:
         raise ConfigError('the + Recon model hides other patches: it needs the same image size, patch size and mask_ratio')
     return errors._replace(error={**errors.error, **alone.error})
 
-# %% ../nbs/24_analysis.ipynb #c9521b1f
+# %% ../nbs/24_analysis.ipynb #079f8cdc
 def shown(e: dict | None, digits: int = 3) -> str:
     "An estimate as text: value and interval."
     return '–' if e is None else f'{e["value"]:.{digits}f} ({e["interval"][0]:.{digits}f} to {e["interval"][1]:.{digits}f})'
@@ -362,7 +362,7 @@ def dependence_tables(found: dict) -> dict:
         tables['said'] = markdown_table(['', 'patches said', 'unsaid', *gaps], [[k, n(d['said']), n(d['unsaid']), *(shown(d[g]) for g in gaps)] for k, d in found['said'].items()])
     return tables
 
-# %% ../nbs/24_analysis.ipynb #12dd122d
+# %% ../nbs/24_analysis.ipynb #a7a16c4b
 SHOWN = (('right', 'right caption'), ('alone', '+ Recon, no speech'), ('none', 'no caption'), ('wrong', 'wrong caption'))
 
 def _bars(ax, groups, names):
@@ -392,7 +392,7 @@ def dependence_figure(found: dict, title: str | None = None):
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/24_analysis.ipynb #be73b5ff
+# %% ../nbs/24_analysis.ipynb #469ecf2b
 def category_figure(found: dict, title: str | None = None):
     "Masked error of each category with the right, no and a wrong caption, sorted by the harm of the wrong one; points with 95 % intervals."
     rows = sorted(((k, d) for k, d in found['category'].items() if d['right']), key=lambda r: r[1]['wrong_minus_right']['value'])
@@ -408,7 +408,7 @@ def category_figure(found: dict, title: str | None = None):
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/24_analysis.ipynb #2408c5d8
+# %% ../nbs/24_analysis.ipynb #76e88b48
 def dependence_record(model: SGMIM, splits: dict, pairs: int = 1000, seed: int = 0, recon: SGMIM | None = None, way: str = 'sound', resamples: int = 1000,
                       about: dict | None = None, record=None) -> dict:
     """`speech_dependence` on `splits` {name: corpus} as a run record, metrics[split]. `about`: more for its config (which checkpoint, which + Recon model); `record`: file to write."""

@@ -6,7 +6,7 @@
 __all__ = ['OPEN', 'closest_recipe', 'differences', 'parameter_counts', 'calibrate', 'decoding_seconds', 'Plan', 'plan_text',
            'make_plan']
 
-# %% ../nbs/23_plan.ipynb #ec206acd
+# %% ../nbs/23_plan.ipynb #7cd5be54
 import dataclasses, shutil, textwrap, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ import torch
 from .audio import RATE
 from .core import config_to_dict
 from .models.sgmim import paper
-from .train import RECIPES
+from .train import RECIPES, autocast
 
-# %% ../nbs/23_plan.ipynb #b317e808
+# %% ../nbs/23_plan.ipynb #6097ecf7
 OPEN = {
     'decoder_width': "width of the decoder: None is the image encoder's", 'decoder_heads': "heads of the decoder: as the encoders", 'decoder_mlp_ratio': 'feed-forward of the decoder: as the encoders', 'decoder_position': 'positional embedding of the decoder',
     'decoder_norm': 'LayerNorm before or after its blocks', 'pool_cls': 'does the mean of Z_I take [CLS] in (eq. 1 defines Z_I with it)', 'mask_same_image': "other captions of one's own image as negatives",
@@ -37,13 +37,13 @@ def differences(model, config, corpus=''):
     pairs = ((model, paper()), (config, closest_recipe(corpus)))
     return {f.name: (getattr(a, f.name), getattr(b, f.name)) for a, b in pairs for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)}
 
-# %% ../nbs/23_plan.ipynb #623aecdd
+# %% ../nbs/23_plan.ipynb #65a803c2
 def parameter_counts(model):
     "{part: (trained, all)} of an `SGMIM`, and their sum under 'all'."
     count = {n: (sum(p.numel() for p in m.parameters() if p.requires_grad), sum(p.numel() for p in m.parameters())) for n, m in model.named_children()}
     return count | {'all': tuple(map(sum, zip(*count.values())))}
 
-# %% ../nbs/23_plan.ipynb #9c2ee002
+# %% ../nbs/23_plan.ipynb #808a03cc
 def calibrate(model, config, device='cpu', sizes=None, seconds=None):
     """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of two `sizes` and of `seconds` of audio (None: the full length).
     `sizes` None: 2 and 4 pairs, or 8 and 24 where that takes no time; then each is timed three times, and the fastest counts.
@@ -77,13 +77,12 @@ def _one_pass(model, batch, config, device, reconstruct=True):
         return x
     if cuda: torch.cuda.reset_peak_memory_stats(device); torch.cuda.synchronize(device)
     began = time.perf_counter()
-    amp = config.amp == 'bf16' or (config.amp == 'auto' and cuda and torch.cuda.is_bf16_supported())
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), torch.autocast(device.type, torch.bfloat16, enabled=amp): loss = model(batch, reconstruct=reconstruct)['loss']
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast(config.amp, device): loss = model(batch, reconstruct=reconstruct)['loss']
     loss.backward()
     if cuda: torch.cuda.synchronize(device)
     return time.perf_counter() - began, sum(kept.values()), torch.cuda.max_memory_allocated(device) if cuda else None
 
-# %% ../nbs/23_plan.ipynb #87091a7f
+# %% ../nbs/23_plan.ipynb #89690940
 def decoding_seconds(pairs, n=16):
     "Seconds that one process takes to decode a pair (mean over `n`, spread over the corpus)."
     picked = [int(j) for j in torch.linspace(0, len(pairs) - 1, min(n, len(pairs)))]
@@ -92,7 +91,7 @@ def decoding_seconds(pairs, n=16):
     for j in picked: pairs[j, j]
     return (time.perf_counter() - began)/len(picked)
 
-# %% ../nbs/23_plan.ipynb #61f535f6
+# %% ../nbs/23_plan.ipynb #8e531682
 @dataclass(frozen=True)
 class Plan:
     "What a training is going to be. Bytes and hours are estimates, None without calibration; `print` it for people, `to_dict` for records."
@@ -116,7 +115,7 @@ class Plan:
 
     def __str__(self): return plan_text(self)
 
-# %% ../nbs/23_plan.ipynb #b72f9061
+# %% ../nbs/23_plan.ipynb #806a1e57
 def plan_text(plan):
     "A `Plan` for people to read: every field of the configuration once, by where its value is from; then the data, and what it takes."
     every, differ = plan.model | plan.train, plan.differences

@@ -72,7 +72,7 @@ class Parrot(nn.Module):
     def hear(self, batch): return 2*batch['audio'][:, 0]
     def context(self, heard): return heard[:, None, None], None
     def image_encoder(self, image, mask=None): return image
-    def momentum_encoder(self, image): return ((image[:, :1, 0, 0]*.229 + .485)*255/100 - 1.28)[:, :, None].expand(-1, 17, 4)
+    def target(self, image): return ((image[:, :1, 0, 0]*.229 + .485)*255/100 - 1.28)[:, :, None].expand(-1, 16, 4)
     def decoder(self, visible, mask, context, padding): return (self.share*context).expand(-1, 16, 4)
 
 
@@ -286,7 +286,7 @@ class Ear:
     "A 'model' that hears exactly the names of things: at the patches of a thing it predicts the target if the name is audible, and 0 if not; elsewhere it is always right."
     def __init__(self, corpus, config):
         self.corpus, self.config, self.zero = corpus, config, nn.Parameter(torch.zeros(1))
-        self.momentum_encoder = lambda image: nn.functional.pad(patchify(image, config.patch_size), (0, 0, 1, 0))      # [CLS] is of no use here
+        self.target = lambda image: patchify(image, config.patch_size)
 
     def eval(self): return self
     def parameters(self): return iter([self.zero])
@@ -302,7 +302,7 @@ class Ear:
         return Heard(weight)
 
     def context(self, heard): return heard.weight, None
-    def image_encoder(self, image, mask): return self.momentum_encoder(image)[:, 1:]
+    def image_encoder(self, image, mask): return self.target(image)
     def decoder(self, visible, mask, context, padding): return visible*context
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Attention', 'sincos_positions', 'DecoderLayer', 'Decoder']
 
-# %% ../../nbs/15_models_decoder.ipynb #81dff88b
+# %% ../../nbs/15_models_decoder.ipynb #5e93591c
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..core import ConfigError
 from ..patches import PatchMask, scatter_patches
 
-# %% ../../nbs/15_models_decoder.ipynb #aeb99342
+# %% ../../nbs/15_models_decoder.ipynb #2edf8027
 class Attention(nn.Module):
     "Multi-head attention of one set of tokens to another (or to itself), by the fused kernel."
     def __init__(self,
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         return self.out(y.transpose(1, 2).reshape(B, N, D))
 
-# %% ../../nbs/15_models_decoder.ipynb #ba8ea6db
+# %% ../../nbs/15_models_decoder.ipynb #e91a1629
 def sincos_positions(
     side: int, # patches a side of the image
     width: int, # D, a multiple of 4
@@ -51,7 +51,7 @@ def sincos_positions(
     rows, cols = wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)
     return torch.cat([rows, cols], dim=2).reshape(side * side, width)
 
-# %% ../../nbs/15_models_decoder.ipynb #8e584d81
+# %% ../../nbs/15_models_decoder.ipynb #67471a23
 class DecoderLayer(nn.Module):
     "Cross-attention, self-attention, feed-forward, in this order (§3.2); each with a residual and a LayerNorm."
     def __init__(self,
@@ -81,12 +81,12 @@ class DecoderLayer(nn.Module):
         x = self._add(x, self.attn_norm, lambda y: self.attn(y, y))
         return self._add(x, self.mlp_norm, self.mlp)
 
-# %% ../../nbs/15_models_decoder.ipynb #ffd5f16e
+# %% ../../nbs/15_models_decoder.ipynb #9b65d76b
 class Decoder(nn.Module):
     "$D_M$ of eq. 4: visible features and a caption in, one prediction for each of the N patches out."
     def __init__(self,
         num_patches: int, # N, a square number
-        image_width: int, # D of the image encoder, and of what is predicted
+        image_width: int, # D of the image encoder
         context_width: int | None, # D of the audio encoder; None: not guided by speech (+ Recon)
         width: int | None = None, # of the decoder itself; None: as the image encoder
         depth: int = 1, # layers (§3.2: one)
@@ -94,6 +94,7 @@ class Decoder(nn.Module):
         mlp_ratio: float = 4.,
         position: str = 'sincos', # 'sincos' (fixed) or 'learned'
         norm: str = 'pre', # 'pre' or 'post'
+        target_width: int | None = None, # of what is predicted; None: features of the image encoder, D
     ):
         super().__init__()
         width = width or image_width
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
         if position == 'learned': self.position = nn.Parameter(torch.randn(num_patches, width) * .02)
         else: self.register_buffer('position', sincos_positions(round(num_patches ** .5), width), persistent=False)
         self.layers = nn.ModuleList(DecoderLayer(width, heads, mlp_ratio, context_width, norm) for _ in range(depth))
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, image_width)
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, target_width or image_width)
 
     def forward(self,
         visible: torch.Tensor, # (B, 1+V, D) E_I(I_v), [CLS] first

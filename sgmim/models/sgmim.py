@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'PRESETS', 'ROWS', 'IMAGE_EXTRA', 'AUDIO_EXTRA', 'OLD_NAME
            'build_image_encoder', 'build_audio_encoder', 'projection', 'DualEncoder', 'SGMIM', 'config_difference',
            'save_model', 'read_exported', 'load_model', 'load_backbones']
 
-# %% ../../nbs/17_models_sgmim.ipynb #606ac17c
+# %% ../../nbs/17_models_sgmim.ipynb #63ba053d
 import copy, dataclasses, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from ..losses import info_nce, mim_loss, total_loss
 from .audio_encoder import AudioEncoder, AudioOutput, hubert_config, summarise
 from .decoder import Decoder
 from .image_encoder import ImageEncoder
-from ..patches import PatchMask, random_mask
+from ..patches import PatchMask, patchify, random_mask
 
-# %% ../../nbs/17_models_sgmim.ipynb #ce15b474
+# %% ../../nbs/17_models_sgmim.ipynb #93ee09f0
 @dataclass(frozen=True)
 class EncoderConfig:
     "Sizes of the two encoders. Defaults: ViT-B/16 and HuBERT Base (§3.2)."
@@ -55,7 +55,7 @@ class EncoderConfig:
     freeze_cnn: bool = True # convolutions stay as pretrained (VG-HuBERT's code)
     reinit_layers: int = 3 # last layers started afresh after loading HuBERT (§3.2)
 
-# %% ../../nbs/17_models_sgmim.ipynb #90739fc8
+# %% ../../nbs/17_models_sgmim.ipynb #2cb45f40
 @dataclass(frozen=True)
 class SGMIMConfig(EncoderConfig):
     "The whole model and its objective. Defaults are the paper's; what it leaves open is marked *ours*."
@@ -80,6 +80,7 @@ class SGMIMConfig(EncoderConfig):
     mask_ratio: float = .75 # (§3.2)
     lam: float = 2. # λ (§3.2)
     mim_onset: float = 3. # epochs of contrastive loss alone (§3.2)
+    mim_target: str = 'features' # what the decoder predicts: 'features' of the momentum encoder (§2.1), or 'pixels', as MAE (ours, to compare)
     mim_reduction: str = 'mean' # ours: over dimensions, 'mean' or 'sum'
     mim_normalise_target: bool = False # ours: LayerNorm on the target
     drop_self: bool = True # W without [CLS]'s attention to itself (eq. 3: W multiplies z_1..z_T)
@@ -92,9 +93,9 @@ class SGMIMConfig(EncoderConfig):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/17_models_sgmim.ipynb #b4216953
+# %% ../../nbs/17_models_sgmim.ipynb #80a32270
 CHOICES = dict(reconstruction=('none', 'plain', 'frames', 'summary'), similarity=('dot', 'cosine'), conv_norm=('group', 'layer'),
-               image_feature=('mean', 'cls'), projection=('linear', 'mlp'), decoder_position=('sincos', 'learned'), decoder_norm=('pre', 'post'), mim_reduction=('mean', 'sum'),
+               image_feature=('mean', 'cls'), projection=('linear', 'mlp'), decoder_position=('sincos', 'learned'), decoder_norm=('pre', 'post'), mim_target=('features', 'pixels'), mim_reduction=('mean', 'sum'),
                momentum_horizon=('training', 'reconstruction'))
 
 def check_config(c) -> None:
@@ -125,7 +126,7 @@ def check_config(c) -> None:
     need(0 <= c.momentum_start <= c.momentum_end <= 1, 'momentum_start', f'in [0, 1] and at most momentum_end {c.momentum_end}')
     need(type(c.reinit_layers) is int and 0 <= c.reinit_layers <= c.audio_depth, 'reinit_layers', f'between 0 and audio_depth {c.audio_depth}')
 
-# %% ../../nbs/17_models_sgmim.ipynb #cbe9cb83
+# %% ../../nbs/17_models_sgmim.ipynb #4c033f86
 def paper() -> SGMIMConfig:
     "The model of §3.2: ViT-B/16, HuBERT Base, a decoder of one layer."
     return SGMIMConfig()
@@ -142,7 +143,7 @@ def scenes_tiny() -> SGMIMConfig:
         similarity='cosine', temperature=.07, # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
         momentum_start=.99) # some thousand updates, not some hundred thousand
 
-# %% ../../nbs/17_models_sgmim.ipynb #3d58d845
+# %% ../../nbs/17_models_sgmim.ipynb #389a0281
 def vg_hubert() -> SGMIMConfig:
     "VG-HuBERT as published (§3.3; VG-HuBERT's code): DINO's ViT-S/8, HuBERT Base, [CLS] against [CLS], no reconstruction."
     return SGMIMConfig(
@@ -156,14 +157,14 @@ def vg_hubert() -> SGMIMConfig:
 
 PRESETS = {'scenes-tiny': scenes_tiny, 'paper-places': paper, 'paper-spokencoco': paper, 'paper-facc': paper, 'vg-hubert': vg_hubert}
 
-# %% ../../nbs/17_models_sgmim.ipynb #9a4145b0
+# %% ../../nbs/17_models_sgmim.ipynb #54527e8c
 ROWS = {'VG-HuBERT (M)': 'none', '+ Recon': 'plain', '+ Speech-Guided': 'frames', '+ Summary': 'summary'}
 
 def table4_rows(config: SGMIMConfig) -> dict[str, SGMIMConfig]:
     "The four models of Table 4, by the paper's names: variants of one configuration."
     return {name: dataclasses.replace(config, reconstruction=kind) for name, kind in ROWS.items()}
 
-# %% ../../nbs/17_models_sgmim.ipynb #c7c0dd7e
+# %% ../../nbs/17_models_sgmim.ipynb #e852870e
 def momentum_at(
     step: int, # updates done
     total: int, # updates in all
@@ -175,7 +176,7 @@ def momentum_at(
     done = min(max((step - onset) / max(total - onset, 1), 0.), 1.)
     return end - (end - start) * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../../nbs/17_models_sgmim.ipynb #ae80fc56
+# %% ../../nbs/17_models_sgmim.ipynb #77d4e46e
 @torch.no_grad()
 def ema_update(
     average: nn.Module, # moves
@@ -185,7 +186,7 @@ def ema_update(
     "In place: average = α average + (1-α) model, for every parameter (§2.1)."
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - alpha)
 
-# %% ../../nbs/17_models_sgmim.ipynb #8eb46e9a
+# %% ../../nbs/17_models_sgmim.ipynb #b3fbebaf
 def build_image_encoder(c: EncoderConfig) -> ImageEncoder:
     "E_I of a configuration, freshly initialised."
     return ImageEncoder(c.image_size, c.patch_size, c.image_width, c.image_depth, c.image_heads, c.image_mlp_ratio, c.image_drop_path)
@@ -196,7 +197,7 @@ def build_audio_encoder(c: SGMIMConfig) -> AudioEncoder:
                            c.conv_bias, c.conv_norm, c.pos_kernel, c.pos_groups, c.dropout, c.attention_dropout, c.activation_dropout)
     return AudioEncoder(hubert, c.freeze_cnn, c.drop_self, c.renormalise, c.attention_grad)
 
-# %% ../../nbs/17_models_sgmim.ipynb #92754e1e
+# %% ../../nbs/17_models_sgmim.ipynb #e164f627
 def projection(
     kind: str, # 'linear' or 'mlp'
     width: int, # of the encoder's feature
@@ -209,7 +210,7 @@ def projection(
     for layer in (mlp[0], mlp[2]): nn.init.normal_(layer.weight, std=.02); nn.init.zeros_(layer.bias)
     return mlp
 
-# %% ../../nbs/17_models_sgmim.ipynb #399d81dc
+# %% ../../nbs/17_models_sgmim.ipynb #76852190
 class DualEncoder(nn.Module):
     "$E_I$ and $E_A$ with their projections to $z^I$ and $z^A$ (Fig. 2a)."
     def __init__(self, config: SGMIMConfig):
@@ -237,7 +238,7 @@ class DualEncoder(nn.Module):
         return self.audio_encoder(batch.get('audio'), batch.get('audio_len'), batch.get('frames'), batch.get('frames_len'),
                                   need_attention=self.config.reconstruction == 'summary')
 
-# %% ../../nbs/17_models_sgmim.ipynb #8007e186
+# %% ../../nbs/17_models_sgmim.ipynb #71196d0a
 class SGMIM(DualEncoder):
     "Speech guided masked image modelling: `DualEncoder` with $D_M$ and the momentum encoder (Fig. 2b)."
     def __init__(self, config: SGMIMConfig):
@@ -245,8 +246,9 @@ class SGMIM(DualEncoder):
         c, self.decoder, self.momentum_encoder = config, None, None
         if c.reconstruction != 'none':
             self.decoder = Decoder(self.image_encoder.num_patches, c.image_width, None if c.reconstruction == 'plain' else c.audio_width,
-                                   c.decoder_width, c.decoder_depth, c.decoder_heads, c.decoder_mlp_ratio, c.decoder_position, c.decoder_norm)
-            self.momentum_encoder = copy.deepcopy(self.image_encoder).requires_grad_(False).eval()
+                                   c.decoder_width, c.decoder_depth, c.decoder_heads, c.decoder_mlp_ratio, c.decoder_position, c.decoder_norm,
+                                   3 * c.patch_size ** 2 if c.mim_target == 'pixels' else None)
+            if c.mim_target == 'features': self.momentum_encoder = copy.deepcopy(self.image_encoder).requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         "As `nn.Module.train`, but the momentum encoder always stays in evaluation mode."
@@ -263,12 +265,18 @@ class SGMIM(DualEncoder):
         "A random mask for these images (§3.2)."
         return random_mask(len(image), self.image_encoder.num_patches, self.config.mask_ratio, generator, image.device)
 
+    @torch.no_grad()
+    def target(self, image) -> torch.Tensor:
+        "What the decoder is to predict, (B, N, D): features of the whole image by the momentum encoder (§2.1), or the pixels of each patch, normalised (MAE)."
+        if self.config.mim_target == 'features': return self.momentum_encoder(image)[:, 1:]
+        patches = patchify(image, self.config.patch_size)
+        return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+
     def decode(self, image, tokens, heard, mask=None, generator=None) -> dict:
         "Eq. 4: predicted and target features (B, N, D) of all patches, and the mask (B, N), True = hidden."
         if mask is None: mask = self.draw_mask(image, generator)
         predicted = self.decoder(self.image_encoder.encode(tokens, mask), mask, *self.context(heard))
-        with torch.no_grad(): target = self.momentum_encoder(image)[:, 1:]
-        return dict(predicted=predicted, target=target, mask=mask.mask)
+        return dict(predicted=predicted, target=self.target(image), mask=mask.mask)
 
     def reconstruct(self, batch: dict, mask: PatchMask | None = None, generator: torch.Generator | None = None) -> dict:
         "Predicted and target features of all patches, and the mask: for figures and analysis."
@@ -302,7 +310,7 @@ class SGMIM(DualEncoder):
         "A saved or exported model from its folder, in evaluation mode: `load_model`, by the name that transformers' users look for."
         return load_model(path, device=device)
 
-# %% ../../nbs/17_models_sgmim.ipynb #b5426aa7
+# %% ../../nbs/17_models_sgmim.ipynb #f3c47ed3
 def config_difference(a: SGMIMConfig, b: SGMIMConfig) -> list[str]:
     "Fields in which two configurations differ, as text."
     return [f'{f.name} = {getattr(a, f.name)!r}, not {getattr(b, f.name)!r}' for f in dataclasses.fields(a)
@@ -340,7 +348,7 @@ def load_model(
     load_state(model, tensors, what=str(folder))
     return model.to(pick_device(device)).eval()
 
-# %% ../../nbs/17_models_sgmim.ipynb #023093de
+# %% ../../nbs/17_models_sgmim.ipynb #c91375fd
 IMAGE_EXTRA = ('head.', 'decoder_', 'mask_token') # a classifier; MAE's decoder
 AUDIO_EXTRA = ('masked_spec_embed', 'final_proj.', 'label_embs_concat') # SpecAugment's vector; HuBERT's pretext heads
 OLD_NAMES = {'.weight_g': '.parametrizations.weight.original0', '.weight_v': '.parametrizations.weight.original1'} # older weight norm
