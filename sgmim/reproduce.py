@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PROTOCOL', 'SPOKEN', 'PRESET', 'WEIGHTS', 'which_weights', 'RunSpec', 'parse_changes', 'with_changes',
            'read_settings', 'CountFlops', 'pair_flops', 'training_flops', 'equal_compute', 'seed_list', 'plan_runs',
-           'open_data', 'fingerprints', 'initial_weights', 'test_model', 'ladder', 'run_spec', 'command_of', 'alone',
-           'state_of', 'pairs_of', 'seconds_a_pair', 'describe', 'gather', 'report', 'reproduce', 'finish_run', 'grid',
-           'tuning_table', 'tune', 'arguments', 'reproduce_command']
+           'role_splits', 'open_splits', 'open_data', 'fingerprints', 'initial_weights', 'test_model', 'ladder',
+           'run_spec', 'command_of', 'alone', 'state_of', 'pairs_of', 'seconds_a_pair', 'describe', 'gather',
+           'gather_variants', 'checkpoints', 'report', 'reproduce', 'finish_run', 'grid', 'tuning_table', 'tune',
+           'arguments', 'reproduce_command']
 
-# %% ../nbs/30_reproduce.ipynb #e08e37bf
+# %% ../nbs/30_reproduce.ipynb #3fd31882
 import argparse, ast, contextlib, difflib, itertools, shutil, time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -34,7 +35,7 @@ from .results import (CORPUS, NAMES, PAPER, beside_the_paper, check_file, claim_
 from .retrieval import embed
 from .train import TrainConfig, fit, pool, recipe
 
-# %% ../nbs/30_reproduce.ipynb #ad962f7a
+# %% ../nbs/30_reproduce.ipynb #68b24ec7
 PROTOCOL = 1     # changes whenever the same settings would be trained or tested in another way
 
 @lru_cache
@@ -45,7 +46,7 @@ def which_weights(preset, weights):
 
 @dataclass(frozen=True)
 class RunSpec:
-    "One run of a plan. `data`: 'scenes', or the kind of a corpus; `label`: the folder of its records; `sizes`: of the embedded corpus; `weights`: 'pretrained' or 'random'; `tests`: False to look at dev alone; `changes`: what was asked for beside the plan, `tried` the part of it that names the file of a run on dev alone."
+    "One run of a plan. `data`: 'scenes', or the kind of a corpus; `label`: the folder of its records; `sizes`: of the embedded corpus; `weights`: 'pretrained' or 'random'; `tests`: False to look at dev alone; `changes`: what was asked for beside the plan, `tried` the part of it that names the file of a run on dev alone; `asked`: which of 'sizes' and 'preset' were asked for, not read from settings."
     table: int
     row: str
     label: str
@@ -60,6 +61,7 @@ class RunSpec:
     tests: bool = True
     changes: tuple = ()
     tried: tuple = ()
+    asked: tuple = ()
 
     @property
     def config(self):
@@ -86,15 +88,15 @@ class RunSpec:
         defaults = {'model': config_to_dict(PRESETS[self.preset]()), 'train': config_to_dict(recipe(self.preset))}
         return is_stale(record, self.config, defaults, fingerprints, self.code, accepted)
 
-# %% ../nbs/30_reproduce.ipynb #b9936d20
-def parse_changes(texts):
+# %% ../nbs/30_reproduce.ipynb #0e85d6dc
+def parse_changes(texts, where='--set'):
     "['lr=5e-4', 'similarity=cosine'] -> {'lr': 0.0005, 'similarity': 'cosine'}."
     made = {}
     for text in texts or ():
         name, equals, value = text.partition('=')
-        if not equals: raise ConfigError(f'{text}: write field=value')
+        if not equals: raise ConfigError(f'{where} {text}: write field=value')
         try: made[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError): made[name] = value
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): made[name] = value
     return made
 
 def with_changes(model, train, changes, where='--set'):
@@ -107,17 +109,17 @@ def with_changes(model, train, changes, where='--set'):
             raise ConfigError(f"{where}: neither SGMIMConfig nor TrainConfig has a field '{name}'" + (f"; did you mean '{near[0]}'?" if near else ''))
     return tuple(config_from_dict(type(c), {**owns(c), **{k: v for k, v in changes.items() if k in owns(c)}}, where) for c in (model, train))
 
-# %% ../nbs/30_reproduce.ipynb #0e4cea6d
-def read_settings(results, label):
-    "The settings of a label, {} if there is no file; `ConfigError` for a key that it cannot have."
-    path = Path(results)/'tuning'/f'{label}.json'
-    if not path.is_file(): return {}
+# %% ../nbs/30_reproduce.ipynb #40baced2
+def read_settings(results, *labels):
+    "The settings of the first of `labels` that has a file, {} if none has; `ConfigError` for a key that it cannot have."
+    path = next((p for label in labels if (p := Path(results)/'tuning'/f'{label}.json').is_file()), None)
+    if path is None: return {}
     found = read_json(path)
     allowed = {'kind', 'why', 'from', 'set', 'rows', 'sizes', 'preset'}
     if found.get('kind') != 'settings' or (odd := set(found) - allowed): raise ConfigError(f'{path}: settings have "kind": "settings" and {", ".join(sorted(allowed - {"kind"}))}' + (f', not {", ".join(sorted(odd))}' if found.get('kind') == 'settings' else ''))
     return found
 
-# %% ../nbs/30_reproduce.ipynb #c129b15b
+# %% ../nbs/30_reproduce.ipynb #085fb9fa
 class CountFlops(TorchDispatchMode):
     "While active, adds up the floating point operations of what torch computes (of operators that `torch.utils.flop_counter` knows)."
     total = 0
@@ -141,7 +143,7 @@ def pair_flops(model, train, batch=2):
             counts.append(flops.total/batch)
     return tuple(counts)
 
-# %% ../nbs/30_reproduce.ipynb #4a1284fa
+# %% ../nbs/30_reproduce.ipynb #81293a8d
 def training_flops(model, train):
     "Floating point operations of a training, over the number of pairs in an epoch."
     before, after = pair_flops(model, train)
@@ -155,7 +157,7 @@ def equal_compute(model, train, reference):
     epochs = budget/before if budget <= onset*before else onset + (budget - onset*before)/after
     return replace(train, epochs=round(epochs, 4))
 
-# %% ../nbs/30_reproduce.ipynb #9cc7bb45
+# %% ../nbs/30_reproduce.ipynb #b4ad2fa7
 PRESET = {'scenes': 'scenes-tiny', 'places': 'paper-places', 'spokencoco': 'paper-spokencoco', 'facc': 'paper-facc'}
 
 def seed_list(seeds):
@@ -166,29 +168,47 @@ def seed_list(seeds):
     return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
 def plan_runs(table, data='scenes', rows=None, seeds=1, budget='steps', label=None, changes=(), sizes=None, weights='pretrained', preset=None, results=None, tests=True, tried=()):
-    """The `RunSpec`s of a table. `data`: 'scenes', 'places', 'spokencoco' or 'facc'; `label`: the folder of the records (default: `data`), whose settings in `results` apply; `changes`, `tried`: lists of 'field=value' on top of them;
+    """The `RunSpec`s of a table. `data`: 'scenes', 'places', 'spokencoco' or 'facc'; `label`: the folder of the records (default: `data`), whose settings in `results` apply, or those of `data` if it has none; `changes`, `tried`: lists of 'field=value' on top of them;
     `sizes`: a `DemoData`; `weights`: 'random' to start from nothing. Raises `ConfigError`."""
     if table not in PAPER: raise ConfigError(f'the paper has the tables {", ".join(map(str, PAPER))}, not {table}')
     if data not in PRESET: raise ConfigError(f"data is one of {', '.join(PRESET)}, not '{data}'")
     if budget not in ('steps', 'compute'): raise ConfigError(f"budget is 'steps' or 'compute', not '{budget}'")
     known = tuple(r for r in rows_of(table) if data != 'scenes' or r in ROWS)       # VG-HuBERT as published needs DINO's weights
     if odd := [r for r in rows or () if r not in known]: raise ConfigError(f"table {table} on {data} has no row '{odd[0]}' that can be run; there are {', '.join(known)}")
-    label, found = label or data, read_settings(results_folder() if results is None else results, label or data)
+    label, found = label or data, read_settings(results_folder() if results is None else results, label or data, data)
+    beside, asked = parse_changes((*changes, *tried)), tuple(k for k, v in (('sizes', sizes), ('preset', preset)) if v)
     if data == 'scenes': sizes = sizes or config_from_dict(DemoData, found.get('sizes', {}), f'the sizes of {label}')
-    asked = parse_changes((*changes, *tried))
     def settled(row):
         name = preset or found.get('preset') or ('vg-hubert' if row == 'VG-HuBERT' else PRESET[data])
-        model, train = with_changes(PRESETS[name](), recipe(name), {**found.get('set', {}), **found.get('rows', {}).get(row, {}), **asked})
+        model, train = with_changes(PRESETS[name](), recipe(name), {**found.get('set', {}), **found.get('rows', {}).get(row, {}), **beside})
         if weights == 'random': model, train = replace(model, freeze_cnn=False), replace(train, cache_frames=False)     # a random front end has to learn
         return name, replace(model, reconstruction=ROWS.get(row, 'none')), train
     specs = []
     for row in rows or known:
         name, model, train = settled(row)
         if budget == 'compute': train = equal_compute(model, train, settled('+ Summary')[1:])
-        specs += [RunSpec(table, row, label, data, name, s, budget, model, replace(train, seed=s), sizes if data == 'scenes' else None, weights, tests, (*changes, *tried), tuple(tried)) for s in seed_list(seeds)]
+        specs += [RunSpec(table, row, label, data, name, s, budget, model, replace(train, seed=s), sizes if data == 'scenes' else None, weights, tests, (*changes, *tried), tuple(tried), asked) for s in seed_list(seeds)]
     return sorted(specs, key=lambda s: s.seed)
 
-# %% ../nbs/30_reproduce.ipynb #342970bf
+# %% ../nbs/30_reproduce.ipynb #df3c9d15
+def role_splits(path, kind, which, options=None):
+    "The splits that are the corpus' 'train', 'dev' or 'test': those of its protocol, or, for older files and for packed and own corpora, by their names."
+    names, there = protocol_splits(kind, which), splits_of(path, kind, **(options or {}))
+    if not there: raise DataError(f"{path} holds no split of a corpus of kind '{kind}'; leave the kind out, and it is recognised")
+    return names if set(names) <= set(there) or (kind == 'spokencoco' and Path(path).is_dir()) else protocol_splits(kind, which, there)
+
+def open_splits(path, kind, names, options=None, max_missing=1.):
+    """{split: Corpus} of the splits `names` of a corpus on disk, with `options` of its reader (`image_root`, `karpathy`, …). What is missing on disk is left out and reported;
+    more than the share `max_missing` of the captions is a `DataError`: a smaller test set is an easier one, and a smaller corpus teaches less. None: the files are not looked for."""
+    opened = {n: load_corpus(path, n, kind=kind, **({} if kind == 'shards' else {'strict': False, **(options or {})})) for n in names}
+    if max_missing is None: return opened
+    found = {n: present(c) for n, c in opened.items()}
+    for n, c in opened.items():
+        if (lost := len(c) - len(found[n])) > max_missing*len(c):
+            raise DataError(f'{n}: the files of {lost:,} of {len(c):,} captions are missing or empty, more than {max_missing:.1%} ({found[n].skipped[-1].why}). '
+                            'Name the folders with --image-root and --audio-root, or allow more (sgmim_train: --set max_unreadable=…; sgmim_eval, sgmim_analyse: --max-unreadable).')
+    return found
+
 def open_data(spec, path=None, options=None, cache=None, progress=True):
     """{'train': corpus, 'dev': {name: corpus}, 'tests': {name: corpus}} of a run: made (the embedded corpus), or read from `path` with `options` of its reader (`image_root`, `karpathy`, …).
     The splits are those of the paper's protocol; what is missing on disk is left out and reported. Raises `DataError`."""
@@ -199,10 +219,7 @@ def open_data(spec, path=None, options=None, cache=None, progress=True):
     if path is None: raise DataError(f'say where {NAMES[spec.data]} lies: --data {spec.data}=FOLDER')
     options = dict(options or {})
     kind = options.pop('kind', None) or recognise(path)
-    def role(which):
-        names, there = protocol_splits(kind, which), splits_of(path, kind)
-        if kind != 'spokencoco' and not set(names) <= set(there): names = protocol_splits(kind, which, there)       # packed and own corpora, older files: by name
-        return {n: present(load_corpus(path, n, kind=kind, **({} if kind == 'shards' else {'strict': False, **options}))) for n in names}
+    def role(which): return open_splits(path, kind, role_splits(path, kind, which, options), options)
     return {'train': next(iter(role('train').values())), 'dev': role('dev'), 'tests': {canonical(n).replace('_', '-'): c for n, c in role('test').items()} if spec.tests else {}}
 
 def fingerprints(data):
@@ -210,19 +227,23 @@ def fingerprints(data):
     flat = {'train': data['train'], **data['dev'], **data['tests']}
     return {n: {'name': repr(c), 'fingerprint': c.fingerprint, **({'left_out': dict(c.skipped.counts)} if getattr(c, 'skipped', None) else {})} for n, c in flat.items()}
 
-# %% ../nbs/30_reproduce.ipynb #6871206a
+# %% ../nbs/30_reproduce.ipynb #5230e789
 WEIGHTS = {'paper': ('vit_base_patch16_224.mae', 'facebook/hubert-base-ls960'), 'vg-hubert': ('vit_small_patch8_224.dino', 'facebook/hubert-base-ls960')}     # §3.2, §3.3: image, audio
 
-def initial_weights(model, preset, weights='pretrained', image=None, audio=None, seed=0, download=False):
-    "Load the pre-trained encoders of a preset into `model` (§3.2), or those named by `image` and `audio`; returns what the run record says about them."
-    if weights == 'random': return {'all': 'random'}
-    if preset == 'scenes-tiny' and not (image or audio):
-        load_tiny_backbones(model)
-        return {'image': 'tiny-mae, shipped', 'audio': 'tiny-hubert, shipped'}
-    own = WEIGHTS.get('paper' if preset.startswith('paper') else preset, (None, None))
-    return load_pretrained(model, image=image or own[0], audio=audio or own[1], generator=torch.Generator().manual_seed(seed), download=download).to_dict()
+def initial_weights(model, preset, weights='pretrained', image=None, audio=None, seed=0, download=False, show=None):
+    "Load the pre-trained encoders of a preset into `model` (§3.2), or those named by `image` and `audio`; returns what the run record says about them. `show`: prints the report."
+    if weights == 'random':
+        if image or audio: raise ConfigError('--from-scratch starts from random weights: leave it out, or --image-weights and --audio-weights')
+        return {'all': 'random'}
+    tiny = {k: f'{n}, shipped' for k, n, given in (('image', 'tiny-mae', image), ('audio', 'tiny-hubert', audio)) if not given} if preset == 'scenes-tiny' else {}
+    if preset == 'scenes-tiny': load_tiny_backbones(model)
+    else: image, audio = (given or named for given, named in zip((image, audio), WEIGHTS.get('paper' if preset.startswith('paper') else preset, (None, None))))
+    if not (image or audio): return tiny
+    report = load_pretrained(model, image=image, audio=audio, generator=torch.Generator().manual_seed(seed), download=download)
+    if show: show(report)
+    return report.to_dict() | tiny
 
-# %% ../nbs/30_reproduce.ipynb #6f597e04
+# %% ../nbs/30_reproduce.ipynb #b9543e8f
 def test_model(model, tests, train, device, workers=0):
     "{split: packed result} of a model on its test splits, with intervals and ranks."
     out = {}
@@ -246,7 +267,7 @@ def run_spec(spec, data, runs='runs/reproduce', device=None, workers=0, progress
     metrics = {'best': r['metrics']['best'], 'tests': test_model(fitted.model, data['tests'], spec.train, device, workers)} if spec.tests else {'best': r['metrics']['best']}
     if spec.tests and spec.data == 'scenes': metrics['oracle'] = {name: ladder(s) for name, s in data['tests'].items()}
     metrics |= {'dev': r['metrics']['dev'], 'curves': pack_curves(fitted.history)}
-    about = {k: getattr(spec, k) for k in ('table', 'row', 'label', 'budget', 'preset', 'weights')} | {'changes': list(spec.changes)}
+    about = {k: getattr(spec, k) for k in ('table', 'row', 'label', 'budget', 'preset', 'weights')} | {'changes': list(spec.changes), 'asked': list(spec.asked)}
     kept = {k: r[k] for k in ('steps', 'pairs_seen', 'resumed_with', 'unreadable') if k in r}
     record = run_record('reproduce' if spec.tests else 'tune', spec.config, spec.seed, fingerprints(data), metrics, r['wall_seconds'] + time.perf_counter() - began, device, {**code, **r['code']}, spec=about, **notes, **kept)
     return record | {'command': command_of(spec)}
@@ -258,7 +279,7 @@ def command_of(spec):
     if spec.sizes and spec.sizes != DemoData(): parts.append('--sizes ' + ' '.join(f'{f.name}={getattr(spec.sizes, f.name)}' for f in fields(DemoData) if getattr(spec.sizes, f.name) != f.default))
     return ' '.join(parts + ['--from-scratch'] * (spec.weights == 'random') + ['--dev-only'] * (not spec.tests))
 
-# %% ../nbs/30_reproduce.ipynb #e9f5e326
+# %% ../nbs/30_reproduce.ipynb #e7ab4313
 @contextlib.contextmanager
 def alone(folder):
     "Yields True if no other process works in `folder`, and keeps others out meanwhile."
@@ -270,7 +291,7 @@ def alone(folder):
         except OSError: yield False
         else: yield True
 
-# %% ../nbs/30_reproduce.ipynb #c8aa041b
+# %% ../nbs/30_reproduce.ipynb #c9ff5278
 def state_of(spec, results, prints=None, accepted=()):
     "('done', path), ('stale', reasons) or ('missing', None): the record of a run. A run of another table with the same row, data and seed counts."
     homes, reasons = [replace(spec, table=t, budget=b) for b in dict.fromkeys((spec.budget, 'steps')) for t in (spec.table, *(n for n in PAPER if n != spec.table))] if spec.tests else [spec], None
@@ -300,7 +321,7 @@ def seconds_a_pair(spec, results, device='cpu', measure=True):
     c = calibrate(SGMIM(spec.model), spec.train, device)
     return c['seconds_per_pair'] + c['seconds_fixed']/spec.train.batch_size, f'measured now on {device}, without decoding and evaluation'
 
-# %% ../nbs/30_reproduce.ipynb #ed333d5b
+# %% ../nbs/30_reproduce.ipynb #ea08306d
 def describe(specs, states, results, device='cpu', data=None, measure=True):
     "The plan in words: what is there, what is stale and why, what is to be run and for how long."
     first, todo = specs[0], [s for s in specs if states[s][0] != 'done']
@@ -322,22 +343,35 @@ def describe(specs, states, results, device='cpu', data=None, measure=True):
     if todo: lines.append('in all: ' + (in_words(total) if total else 'not known') + ', one after the other')
     return '\n'.join(lines)
 
-# %% ../nbs/30_reproduce.ipynb #3b67ce2a
-def gather(table, data=None, budget='steps', results=None, label=None):
+# %% ../nbs/30_reproduce.ipynb #6eee72a3
+def gather(table, data=None, budget='steps', results=None, label=None, plan=None):
     """The records of a table that count as things stand now: a `sgmim.results.Found`. `data`: 'scenes', or the corpus of the paper's table (default); `label`: of a variant. No data are needed.
-    A record under a standard label counts if a plain plan would make it now; under a label of its own, if its own settings would."""
+    A record under a standard label counts if a plain plan would make it now; under a label of its own, if the settings of that label (or of its data) would, with the changes that were asked for, or with those of `plan` {'changes', 'sizes', 'weights'}."""
     results, data = results_folder() if results is None else Path(results), data or CORPUS[table]
     accepted, label = same_numbers(results), label or data
     def stale(record):
         about = record['spec']
-        own = {} if about['label'] in PRESET else {'changes': about['changes'], 'weights': about['weights'], 'preset': about['preset'], 'sizes': config_from_dict(DemoData, {k: v for k, v in record['config']['data'].items() if k != 'kind'})
-                                                  if record['config']['data']['kind'] == 'scenes' else None}
+        asked, sizes = about.get('asked', ['sizes', 'preset']), {k: v for k, v in record['config']['data'].items() if k != 'kind'}
+        own = plan or {} if about['label'] in PRESET or plan is not None else {'changes': about['changes'], 'weights': about['weights'], 'preset': about['preset'] if 'preset' in asked else None,
+                                                  'sizes': config_from_dict(DemoData, sizes) if 'sizes' in asked and sizes else None}
         try: spec = plan_runs(table if about['row'] in rows_of(table) else about['table'], record['config']['data']['kind'], [about['row']], [record['seed']], about['budget'], about['label'], results=results, **own)[0]
         except ConfigError as e: return [f'no such run can be planned any more ({e})']
         return spec.why_stale(record, accepted=accepted)
     found = collect(results, table, label, budget, stale)
     if budget == 'compute': found.records.update({k: r for k, r in collect(results, table, label, 'steps', stale).records.items() if k[0] == '+ Summary' and k not in found.records})     # the one that sets the budget
     return found
+
+def gather_variants(variants, table=4, data='scenes', results=None):
+    "{`sgmim.results.Variant`: `Found`}: the records below each variant's label that were made as the variant says; others are stale."
+    def plan(v): return {'changes': v.changes, 'weights': v.weights, 'sizes': config_from_dict(DemoData, parse_changes(v.sizes), v.label) if v.sizes else None}
+    return {v: gather(table, data, 'steps', results, v.label, plan(v)) for v in variants}
+
+def checkpoints(found, runs='runs/reproduce'):
+    "{row: [folder]}: the folders below `runs` of the runs that made the records of a `Found`, those that are still there."
+    made = lambda r: {k: r['config'][k] for k in ('model', 'train')}
+    there = lambda row, seed: (f.parent for f in sorted(Path(runs).glob(f'{found.label}-{slug(row)}-seed{seed}*/record.json')) if (f.parent/'best').is_dir() and made(read_json(f)) == made(found.records[row, seed]))
+    first = {(row, seed): folder for row in found.have() for seed in found.seeds(row) if (folder := next(there(row, seed), None))}
+    return {row: [folder for (r, _), folder in first.items() if r == row] for row in found.have() if any(r == row for r, _ in first)}
 
 def report(found):
     "A table as Markdown: the paper's, what was measured, and what follows."
@@ -346,7 +380,7 @@ def report(found):
     else: parts += [measured_table(found, [r for r in rows_of(found.table) if r in ROWS], both=found.table == 4)]
     return '\n\n'.join(p for p in [*parts, differences_table(found), conclusions(found)] if p)
 
-# %% ../nbs/30_reproduce.ipynb #ebc347a9
+# %% ../nbs/30_reproduce.ipynb #77249054
 def reproduce(table, data='scenes', path=None, seeds=1, budget='steps', rows=None, label=None, changes=(), sizes=None, weights='pretrained', preset=None, results=None, runs='runs/reproduce', dry_run=False, tests=True,
               tried=(), hours=None, options=None, cache=None, device=None, workers=0, progress=True, show=print, **pretrained):
     """Plan the runs of a table, run what has no record that counts, collect; returns a `sgmim.results.Found`. `path`, `options`: of a corpus on disk; `hours`: begin no further run after so many; `dry_run`: only say what would be done, and what it costs;
@@ -386,7 +420,7 @@ def finish_run(spec, data, results, runs, device, workers, progress, show, **pre
     shutil.rmtree(Path(runs)/spec.folder/'checkpoints', ignore_errors=True)       # best/ stays, for analyses
     show(f'{spec.row}, seed {spec.seed}: dev R@1 {record["metrics"]["best"]["score"][0]:.1f}, {record["wall_seconds"]/60:.1f} minutes; {spec.path("").as_posix()}')
 
-# %% ../nbs/30_reproduce.ipynb #30b125bf
+# %% ../nbs/30_reproduce.ipynb #331283df
 def grid(texts):
     "['lr=5e-4,1e-3', 'lam=1,2'] -> [('lr=5e-4', 'lam=1'), …], every combination."
     axes = []
@@ -409,7 +443,7 @@ def tune(axes, changes=(), **plan):
     "`reproduce` on dev alone for every combination of `axes` (see `grid`), on top of `changes`."
     for combination in grid(axes): reproduce(changes=changes, tried=combination, tests=False, **plan)
 
-# %% ../nbs/30_reproduce.ipynb #6f0420e6
+# %% ../nbs/30_reproduce.ipynb #08a1eeb9
 def arguments():
     "The options of `sgmim_reproduce`."
     p = argparse.ArgumentParser('sgmim_reproduce', description="Run what a table of the paper needs and has no record yet, and print the table beside the paper's. The same command goes on where it was stopped; several may run at once.")
@@ -438,7 +472,7 @@ def arguments():
     p.add_argument('--workers', type=int, default=1, help='processes that decode ahead (default %(default)s)')
     return p
 
-# %% ../nbs/30_reproduce.ipynb #9a04f894
+# %% ../nbs/30_reproduce.ipynb #f29d4f00
 def reproduce_command(argv=None):
     "`sgmim_reproduce` with its arguments; errors are raised."
     a = arguments().parse_args(argv)
@@ -447,7 +481,7 @@ def reproduce_command(argv=None):
     if a.same_numbers: return print(*[f'{c["module"]}: {c["was"]} -> {c["is"]}' for c in claim_same_numbers(a.results or results_folder(), a.same_numbers)] or ['nothing has changed'], sep='\n')
     if not a.label and not a.dry_run and (a.set or a.sizes or a.preset or a.from_scratch) and not (a.tune or a.dev_only):
         raise ConfigError(f'other settings than the plan\'s need a name, or their records would replace those of {data}: add --label NAME')
-    sizes = config_from_dict(DemoData, parse_changes(a.sizes), '--sizes') if a.sizes else None
+    sizes = config_from_dict(DemoData, parse_changes(a.sizes, '--sizes'), '--sizes') if a.sizes else None
     options = {k: v for k, v in (('kind', a.kind), ('image_root', a.image_root), ('audio_root', a.audio_root), ('karpathy', a.karpathy)) if v}
     plan = dict(table=a.table, data=data, path=path or None, seeds=a.seeds, budget=a.budget, rows=a.rows, label=a.label, sizes=sizes, weights='random' if a.from_scratch else 'pretrained', preset=a.preset, results=a.results, runs=a.runs,
                 dry_run=a.dry_run, hours=a.hours, options=options, device=a.device, workers=a.workers, image_weights=a.image_weights, audio_weights=a.audio_weights, download=a.download)

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['NUMBER', 'NOTHING', 'FIELDS', 'KINDS', 'RUN', 'LOCAL', 'SIDES', 'KS', 'RECALLS', 'OTHERS', 'NUMBERS', 'NUMBERS_OF',
-           'SILENT', 'PRINTED', 'PAPER', 'ROW_OF', 'CORPUS', 'NAMES', 'STUDENT', 'PAIRS', 'at', 'leaves',
+           'SILENT', 'PRINTED', 'PAPER', 'ROW_OF', 'CORPUS', 'NAMES', 'STUDENT', 'PAIRS', 'BASELINE', 'at', 'leaves',
            'leaf_problems', 'recall_problems', 'check_record', 'check_file', 'check_results', 'results_folder',
            'essence', 'digest', 'code_digests', 'code_digest', 'same_numbers', 'caught_up', 'claim_same_numbers',
-           'is_stale', 'PaperTable', 'read_printed', 'rows_of', 'paper_table', 'pack', 'unpack', 'pack_curves',
-           'pack_result', 'interval', 'Found', 'slug', 'record_name', 'collect', 'Estimate', 'hits', 'estimate',
-           'verdict', 'judge', 'number', 'what_was_found', 'oracles', 'measured_table', 'claimed', 'differences',
-           'differences_table', 'beside_the_paper', 'hours', 'in_words', 'cost_line', 'conclusions', 'table4_figure']
+           'fingerprint_of', 'is_stale', 'PaperTable', 'read_printed', 'rows_of', 'paper_table', 'pack', 'unpack',
+           'pack_curves', 'pack_result', 'interval', 'Found', 'slug', 'record_name', 'collect', 'Estimate', 'hits',
+           'contrast', 'estimate', 'between', 'verdict', 'judge', 'number', 'what_was_found', 'oracles',
+           'measured_table', 'claimed', 'differences', 'differences_table', 'beside_the_paper', 'hours', 'in_words',
+           'cost_line', 'conclusions', 'table4_figure', 'Variant', 'known', 'compared', 'set_aside', 'variants_table',
+           'tally', 'gains', 'variant_says', 'forest_figure']
 
-# %% ../nbs/29_results.ipynb #9bd346b4
+# %% ../nbs/29_results.ipynb #8123cf6b
 import ast, hashlib, importlib.util, math, os, re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,13 +26,14 @@ from .core import DataError, read_json, write_json
 from .figures import INK, Picture, colours
 from .models.sgmim import ROWS
 
-# %% ../nbs/29_results.ipynb #a47ce0e2
+# %% ../nbs/29_results.ipynb #3a471327
 NUMBER, NOTHING = (int, float), type(None)
 FIELDS = {'kind': str, 'config': dict, 'seed': int, 'data': (dict, str), 'metrics': dict, 'wall_seconds': NUMBER, 'peak_memory_mb': (*NUMBER, NOTHING), 'finished': str, 'command': str,
           'code.sgmim': str, 'code.commit': (str, NOTHING), 'hardware.machine': str, 'hardware.processor': str, 'hardware.cores': int, 'hardware.device': str, 'hardware.python': str, 'hardware.torch': str}
 KINDS = {'train': {'config.model': dict, 'config.train': dict, 'data.fingerprint': (str, NOTHING), 'metrics.dev': list, 'steps': int, 'pairs_seen': int},
          'demo': {'config.model': dict, 'config.train': dict, 'config.data': dict, 'metrics.test-seen': dict, 'metrics.training': dict, 'steps': int, 'pairs_seen': int},
-         'eval': {'config.checkpoint': str}, 'pretrain': {'config.pretraining': dict, 'config.model': dict}, 'benchmark': {}}
+         'eval': {'config.checkpoint': str}, 'pretrain': {'config.pretraining': dict, 'config.model': dict}, 'benchmark': {},
+         **dict.fromkeys(('gradients', 'mistakes'), {'config.rows': dict, 'data': dict})}      # of several models at once: metrics[split][name]
 RUN = {'config.model': dict, 'config.train': dict, 'config.data': dict, 'code.modules': dict, 'spec.table': int, 'spec.row': str, 'spec.label': str, 'spec.budget': str, 'data.train.fingerprint': str,
        'metrics.best': dict, 'metrics.dev': list, 'metrics.curves': dict, 'steps': int, 'pairs_seen': int}
 KINDS |= {'reproduce': {**RUN, 'metrics.tests': dict}, 'tune': RUN}      # runs of notebook 30: for a table, or to choose hyper-parameters on dev
@@ -42,7 +45,7 @@ def at(record, path):
         record = record[part]
     return record
 
-# %% ../nbs/29_results.ipynb #8a60eb58
+# %% ../nbs/29_results.ipynb #42803ceb
 LOCAL = re.compile(r'''(?:^|[\s='"(,:])(?:(?:/[\w.@+-]+){2,}|~/|[A-Za-z]:\\)''')     # /a/b, ~/a, C:\a; not 1/2, not https://a/b
 
 def leaves(value, path=''):
@@ -60,7 +63,7 @@ def leaf_problems(record):
         if isinstance(v, str) and LOCAL.search(v): found.append(f'{path} holds a path of the machine it ran on: {v[:80]!r}')
     return found
 
-# %% ../nbs/29_results.ipynb #35795bac
+# %% ../nbs/29_results.ipynb #df85c801
 SIDES, KS = ('audio_to_image', 'image_to_audio'), (1, 5, 10)
 RECALLS = tuple(f'recall_at_{k}' for k in KS)
 
@@ -75,7 +78,7 @@ def recall_problems(value, path='metrics'):
     if any(not isinstance(v, NUMBER) or not 0 <= v <= 100 for v in r): return [*found, f'{path}: recalls {r} are no numbers from 0 to 100']
     return found + [f'{path}: recalls fall from R@1 to R@10: {r}'] * (sorted(r) != r)
 
-# %% ../nbs/29_results.ipynb #2eb14a5b
+# %% ../nbs/29_results.ipynb #3b4f5b86
 def check_record(record, where='record'):
     "What is wrong with a run record, a list of sentences that begin with `where`; empty if nothing is."
     if not isinstance(record, dict): return [f'{where}: a record is an object, not {type(record).__name__}']
@@ -92,7 +95,7 @@ def check_record(record, where='record'):
     if isinstance(t := record.get('finished'), str) and not re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', t): found.append(f'finished is {t!r}, not a time in UTC such as 2026-01-31T12:00:00Z')
     return [f'{where}: {p}' for p in (*found, *leaf_problems(record), *recall_problems(record.get('metrics')))]
 
-# %% ../nbs/29_results.ipynb #4010a450
+# %% ../nbs/29_results.ipynb #b7564e69
 OTHERS = {'settings': ('why', 'from'), 'same-numbers': ('changes',)}     # kinds of files that are no records, and what they must have
 
 def check_file(path, root=None):
@@ -119,7 +122,7 @@ def results_folder():
     here = Path.cwd()
     return next((p/'results' for p in (here, *here.parents) if (p/'results').is_dir() and (p/'settings.ini').is_file()), Path('results'))
 
-# %% ../nbs/29_results.ipynb #807514e9
+# %% ../nbs/29_results.ipynb #cbef8884
 NUMBERS = ('core:stable_hash rng_for set_seed load_state', 'audio', 'image', 'patches', 'models.image_encoder', 'models.audio_encoder', 'models.decoder', 'losses', 'models.sgmim', 'retrieval', 'optim',
            'data.loaders', 'train')
 NUMBERS_OF = {'scenes': ('data.pictures', 'data.captions', 'data.voice', 'data.scenes', 'pretrain:load_tiny_backbones'), 'files': ('data.corpus', 'data.corpora', 'data.shards', 'checkpoints')}
@@ -136,7 +139,7 @@ def essence(node):
                           and not (isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')]
     return (type(node).__name__, *((f, essence(v)) for f, v in sorted(fields.items()) if v is not None and v != []))
 
-# %% ../nbs/29_results.ipynb #ffab3949
+# %% ../nbs/29_results.ipynb #4de5e873
 def digest(source, names=()):
     "A hash of a module's source; with `names`, of these definitions alone. `KeyError` for a name that it does not define."
     tree = ast.parse(source)
@@ -158,7 +161,7 @@ def code_digest(data='scenes'):
     "One hash of all of it."
     return hashlib.blake2b(repr(sorted(code_digests(data).items())).encode(), digest_size=8).hexdigest()
 
-# %% ../nbs/29_results.ipynb #6aadc4af
+# %% ../nbs/29_results.ipynb #c71589cf
 def same_numbers(folder):
     "The entries of `same_numbers.json` in a folder of results: changes of code that are said to change no number."
     path = Path(folder)/'same_numbers.json'
@@ -182,8 +185,13 @@ def claim_same_numbers(folder, why):
     if new: write_json(Path(folder)/'same_numbers.json', {'kind': 'same-numbers', 'changes': accepted + new})
     return new
 
-# %% ../nbs/29_results.ipynb #fe9592c4
+# %% ../nbs/29_results.ipynb #ba9a8ef5
 SILENT = ('train.save_every', 'train.log_every', 'train.max_unreadable')
+
+def fingerprint_of(record, split):
+    "The fingerprint of the data of a split that a record was made with; None if it does not say."
+    said = record['data'].get(split) if isinstance(record.get('data'), dict) else None
+    return said.get('fingerprint') if isinstance(said, dict) else said
 
 def is_stale(record, config, defaults=None, fingerprints=None, code=None, accepted=()):
     """Why a record no longer counts: a list of sentences, empty if it does. `config`: of the same run, made now; `defaults`: values (nested, as `config`) of fields that the record may be too old to have;
@@ -194,14 +202,12 @@ def is_stale(record, config, defaults=None, fingerprints=None, code=None, accept
         a, b = was.get(f, old.get(f, 'missing') if f in now else None), now.get(f, 'missing')
         if a != b and f not in SILENT: reasons.append(f'{f}: {a}, now {b}')
     for split, found in (fingerprints or {}).items():
-        said = record.get('data', {}).get(split)
-        said = said.get('fingerprint') if isinstance(said, dict) else said
-        if said != found: reasons.append(f'data of {split}: {said}, now {found}')
+        if (said := fingerprint_of(record, split)) != found: reasons.append(f'data of {split}: {said}, now {found}')
     made_by = record.get('code', {}).get('modules', {})
     changed = [m for m, h in (code or {}).items() if m not in made_by or not caught_up(m, made_by[m], h, accepted)]
     return reasons + [f'the code of {", ".join(changed)} has changed'] * bool(changed)
 
-# %% ../nbs/29_results.ipynb #77dcc916
+# %% ../nbs/29_results.ipynb #ee78c807
 PRINTED = {
     1: ('Quantitative results on Places Audio test-seen and test-unseen. All models are trained on Places train set. † denotes a model which employs prior knowledge.', ('test-seen', 'test-unseen'), '''
         ResDAVEnet [2]   | 35.2  67.5  78.0  30.4  63.1  74.1  | 38.3  68.5  78.8  31.2  65.0  75.4
@@ -227,7 +233,7 @@ PRINTED = {
         + Speech-Guided  | 61.1  87.5  92.1  | 64.9  88.3  93.2
         + Summary (Ours) | 61.9  87.9  93.6  | 66.0  89.6  94.2''')}
 
-# %% ../nbs/29_results.ipynb #095762dc
+# %% ../nbs/29_results.ipynb #f83e6c34
 @dataclass(frozen=True)
 class PaperTable:
     "A table of the paper, as printed: `systems[name][split]` are its numbers; `underlined` and `prior` (†) say how they were marked."
@@ -251,7 +257,7 @@ def read_printed(number):
 
 PAPER = {n: read_printed(n) for n in PRINTED}
 
-# %% ../nbs/29_results.ipynb #7ce31283
+# %% ../nbs/29_results.ipynb #6491448d
 ROW_OF = {**{name: name for name in ROWS}, 'Ours': '+ Summary', '+ Summary (Ours)': '+ Summary', 'VG-HuBERT [6]': 'VG-HuBERT'}
 CORPUS = {1: 'places', 2: 'spokencoco', 3: 'facc', 4: 'places'}
 NAMES = {'places': 'Places Audio', 'spokencoco': 'SpokenCOCO', 'facc': 'FACC (Flickr8k Audio)', 'scenes': 'the embedded corpus'}
@@ -270,7 +276,7 @@ def paper_table(number):
         lines.append(f'| {name}{" †" if name in t.prior else ""} | ' + ' | '.join(mark(name, s, i, x) for s in t.splits for i, x in enumerate(v[s])) + ' |')
     return '\n'.join(lines)
 
-# %% ../nbs/29_results.ipynb #e1c5053e
+# %% ../nbs/29_results.ipynb #8335fc5f
 def pack(values, digits=5):
     "Numbers (n,) as one string, to `digits` significant digits; '-' for None."
     return ' '.join('-' if v is None else f'{v:d}' if isinstance(v, (int, np.integer)) else f'{v:.{digits}g}' for v in values)
@@ -285,7 +291,7 @@ def pack_curves(history, keep=60):
     rows = rows[::max(1, len(rows)//keep)] + rows[-1:]*(len(rows) > 0 and (len(rows) - 1) % max(1, len(rows)//keep) > 0)
     return {k: pack([h.get(k) for h in rows]) for k in ('step', 'epoch', 'loss', 'loss_nce', 'loss_mim', 'lr', 'seconds')}
 
-# %% ../nbs/29_results.ipynb #31f1afe0
+# %% ../nbs/29_results.ipynb #0d036a0a
 def pack_result(result, images, captions, image_of_caption, seed=0):
     """A `RetrievalResult` as plain numbers, with 95 % intervals and ranks. `images` (n,), `captions` (m,): ids of the queries in the order of its ranks; `image_of_caption` (m,): row of `images`.
     Intervals are over images: captions of one image are drawn together."""
@@ -316,7 +322,7 @@ def _draws(G, n, seed):
 
 def _sum(values, groups, G): return np.stack([np.bincount(groups, v, G) for v in values.T], 1)
 
-# %% ../nbs/29_results.ipynb #a6d35e4f
+# %% ../nbs/29_results.ipynb #339b057d
 @dataclass(frozen=True)
 class Found:
     "The records of a table on the data `label`: `records` {(row, seed): record} that count; `stale` {(row, seed): reasons} that do not any more; `broken` {file: problems}."
@@ -343,7 +349,7 @@ def slug(text):
 
 def record_name(row, seed, budget): return f'{slug(row)}-seed{seed}{"-compute" if budget == "compute" else ""}.json'
 
-# %% ../nbs/29_results.ipynb #df31b0ea
+# %% ../nbs/29_results.ipynb #5023562f
 def collect(folder, table, data, budget='steps', stale=None):
     """The records of a table in a folder of results: a `Found`. `data`: the label of the data or of a variant; `stale(record)`: a list of reasons why a record does not count (default: its code has changed).
     A record that is not fit to be read is put aside with its problems, not passed over."""
@@ -364,7 +370,7 @@ def collect(folder, table, data, budget='steps', stale=None):
             else: found.records[key] = record
     return found
 
-# %% ../nbs/29_results.ipynb #753091f4
+# %% ../nbs/29_results.ipynb #4d698c5b
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)     # 97.5 %, 1 to 20 degrees of freedom
 
 @dataclass(frozen=True)
@@ -386,30 +392,39 @@ class Estimate:
         half = (STUDENT[n - 2] if n - 2 < len(STUDENT) else 2.0)*self.sd/math.sqrt(n)
         return self.value - half, self.value + half
 
-# %% ../nbs/29_results.ipynb #5d43844c
+# %% ../nbs/29_results.ipynb #380a8342
 def hits(record, split, side):
-    "Hits in per cent (Q,K) at 1, 5, 10 of each query of a record, their groups (Q,) and what the queries are."
+    "Hits in per cent (Q,K) at 1, 5, 10 of each query of a record, their groups (Q,), and what the queries are, and of which data."
     r = at(record, 'metrics.tests')[split][side]
     ranks = unpack(r['ranks'])
     groups = np.arange(len(ranks)) if r['groups'] is None else unpack(r['groups']).astype(int)
-    return (ranks[:, None] <= np.array(KS))*100., groups, r['queries']
+    return (ranks[:, None] <= np.array(KS))*100., groups, (r['queries'], fingerprint_of(record, split))
 
-def estimate(found, split, row, minus=None, sides=SIDES):
-    """{k: `Estimate`} of R@k on a split, the mean over `sides` (both: the numbers of Table 4); with `minus`, of the difference `row` - `minus`, paired, over the seeds that both have.
-    `DataError` if the records are not of the same queries."""
-    seeds, parts, each = found.seeds(row, *([minus] if minus else [])), [], 0.
-    if not seeds: raise DataError(f'no record of {row}' + (f' and {minus} with the same seed' if minus else '') + f' on {found.label}')
+def contrast(split, terms, sides=SIDES):
+    """{k: `Estimate`} of a signed sum of R@k on a split, each the mean over `sides` (both: the numbers of Table 4). `terms`: [(sign, `Found`, row)]; all are taken on the same queries and, seed by seed, over the seeds that all have.
+    `DataError` if there is no such seed, or the records are not of the same queries."""
+    seeds, labels, parts, each = sorted(set.intersection(*(set(f.seeds(row)) for _, f, row in terms))), {f.label for _, f, _ in terms}, [], 0.
+    names = ' and '.join(row if len(labels) == 1 else f'{row} ({f.label})' for _, f, row in terms)
+    if not seeds: raise DataError(f'no record of {names}' + ' with the same seed'*(len(terms) > 1) + (f' on {terms[0][1].label}' if len(labels) == 1 else ''))
+    if any(split not in f.records[row, s]['metrics']['tests'] for _, f, row in terms for s in seeds): raise DataError(f'the records of {names} do not all have the test {split}')
     for side in sides:
-        a = [hits(found.records[row, s], split, side) for s in seeds]
-        b = [hits(found.records[minus, s], split, side) for s in seeds] if minus else []
-        if len({q for _, _, q in a + b}) > 1: raise DataError(f'the records of {row}{f" and {minus}" if minus else ""} are not of the same queries of {split}: they cannot be compared')
-        values = np.stack([h for h, _, _ in a]) - (np.stack([h for h, _, _ in b]) if b else 0.)        # (seeds, Q, K)
-        parts.append((values.mean(0), a[0][1]))
+        every = [[hits(f.records[row, s], split, side) for s in seeds] for _, f, row in terms]
+        if len({q for some in every for _, _, q in some}) > 1: raise DataError(f'the records of {names} are not of the same queries of {split}: they cannot be compared')
+        values = sum(sign*np.stack([h for h, _, _ in some]) for (sign, _, _), some in zip(terms, every))        # (seeds, Q, K)
+        parts.append((values.mean(0), every[0][0][1]))
         each = each + values.mean(1)/len(sides)
     low, high = interval(parts)
     return {k: Estimate(float(each[:, i].mean()), float(low[i]), float(high[i]), tuple(map(float, each[:, i]))) for i, k in enumerate(KS)}
 
-# %% ../nbs/29_results.ipynb #b0d763f1
+def estimate(found, split, row, minus=None, sides=SIDES):
+    "{k: `Estimate`} of R@k of a row on a split; with `minus`, of the difference `row` - `minus`. See `contrast`."
+    return contrast(split, [(1, found, row), *([(-1, found, minus)] if minus else [])], sides)
+
+def between(found_a, row_a, found_b, row_b, split, sides=SIDES):
+    "{k: `Estimate`} of the difference of a row among the records `found_a` and a row among `found_b`: of two labels, or of two budgets. See `contrast`."
+    return contrast(split, [(1, found_a, row_a), (-1, found_b, row_b)], sides)
+
+# %% ../nbs/29_results.ipynb #60a39296
 def verdict(e):
     "What an `Estimate` of a difference says: 'resolved: higher', 'resolved: lower', 'not resolved', or 'not resolved (one seed)'."
     if e.over_seeds is None: return 'not resolved (one seed)'
@@ -424,7 +439,7 @@ def judge(claimed, e):
     if claimed is None or not said.startswith('resolved'): return said
     return f'{said}, {"as in" if e.value*claimed > 0 else "unlike"} the paper'
 
-# %% ../nbs/29_results.ipynb #5be42b7d
+# %% ../nbs/29_results.ipynb #d2f21551
 def number(e, sign=False):
     "An `Estimate` in print: the value, its interval over queries, and the standard deviation over seeds."
     s = '+' if sign else ''
@@ -446,7 +461,7 @@ def oracles(found, split):
         if ladder := r['metrics'].get('oracle', {}).get(split): return {level: {side: {int(k): v for k, v in of.items()} for side, of in sides.items()} for level, sides in ladder.items()}
     return {}
 
-# %% ../nbs/29_results.ipynb #cc15d2a7
+# %% ../nbs/29_results.ipynb #30c7b69b
 def measured_table(found, rows=None, both=True):
     """All rows and tests as Markdown: R@1, R@5, R@10 as `number`, the mean of both directions (`both`) or each by itself. Rows without a record say so."""
     rows = list(rows or ROWS)
@@ -462,7 +477,7 @@ def measured_table(found, rows=None, both=True):
             lines.append(f'| {t} | *oracle: {level}* | | ' + ' | '.join(f'*{np.mean([sides[x][k] for x in s]):.1f}*' for s in views.values() for k in KS) + ' |')
     return '\n'.join([what_was_found(found, rows), '', *lines, '', 'Recall in per cent, [95 % interval over queries] ± standard deviation over seeds.' + (' The mean of both directions.' if both else '')])
 
-# %% ../nbs/29_results.ipynb #6c54776f
+# %% ../nbs/29_results.ipynb #857b409a
 PAIRS = {4: (('+ Recon', 'VG-HuBERT (M)'), ('+ Speech-Guided', 'VG-HuBERT (M)'), ('+ Summary', 'VG-HuBERT (M)'), ('+ Speech-Guided', '+ Recon'), ('+ Summary', '+ Speech-Guided')),
          **{n: (('+ Summary', 'VG-HuBERT (M)'),) for n in (1, 2, 3)}}
 
@@ -485,7 +500,7 @@ def differences(found, ks=(1, 10)):
             out += [(t, row, minus, k, says[k], e.get(k), judge(says[k], e.get(k))) for k in ks]
     return out
 
-# %% ../nbs/29_results.ipynb #552b2f29
+# %% ../nbs/29_results.ipynb #250b8154
 def differences_table(found, ks=(1, 10)):
     "The paired differences between rows as Markdown, the paper's beside them; '' if there is no record."
     if not found: return ''
@@ -497,7 +512,7 @@ def differences_table(found, ks=(1, 10)):
     return '\n'.join([*lines, '', 'Mean of both directions, paired; intervals are 95 %: over queries, then over seeds. *Resolved* only if both leave 0 out on the same side.'
                       + ('' if found.label in CORPUS.values() else ' The paper\'s differences are on its own corpus, and it gives no intervals; "as in" and "unlike the paper" are about the sign alone.')])
 
-# %% ../nbs/29_results.ipynb #50eb28a8
+# %% ../nbs/29_results.ipynb #fd12494a
 def beside_the_paper(found):
     "A table of the paper (1 to 3) with, under each system, what was measured on the same corpus; Markdown."
     t, out = PAPER[found.table], [what_was_found(found, rows_of(found.table)), '']
@@ -513,7 +528,7 @@ def beside_the_paper(found):
     without = [name for name in t.systems if name not in ROW_OF]
     return '\n'.join([*out, f'This kit has no {", ".join(without)}: there the paper\'s number stands alone.'])
 
-# %% ../nbs/29_results.ipynb #39dc5551
+# %% ../nbs/29_results.ipynb #d97142e7
 def hours(found, rows=None):
     "(mean hours of a run, on what, how many records) of the records of some rows; None if there is none."
     some = [r for (row, _), r in found.records.items() if rows is None or row in rows]
@@ -529,7 +544,7 @@ def cost_line(found, command):
     took = f'{in_words(known[0])} a run (mean of {known[2]} on {known[1]})' if known else 'not measured: there is no record'
     return f'`{command}`: {took}.'
 
-# %% ../nbs/29_results.ipynb #db8e9a8b
+# %% ../nbs/29_results.ipynb #96b67ccb
 def conclusions(*found, ks=(1, 10)):
     "What reproduces, what does not, what is open and what could not be run: sentences as Markdown, for what was found on each data."
     lines = []
@@ -544,7 +559,7 @@ def conclusions(*found, ks=(1, 10)):
     if any(f and f.label not in CORPUS.values() for f in found): lines.append('- What is found on synthetic scenes with a small model says how the method behaves there. It neither confirms nor refutes a number of the paper.')
     return '\n'.join(lines)
 
-# %% ../nbs/29_results.ipynb #135d2dc8
+# %% ../nbs/29_results.ipynb #051fdb67
 def table4_figure(found, k=1, rows=None, title=None):
     "R@k (mean of both directions) of each row on each test: the mean over seeds with its 95 % interval over queries, and each seed as a small dot. `DataError` if there is no record."
     rows = found.have(rows)
@@ -558,5 +573,122 @@ def table4_figure(found, k=1, rows=None, title=None):
         ax.set_xticks(range(len(rows)), rows, rotation=28, ha='right', fontsize=8); ax.tick_params(axis='y', labelsize=8)
         ax.set_title(t, fontsize=9.5, color=INK); ax.spines[['top', 'right']].set_visible(False); ax.grid(axis='y', color='#eeeeee'); ax.set_xlim(-.5, len(rows) - .4)
     fig.axes[0].set_ylabel(f'R@{k} in %', fontsize=8.5)
+    if title: fig.suptitle(title, fontsize=10, color=INK)
+    return fig
+
+# %% ../nbs/29_results.ipynb #8f524f20
+BASELINE = 'VG-HuBERT (M)'
+
+@dataclass(frozen=True)
+class Variant:
+    "A change of the plan: its `name` in words, the `label` of its records, `changes` ('field=value', …), the `rows` that are run, and perhaps other `sizes` of the corpus ('field=value', …) and other initial `weights`; `why`: what it asks."
+    name: str
+    label: str
+    changes: tuple = ()
+    rows: tuple = ('+ Summary',)
+    sizes: tuple = ()
+    weights: str = 'pretrained'
+    why: str = ''
+
+    @property
+    def own(self):
+        "Has it a baseline of its own?"
+        return BASELINE in self.rows
+
+    @property
+    def changed(self): return ' '.join([*self.changes, *self.sizes, *['random initial weights']*(self.weights == 'random')])
+
+    def command(self, seeds=3, table=4, data='scenes'):
+        "What makes its records."
+        rows = ' '.join(f"'{r}'" for r in self.rows)
+        parts = [f'sgmim_reproduce --table {table} --data {data} --label {self.label} --rows {rows}'] + ['--set ' + ' '.join(self.changes)]*bool(self.changes) + ['--sizes ' + ' '.join(self.sizes)]*bool(self.sizes)
+        return ' '.join([*parts, *['--from-scratch']*(self.weights == 'random'), f'--seeds {seeds}'])
+
+# %% ../nbs/29_results.ipynb #0a3e6267
+def known(split, k, *terms):
+    "`contrast` at one `k`; None if no seed has all the records, or not this test."
+    seeds = set.intersection(*(set(f.seeds(row)) for _, f, row in terms))
+    return contrast(split, terms)[k] if seeds and all(split in f.tests for _, f, _ in terms) else None
+
+def compared(base, variant, found, row, split, k=1):
+    "{'recall', 'change', 'gain', 'more'} at k of a row of a variant: its recall; less the same row of the base; less the baseline (its own, where it has one); and its gain less the gain of the base's row. `Estimate`s or None."
+    home, this = found if variant.own else base, (1, found, row)
+    gain = [this, (-1, home, BASELINE)]
+    apart = row == BASELINE
+    return {'recall': known(split, k, this), 'change': known(split, k, this, (-1, base, row)), 'gain': None if apart else known(split, k, *gain),
+            'more': None if apart else known(split, k, *gain, (-1, base, row), (1, base, BASELINE))}
+
+# %% ../nbs/29_results.ipynb #02f6250a
+def set_aside(founds):
+    "What of the records of some labels is stale or broken, as Markdown; '' if nothing is."
+    bad = [f'{f.label}, {row}, seed {seed}: {"; ".join(why[:3])}' for f in founds for (row, seed), why in f.stale.items()] + [f'{name}: {problems[0]}' for f in founds for name, problems in f.broken.items()]
+    return f'**Stale or broken**, and left out: {" · ".join(bad[:6])}{" · …" if len(bad) > 6 else ""}.' if bad else ''
+
+def variants_table(base, variants, split='test-seen', k=1):
+    """What the records of `variants` {`Variant`: `Found`} say on a test, beside the `base` (`Found`), as Markdown: recalls, and differences in R@`k` to the base's same row and to the baseline. Rows without a record say so, stale ones are named."""
+    cell = lambda e: '' if e is None else f'{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]'
+    lines = [f'| variant, {split} | changed | row | seeds | R@1 | R@10 | − base\'s row, R@{k} | − baseline, R@{k} | verdict |', '|---|---|---|---:|---:|---:|---:|---:|---|']
+    plan = Variant('*base*', base.label, (), (BASELINE, *dict.fromkeys(r for v in variants for r in v.rows if r != BASELINE)))
+    for v, found in {plan: base, **variants}.items():
+        for row in v.rows:
+            d = compared(base, v, found, row, split, k)
+            if v is plan: d['change'] = None
+            said = [f'{what}: {verdict(d[key])}' for key, what in (('change', 'changed'), ('gain', 'over the baseline')) if d[key]]
+            n, first, tenth = len(found.seeds(row)), d['recall'] and number(known(split, 1, (1, found, row))), d['recall'] and number(known(split, 10, (1, found, row)))
+            lines.append(f'| {v.name} | {f"`{v.changed}`" if v.changed else ""} | {row} | {n or ""} | {first or "no record"} | {tenth or ""} | {cell(d["change"])} | {cell(d["gain"])}{", of its own" if v.own and v is not plan and d["gain"] else ""} | {"; ".join(said)} |')
+    note = set_aside([base, *variants.values()])
+    return '\n'.join([*lines, *(['', note] if note else [])])
+
+# %% ../nbs/29_results.ipynb #4cc1e2b7
+def tally(estimates):
+    "What the differences {test: `Estimate` or None} say, in words: on which tests they are resolved, and which way."
+    by = {}
+    for test, e in estimates.items(): by.setdefault('no record' if e is None else verdict(e), []).append(test)
+    return '; '.join(words if words == 'no record' and len(by) == 1 else f'{words} on {", ".join(tests)}' for words, tests in sorted(by.items(), key=lambda b: not b[0].startswith('resolved')))
+
+def gains(base, variants=None, tests=(), k=1):
+    "{name: {test: `Estimate` or None}}: what each row of the base, and each row of `variants` {`Variant`: `Found`}, gains in R@k over the baseline it is to be compared with."
+    tests, lines = tests or base.tests or PAPER[base.table].splits, {}
+    plan = Variant('', base.label, (), (BASELINE, *(r for r in base.have() if r in ROWS and r != BASELINE)))
+    for v, found in {plan: base, **(variants or {})}.items():
+        rows = [r for r in v.rows if r != BASELINE]
+        for row in rows: lines[row if v is plan else v.name + f', {row}'*(len(rows) > 1)] = {t: compared(base, v, found, row, t, k)['gain'] for t in tests}
+    return lines
+
+def variant_says(base, variant, found, k=1):
+    "What the records of a variant say, as sentences made by rule, Markdown."
+    tests, out = base.tests or found.tests or PAPER[base.table].splits, []
+    for row in (r for r in variant.rows if r != BASELINE):
+        d = {t: compared(base, variant, found, row, t, k) for t in tests}
+        who = f'**{variant.name}**, {row}'
+        if not found.seeds(row): out.append(f'{who}: **no record**' + (' that counts (there are stale ones).' if (row in {r for r, _ in found.stale}) else '.'))
+        else:
+            seeds, which = len(found.seeds(row)), 'its own baseline' if variant.own else f'the base\'s {BASELINE}'
+            said = [(f'R@{k} over {which}', 'gain'), ("that gain less the base's" if variant.own else "R@{k} over the base's same row".format(k=k), 'more' if variant.own else 'change')]
+            numbers = lambda key: ', '.join(f'{x[key].value:+.1f}' if x[key] else '–' for x in d.values())
+            out.append(f'{who} ({seeds} seed{"s" if seeds != 1 else ""}): ' + '. '.join(f'{what[0].upper() + what[1:]} is {numbers(key)} ({", ".join(tests)}): {tally({t: x[key] for t, x in d.items()})}' for what, key in said) + '.')
+    return '\n\n'.join(out)
+
+# %% ../nbs/29_results.ipynb #1bc2b937
+def forest_figure(lines, title=None, xlabel='gain in R@1 over the baseline, points'):
+    """Differences {name: {test: `Estimate` or None}} (see `gains`), a panel for each test: the value with its 95 % interval over queries (thick) and over seeds (thin), and each seed as a small dot; filled where the verdict is *resolved*.
+    `DataError` if there is none at all."""
+    tests = list(dict.fromkeys(t for of in lines.values() for t in of))
+    if not any(e for of in lines.values() for e in of.values()): raise DataError('no record of any of ' + ', '.join(lines))
+    fig = Picture(2.1 + 2.2*len(tests), .9 + .27*len(lines))
+    for ax, t in zip(fig.subplots(1, len(tests), squeeze=False, sharey=True)[0], tests):
+        for y, of in enumerate(lines.values()):
+            if not (e := of.get(t)):
+                ax.text(0, y, 'no record', fontsize=6.5, color='#999999', ha='center', va='center', bbox=dict(facecolor='white', edgecolor='none', pad=1))
+                continue
+            said = verdict(e)
+            colour = colours(2)['lower' in said] if said.startswith('resolved') else INK
+            if e.over_seeds: ax.plot(e.over_seeds, [y, y], color=colour, lw=.8)
+            ax.plot([e.low, e.high], [y, y], color=colour, lw=3, alpha=.45, solid_capstyle='butt')
+            ax.scatter(e.each, np.full(len(e.each), y + .22), s=4, color=colour, alpha=.6, linewidths=0)
+            ax.plot(e.value, y, 'o', ms=4.5, color=colour, mfc=colour if said.startswith('resolved') else 'white')
+        ax.axvline(0, color=INK, lw=.8, zorder=1); ax.set_title(t, fontsize=9, color=INK); ax.tick_params(axis='x', labelsize=8); ax.grid(axis='x', color='#eeeeee'); ax.set_axisbelow(True)
+        ax.spines[['top', 'right', 'left']].set_visible(False); ax.tick_params(axis='y', length=0)
+    fig.axes[0].set_yticks(range(len(lines)), list(lines), fontsize=8); fig.axes[0].set_ylim(len(lines) - .4, -.6); fig.supxlabel(xlabel, fontsize=8.5)
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig

@@ -4,28 +4,31 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'CLASSES', 'FUNCTION_WORDS', 'QUANTILES', 'READINGS', 'Heard', 'frame_times', 'layer_attention',
-           'layer_numbers', 'cls_attention_of', 'segments', 'boundaries', 'true_boundaries', 'matches',
+           'layer_numbers', 'words_heard', 'cls_attention_of', 'segments', 'boundaries', 'true_boundaries', 'matches',
            'boundary_counts', 'segmentation_scores', 'scores_of_counts', 'boundary_scores', 'random_boundaries',
            'even_boundaries', 'exchanged_boundaries', 'resampled_sums', 'interval', 'chance_counts',
            'scores_with_chance', 'content_class', 'word_classes', 'word_of_frames', 'class_shares', 'favour',
            'attention_share', 'with_words', 'found_boundaries', 'quantile_table', 'choose_quantile', 'word_discovery',
-           'discovery_figure', 'nested', 'discovery_record', 'discovery_table', 'chance_figure', 'before_training']
+           'discovery_figure', 'nested', 'enough', 'about_corpus', 'discovery_record', 'discovery_remarks',
+           'discovery_table', 'chance_figure', 'before_training']
 
-# %% ../nbs/27_words.ipynb #15d5590b
+# %% ../nbs/27_words.ipynb #7b966d74
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from .audio import RATE
 from .core import ConfigError, DataError, code_version, pick_device, run_record, write_json
 from .data.captions import word_class
+from .data.corpus import Corpus, measure
 from .data.loaders import Pairs, collate
 from .figures import INK, RIGHT, Picture, attention_figure, colours
 from .models.audio_encoder import cls_attention
 
-# %% ../nbs/27_words.ipynb #e59f6172
+# %% ../nbs/27_words.ipynb #3020e90d
 @dataclass(frozen=True)
 class Heard:
     """What [CLS] attended to in one spoken caption: `attention` (H, T), a row a head; the middle of frame 0 at `first` seconds and `hop` seconds from frame to frame;
@@ -43,13 +46,13 @@ class Heard:
         "Middle of each frame in seconds, (T,)."
         return self.first + self.hop*np.arange(self.attention.shape[1])
 
-# %% ../nbs/27_words.ipynb #0066b9e9
+# %% ../nbs/27_words.ipynb #e99e7e6a
 def frame_times(encoder, samples, frames, stretched=False):
     "(middle of frame 0, step from frame to frame) in seconds, of `frames` frames that `encoder` (an `AudioEncoder`) makes of `samples` samples."
     if stretched: return samples/RATE/frames/2, samples/RATE/frames
     return encoder.shortest/2/RATE, encoder.hop/RATE
 
-# %% ../nbs/27_words.ipynb #32cd283a
+# %% ../nbs/27_words.ipynb #45192609
 @torch.no_grad()
 def layer_attention(encoder, batch, layers):
     "{layer: attention of [CLS] (B, H, T)} for the `layers` (numbers from 0), and the valid frames (B,), of a batch of sound."
@@ -67,31 +70,39 @@ def layer_numbers(encoder, layers):
         if not -depth <= k < depth: raise ConfigError(f'there is no layer {k}: this audio encoder has {depth}, numbered 0 to {depth - 1} (-1: the last)')
     return [k % depth for k in layers]
 
-# %% ../nbs/27_words.ipynb #b1a4674f
-def cls_attention_of(model, corpus, captions=None, layer=-1, device=None, batch_size=None, max_seconds=60., stretched=False):
+# %% ../nbs/27_words.ipynb #63d9d161
+def words_heard(words, seconds):
+    "Words ((word, start s, end s), …) in the order of time, without those that begin after `seconds`."
+    return tuple(sorted((w for w in words if w[1] < seconds), key=lambda w: w[1:]))
+
+def cls_attention_of(model, corpus, captions=None, layer=-1, device=None, batch_size=None, max_seconds=60., stretched=False, unreadable=None):
     """The attention of [CLS] over `captions` (numbers; None: all) of a corpus, as a list of `Heard`. `layer`: from 0, -1 the last; several: {layer: list}, in one pass.
-    `batch_size` None: 32, or 1 for a model whose frames depend on the padding (HuBERT Base). Of each caption the first `max_seconds`. `stretched`: VG-HuBERT's frame times."""
+    `batch_size` None: 32, or 1 for a model whose frames depend on the padding (HuBERT Base). Of each caption the first `max_seconds`. `stretched`: VG-HuBERT's frame times.
+    `unreadable`: a list that takes (caption, why) of what cannot be read, which is left out; None: it is a `DataError`."""
     encoder = getattr(model, 'audio_encoder', model)
     layers = list(dict.fromkeys(layer_numbers(encoder, [layer] if isinstance(layer, int) else layer)))
     captions = list(range(len(corpus)) if captions is None else captions)
     if batch_size is None: batch_size = 1 if encoder.hubert.config.feat_extract_norm == 'group' else 32
-    pairs, device = Pairs(corpus, max_seconds), device or next(encoder.parameters()).device
+    if isinstance(corpus, Corpus): measure(corpus, progress=False)
+    pairs, device = Pairs(corpus, max_seconds, skip=unreadable is not None, shortest=encoder.shortest), device or next(encoder.parameters()).device
     order = sorted(captions, key=lambda j: pairs.lengths[j])
     training, heard = encoder.training, {k: {} for k in layers}
     encoder.eval()
     try:
-        for a in range(0, len(order), batch_size):
-            part = order[a:a + batch_size]
-            batch = {k: v.to(device) for k, v in collate([pairs.sound(j) for j in part]).items()}
-            W, frames = layer_attention(encoder, batch, layers)
-            for i, (j, n, T) in enumerate(zip(part, batch['audio_len'].tolist(), frames.tolist())):
-                about = (*frame_times(encoder, n, T, stretched), n/RATE, tuple(corpus.captions[j].words))
-                for k in W: heard[k][j] = Heard(int(j), int(corpus.image_of_caption[j]), W[k][i, :, :T].float().cpu().numpy(), *about)
+        for a in tqdm(range(0, len(order), batch_size), desc='attention', leave=False, disable=None):     # None: a bar on a terminal alone
+            batch = collate([pairs.attempt(j, lambda: {**pairs.sound(j), 'index': j}) for j in order[a:a + batch_size]])
+            if lost := batch.pop('unreadable', []): unreadable += lost
+            if not len(read := batch.pop('index').tolist()): continue
+            W, frames = layer_attention(encoder, {k: batch[k].to(device) for k in ('audio', 'audio_len')}, layers)
+            for i, (j, n, T) in enumerate(zip(read, batch['audio_len'].tolist(), frames.tolist())):
+                about = (*frame_times(encoder, n, T, stretched), n/RATE, words_heard(corpus.captions[j].words, n/RATE))
+                for k in W: heard[k][j] = Heard(j, int(corpus.image_of_caption[j]), W[k][i, :, :T].float().cpu().numpy(), *about)
     finally: encoder.train(training)
-    lists = {k: [found[j] for j in captions] for k, found in heard.items()}
+    if unreadable and not heard[layers[0]]: raise DataError(f'not one of {len(captions):,} captions could be read (caption {unreadable[-1][0]}: {unreadable[-1][1]})')
+    lists = {k: [found[j] for j in captions if j in found] for k, found in heard.items()}
     return lists[layers[0]] if isinstance(layer, int) else lists
 
-# %% ../nbs/27_words.ipynb #814a0f19
+# %% ../nbs/27_words.ipynb #fe67a90b
 def segments(attention, quantile=.7, seconds_per_frame=.02, first=None):
     """Segments (S, 2) in seconds of the frames that some head attends to most (VG-HuBERT's code; .7 is its quantile). `attention` (H, T); `first`: middle of frame 0
     in seconds (default: half a frame, as if frame 0 began with the sound). A higher `quantile` keeps less: of T frames each head keeps about (1 - quantile) T."""
@@ -105,7 +116,7 @@ def segments(attention, quantile=.7, seconds_per_frame=.02, first=None):
     if (longer := runs[:, 1] - runs[:, 0] > 1).any(): runs = runs[longer]
     return (runs - .5)*seconds_per_frame + (seconds_per_frame/2 if first is None else first)
 
-# %% ../nbs/27_words.ipynb #e0fbfe76
+# %% ../nbs/27_words.ipynb #8a8a287c
 def boundaries(segments, duration, at='middles'):
     """Word boundaries in seconds, ascending, from segments (S, 2) in a sound of `duration` seconds. at='middles': half-way between segments, (S+1,) (VG-HuBERT's code);
     at='edges': where segments begin and end, between 0 and `duration` (ours). The first and the last are not scored."""
@@ -120,7 +131,7 @@ def true_boundaries(words, duration=np.inf):
     "Where words ((word, start s, end s), …) begin and end, ascending, each once: a pause between two words counts twice (VG-HuBERT's code). Words after `duration` are left out."
     return np.unique([min(t, duration) for _, start, end in words if start < duration for t in (start, end)])
 
-# %% ../nbs/27_words.ipynb #92f05100
+# %% ../nbs/27_words.ipynb #0a6ae244
 def matches(found, true, tolerance=.02):
     "Pairs (i, j) of `found` and `true` boundaries (sorted, seconds) at most `tolerance` apart, each used once; as many pairs as there can be."
     found, true, i, j, pairs = np.asarray(found).tolist(), np.asarray(true).tolist(), 0, 0, []
@@ -138,7 +149,7 @@ def boundary_counts(found, true, tolerance=.02):
     inner = [(np.asarray(f)[1:-1], np.asarray(t)[1:-1]) for f, t in zip(found, true, strict=True)]
     return np.array([(len(matches(f, t, tolerance)), len(f), len(t)) for f, t in inner], float).reshape(-1, 3)
 
-# %% ../nbs/27_words.ipynb #b242cd24
+# %% ../nbs/27_words.ipynb #ab11a909
 def segmentation_scores(precision, recall, over=None):
     "{precision, recall, f1, over_segmentation, r_value} from numbers or arrays of any shape, as shares of 1. `over`: the over-segmentation, if known (None: recall/precision - 1)."
     p, r = np.asarray(precision, float), np.asarray(recall, float)
@@ -158,7 +169,7 @@ def boundary_scores(found, true, tolerance=.02):
     if not total[2]: raise DataError(f'there is nothing to find: none of the {len(true)} captions has a word boundary between its first and its last')
     return {k: float(v) for k, v in scores_of_counts(total).items()}
 
-# %% ../nbs/27_words.ipynb #eec3aaaa
+# %% ../nbs/27_words.ipynb #9a9d2fc6
 BASELINES = ('random', 'even', 'exchanged')
 
 def random_boundaries(found, durations, rng):
@@ -176,7 +187,7 @@ def exchanged_boundaries(found, durations, shift=1):
     other[order] = order[np.where((there < 0) | (there >= n), there - 2*shift, there)]
     return [np.asarray(found[o])*(d/durations[o]) for o, d in zip(other, durations)]
 
-# %% ../nbs/27_words.ipynb #d487011d
+# %% ../nbs/27_words.ipynb #8037e6d0
 def resampled_sums(x, units, n=1000, seed=0):
     "Sums of x (rows, …) over `n` resamples of the rows' `units` (rows,), (n, …): rows of one unit are drawn together."
     _, member = np.unique(units, return_inverse=True)
@@ -194,7 +205,7 @@ def chance_counts(found, true, durations, tolerance, draws=100, seed=0):
     counts = {'random': counted(random_boundaries(found, durations, rng) for _ in range(draws)), 'even': counted([even_boundaries(found, durations)])}
     return counts | ({'exchanged': counted(exchanged_boundaries(found, durations, s) for s in near)} if near else {})
 
-# %% ../nbs/27_words.ipynb #27fd345d
+# %% ../nbs/27_words.ipynb #4a0f41e6
 def scores_with_chance(heard, found, tolerance=.02, draws=100, seed=0):
     """Scores of the boundaries `found` in captions `heard`, with 95 % intervals, beside the baselines: {'found': {precision, …, 'interval': {precision: (low, high), …}},
     'random': …, 'even': …, 'exchanged': … (with an interval of f1), 'gain': {baseline: {'f1': difference, 'interval': …}}}."""
@@ -208,7 +219,7 @@ def scores_with_chance(heard, found, tolerance=.02, draws=100, seed=0):
     gain = {name: {'f1': round(float(point['f1'][0] - point['f1'][i]), 5), 'interval': interval(drawn['f1'][:, 0] - drawn['f1'][:, i])} for i, name in enumerate(counts) if i}
     return {**result, 'gain': gain, 'boundaries': dict(zip(('matched', 'found', 'true'), map(int, table[:, 0].sum(0))))}
 
-# %% ../nbs/27_words.ipynb #5ddd0b2c
+# %% ../nbs/27_words.ipynb #0a779935
 CLASSES = ('thing', 'colour', 'size', 'place', 'other')
 FUNCTION_WORDS = frozenset('''a an the this that these those some and or but with without of in on at by to from for as into onto over under above below near next beside behind between
     through around is are was were be been being am has have having had there here it its he she his her they their them him who which while up down out off not no very i we you my our your'''.split())
@@ -228,7 +239,7 @@ def word_of_frames(words, middles):
     at = np.searchsorted(starts, middles, side='right') - 1
     return np.where((at >= 0) & (middles < ends[at]), at, -1)
 
-# %% ../nbs/27_words.ipynb #dba4c2d9
+# %% ../nbs/27_words.ipynb #1ab938d3
 def class_shares(heard, kind=word_class, names=CLASSES):
     "Time (n, C) and attention (n, H, C) of each class of words in each caption, as shares of 1; what is left is pause. `kind`: function from a word to one of `names`."
     time, weight = np.zeros((len(heard), len(names))), np.zeros((len(heard), len(heard[0].attention), len(names)))
@@ -252,7 +263,7 @@ def attention_share(heard, kind=word_class, names=CLASSES, seed=0):
     return {name: {'time': short(time[:, c].mean()), 'attention': short(weight[..., c].mean()), 'favour': short(heads[:, c].mean()), 'interval': interval(drawn[:, c]),
                    'heads': short(heads[:, c]), 'words': words.count(c)} for c, name in enumerate(names) if time[:, c].any()}
 
-# %% ../nbs/27_words.ipynb #79248cc0
+# %% ../nbs/27_words.ipynb #e10816b8
 QUANTILES = (.3, .4, .5, .6, .7, .75, .8, .85, .9, .93, .95, .97, .99)      # of VG-HuBERT's code: .6 to .99
 
 def with_words(heard, corpus):
@@ -275,7 +286,7 @@ def quantile_table(model, dev, layers=None, quantiles=QUANTILES, tolerance=.02, 
     return [{'layer': k, 'at': at, 'quantile': q, **boundary_scores(found_boundaries(h, q, at), true, tolerance)}
             for k, h in heard.items() for at in ('middles', 'edges') for q in quantiles]
 
-# %% ../nbs/27_words.ipynb #4a8a96ab
+# %% ../nbs/27_words.ipynb #1f5d2ace
 def choose_quantile(model, dev, layer=None, at='middles', by='r_value', table=None, **options):
     "The best row of `quantile_table` (given as `table`, or made): the best quantile, and layer unless that is given, for boundaries at 'middles' or 'edges', by 'r_value' or another score."
     layer = layer if layer is None else layer_numbers(getattr(model, 'audio_encoder', model), [layer])[0]
@@ -284,7 +295,7 @@ def choose_quantile(model, dev, layer=None, at='middles', by='r_value', table=No
     if not rows or by not in rows[0]: raise ConfigError(f"nothing to choose from: layer {layer}, at {at!r}, by {by!r}; at is 'middles' or 'edges', by a score such as 'r_value' or 'f1'")
     return max(rows, key=lambda r: r[by])
 
-# %% ../nbs/27_words.ipynb #7f2a34d3
+# %% ../nbs/27_words.ipynb #f9d4e908
 def word_discovery(model, corpus, quantile, layer=-1, at='middles', tolerances=(.02, .06), draws=100, seed=0, kinds=None, heard=None, **options):
     """Everything above for a model on a corpus: {'captions', 'without_words', 'layer', 'quantile', 'at', 'segments': a caption, 'boundaries': {'20 ms': `scores_with_chance`, '60 ms': …},
     'attention': `attention_share`}. Take `layer`, `quantile` and `at` from `choose_quantile` on dev. `kinds`: (function, names) instead of `word_classes`; `heard`: what
@@ -298,7 +309,7 @@ def word_discovery(model, corpus, quantile, layer=-1, at='middles', tolerances=(
             'boundaries': {f'{1000*t:.0f} ms': scores_with_chance(known, found, t, draws, seed) for t in tolerances},
             'attention': attention_share(known, *(kinds or word_classes(corpus)), seed)}
 
-# %% ../nbs/27_words.ipynb #64a86b19
+# %% ../nbs/27_words.ipynb #d93fa2d0
 def discovery_figure(wave, heard, quantile, tolerance=.02, at='middles', title=None, width=8.):
     """A waveform (L,) with its true words, the attention of each head, a bar over the frames that this head keeps, and the segments (shaded). Triangles are the
     boundaries found: green where a true one lies within `tolerance` seconds, else open."""
@@ -316,35 +327,62 @@ def discovery_figure(wave, heard, quantile, tolerance=.02, at='middles', title=N
         top.plot([t], [.05], '^', transform=top.get_xaxis_transform(), ms=8, mfc=RIGHT if i in right else 'white', mec=RIGHT if i in right else '#D55E00', zorder=5, clip_on=False)
     return fig
 
-# %% ../nbs/27_words.ipynb #5242244d
+# %% ../nbs/27_words.ipynb #720ad391
 def nested(table, by='r_value'):
     "A score of `quantile_table` as {at: {layer: {quantile: score}}}: short enough for a record."
     found = {}
     for r in table: found.setdefault(r['at'], {}).setdefault(str(r['layer']), {})[f"{r['quantile']:g}"] = round(r[by], 4)
     return found
 
-# %% ../nbs/27_words.ipynb #9cf3e17b
+# %% ../nbs/27_words.ipynb #a40a25b9
+def enough(lost, n, split, max_unreadable):
+    "`DataError` if more than the share `max_unreadable` of `n` captions are in the list `lost` of what could not be read."
+    if len(lost) > max_unreadable*n:
+        raise DataError(f'{split}: {len(lost):,} of {n:,} captions could not be read, more than {max_unreadable:.1%} (caption {lost[0][0]}: {lost[0][1]}). Mend the files, or allow more: max_unreadable, --max-unreadable')
+
+def about_corpus(corpus, lost=(), heard=None, max_seconds=60.):
+    "What a record says about a corpus: which it is, what its reader noted, how many captions could not be read, have no word times, were cut."
+    said = {'name': repr(corpus), 'fingerprint': getattr(corpus, 'fingerprint', None), 'left_out': getattr(getattr(corpus, 'skipped', None), 'counts', {}), 'unreadable': {str(j): why for j, why in lost[:20]}, 'unread': len(lost)}
+    if heard is None: return said
+    return {**said, 'captions': len(corpus), 'without_words': sum(not h.words for h in heard), 'cut': sum(h.duration >= max_seconds - 1e-9 for h in heard)}
+
+# %% ../nbs/27_words.ipynb #52f9fa6c
 READINGS = {'last layer': {'layer': -1, 'at': 'middles'}, 'best layer': {'layer': None, 'at': 'middles'}, 'best layer, edges': {'layer': None, 'at': 'edges'}}
 
-def discovery_record(model, dev, splits, about=None, record=None, device=None, tolerances=(.02, .06), draws=100, seed=0, dev_captions=1000, **options):
+def discovery_record(model, dev, splits, about=None, record=None, device=None, tolerances=(.02, .06), draws=100, seed=0, dev_captions=1000, max_unreadable=.01, **options):
     """Word discovery as a run record: `READINGS` chosen on the corpus `dev`, then measured on `splits` {name: corpus}, as metrics[split][reading]. `about`: more for the record's
-    config (which checkpoint, which weights); `record`: file to write. `options` go to `cls_attention_of`. Moves the model to `device`."""
+    config (which checkpoint, which weights); `record`: file to write. `options` go to `cls_attention_of`. Moves the model to `device`. `DataError` if more than the share `max_unreadable` cannot be read."""
     began, code, device = time.perf_counter(), code_version(), pick_device(device)
-    model = model.to(device)
-    table = quantile_table(model, dev, tolerance=tolerances[0], captions=dev_captions, **options)
+    model, lost = model.to(device), []
+    table = quantile_table(model, dev, tolerance=tolerances[0], captions=dev_captions, unreadable=lost, **options)
+    enough(lost, min(dev_captions, len(dev)), 'dev', max_unreadable)
     chosen = {name: choose_quantile(model, dev, **reading, table=table) for name, reading in READINGS.items()}
-    metrics = {}
+    metrics, data = {}, {'dev': about_corpus(dev, lost)}
     for split, corpus in splits.items():
-        heard = cls_attention_of(model, corpus, layer=[c['layer'] for c in chosen.values()], **options)
+        heard = cls_attention_of(model, corpus, layer=[c['layer'] for c in chosen.values()], unreadable=(lost := []), **options)
+        enough(lost, len(corpus), split, max_unreadable)
+        data[split] = about_corpus(corpus, lost, next(iter(heard.values())), options.get('max_seconds', 60.))
         metrics[split] = {name: word_discovery(model, corpus, c['quantile'], c['layer'], c['at'], tolerances, draws, seed, heard=heard[c['layer']]) for name, c in chosen.items()}
     config = {**(about or {}), 'tolerances': tolerances, 'draws': draws, 'dev_captions': min(dev_captions, len(dev)), 'chosen_by': 'r_value', **options,
               'readings': {name: {k: c[k] for k in ('layer', 'at', 'quantile')} for name, c in chosen.items()}}
-    data = {name: {'name': repr(c), 'fingerprint': getattr(c, 'fingerprint', None), 'left_out': getattr(getattr(c, 'skipped', None), 'counts', {})} for name, c in {'dev': dev, **splits}.items()}
     made = run_record('words', config, seed, data, metrics, time.perf_counter() - began, device, code, chosen_from=nested(table))
     if record: write_json(record, made)
     return made
 
-# %% ../nbs/27_words.ipynb #d79ab34f
+# %% ../nbs/27_words.ipynb #aea5400a
+def discovery_remarks(record):
+    "{split: how many captions a run record of `discovery_record` scored, and what became of the others}, in words."
+    said = {}
+    for split, d in record['data'].items():
+        if 'captions' not in d: continue        # dev, and older records
+        first = next((f' (caption {j}: {why})' for j, why in d['unreadable'].items()), '')
+        losses = [('tell no word times', d['without_words']), ('could not be read' + first, d['unread']), ('were cut', d['cut'])]
+        scored = d['captions'] - d['without_words'] - d['unread']
+        noted = ', '.join(f'{n:,} {kind}' for kind, n in d['left_out'].items())
+        said[split] = '; '.join([f"{scored:,} of {d['captions']:,} captions scored", *(f'{n:,} {what}' for what, n in losses if n)] + [f'its reader noted: {noted}']*bool(noted))
+    return said
+
+# %% ../nbs/27_words.ipynb #782d51d6
 def discovery_table(record, tolerance='20 ms', markdown=True):
     "A run record of `discovery_record` as a table (text): for each split and reading the scores, F1 by chance, and the gain over boundaries of another caption."
     rows = [['split', 'reading', 'layer', 'quantile', 'P', 'R', 'F1', 'OS', 'R-value', 'F1 random', 'F1 even', 'F1 exchanged', 'gain over exchanged']]
@@ -359,7 +397,7 @@ def discovery_table(record, tolerance='20 ms', markdown=True):
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(f'{x:<{w}}' if k < 2 else f'{x:>{w}}' for k, (x, w) in enumerate(zip(r, widths))).rstrip() for r in rows)
 
-# %% ../nbs/27_words.ipynb #2ba8b1b1
+# %% ../nbs/27_words.ipynb #08d56fbb
 def chance_figure(result, title=None, width=6.4):
     "Boundary F1 of a `word_discovery` result beside the baselines, at each tolerance, as bars with 95 % intervals."
     fig = Picture(width, 2.7)
@@ -378,7 +416,7 @@ def chance_figure(result, title=None, width=6.4):
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/27_words.ipynb #aa76c23f
+# %% ../nbs/27_words.ipynb #e75878a0
 def before_training(model, seed=0):
     "A model of the configuration of `model` (scenes-tiny) as it is before its first step: the shipped backbones; [CLS] and all else as drawn from `seed`. In evaluation mode."
     from sgmim.pretrain import load_tiny_backbones

@@ -8,13 +8,14 @@ import torch
 from conftest import Toy, exchanged, first, micro
 from torch import nn
 
-from sgmim.analysis import (BACKGROUND, CAPTIONS, EDGE, TAKEN, WAYS, PatchTruth, caption_dependence, category_figure, compare, dependence_figure, dependence_record, depends,
-                            estimate, frame_times, mentions, patch_errors, patch_owner, patch_shares, reconstruct_with, resample_weights, said_or_not, speech_dependence,
-                            taken_spans, word_remover, word_spans, wrong_captions)
+from sgmim.analysis import (BACKGROUND, CAPTIONS, EDGE, MISTAKES, TAKEN, WAYS, PatchTruth, caption_dependence, category_figure, compare, contradictions, dependence_figure, dependence_record, depends,
+                            estimate, frame_times, gradient_split, gradient_table, loss_gradients, mentions, mistake_shares, mistakes, mistakes_figure, mistakes_record, mistakes_tables, part_of, patch_errors,
+                            patch_owner, patch_shares, reconstruct_with, resample_weights, retrieved, said_or_not, speech_dependence, taken_spans, word_remover, word_spans, wrong_captions)
 from sgmim.core import ConfigError, DataError, read_json
 from sgmim.data.captions import thing_names
 from sgmim.data.loaders import Pairs
-from sgmim.data.pictures import CATEGORIES, draw_masks
+from sgmim.data.pictures import CATEGORIES, content, draw_masks
+from sgmim.data.scenes import LADDER, _may_fit
 from sgmim.figures import save_figure
 from sgmim.models.sgmim import SGMIM, load_model, scenes_tiny
 from sgmim.patches import patchify, random_mask
@@ -429,3 +430,134 @@ def test_records_and_figures(scenes, trained, tmp_path):
     for name, figure in (('a', dependence_figure(made['metrics']['dev'], 'title')), ('b', dependence_figure(made['metrics']['train'])), ('c', category_figure(made['metrics']['dev']))):
         save_figure(figure, tmp_path/f'{name}.png')
         assert (tmp_path/f'{name}.png').stat().st_size > 5000
+
+
+# ---- whose gradient
+
+def test_every_parameter_is_of_one_part():
+    model = SGMIM(micro(audio_depth=2, freeze_cnn=False, decoder_depth=2))
+    parts = {n: part_of(n) for n, p in model.named_parameters() if p.requires_grad}
+    assert set(parts.values()) == {'image front', 'image layer 0', 'audio front', 'audio layer 0', 'audio layer 1', 'projections', 'decoder'}
+    assert {p for n, p in parts.items() if 'feature_extractor' in n or 'pos_conv' in n or n == 'audio_encoder.cls_token'} == {'audio front'} and parts['image_proj.weight'] == parts['audio_proj.bias'] == 'projections'
+    assert {p for n, p in parts.items() if n.startswith('decoder.layers')} == {'decoder'}
+
+
+@pytest.mark.parametrize('row', ['plain', 'frames', 'summary'])
+def test_the_gradients_of_both_losses_are_those_of_training(row):
+    torch.manual_seed(0)
+    model = SGMIM(micro(reconstruction=row, dropout=0., lam=3.))
+    batch = batch_of(Toy(), 8)
+    found = loss_gradients(model, batch, torch.Generator().manual_seed(1))
+    out = model(batch, generator=torch.Generator().manual_seed(1))
+    out['loss'].backward()
+    for part, (nce, mim) in found.items():
+        if part.endswith('encoder'): continue
+        whole = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for n, p in model.named_parameters() if p.requires_grad and part_of(n) == part])
+        torch.testing.assert_close(nce + mim, whole, atol=1e-5, rtol=1e-4)
+    assert (found['audio encoder'][1] == 0).all() == (row == 'plain') and (found['decoder'][0] == 0).all() and (found['projections'][1] == 0).all()
+    assert all(found['image encoder'][k].norm() > 0 for k in (0, 1)) and found['audio encoder'][0].norm() > 0
+    assert model.training and not any(p.grad is not None for p in model.momentum_encoder.parameters())
+
+
+def test_without_weight_there_is_no_gradient():
+    torch.manual_seed(0)
+    found = gradient_split(SGMIM(micro(lam=0.)), Toy(), 2, 8, resamples=10)
+    assert all(d['mim']['interval'] == [0, 0] and d['cosine'] is None for d in found['parts'].values()) and found['parts']['audio encoder']['ratio']['value'] == 0
+    with pytest.raises(ConfigError, match='no decoder'): gradient_split(SGMIM(micro(reconstruction='none')), Toy(), 2, 8)
+
+
+def test_pixels_as_target_have_gradients_too():
+    torch.manual_seed(0)
+    found = gradient_split(SGMIM(micro(mim_target='pixels')), Toy(), 1, 8, resamples=10)['parts']
+    assert found['audio encoder']['mim']['value'] > 0 and found['decoder']['ratio'] is None
+
+
+class Twin(nn.Module):
+    "Two losses of known gradients: the second is `a` times the first, plus something at a right angle to it."
+    def __init__(self, a, b):
+        super().__init__()
+        self.config, self.decoder, self.a, self.b = SimpleNamespace(lam=2., conv_norm='layer', image_size=32), True, a, b
+        self.image_proj, self.audio_proj = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    def forward(self, batch, generator=None):
+        x, y = self.image_proj.sum(), self.audio_proj.sum()
+        return {'loss_nce': 4*x, 'loss_mim': self.a*x + self.b*y}
+
+
+@pytest.mark.parametrize('a,b,cosine', [(1., 0., 1.), (-1., 0., -1.), (0., 3., 0.), (3., 4., .6)])
+def test_norms_and_cosines_of_known_gradients(a, b, cosine):
+    d = gradient_split([Twin(a, b)]*2, Toy(), 3, 8, resamples=10)['parts']['projections']
+    assert d['nce']['value'] == 4 and d['mim']['value'] == pytest.approx(2*(a*a + b*b)**.5, abs=1e-4) and d['cosine']['value'] == pytest.approx(cosine, abs=1e-5) and d['ratio']['value'] == pytest.approx((a*a + b*b)**.5/2, abs=1e-4)
+
+
+def test_gradients_as_a_table():
+    torch.manual_seed(0)
+    split = gradient_split(SGMIM(micro()), Toy(n=9), 5, 8, resamples=10)
+    assert split['batches'] == 1 and '| audio layer 0 | ' in gradient_table({'one': split}) and '| decoder | b | 0.000' in gradient_table({'a': split, 'b': split})
+
+
+# ---- which words are missed
+
+def test_contradictions_one_by_one(scenes):
+    "Every caption against every picture, by plain loops."
+    corpus = scenes['dev']
+    found = contradictions(corpus)
+    for j, c in enumerate(corpus.captions[:40]):
+        for i, s in enumerate(corpus.scenes):
+            shown = {t.category: t for t in s.things}
+            there = [t for t in c.things if t[0] in shown]
+            expected = {'place': c.place not in (None, s.place), 'thing': len(there) < len(c.things), 'extra': bool(set(shown) - {t[0] for t in c.things}),
+                        'colour': any(t[1] and shown[t[0]].colour != t[1] for t in there), 'size': any(t[2] and shown[t[0]].size != t[2] for t in there)}
+            can = {'place': c.place is not None, 'thing': True, 'extra': True, 'colour': any(t[1] for t in there), 'size': any(t[2] for t in there)}
+            for kind in expected: assert (found[kind][0][j, i], found[kind][1][j, i]) == (expected[kind], can[kind]), (kind, j, i)
+            assert found['nothing'][0][j, i] == (not any(expected.values())) == _may_fit(c.place, c.things, content(s), len(LADDER) - 1)
+
+
+def test_random_answers_make_random_mistakes(scenes):
+    "The falsified case: embeddings that know nothing."
+    corpus, rng = scenes['dev'], np.random.default_rng(1)
+    found = mistake_shares(corpus, rng.integers(0, 120, (400, 120)), resamples=50)
+    for kind in MISTAKES: assert abs(found[kind]['less_chance']['value']) < 2.5/found[kind]['of_wrong']['n']**.5, (kind, found[kind])      # five standard deviations of a share of a half
+    z = rng.normal(size=(2, 120, 16))
+    one = mistake_shares(corpus, (z[0] @ z[1].T).argmax(1))
+    off = [kind for kind in ('place', 'thing', 'extra', 'nothing') if not (e := one[kind]['less_chance']['interval'])[0] <= 0 <= e[1]]      # of colours and sizes there are too few cases to resample
+    assert len(off) <= 1 and one['wrong']['value'] > .9, off
+
+
+@pytest.mark.parametrize('heard', ['place', 'thing', 'colour'])
+def test_a_listener_of_one_kind_is_found_out(scenes, heard):
+    corpus, rng = scenes['dev'], np.random.default_rng(2)
+    differs, _ = contradictions(corpus)[heard]
+    found = mistake_shares(corpus, [[rng.choice(np.flatnonzero(~d)) for d in differs] for _ in range(60)], resamples=100)
+    assert found[heard]['of_wrong']['value'] == 0 and found[heard]['less_chance']['interval'][1] < 0
+    if heard == 'place':
+        for other in ('thing', 'extra'): assert abs(found[other]['less_chance']['value']) < .03
+
+
+def test_who_is_always_right_has_nothing_to_show(scenes):
+    corpus = scenes['dev']
+    found = mistake_shares(corpus, corpus.image_of_caption, base=(corpus.image_of_caption + 1) % 120, resamples=50)
+    assert found['wrong']['value'] == 0 and found['thing']['of_wrong'] is None and found['thing']['of_all']['value'] == 0 and found['thing']['of_all_less_base']['interval'][1] < 0
+    assert '–' in mistakes_tables({'all right': found})['wrong']
+
+
+def test_several_models_are_their_mean(scenes):
+    corpus, rng = scenes['dev'], np.random.default_rng(3)
+    some = rng.integers(0, 120, (3, 120))
+    each, all_of = [mistake_shares(corpus, c, resamples=20) for c in some], mistake_shares(corpus, some, resamples=20)
+    assert all_of['wrong']['value'] == pytest.approx(np.mean([e['wrong']['value'] for e in each]), abs=1e-5) and all_of['thing']['of_wrong']['n'] == sum(e['thing']['of_wrong']['n'] for e in each)
+
+
+def test_the_shipped_model_hears_places_and_things(scenes, trained, tmp_path):
+    corpus = scenes['dev']
+    assert (retrieved(trained, corpus) == corpus.image_of_caption).mean() > .2
+    dealt = exchanged(corpus)
+    dealt.scene, dealt.scenes, dealt.captions = corpus.scene, corpus.scenes, corpus.captions      # what was said is not what is heard
+    torch.manual_seed(0)
+    made = mistakes_record({'untrained': [SGMIM(scenes_tiny()).eval()], 'trained': [trained]}, {'dev': corpus}, record=tmp_path/'r.json')
+    found = read_json(tmp_path/'r.json')['metrics']['dev']
+    assert found == made['metrics']['dev'] and all(found['trained'][k]['less_chance']['interval'][1] < 0 for k in ('place', 'thing', 'extra')) and found['trained']['thing']['of_all_less_base']['interval'][1] < 0
+    dealt = mistakes(trained, dealt)
+    off = [k for k in ('place', 'thing', 'extra', 'nothing') if not (e := dealt[k]['less_chance']['interval'])[0] <= 0 <= e[1]]
+    assert len(off) <= 1, off
+    save_figure(mistakes_figure(found), tmp_path/'m.png')
+    with pytest.raises(DataError, match='only the embedded corpus'): mistake_shares(Toy(), np.zeros(40, int))

@@ -227,3 +227,57 @@ def test_analyses_by_command(cache, tmp_path, monkeypatch, capsys, what):
 def test_a_table_is_planned_by_command(tmp_path, capsys):
     ok(cli.reproduce, '--table', 4, '--data', 'scenes', '--seeds', 2, '--dry-run', '--rows', '+ Summary')
     assert '+ Summary' in capsys.readouterr().out
+
+
+def test_dependence_beside_a_model_of_the_recon_row(cache, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+    from sgmim.models.sgmim import save_model, scenes_tiny
+    monkeypatch.setenv('SGMIM_CACHE', str(cache))
+    for name, changes in {'summary': {}, 'recon': {'reconstruction': 'plain'}, 'hides-less': {'reconstruction': 'plain', 'mask_ratio': .5}}.items(): save_model(SGMIM(replace(scenes_tiny(), **changes)), tmp_path/name)
+    args = ['dependence', tmp_path/'summary', '--images', 24, '--device', 'cpu', '--recon']
+    ok(cli.analyse, *args, tmp_path/'recon', '--record', tmp_path/'r.json')
+    record, out = read_json(tmp_path/'r.json'), capsys.readouterr().out
+    assert record['config']['with_recon'] and record['config']['recon'] == 'recon' and record['config']['recon_model'] != record['config']['model']
+    assert {'right', 'alone', 'alone_minus_right'} <= set(record['metrics']['test-seen']['overall']) and 'alone' in out
+    for other, said in (('summary', "of another row (reconstruction='summary')"), ('hides-less', 'its mask_ratio is 0.5, and that of the model is 0.75'), ('nowhere', 'is no checkpoint')):
+        assert cli.analyse([str(a) for a in (*args, tmp_path/other)]) == 1 and said in capsys.readouterr().err
+    assert cli.analyse(['words', '--recon', str(tmp_path/'recon')]) == 1 and 'leave it out' in capsys.readouterr().err
+
+
+def test_data_with_its_kind(layouts, tmp_path, capsys):
+    ok(cli.evaluate, '--data', f'facc={layouts["facc"]}', '--device', 'cpu')
+    assert cli.evaluate(['--data', f'places={layouts["facc"]}', '--device', 'cpu']) == 1
+    assert "holds no split of a corpus of kind 'places'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('what', ['gradients', 'mistakes'])
+def test_analyses_of_several_checkpoints(cache, tmp_path, monkeypatch, capsys, what):
+    from sgmim.models.sgmim import save_model
+    monkeypatch.setenv('SGMIM_CACHE', str(cache))
+    model = load_model(shipped('scenes-tiny'), device='cpu')
+    for name in ('one', 'two'): save_model(model, tmp_path/name/'best')
+    ok(cli.analyse, what, tmp_path/'one', tmp_path/'two'/'best', '--images', 24, '--record', tmp_path/'r.json', '--device', 'cpu')
+    record = read_json(tmp_path/'r.json')
+    assert record['kind'] == what and list(record['config']['models']) == ['one', 'two'] == list(record['metrics']['test-seen']) and '| two' in capsys.readouterr().out
+    assert cli.analyse(['words', 'a', 'b']) == 1 and 'looks into one checkpoint' in capsys.readouterr().err
+    assert cli.analyse([what, '--runs-of', 'nobody', '--runs', str(tmp_path)]) == 1 and 'no run of nobody' in capsys.readouterr().err
+
+
+def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, capsys):
+    "The seeds of a row count as one model; the first row is what others are compared with; what has no record that counts is left out."
+    from sgmim.core import write_json
+    from sgmim.models.sgmim import save_model
+    from sgmim.reproduce import plan_runs
+    from test_results import fake, put
+    monkeypatch.setenv('SGMIM_CACHE', str(cache))
+    monkeypatch.setenv('SGMIM_RESULTS', str(tmp_path/'results'))
+    for s in plan_runs(4, rows=['VG-HuBERT (M)', '+ Summary'], seeds=2, results=tmp_path/'results'):
+        if (s.row, s.seed) != ('+ Summary', 1): put(tmp_path/'results', {**fake(s.row, s.seed, 0.), 'config': s.config, 'preset': s.preset})
+        torch.manual_seed(s.seed)
+        save_model(SGMIM(s.model), tmp_path/'runs'/s.folder/'best')
+        write_json(tmp_path/'runs'/s.folder/'record.json', {'config': {k: s.config[k] for k in ('model', 'train')}})
+    ok(cli.analyse, 'mistakes', '--runs-of', 'scenes', '--runs', tmp_path/'runs', '--images', 24, '--record', tmp_path/'r.json', '--device', 'cpu')
+    record = read_json(tmp_path/'r.json')
+    assert {n: len(m) for n, m in record['config']['models'].items()} == {'VG-HuBERT (M)': 2, '+ Summary': 1} == record['config']['seeds'] and 'of_all_less_base' in record['metrics']['test-seen']['+ Summary']['thing']
+    ok(cli.analyse, 'gradients', '--runs-of', 'scenes', '--runs', tmp_path/'runs', '--images', 24, '--device', 'cpu')
+    assert '| audio encoder | ' in capsys.readouterr().out

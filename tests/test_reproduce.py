@@ -126,6 +126,43 @@ def test_a_settings_file_is_the_plan(plan):
     assert len(P.gather(4, 'scenes', label='mini', results=plan['results']).stale) == 2
 
 
+def test_a_variant_stands_on_the_settings_of_its_data(plan):
+    "A label without a file of its own has the settings of its data, for planning and for judging; with a file, its own alone."
+    plan, said = plan
+    plan |= {'rows': TWO[1:], 'seeds': 1, 'label': 'scenes-other', 'sizes': None}
+    sizes = {'train': 32, 'captions': 1, 'dev': 10, 'test': 14}
+    def settle(label, lr, sizes=sizes): write_json(plan['results'] / f'tuning/{label}.json', {'kind': 'settings', 'why': 'a test', 'from': [], 'set': {'lr': lr}, 'rows': {'+ Summary': {'lam': 1.}}, 'sizes': sizes})
+    def stale(): return (f := P.gather(4, 'scenes', label='scenes-other', results=plan['results'])).stale.get(('+ Summary', 0)) or sorted(f.records)
+    settle('scenes', .003)
+    config = P.reproduce(**plan).records['+ Summary', 0]['config']
+    assert (config['train']['lr'], config['model']['lam'], config['data']['train'], config['model']['image_width']) == (.003, 1., 32, 32)
+    assert stale() == [('+ Summary', 0)]
+    said.clear()
+    settle('scenes', .004)
+    assert stale() == ['train.lr: 0.003, now 0.004']                      # what it stands on has changed
+    P.reproduce(**plan, dry_run=True)
+    assert '0 with a record, 1 to run' in said[0] and 'train.lr: 0.003, now 0.004' in said[0]
+    settle('scenes', .003, {**sizes, 'dev': 11})
+    assert stale() == ['data.dev: 10, now 11']                            # sizes that nobody asked for are read anew too
+    settle('scenes-other', .003)
+    assert stale() == [('+ Summary', 0)]                                  # its own file comes first, and nothing of the other is mixed in
+    write_json(plan['results'] / 'tuning/scenes-other.json', {'kind': 'settings', 'why': 'a test', 'from': [], 'sizes': sizes})
+    assert stale() == ['model.lam: 1.0, now 2.0', 'train.lr: 0.003, now 0.001']
+
+
+def test_a_variant_is_what_it_says(plan):
+    plan, _ = plan
+    asked = ('train=32', 'captions=1', 'dev=10', 'test=14')
+    P.reproduce(**{**plan, 'rows': TWO[1:], 'seeds': 1, 'label': 'scenes-other', 'changes': (*MICRO, 'mask_ratio=.5')})
+    right, wrong, pretrained = (R.Variant('x', 'scenes-other', (*MICRO, change), tuple(TWO[1:]), asked, weights) for change, weights in (('mask_ratio=.5', 'random'), ('mask_ratio=0.75', 'random'), ('mask_ratio=.5', 'pretrained')))
+    found = P.gather_variants([right, wrong, pretrained], results=plan['results'])
+    assert found[right].seeds('+ Summary') == [0] and not found[right].stale
+    assert found[wrong].stale == {('+ Summary', 0): ['model.mask_ratio: 0.5, now 0.75']} and any('weights' in why for why in found[pretrained].stale['+ Summary', 0])
+    assert P.checkpoints(found[right], plan['runs'])['+ Summary'][0].name.startswith('scenes-other-summary-seed0-') and P.checkpoints(found[wrong], plan['runs']) == {}
+    other = found[right].records['+ Summary', 0] | {'config': {**found[right].records['+ Summary', 0]['config'], 'model': {}}}
+    assert P.checkpoints(replace(found[right], records={('+ Summary', 0): other}), plan['runs']) == {}       # another run below the same name
+
+
 def test_equal_compute_is_beside_equal_steps(plan):
     plan, said = plan
     plan |= {'seeds': 1}

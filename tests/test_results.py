@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tokenize
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,6 +258,74 @@ def test_other_queries_are_refused():
     with pytest.raises(DataError, match='not of the same queries of test-seen'): R.estimate(found_of(a, b), 'test-seen', '+ Summary', 'VG-HuBERT (M)')
 
 
+# --- between labels
+
+def variant_of(label='scenes-x', own=False, **more): return R.Variant(label, label, ('lam=3.',), (R.BASELINE, '+ Summary') if own else ('+ Summary',), **more)
+
+
+def labelled(label, *records): return replace(found_of(*records), label=label)
+
+
+def test_between_labels_it_is_paired_over_common_seeds():
+    a, b = labelled('scenes-x', *[fake('+ Summary', s, .3, spread=.5) for s in (1, 2, 3)]), found_of(*[fake('+ Summary', s, 0., spread=.5) for s in (0, 1, 2)])
+    d = R.between(a, '+ Summary', b, '+ Summary', 'test-seen')
+    both = [[np.mean([f.records['+ Summary', s]['metrics']['tests']['test-seen'][side]['recall_at_1'] for side in R.SIDES]) for s in (1, 2)] for f in (a, b)]
+    assert np.allclose(d[1].each, np.subtract(*both)) and d[1].low < d[1].value < d[1].high
+    assert R.between(b, '+ Summary', a, '+ Summary', 'test-seen')[1].value == -d[1].value
+    same = R.between(b, '+ Summary', b, '+ Summary', 'test-seen')[10]
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_within_a_label_it_is_the_same_as_before():
+    f = found_of(*[fake(row, s, skill) for s in range(3) for row, skill in (('VG-HuBERT (M)', 0.), ('+ Summary', .2))])
+    for side in (R.SIDES, R.SIDES[:1]): assert R.estimate(f, 'test-seen', '+ Summary', 'VG-HuBERT (M)', side) == R.between(f, '+ Summary', f, 'VG-HuBERT (M)', 'test-seen', side)
+
+
+def test_other_data_or_no_common_seed_or_test_is_refused():
+    a, b = labelled('scenes-x', fake('+ Summary', 0, 0.)), found_of(fake('+ Summary', 0, 0.))
+    a.records['+ Summary', 0]['data']['test-seen'] = {'name': 'x', 'fingerprint': 'other'}      # as many queries, with the same numbers, of other data
+    with pytest.raises(DataError, match=r'\+ Summary \(scenes-x\) and \+ Summary \(scenes\) are not of the same queries of test-seen'): R.between(a, '+ Summary', b, '+ Summary', 'test-seen')
+    R.between(a, '+ Summary', b, '+ Summary', 'test-novel')
+    with pytest.raises(DataError, match=r'no record of \+ Summary \(scenes-x\) and \+ Recon \(scenes\) with the same seed'): R.between(a, '+ Summary', b, '+ Recon', 'test-seen')
+    with pytest.raises(DataError, match='do not all have the test test-other'): R.between(a, '+ Summary', b, '+ Summary', 'test-other')
+
+
+def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
+    "All has become better, the row no more than the baseline: a change, and no gain; and a gain of the base that is gone."
+    base = found_of(*[fake(row, s, skill) for s in range(4) for row, skill in (('VG-HuBERT (M)', 0.), ('+ Summary', .4))])
+    longer = labelled('scenes-x', *[fake(row, s, .8) for s in range(4) for row in ('VG-HuBERT (M)', '+ Summary')])
+    own, shared = (R.compared(base, variant_of(own=o), longer, '+ Summary', 'test-seen') for o in (True, False))
+    assert R.verdict(own['change']) == 'resolved: higher' and R.verdict(own['gain']) == 'not resolved' and R.verdict(own['more']) == 'resolved: lower'
+    assert R.verdict(shared['gain']) == 'resolved: higher' and shared['more'].each == pytest.approx(shared['change'].each)
+    assert np.isclose(own['more'].value, own['gain'].value - R.estimate(base, 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1].value)
+    lacks = labelled('scenes-x', *[r for (row, _), r in longer.records.items() if row == '+ Summary'])
+    assert R.compared(base, variant_of(own=True), lacks, '+ Summary', 'test-seen')['gain'] is None          # the base's baseline is no substitute
+    lines = R.gains(base, {variant_of(own=True): lacks})
+    assert lines['scenes-x'] == dict.fromkeys(base.tests) and R.verdict(lines['+ Summary']['test-seen']) == 'resolved: higher'
+    text = R.variants_table(base, {variant_of(own=True): longer})
+    assert '| scenes-x | `lam=3.` | VG-HuBERT (M) | 4 |' in text and 'changed: resolved: higher; over the baseline: not resolved' in text and ', of its own |' in text
+    assert "That gain less the base's is -" in R.variant_says(base, variant_of(own=True), longer)
+
+
+def test_a_variant_without_records_has_no_numbers():
+    base, none = found_of(*[fake(row, s, 0.) for s in range(2) for row in ('VG-HuBERT (M)', '+ Summary')]), R.Found(4, 'scenes-x', 'steps', stale={('+ Summary', 0): ['the code of losses has changed']})
+    text = R.variants_table(base, {variant_of(): none})
+    assert '| scenes-x | `lam=3.` | + Summary |  | no record |  |  |  |  |' in text and '**Stale or broken**, and left out: scenes-x, + Summary, seed 0: the code of losses has changed.' in text
+    assert R.variant_says(base, variant_of(), none) == '**scenes-x**, + Summary: **no record** that counts (there are stale ones).'
+    assert R.tally({'test-seen': None}) == 'no record'
+    nothing = R.Found(4, 'scenes', 'steps')
+    assert R.gains(nothing, {variant_of(): none}) == {'scenes-x': {'test-seen': None, 'test-unseen': None}}
+    with pytest.raises(DataError, match='no record of any of scenes-x'): R.forest_figure(R.gains(nothing, {variant_of(): none}))
+
+
+def test_the_forest_marks_what_is_resolved():
+    up, open_, one = R.Estimate(3., 1., 5., (2.9, 3.1)), R.Estimate(1., -1., 3., (.9, 1.1)), R.Estimate(9., 7., 11., (9.,))
+    fig = R.forest_figure({'a': {'t': up, 'u': open_}, 'b': {'t': one, 'u': None}})
+    points = {(ax.get_title(), float(p.get_xdata()[0])): p.get_markerfacecolor() for ax in fig.axes for p in ax.lines if p.get_marker() == 'o'}
+    assert set(points) == {('t', 3.), ('t', 9.), ('u', 1.)} and points['u', 1.] == points['t', 9.] == 'white' != points['t', 3.]
+    assert [t.get_text() for ax in fig.axes for t in ax.texts] == ['no record'] and [t.get_text() for t in fig.axes[0].get_yticklabels()] == ['a', 'b']
+
+
 # --- folders
 
 def put(folder, record): write_json(folder / f'table_{record["spec"]["table"]}' / record['spec']['label'] / R.record_name(record['spec']['row'], record['seed'], record['spec']['budget']), record)
@@ -345,3 +414,36 @@ def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
         write_json(f, {**r, 'config': {**r['config'], 'train': {**r['config']['train'], 'lr': .5}}})
     text = text_of(show(page, tmp_path, monkeypatch))
     assert '+ Summary: 2 seeds' in text and '**Stale**' in text and 'train.lr: 0.5, now 0.001' in text
+
+
+# --- the page about variants
+
+WHY = ROOT / 'nbs/tutorials/what_reconstruction_adds.ipynb'
+
+
+def test_without_records_the_page_about_variants_says_so(tmp_path, monkeypatch):
+    shown = show(WHY, tmp_path, monkeypatch)
+    text = text_of(shown)
+    assert text.count('no record') + text.count('No record') >= 25 and 'sgmim_analyse mistakes --runs-of scenes' in text and not any(hasattr(s, 'savefig') for s in shown)
+    for command in ("--label scenes-mask50 --rows '+ Summary' --set mask_ratio=.5 --seeds 3`", '--from-scratch --seeds 3`', '--sizes train=1750 --seeds 3`'): assert command in text
+    papers = text.split("The paper's numbers")[1].split('. It has no')[0]
+    assert not re.search(r'[+-]\d+\.\d|\[[+-]?\d', text.replace(papers, '').replace('R@1', '')), 'a number without a record'
+    assert 'has no record: half hidden, ' in text
+
+
+def test_with_records_the_page_about_variants_shows_them(tmp_path, monkeypatch):
+    from sgmim import reproduce
+    def make(row, seed, skill, label='scenes', **plan):
+        spec = reproduce.plan_runs(4, rows=[row], seeds=[seed], label=label, results=tmp_path, **plan)[0]
+        r = fake(row, seed, skill, label=label, spread=.01)
+        put(tmp_path, {**r, 'config': spec.config, 'preset': spec.preset})
+    for seed in range(3):
+        make('VG-HuBERT (M)', seed, 0.); make('+ Recon', seed, 0.); make('+ Summary', seed, -.5)
+        make('+ Summary', seed, .5, 'scenes-mask90', changes=('mask_ratio=.9',))
+        make('+ Summary', seed, .5, 'scenes-mask50', changes=('mask_ratio=.4',))         # not what the page is about
+        for row in (R.BASELINE, '+ Summary'): make(row, seed, .9, 'scenes-few', changes=('epochs=9.', 'mim_onset=4.', 'eval_every=2.'), sizes=reproduce.DemoData(train=1750))
+    shown = show(WHY, tmp_path, monkeypatch)
+    text = text_of(shown)
+    assert 'resolvably better than the baseline on some test: no row; resolvably worse: + Summary' in text and sum(hasattr(s, 'savefig') for s in shown) == 1
+    assert '**nine tenths hidden**, + Summary (3 seeds): R@1 over the base\'s VG-HuBERT (M) is +' in text and '**half hidden**, + Summary: **no record** that counts' in text and 'model.mask_ratio: 0.4, now 0.5' in text
+    assert '**a quarter of the data**, + Summary (3 seeds): R@1 over its own baseline' in text and 'Reconstruction helps, resolved on some test: nine tenths hidden.' in text and 'does harm, resolved on some test: + Summary.' in text

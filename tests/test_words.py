@@ -1,12 +1,16 @@
 "Word discovery, 27: are segments, boundaries and scores what they claim to be, and does what knows nothing score like chance?"
 import itertools
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import Toy, micro
 
+from sgmim import cli
 from sgmim.core import ConfigError, DataError, read_json
 from sgmim.data.corpora import load_corpus
 from sgmim.data.corpus import select
@@ -454,3 +458,90 @@ def test_it_needs_no_image(model):
     toy = worded(Toy(4))
     toy.image = None
     assert len(word_discovery(SGMIM(micro()).eval(), toy, .7, draws=2, kinds=(content_class, ('content', 'function')))['boundaries']) == 2
+
+
+# ---- by the command, on files as SpokenCOCO has them
+
+class Rounded:
+    "A split of the embedded corpus whose word times are rounded as an export rounds them; `lost`: captions without word times."
+    def __init__(self, scenes, lost=()):
+        self.audio, self.image_of_caption = scenes.audio, scenes.image_of_caption
+        self.captions = [replace(c, words=() if j in lost else tuple((w, round(s, 2), round(e, 2)) for w, s, e in c.words)) for j, c in enumerate(scenes.captions)]
+
+    def __len__(self): return len(self.captions)
+
+
+@pytest.fixture(scope='module')
+def coco(corpus, tmp_path_factory):
+    "(folder in SpokenCOCO's layout with Karpathy's splits and word times, dev, test): several captions an image."
+    folder, cache = tmp_path_factory.mktemp('coco'), corpus.folder.parent.parent
+    dev, test = (load_scenes(s, n, 5, cache=cache, progress=False) for s, n in (('dev', 8), ('test-seen', 9)))
+    export_spokencoco({'train': load_scenes('train', 2, 1, cache=cache, progress=False), 'val': dev, 'test': test}, folder)
+    return folder, dev, test
+
+
+def by_command(args, out):
+    assert cli.analyse([*map(str, args), '--record', str(out), '--device', 'cpu']) in (None, 0)
+    return read_json(out)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_the_command_on_spokencocos_files_gives_the_numbers_of_the_corpus_itself(model, coco, tmp_path, capsys):
+    folder, dev, test = coco
+    assert len(test) > 2*len(test.scenes)
+    made = by_command(['words', '--data', f'spokencoco={folder}'], tmp_path/'a.json')
+    direct = discovery_record(model, Rounded(dev), {'test': Rounded(test)})
+    assert made['metrics'] == json.loads(json.dumps(direct['metrics'])) and made['chosen_from'] == direct['chosen_from']
+    assert f'test: {len(test)} of {len(test)} captions scored\n' in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsys):
+    "Images gone; alignments missing, in another order, or nonsense; recordings damaged, too short, silent, and longer than the cap: what is not scored is counted and said, the rest is scored as ever."
+    folder, dev, test = coco
+    shutil.copytree(folder, tmp_path/'c')
+    for images in (tmp_path/'c').glob('*2014'): shutil.rmtree(images)
+    file = tmp_path/'c'/'SpokenCOCO_test_unrolled_karpathy_with_alignments.json'
+    listed = read_json(file)
+    entries, wav = listed['data'], lambda j: tmp_path/'c'/listed['data'][j]['caption']['wav']
+    del entries[3]['text_alignment']
+    entries[4]['text_alignment'] = None
+    entries[5]['text_alignment'] = 'hello there'
+    entries[6]['text_alignment'] = ' '.join(reversed(entries[6]['text_alignment'].split()))
+    file.write_text(json.dumps(listed))
+    made = by_command(['words', '--data', tmp_path/'c'], tmp_path/'a.json')
+    direct = discovery_record(model, Rounded(dev), {'test': Rounded(test, lost=(3, 4, 5))})
+    assert made['metrics'] == json.loads(json.dumps(direct['metrics']))
+    assert f'test: {len(test) - 3} of {len(test)} captions scored; 3 tell no word times; its reader noted: 1 bad alignment\n' in capsys.readouterr().out
+
+    wav(7).write_bytes(b'RIFF, and no more')
+    soundfile.write(wav(8), np.zeros(900), 16000)
+    soundfile.write(wav(9), np.zeros(30000), 16000)                                             # silence is heard, whatever is found in it
+    soundfile.write(wav(10), np.tile(test.audio(10), 1 + 61*16000//len(test.audio(10))), 16000)
+    assert cli.analyse(['words', '--data', str(tmp_path/'c'), '--device', 'cpu']) == 1
+    assert f'test: 2 of {len(test)} captions could not be read, more than 1.0%' in capsys.readouterr().err
+    made = by_command(['words', '--data', tmp_path/'c', '--max-unreadable', .5], tmp_path/'b.json')
+    about = made['data']['test']
+    assert (about['captions'], about['unread'], about['without_words'], about['cut'], set(about['unreadable'])) == (len(test), 2, 3, 1, {'7', '8'})
+    assert {r['captions'] for r in made['metrics']['test'].values()} == {len(test) - 5}
+    said = capsys.readouterr().out
+    assert f'test: {len(test) - 5} of {len(test)} captions scored; 3 tell no word times; 2 could not be read (caption' in said and '1 were cut' in said
+
+
+def test_nothing_can_be_read(model, coco, tmp_path):
+    toy = load_corpus(coco[0], 'test')
+    toy.audio_root = tmp_path
+    with pytest.raises(DataError, match='not one of .* captions could be read'): discovery_record(model, toy, {'test': toy})
+    with pytest.raises(DataError): cls_attention_of(model, toy, [0])
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_what_the_other_analyses_say_of_a_corpus_without_scenes(coco, tmp_path, capsys):
+    assert cli.analyse(['grounding', '--data', str(coco[0]), '--device', 'cpu']) == 1
+    assert 'knows no boxes' in capsys.readouterr().err
+    made = by_command(['dependence', '--data', coco[0]], tmp_path/'d.json')
+    assert set(made['metrics']['test']) == {'overall', 'pairs'} and set(made['data']) == {'test'}
+    export_facc({'test': coco[2]}, tmp_path/'facc')
+    by_command(['dependence', '--data', tmp_path/'facc'], tmp_path/'e.json')                     # it chooses nothing, so it needs no dev set
+    assert cli.analyse(['words', '--data', str(tmp_path/'facc'), '--dev-split', 'test', '--device', 'cpu']) == 1
+    assert 'tells no word times' in capsys.readouterr().err
