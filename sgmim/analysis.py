@@ -13,7 +13,7 @@ __all__ = ['CAPTIONS', 'GAPS', 'BACKGROUND', 'EDGE', 'CLASSES', 'TAKEN', 'WAYS',
            'contradictions', 'mistake_shares', 'same_answers', 'retrieved', 'mistakes', 'mistakes_tables',
            'mistakes_figure', 'gradients_record', 'mistakes_record']
 
-# %% ../nbs/24_analysis.ipynb #f6fbc004
+# %% ../nbs/24_analysis.ipynb #407a9455
 import re, time
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from .patches import PatchMask
 from .retrieval import embed, top_k
 from .train import corpus_pairs, pool
 
-# %% ../nbs/24_analysis.ipynb #0bb371b4
+# %% ../nbs/24_analysis.ipynb #0393048d
 CAPTIONS = ('right', 'wrong', 'none')
 
 def wrong_captions(image_id: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ def check_listens(model: SGMIM) -> None:
     if row not in ('frames', 'summary'):
         raise ConfigError(f"the decoder of this model hears nothing (reconstruction='{row}'), so captions cannot be exchanged")
 
-# %% ../nbs/24_analysis.ipynb #a7a7dee5
+# %% ../nbs/24_analysis.ipynb #b5532dfd
 def exchange(model: SGMIM, heard, caption: str, image_id: torch.Tensor) -> tuple:
     "(context, padding) for the decoder when `heard` (what `model.hear` gave for a batch) is exchanged: `caption` is one of `CAPTIONS`."
     if caption not in CAPTIONS: raise ConfigError(f"caption must be one of {CAPTIONS}, got '{caption}'")
@@ -73,7 +73,7 @@ def reconstruct_with(model: SGMIM, batch: dict, caption: str = 'right', mask: Pa
     predicted = model.decoder(model.image_encoder(batch['image'], mask), mask, context, padding)
     return dict(predicted=predicted, target=target_features(model, batch['image']), mask=mask.mask)
 
-# %% ../nbs/24_analysis.ipynb #0885df34
+# %% ../nbs/24_analysis.ipynb #909acd6d
 class PatchErrors(NamedTuple):
     """Errors at the hidden patches of n pairs. `error`: {condition: (n, N) float64, 0 where visible}, over the target's variance; `hidden` (n, N) bool, True = hidden;
     `caption` and `image` (n,): their numbers in the corpus."""
@@ -92,7 +92,7 @@ class Variance:
     @property
     def value(self): return float(((self.square - self.sum**2/self.n)/(self.n - 1)).mean())
 
-# %% ../nbs/24_analysis.ipynb #7aad1fac
+# %% ../nbs/24_analysis.ipynb #362d5be0
 def conditions(model: SGMIM, batch: dict, names, take_out=None):
     "Yields (name, (context, padding)) for each of the conditions `names`; `take_out(batch, heard, kind)` gives what is heard without the words of a class."
     if 'alone' in names and model.config.reconstruction != 'plain':
@@ -105,7 +105,7 @@ def conditions(model: SGMIM, batch: dict, names, take_out=None):
         elif name.startswith('no '): yield name, model.context(take_out(batch, heard, name[3:]))
         else: yield name, exchange(model, heard, name, batch['image_id'])
 
-# %% ../nbs/24_analysis.ipynb #dec6987d
+# %% ../nbs/24_analysis.ipynb #f275d488
 @torch.no_grad()
 def patch_errors(model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: int = 0, batch_size: int = 64, take_out=None) -> PatchErrors:
     """Error at every hidden patch of the first `pairs` captions of a corpus, under each of the conditions `names` (see `conditions`).
@@ -129,7 +129,7 @@ def patch_errors(model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: i
     error = {name: torch.cat(e).numpy()[order]/variance.value for name, e in found.items()}
     return PatchErrors(error, torch.cat(hidden).numpy()[order], caption[order], np.asarray(corpus.image_of_caption)[caption[order]])
 
-# %% ../nbs/24_analysis.ipynb #006d0892
+# %% ../nbs/24_analysis.ipynb #aad68a3b
 def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, batch_size: int = 64) -> dict:
     """Masked error (eq. 4, over the target's variance) with the right, a wrong and no caption, on the first `pairs` captions of a corpus.
     Returns {'right', 'wrong', 'none', 'right_over_wrong', 'pairs'}; the masks are drawn from `seed` and equal for the three."""
@@ -138,7 +138,7 @@ def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, ba
     error = {c: float(e.error[c].sum()/e.hidden.sum()) for c in CAPTIONS}
     return {**error, 'right_over_wrong': error['right']/error['wrong'], 'pairs': len(e.caption)}
 
-# %% ../nbs/24_analysis.ipynb #6fbfdf8f
+# %% ../nbs/24_analysis.ipynb #ee901b40
 def resample_weights(groups, n: int = 1000, seed: int = 0) -> np.ndarray:
     "How often each item is drawn in each of `n` bootstrap resamples, (n, items): items of one group (items,) are drawn together."
     _, member = np.unique(np.asarray(groups), return_inverse=True)
@@ -156,7 +156,7 @@ def estimate(weights, total, count, minus=None, level: float = .95) -> dict | No
     low, high = np.nanquantile(drawn, [(1 - level)/2, (1 + level)/2])      # a resample may hold none of a rare kind
     return {'value': round(float(value), 5), 'interval': [round(float(low), 5), round(float(high), 5)], 'n': int(terms[0][1].sum())}
 
-# %% ../nbs/24_analysis.ipynb #bd1b0269
+# %% ../nbs/24_analysis.ipynb #675330b3
 GAPS = (('wrong', 'right'), ('none', 'right'), ('alone', 'right'))
 
 def compare(errors: PatchErrors, weights, where=None) -> dict:
@@ -171,7 +171,7 @@ def depends(gap: dict | None) -> bool:
     "Is the interval of a difference wholly above 0?"
     return gap is not None and gap['interval'][0] > 0
 
-# %% ../nbs/24_analysis.ipynb #10548fc6
+# %% ../nbs/24_analysis.ipynb #fd8ca432
 BACKGROUND, EDGE = -1, -2
 
 def patch_shares(scene, config) -> np.ndarray:
@@ -187,7 +187,7 @@ def patch_owner(shares: np.ndarray) -> np.ndarray:
     if not len(shares): return np.full(shares.shape[1], BACKGROUND)
     return np.where(shares.max(0) >= .5, shares.argmax(0), np.where(shares.sum(0) > 0, EDGE, BACKGROUND))
 
-# %% ../nbs/24_analysis.ipynb #408bfb8e
+# %% ../nbs/24_analysis.ipynb #1dc9de52
 class Mention(NamedTuple):
     "Words said of a thing: `thing`, its category; `kind`, 'thing', 'colour' or 'size'; `word` (a name may be two words); `start` and `end` in seconds; `event`, the numbers of the spoken words."
     thing: str
@@ -220,7 +220,7 @@ def _find_name(said, category, at):
     if not found: raise DataError(f"the words {' '.join(said)!r} do not name the {category} that this caption is said to speak of")
     return min(found)[0], -min(found)[1]
 
-# %% ../nbs/24_analysis.ipynb #0a5fe0ba
+# %% ../nbs/24_analysis.ipynb #12723eca
 CLASSES = ('thing', 'colour', 'size', 'place', 'other')
 
 def word_spans(caption) -> dict:
@@ -239,7 +239,7 @@ def taken_spans(caption, kind: str) -> list:
     if kind != 'first thing': return word_spans(caption)[kind]
     return [(m.start, m.end) for m in mentions(caption) if m.kind == 'thing'][:1]
 
-# %% ../nbs/24_analysis.ipynb #b8f9b7fe
+# %% ../nbs/24_analysis.ipynb #d62da057
 def frame_times(encoder, T: int) -> np.ndarray:
     "Middle, in seconds, of the sound that each of the first T frames of an audio encoder is computed from."
     return (np.arange(T)*encoder.hop + encoder.shortest/2)/RATE
@@ -255,7 +255,7 @@ def with_rows(heard, part, rows):
     "What was heard, with some rows exchanged for those of `part`."
     return type(heard)(*(old if old is None else old.index_copy(0, rows, new) for old, new in zip(heard, part)))
 
-# %% ../nbs/24_analysis.ipynb #160005a4
+# %% ../nbs/24_analysis.ipynb #9d1f7bd1
 WAYS = ('sound', 'frames')
 
 def word_remover(model: SGMIM, corpus, way: str = 'sound'):
@@ -271,7 +271,7 @@ def word_remover(model: SGMIM, corpus, way: str = 'sound'):
         return heard._replace(frames=heard.frames.masked_fill(torch.from_numpy(gone).to(heard.frames.device)[..., None], 0))
     return take_out
 
-# %% ../nbs/24_analysis.ipynb #e46bcce0
+# %% ../nbs/24_analysis.ipynb #7fb9a678
 class PatchTruth:
     "What the hidden patches of `PatchErrors` show, and what was said of it: masks (n, N) bool by question."
     def __init__(self, corpus, errors: PatchErrors, config):
@@ -295,7 +295,7 @@ class PatchTruth:
         if kind == 'first thing': return self.things(lambda thing, caption: thing.category == mentions(caption)[0].thing)
         return self.things(lambda thing, caption: any((m.thing, m.kind) == (thing.category, kind) for m in mentions(caption)))
 
-# %% ../nbs/24_analysis.ipynb #7012d855
+# %% ../nbs/24_analysis.ipynb #becfa1b9
 ATTRIBUTES = ('colour', 'size', 'place')
 
 def said_or_not(errors: PatchErrors, truth: PatchTruth, weights, attribute: str) -> dict:
@@ -319,7 +319,7 @@ def without_words(errors: PatchErrors, truth: PatchTruth, weights, kind: str) ->
     return {**{k: estimate(weights, *v) for k, v in sums.items()}, **{f'own_minus_{k}': estimate(weights, *sums['own'], minus=sums[k]) for k in ('other_things', 'background')},
             'captions': len(seconds), 'seconds': round(float(np.mean(seconds)), 3) if seconds else 0.}
 
-# %% ../nbs/24_analysis.ipynb #c9790b8c
+# %% ../nbs/24_analysis.ipynb #50d56d66
 def speech_dependence(model: SGMIM, corpus, pairs: int = 1000, seed: int = 0, recon: SGMIM | None = None, way: str = 'sound', resamples: int = 1000, batch_size: int = 64) -> dict:
     """{'overall', 'patch', 'category', 'said', 'silenced'}: masked errors by condition with paired bootstrap intervals over images; see `compare`, `said_or_not` and `without_words`.
     `recon`: a model of the row + Recon, cut and masked alike. `way`: words are taken out of the 'sound' or of the 'frames'. Corpora without scenes get 'overall' alone.
@@ -345,7 +345,7 @@ def with_recon(errors: PatchErrors, alone: PatchErrors) -> PatchErrors:
         raise ConfigError('the + Recon model hides other patches: it needs the same image size, patch size and mask_ratio')
     return errors._replace(error={**errors.error, **alone.error})
 
-# %% ../nbs/24_analysis.ipynb #853b1455
+# %% ../nbs/24_analysis.ipynb #651c812f
 def shown(e: dict | None, digits: int = 3) -> str:
     "An estimate as text: value and interval."
     return '–' if e is None else f'{e["value"]:.{digits}f} ({e["interval"][0]:.{digits}f} to {e["interval"][1]:.{digits}f})'
@@ -366,7 +366,7 @@ def dependence_tables(found: dict) -> dict:
         tables['said'] = markdown_table(['', 'patches said', 'unsaid', *gaps], [[k, n(d['said']), n(d['unsaid']), *(shown(d[g]) for g in gaps)] for k, d in found['said'].items()])
     return tables
 
-# %% ../nbs/24_analysis.ipynb #626afb9c
+# %% ../nbs/24_analysis.ipynb #908c0e9c
 SHOWN = (('right', 'right caption'), ('alone', '+ Recon, no speech'), ('none', 'no caption'), ('wrong', 'wrong caption'))
 
 def _bars(ax, groups, names):
@@ -380,7 +380,9 @@ def _bars(ax, groups, names):
         ax.errorbar(x, value, np.maximum(spread, 0) if there else None, fmt='none', ecolor=INK, elinewidth=.9, capsize=2)
     ax.set_xticks(range(len(groups)), list(groups), fontsize=8.5); ax.set_xlim(-.6, len(groups) - .4); ax.tick_params(axis='y', labelsize=8)
     ax.spines[['top', 'right']].set_visible(False); ax.axhline(0, color=INK, lw=.6)
-    ax.legend(frameon=False, fontsize=7.5)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, low + 1.35*(high - low))      # room for the legend
+    ax.legend(frameon=False, fontsize=7.5, loc='upper left')
 
 def dependence_figure(found: dict, title: str | None = None):
     "The errors of `speech_dependence` by what the hidden patch shows, and what taking out a class of words adds to them; bars with 95 % intervals."
@@ -396,7 +398,7 @@ def dependence_figure(found: dict, title: str | None = None):
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/24_analysis.ipynb #58968bb4
+# %% ../nbs/24_analysis.ipynb #20cf23d5
 def category_figure(found: dict, title: str | None = None):
     "Masked error of each category with the right, no and a wrong caption, sorted by the harm of the wrong one; points with 95 % intervals."
     rows = sorted(((k, d) for k, d in found['category'].items() if d['right']), key=lambda r: r[1]['wrong_minus_right']['value'])
@@ -412,7 +414,7 @@ def category_figure(found: dict, title: str | None = None):
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/24_analysis.ipynb #e96a74b5
+# %% ../nbs/24_analysis.ipynb #ef16b82c
 def dependence_record(model: SGMIM, splits: dict, pairs: int = 1000, seed: int = 0, recon: SGMIM | None = None, way: str = 'sound', resamples: int = 1000,
                       about: dict | None = None, record=None) -> dict:
     """`speech_dependence` on `splits` {name: corpus} as a run record, metrics[split]. `about`: more for its config (which checkpoint, which + Recon model); `record`: file to write."""
@@ -428,7 +430,7 @@ def keep_record(kind, config, seed, splits, metrics, start, device, code, record
     if record: write_json(record, made)
     return made
 
-# %% ../nbs/24_analysis.ipynb #913900db
+# %% ../nbs/24_analysis.ipynb #38b90303
 def part_of(name: str) -> str:
     "The part of the model that a parameter is of: 'image front' (patches, positions, last norm), 'image layer 0', …; 'audio front' (projection and positions of the frames, [CLS]), 'audio layer 0', …; 'projections'; 'decoder'."
     if match := re.match(r'(image|audio)_encoder\..*?\.(?:blocks|layers)\.(\d+)\.', name): return f'{match[1]} layer {match[2]}'
@@ -448,7 +450,7 @@ def loss_gradients(model: SGMIM, batch: dict, generator: torch.Generator | None 
         for key in {part, f'{part.split()[0]} encoder'} & {part, *found}: found.setdefault(key, []).append(g)
     return {part: tuple(torch.cat([g[k].flatten() for g in some]) for k in (0, 1)) for part, some in found.items() if some}
 
-# %% ../nbs/24_analysis.ipynb #7f2e3ebf
+# %% ../nbs/24_analysis.ipynb #e91c8840
 def gradient_split(models, corpus, batches: int = 16, batch_size: int = 32, seed: int = 0, resamples: int = 1000) -> dict:
     """Norms of the gradients of L_NCE and of λ L_MIM in each part of a model (or of several: the seeds of a row), their ratio and their cosine, on `batches` random batches of a corpus, in evaluation mode; intervals over batches.
     {'parts': {part: {'nce', 'mim', 'ratio', 'cosine'}}, 'batches', 'models', 'lam'}; a ratio or cosine with a gradient that is zero is None. Batches and masks depend on `seed` alone."""
@@ -480,7 +482,7 @@ def gradient_table(found: dict) -> str:
     rows = [[part, *([name] if several else []), *(cell(d[k]) for k in ('nce', 'mim', 'ratio', 'cosine'))] for part in dict.fromkeys(p for f in found.values() for p in f['parts']) for name, f in found.items() if (d := f['parts'].get(part))]
     return markdown_table(['part', *(['model'] if several else []), 'norm, NCE', 'norm, λ MIM', 'ratio', 'cosine'], rows)
 
-# %% ../nbs/24_analysis.ipynb #22fd3ab6
+# %% ../nbs/24_analysis.ipynb #fb12e174
 MISTAKES = ('place', 'thing', 'extra', 'colour', 'size', 'nothing')
 
 def _marks(rows, names):
@@ -508,7 +510,7 @@ def contradictions(corpus) -> dict:
         found[kind] = facts @ truths.T < there, there > 0
     return found | {'nothing': (~np.any([d for d, _ in found.values()], axis=0), always)}
 
-# %% ../nbs/24_analysis.ipynb #e3881569
+# %% ../nbs/24_analysis.ipynb #0e9707e5
 def mistake_shares(corpus, chosen, base=None, resamples: int = 1000, seed: int = 0) -> dict:
     """Shares of the mistakes in what was retrieved: `chosen` (captions,) or (models, captions), the image that each caption was answered with; `base`: the same of another model. With intervals over images.
     {'wrong': share of wrong answers, kind of `MISTAKES`: {'of_wrong': among the wrong answers where it can occur, 'by_chance': the same of a random wrong picture, 'less_chance', 'of_all': among all answers, 'of_all_less_base'}}."""
@@ -547,7 +549,7 @@ def mistakes(models, corpus, resamples: int = 1000, seed: int = 0) -> dict:
     "`mistake_shares` of a model, or of several taken together (the seeds of a row)."
     return mistake_shares(corpus, [retrieved(m, corpus) for m in ([models] if isinstance(models, torch.nn.Module) else models)], resamples=resamples, seed=seed)
 
-# %% ../nbs/24_analysis.ipynb #305fc85a
+# %% ../nbs/24_analysis.ipynb #1c5c1778
 def mistakes_tables(found: dict) -> dict:
     "{'wrong', 'all'}: what `mistake_shares` gave, {name: found}, in per cent as Markdown: among the wrong answers, with those of a random wrong picture, and among all answers."
     def cell(e, sign=''): return '–' if e is None else f'{100*e["value"]:{sign}.1f} ({100*e["interval"][0]:{sign}.1f} to {100*e["interval"][1]:{sign}.1f})'
@@ -566,7 +568,7 @@ def mistakes_figure(found: dict, title: str | None = None):
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/24_analysis.ipynb #11c60e87
+# %% ../nbs/24_analysis.ipynb #62bb2b21
 def gradients_record(groups: dict, splits: dict, batches: int = 16, batch_size: int = 32, seed: int = 0, resamples: int = 1000, about: dict | None = None, record=None) -> dict:
     "`gradient_split` of `groups` {name: [model]} on `splits` {name: corpus} as a run record, metrics[split][name]."
     start, code = time.perf_counter(), code_version()
