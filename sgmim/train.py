@@ -51,7 +51,7 @@ class TrainConfig:
     eval_every: float = 1.             # epochs between evaluations
     save_every: int = 500              # steps between checkpoints
     log_every: int = 50                # steps
-    amp: str = 'auto'                  # bfloat16 autocast: 'auto' (on CUDA), 'bf16' (twice as fast on CPUs that have it), 'off'
+    amp: str = 'auto'                  # bfloat16 autocast: 'auto' (on CUDA), 'bf16' (faster on CPUs that have it), 'off'
     cache_frames: bool = False         # compute the frozen front end once and keep its output in memory (ours)
     seed: int = 0
 
