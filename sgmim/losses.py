@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['similarity_matrix', 'info_nce', 'mim_loss', 'total_loss']
 
-# %% ../nbs/16_losses.ipynb #da03e017
+# %% ../nbs/16_losses.ipynb #270b4123
 import torch
 from torch.nn import functional as F
 
 from .core import ConfigError, DataError
 
-# %% ../nbs/16_losses.ipynb #30d57740
+# %% ../nbs/16_losses.ipynb #f2972231
 def similarity_matrix(
     z_image: torch.Tensor, # (B, D)
     z_audio: torch.Tensor, # (B', D)
@@ -26,7 +26,7 @@ def similarity_matrix(
     scores = z_image @ z_audio.T
     return scores if temperature is None else scores / temperature
 
-# %% ../nbs/16_losses.ipynb #aea62b73
+# %% ../nbs/16_losses.ipynb #84e4350b
 def info_nce(
     z_image: torch.Tensor, # (B, D) z^I
     z_audio: torch.Tensor, # (B, D) z^A, row i belongs to row i of z_image
@@ -35,21 +35,24 @@ def info_nce(
     temperature: float | None = None, # None: none (the paper)
     margin: float = 0., # subtracted on the diagonal (VG-HuBERT's code: 1)
     mask_same_image: bool = True, # with image_id: other captions of one's own image are no negatives
+    own: slice | None = None, # these rows' part of the loss alone: the parts of all processes add up to it
 ) -> torch.Tensor: # scalar: L_I + L_A
     "InfoNCE in both directions (eq. 2). Raises `DataError` for a batch of one pair, which has no negatives."
     B = len(z_image)
     if z_audio.shape != z_image.shape: raise DataError(f'info_nce needs as many captions as images, of one width; got {tuple(z_image.shape)} and {tuple(z_audio.shape)}')
     if B < 2: raise DataError(f'info_nce compares the pairs of a batch with each other; a batch of {B} has no negatives. Use a batch of 2 or more, and drop a last batch of one')
     with torch.autocast(z_image.device.type, enabled=False): # a sum of exponentials: keep float32
-        scores = similarity_matrix(z_image, z_audio, similarity, temperature)
-        if margin: scores = scores - margin * torch.eye(B, device=scores.device)
-        if image_id is not None and mask_same_image:
-            same = image_id[:, None] == image_id
-            scores = scores.masked_fill(same & ~torch.eye(B, dtype=torch.bool, device=same.device), -1e4)
-        right = torch.arange(B, device=scores.device)
-        return F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)
+        rows, right = own or slice(None), torch.arange(B, device=z_image.device)[own or slice(None)]
+        to_audio = similarity_matrix(z_image[rows], z_audio, similarity, temperature) # (b, B): one's own images to all captions
+        to_image = to_audio.T if own is None else similarity_matrix(z_image, z_audio[rows], similarity, temperature).T
+        def one_way(scores):
+            itself = right[:, None] == torch.arange(B, device=right.device)
+            if margin: scores = scores - margin * itself
+            if image_id is not None and mask_same_image: scores = scores.masked_fill((image_id[right][:, None] == image_id) & ~itself, -1e4)
+            return F.cross_entropy(scores, right, reduction='sum') / B
+        return one_way(to_audio) + one_way(to_image)
 
-# %% ../nbs/16_losses.ipynb #3126352d
+# %% ../nbs/16_losses.ipynb #a1a6b239
 def mim_loss(
     predicted: torch.Tensor, # (B, N, D) z^R from the decoder
     target: torch.Tensor, # (B, N, D) momentum encoder's features of the whole image
@@ -65,7 +68,7 @@ def mim_loss(
     distance = distance.mean(-1) if reduction == 'mean' else distance.sum(-1)
     return (distance * mask).sum() / mask.sum()
 
-# %% ../nbs/16_losses.ipynb #f01328c3
+# %% ../nbs/16_losses.ipynb #dc0c5596
 def total_loss(
     loss_nce: torch.Tensor, # L_NCE
     loss_mim: torch.Tensor | None = None, # L_MIM; None: not part of it (yet)

@@ -79,7 +79,7 @@ def test_too_many_are_an_error_that_says_which(tmp_path):
 def test_a_disk_that_is_gone_stops_the_training(tmp_path):
     corpus = on_disk(tmp_path)
     corpus.audio_root = tmp_path/'elsewhere'
-    with pytest.raises(DataError, match='fewer than two of this batch are left. Is the disk there'): quick(corpus, max_unreadable=.99)
+    with pytest.raises(DataError, match='too few of this batch are left. Is the disk there'): quick(corpus, max_unreadable=.99)
 
 
 def test_unreadable_pairs_survive_an_interruption(tmp_path):

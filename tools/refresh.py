@@ -2,7 +2,7 @@
 
     python tools/refresh.py                      every notebook
     python tools/refresh.py 12_patches index     those whose path ends so (with or without .ipynb)
-    python tools/refresh.py --slow 22_train      the slow cells too
+    python tools/refresh.py --slow 23_train      the slow cells too
 
 Cells marked `#| slow`, `#| cuda` (tst_flags in settings.ini) or `#| eval: false` are not run and keep the outputs they have.
 Widgets (their ids change with every run) and stderr (warnings, progress bars) are never stored. A notebook is written only if

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pairs', 'collate', 'Order', 'train_loader', 'eval_loader', 'pool_loader']
 
-# %% ../../nbs/11_data_loaders.ipynb #137023d2
+# %% ../../nbs/11_data_loaders.ipynb #115259a0
 import itertools, signal
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..core import ConfigError, DataError, rng_for, stable_hash
 from .corpus import Corpus
 from ..image import normalise
 
-# %% ../../nbs/11_data_loaders.ipynb #75fe8b1b
+# %% ../../nbs/11_data_loaders.ipynb #6d260df2
 class Pairs(torch.utils.data.Dataset):
     """The pairs of a corpus, by caption. `max_seconds`: only the first so many of each caption (§3.2 leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places).
     `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation; `side`: the short side in pixels that it needs. `keep`: hold decoded images in memory.
@@ -71,7 +71,7 @@ class Pairs(torch.utils.data.Dataset):
         i = int(self.image_of_caption[j])
         return self.attempt(f'caption {j}', lambda: {'image': self.image(i, draw), **self.sound(j, draw), 'image_id': i, 'index': int(j)})
 
-# %% ../../nbs/11_data_loaders.ipynb #44f8ddc1
+# %% ../../nbs/11_data_loaders.ipynb #36eff567
 def collate(items, length=None):
     "Items of `Pairs` -> the documented batch; waveforms padded to `length` samples, or to the longest."
     lost, items = [x['unreadable'] for x in items if 'unreadable' in x], [x for x in items if 'unreadable' not in x]
@@ -85,7 +85,7 @@ def collate(items, length=None):
         batch['frames'] = torch.nn.utils.rnn.pad_sequence([x['frames'].float() for x in items], batch_first=True)
     return batch
 
-# %% ../../nbs/11_data_loaders.ipynb #4cf1c2d7
+# %% ../../nbs/11_data_loaders.ipynb #c129c2c9
 class Order:
     """Which captions make up step `step`: `order[step]` -> int64 (B,). A function of the arguments alone.
     `lengths` (n,): the captions' lengths, for bucket and curriculum; `steps`: of the whole training; `groups` (n,): the shard of each caption, or None."""
@@ -129,17 +129,18 @@ class Order:
         turn = rng.permutation(len(members))
         return np.concatenate([rng.permutation(np.concatenate([members[g] for g in turn[a:a + self.window]])) for a in range(0, len(turn), self.window)])
 
-# %% ../../nbs/11_data_loaders.ipynb #76b0664f
+# %% ../../nbs/11_data_loaders.ipynb #f0aa64ef
 class _Steps(torch.utils.data.Sampler):
-    def __init__(self, order, start): self.order, self.start = order, start
+    def __init__(self, order, start, rows): self.order, self.start, self.rows = order, start, rows
     def __len__(self): return len(self.order) - self.start
     def __iter__(self):
         for s in range(self.start, len(self.order)):
-            yield [(int(j), stable_hash(self.order.seed, s, int(j)) % 2**63) for j in self.order[s]]
+            batch = self.order[s]
+            yield [(int(j), stable_hash(self.order.seed, s, int(j)) % 2**63) for j in (batch if self.rows is None else batch[self.rows(len(batch))])]
 
-def train_loader(pairs, order, start=0, workers=0):
-    "Batches of `pairs` in `order` from step `start` on; `workers` processes decode ahead (0: none)."
-    return torch.utils.data.DataLoader(pairs, batch_sampler=_Steps(order, start), collate_fn=pairs.collate, num_workers=workers,
+def train_loader(pairs, order, start=0, workers=0, rows=None):
+    "Batches of `pairs` in `order` from step `start` on; `workers` processes decode ahead (0: none). `rows(B)`: a slice, the rows of each batch that this process is to have; None: all."
+    return torch.utils.data.DataLoader(pairs, batch_sampler=_Steps(order, start, rows), collate_fn=pairs.collate, num_workers=workers,
                                        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_ignore_interrupt)
 
 def _ignore_interrupt(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the training, which saves and then ends its workers
@@ -150,7 +151,7 @@ def eval_loader(pairs, batch_size=64, workers=0):
 
 def _batches(order, size): return [order[a:a + size].tolist() for a in range(0, len(order), size)]
 
-# %% ../../nbs/11_data_loaders.ipynb #5c6f211d
+# %% ../../nbs/11_data_loaders.ipynb #f327317d
 class _Part(torch.utils.data.Dataset):
     "The images of some pairs, or the captions, alone."
     def __init__(self, pairs, images): self.pairs, self.images = pairs, images
@@ -161,9 +162,13 @@ class _Part(torch.utils.data.Dataset):
 
 class pool_loader:
     "The pool of a retrieval test: batches of every image once, then batches of every caption once, the shortest first."
-    def __init__(self, pairs, batch_size=64, workers=0):
-        self.pairs, orders = pairs, (np.unique(pairs.image_of_caption), np.argsort(pairs.lengths, kind='stable'))
-        self.loaders = [torch.utils.data.DataLoader(_Part(pairs, images), batch_sampler=_batches(order, batch_size), collate_fn=pairs.collate, num_workers=workers)
-                        for images, order in zip((True, False), orders)]
+    def __init__(self, pairs, batch_size=64, workers=0, share=(0, 1)):
+        self.pairs, self.batch_size, self.workers, (rank, size) = pairs, batch_size, workers, share
+        images, captions = (_batches(order, batch_size) for order in (np.unique(pairs.image_of_caption), np.argsort(pairs.lengths, kind='stable')))
+        self.loaders = [torch.utils.data.DataLoader(_Part(pairs, which), batch_sampler=batches, collate_fn=pairs.collate, num_workers=workers)
+                        for which, batches in ((True, images[rank::size]), (False, captions[(rank - len(images)) % size::size]))]
+    def deal(self, rank, size):
+        "One of `size` shares: every `size`th batch of the whole, from the `rank`th on."
+        return pool_loader(self.pairs, self.batch_size, self.workers, (rank, size))
     def __len__(self): return sum(map(len, self.loaders))
     def __iter__(self): return itertools.chain(*self.loaders)
