@@ -20,7 +20,7 @@ from sgmim.core import code_version, pick_device, run_record, write_json
 from sgmim.losses import info_nce
 from sgmim.models.sgmim import SGMIM, paper, scenes_tiny
 from sgmim.reproduce import CountFlops
-from sgmim.train import TrainConfig, make_optimiser, train_step
+from sgmim.train import TrainConfig, keep_memory, make_optimiser, train_step
 
 
 class Plain(nn.Module):
@@ -68,22 +68,25 @@ def matmul_rate(device, dtype, seconds=2.):
         best = max(best, 5*2*a.shape[0]*a.shape[1]*b.shape[1]/(time.perf_counter() - began))
     return best
 
-def measure(variant, device, threads, pairs, seconds, amp, steps, tiny, compiled=False):
-    "One variant, in this process."
+def measure(variant, device, threads, pairs, seconds, amp, steps, tiny, compiled=False, change=lambda model: None):
+    "One variant, in this process, after `change(model)`."
     if threads: torch.set_num_threads(threads)
+    if not variant.startswith('plain'): keep_memory()        # as `fit` does
     torch.manual_seed(0)
     model, n = build(variant, tiny).to(device).train(), round(seconds*16_000)
+    change(model)
     config, size = TrainConfig(amp=amp, batch_size=pairs), model.config.image_size
     batch = {'image': torch.randn(pairs, 3, size, size), 'audio': .1*torch.randn(pairs, n), 'audio_len': torch.full((pairs,), n), 'image_id': torch.arange(pairs), 'index': torch.arange(pairs)}
     optimiser, cpu, wall = make_optimiser(model, config), [], []
     with CountFlops() as flops: train_step(model, batch, optimiser, 50, 1000, 0, config, device)
-    net = torch.compile(model) if compiled else model
-    if compiled: train_step(model, batch, optimiser, 50, 1000, 0, config, device, net=net)
+    if compiled:
+        for part in (model.audio_encoder, model.image_encoder): part.compile()
+        train_step(model, batch, optimiser, 50, 1000, 0, config, device)
     if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
     for k in range(steps):
         wait(device)
         was, began = time.process_time(), time.perf_counter()
-        train_step(model, batch, optimiser, 51 + k, 1000, 0, config, device, net=net)
+        train_step(model, batch, optimiser, 51 + k, 1000, 0, config, device)
         wait(device)
         cpu.append(time.process_time() - was)
         wall.append(time.perf_counter() - began)
@@ -94,32 +97,33 @@ def measure(variant, device, threads, pairs, seconds, amp, steps, tiny, compiled
             'pairs_per_second': pairs/step, 'flop': flops.total, 'flop_per_pair': flops.total/pairs, 'matmul_flop_per_second': rate, 'share_of_matmul_rate': flops.total/step/rate, 'peak_bytes': peak}
 
 
-p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-p.add_argument('--device')
-p.add_argument('--variants', nargs='+', default=['none', 'summary', 'plain', 'plain-eager'], help='rows as SGMIMConfig.reconstruction names them; plain, plain-eager')
-p.add_argument('--threads', nargs='+', type=int, help='default: 1 and 2 on a CPU')
-p.add_argument('--pairs', type=int)
-p.add_argument('--seconds', type=float)
-p.add_argument('--amp', choices=('auto', 'bf16', 'off'), default='auto')
-p.add_argument('--steps', type=int, default=5)
-p.add_argument('--tiny', action='store_true', help='the small model: to try the script')
-p.add_argument('--compile', action='store_true')
-p.add_argument('--out', type=Path)
-p.add_argument('--one', action='store_true', help=argparse.SUPPRESS)
-a = p.parse_args()
-device, began, code = pick_device(a.device), time.perf_counter(), code_version()
-pairs, seconds = a.pairs or (100 if device.type == 'cuda' else 4), a.seconds or (8. if device.type == 'cuda' else 5.)
-if a.one:
-    print(json.dumps(measure(a.variants[0], device, (a.threads or [0])[0], pairs, seconds, a.amp, a.steps, a.tiny, a.compile)))
-else:
-    found = []
-    for variant in a.variants:
-        for threads in a.threads or ([0] if device.type == 'cuda' else [1, 2]):
-            amp = 'off' if variant == 'plain-eager' and device.type == 'cuda' else a.amp
-            done = subprocess.run([sys.executable, __file__, '--one', '--variants', variant, '--threads', str(threads), '--pairs', str(pairs), '--seconds', str(seconds), '--amp', amp, '--steps', str(a.steps),
-                                   '--device', str(device)] + ['--tiny']*a.tiny + ['--compile']*a.compile, capture_output=True, text=True)
-            result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'variant': variant, 'threads': threads, 'error': done.stderr.strip().splitlines()[-1][-300:]}
-            found.append(result)
-            print({k: float(f'{v:.4g}') if isinstance(v, float) else v for k, v in result.items()}, flush=True)
-    out = a.out or Path(__file__).parents[1]/'results'/f'bench-step{"-cuda" if device.type == "cuda" else ""}.json'
-    write_json(out, run_record('benchmark', {'variants': a.variants, 'pairs': pairs, 'seconds_of_audio': seconds, 'amp': a.amp, 'compiled': a.compile}, 0, 'noise', {'variants': found}, time.perf_counter() - began, device, code))
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--device')
+    p.add_argument('--variants', nargs='+', default=['none', 'summary', 'plain', 'plain-eager'], help='rows as SGMIMConfig.reconstruction names them; plain, plain-eager')
+    p.add_argument('--threads', nargs='+', type=int, help='default: 1 and 2 on a CPU')
+    p.add_argument('--pairs', type=int)
+    p.add_argument('--seconds', type=float)
+    p.add_argument('--amp', choices=('auto', 'bf16', 'off'), default='auto')
+    p.add_argument('--steps', type=int, default=5)
+    p.add_argument('--tiny', action='store_true', help='the small model: to try the script')
+    p.add_argument('--compile', action='store_true')
+    p.add_argument('--out', type=Path)
+    p.add_argument('--one', action='store_true', help=argparse.SUPPRESS)
+    a = p.parse_args()
+    device, began, code = pick_device(a.device), time.perf_counter(), code_version()
+    pairs, seconds = a.pairs or (100 if device.type == 'cuda' else 4), a.seconds or (8. if device.type == 'cuda' else 5.)
+    if a.one:
+        print(json.dumps(measure(a.variants[0], device, (a.threads or [0])[0], pairs, seconds, a.amp, a.steps, a.tiny, a.compile)))
+    else:
+        found = []
+        for variant in a.variants:
+            for threads in a.threads or ([0] if device.type == 'cuda' else [1, 2]):
+                amp = 'off' if variant == 'plain-eager' and device.type == 'cuda' else a.amp
+                done = subprocess.run([sys.executable, __file__, '--one', '--variants', variant, '--threads', str(threads), '--pairs', str(pairs), '--seconds', str(seconds), '--amp', amp, '--steps', str(a.steps),
+                                       '--device', str(device)] + ['--tiny']*a.tiny + ['--compile']*a.compile, capture_output=True, text=True)
+                result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'variant': variant, 'threads': threads, 'error': done.stderr.strip().splitlines()[-1][-300:]}
+                found.append(result)
+                print({k: float(f'{v:.4g}') if isinstance(v, float) else v for k, v in result.items()}, flush=True)
+        out = a.out or Path(__file__).parents[1]/'results'/f'bench-step{"-cuda" if device.type == "cuda" else ""}.json'
+        write_json(out, run_record('benchmark', {'variants': a.variants, 'pairs': pairs, 'seconds_of_audio': seconds, 'amp': a.amp, 'compiled': a.compile}, 0, 'noise', {'variants': found}, time.perf_counter() - began, device, code))

@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optim
            'is_corpus', 'autocast', 'make_optimiser', 'train_step', 'gradients', 'Run', 'fit', 'build', 'prepare',
            'say', 'log', 'check', 'Fitted', 'finish']
 
-# %% ../nbs/23_train.ipynb #758947fa
+# %% ../nbs/23_train.ipynb #4e89f980
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from .parallel import Team, gather, join
 from .patches import PatchMask, random_mask
 from .retrieval import embed
 
-# %% ../nbs/23_train.ipynb #c3253c3f
+# %% ../nbs/23_train.ipynb #22a9cdd3
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -70,7 +70,7 @@ class TrainConfig:
         for f, options in (('optimiser', ('bertadam', 'adamw')), ('augment', ('randaugment', 'crop', 'none')), ('pad', ('auto', 'full', 'batch')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/23_train.ipynb #f5b24342
+# %% ../nbs/23_train.ipynb #20510acf
 RECIPES = {
     'paper-spokencoco': TrainConfig(),                                              # §3.2: batch 100, 30 epochs
     'paper-places': TrainConfig(batch_size=80, max_seconds=18., eval_seconds=25.),  # §3.2: batch 80, 30 epochs; lengths VG
@@ -84,7 +84,7 @@ def recipe(name):
     if name not in RECIPES: raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
     return RECIPES[name]
 
-# %% ../nbs/23_train.ipynb #31ef3973
+# %% ../nbs/23_train.ipynb #7737c119
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -102,7 +102,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/23_train.ipynb #97a6fa86
+# %% ../nbs/23_train.ipynb #737b9639
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -135,7 +135,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/23_train.ipynb #e95641e4
+# %% ../nbs/23_train.ipynb #7da09865
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -148,14 +148,14 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/23_train.ipynb #474c127a
+# %% ../nbs/23_train.ipynb #20391e9f
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/23_train.ipynb #8766e899
+# %% ../nbs/23_train.ipynb #bf4a48e2
 class Feed:
     "Batches from a step on, of a `team` one's own rows. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
     def __init__(self, data, config, workers=0, model=None, team=Team()):
@@ -198,7 +198,7 @@ class Feed:
                 'fingerprint': getattr(self.data, 'fingerprint', None) or (
                     str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
 
-# %% ../nbs/23_train.ipynb #9148bfdc
+# %% ../nbs/23_train.ipynb #ba695afc
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU; None for one that cannot be read."
@@ -210,7 +210,7 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/23_train.ipynb #6bb06999
+# %% ../nbs/23_train.ipynb #31219255
 def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., pad='auto', lengths=False):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
     pad = pad == 'full' or (pad == 'auto' and model is not None and model.conv_norm == 'group')
@@ -247,7 +247,7 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0
 
 def is_corpus(data): return hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
 
-# %% ../nbs/23_train.ipynb #e9f2e041
+# %% ../nbs/23_train.ipynb #41e3739b
 @contextlib.contextmanager
 def autocast(amp, device):
     "bfloat16 where `TrainConfig.amp` ('auto', 'bf16', 'off') says so."
@@ -255,7 +255,7 @@ def autocast(amp, device):
     plain = sdpa_kernel(SDPBackend.MATH) if on and device.type == 'cpu' else contextlib.nullcontext()
     with plain, torch.autocast(device.type, torch.bfloat16, enabled=on): yield
 
-# %% ../nbs/23_train.ipynb #ca313e51
+# %% ../nbs/23_train.ipynb #561d4fbd
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -272,7 +272,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device, team
     factor = {'linear': warmup_linear, 'cosine': warmup_cosine}[config.schedule](step/steps, config.warmup)
     for group in optimiser.param_groups: group['lr'] = config.lr*factor
     optimiser.zero_grad(set_to_none=True)
-    losses = gradients(net or model, batch, masks, counts, config, device, seed, team)
+    losses = gradients(model if net is None else net, batch, masks, counts, config, device, seed, team)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
     finite = bool(norm.isfinite()) and math.isfinite(losses['loss'])
     alpha = momentum_at(step, steps, c.momentum_start, c.momentum_end, onset if c.momentum_horizon == 'reconstruction' else 0)
@@ -281,7 +281,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device, team
         model.update_momentum(alpha)
     return {**losses, 'lr': config.lr*factor, 'alpha': alpha, 'finite': finite}
 
-# %% ../nbs/23_train.ipynb #d74b4a4d
+# %% ../nbs/23_train.ipynb #3071ce40
 def gradients(net, batch, masks, counts, config, device, seed=0, team=Team()):
     """Backward pass of eq. 5 over the whole batch, whose rows are spread over `counts` pairs of each process; leaves gradients in the parameters and returns the losses as numbers.
     `masks`: of the whole batch; None for no reconstruction."""
@@ -312,7 +312,7 @@ def gradients(net, batch, masks, counts, config, device, seed=0, team=Team()):
     nce, mim = team.reduce([float((nce if len(pieces) > 1 else out['loss_nce']).detach()), float(mim)])
     return {'loss': nce + model.config.lam*mim, 'loss_nce': nce, 'loss_mim': mim}
 
-# %% ../nbs/23_train.ipynb #eccdd442
+# %% ../nbs/23_train.ipynb #28f9f27a
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about, team=Team()):
@@ -379,7 +379,7 @@ def _decisive(about):
     "What decides the weights of a run, so that it can only go on with the same."
     return {**about, 'train': {k: v for k, v in about['train'].items() if k not in ('max_unreadable', 'max_skipped', 'save_every', 'log_every')}}
 
-# %% ../nbs/23_train.ipynb #5c1f9ddc
+# %% ../nbs/23_train.ipynb #e8491610
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
@@ -426,7 +426,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             if asked: raise KeyboardInterrupt(f'{stop.asked or "another process was stopped"} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, notes)
 
-# %% ../nbs/23_train.ipynb #c9a2c26d
+# %% ../nbs/23_train.ipynb #fa045ee6
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -451,7 +451,7 @@ def prepare(model, feed, dev, config, device, progress):
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/23_train.ipynb #1faf5c0f
+# %% ../nbs/23_train.ipynb #c3035c0c
 def log(run, feed, config, began, bar):
     "Add the mean of the last steps to the history (nothing, if all were left out)."
     if not run.sums: return
@@ -471,7 +471,7 @@ def check(run, results, began, bar):
                         **({'sets': {n: list(r.mean) for n, r in results.items()}} if len(results) > 1 else {})})
     run.keep_if_best(results)
 
-# %% ../nbs/23_train.ipynb #df7e904e
+# %% ../nbs/23_train.ipynb #a92da7d7
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."

@@ -1,0 +1,86 @@
+"""What each lever is worth: python benchmarks/levers.py → results/bench-levers.json
+
+The step of benchmarks/step.py (full size, '+ Summary') as it is, and with one thing changed: a lever that is in use taken out, or one that is not tried. Each case in a process of its own, the unchanged one first and
+last, since a machine is seldom the same for long.
+"""
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from step import measure
+
+import sgmim.models.sgmim
+import sgmim.optim
+from sgmim.core import code_version, pick_device, run_record, write_json
+
+
+def eager(model):
+    "Attention with its matrix written out."
+    torch.nn.functional.scaled_dot_product_attention = lambda q, k, v, attn_mask=None, dropout_p=0., **_: (
+        torch.dropout(((q @ k.mT)*q.shape[-1]**-.5 + (0 if attn_mask is None else torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, float('-inf')))).softmax(-1), dropout_p, True) @ v)
+
+def one_by_one(model):
+    "BertAdam, tensor by tensor, as its formula is written."
+    def update(self, group, lr):
+        (b1, b2), one = group['betas'], [p for p in group['params'] if p.grad is not None]
+        for p in one:
+            s = self.state[p]
+            if not s: s.update(m=torch.zeros_like(p), v=torch.zeros_like(p))
+            s['m'].mul_(b1).add_(p.grad, alpha=1 - b1)
+            s['v'].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
+            p.sub_(lr*(s['m']/(s['v'].sqrt() + group['eps']) + group['weight_decay']*p))
+    sgmim.optim.BertAdam._update = update
+
+def momentum_loop(model):
+    "The momentum encoder, tensor by tensor."
+    @torch.no_grad()
+    def ema(average, model, alpha):
+        for a, p in zip(average.parameters(), model.parameters()): a.mul_(alpha).add_(p, alpha=1 - alpha)
+    sgmim.models.sgmim.ema_update = ema
+
+def channels_last(model):
+    "The patch embedding on channels-last weights."
+    model.image_encoder.to(memory_format=torch.channels_last)
+
+CASES = {      # name: (what is changed, of step.measure's options)
+    'as it is': (lambda model: None, {}),
+    'without fused attention': (eager, {}),
+    'optimiser without foreach': (one_by_one, {}),
+    'momentum without foreach': (momentum_loop, {}),
+    'without keeping freed memory': (lambda model: None, {}),
+    'tried: channels last': (channels_last, {}),
+    'tried: torch.compile': (lambda model: None, {'compiled': True}),
+    'bfloat16 (other numerics)': (lambda model: None, {'amp': 'bf16'}),
+    'as it is, again': (lambda model: None, {}),
+}
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--device')
+    p.add_argument('--pairs', type=int, default=2)
+    p.add_argument('--seconds', type=float, default=5.)
+    p.add_argument('--steps', type=int, default=3)
+    p.add_argument('--threads', nargs='+', type=int, default=[1, 2])
+    p.add_argument('--cases', nargs='+', default=list(CASES), metavar='CASE')
+    p.add_argument('--tiny', action='store_true', help='the small model: to try the script')
+    p.add_argument('--out', type=Path)
+    p.add_argument('--one', help=argparse.SUPPRESS)
+    a = p.parse_args()
+    device, code, began, found = pick_device(a.device), code_version(), time.perf_counter(), []
+    if a.one:
+        change, options = CASES[a.one]
+        if 'freed memory' in a.one: sys.modules['step'].keep_memory = lambda: None
+        raise SystemExit(print(json.dumps(measure('summary', device, a.threads[0], a.pairs, a.seconds, **{'amp': 'auto', **options}, steps=a.steps, tiny=a.tiny, change=change))))
+    for threads in a.threads if device.type == 'cpu' else [0]:
+        for case in a.cases:
+            done = subprocess.run([sys.executable, __file__, '--one', case, '--device', str(device), '--threads', str(threads), '--pairs', str(a.pairs), '--seconds', str(a.seconds), '--steps', str(a.steps)] + ['--tiny']*a.tiny,
+                                  capture_output=True, text=True)
+            result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'threads': threads, 'error': done.stderr.strip().splitlines()[-1][-300:]}
+            found.append({'case': case, **result})
+            print(case, {k: round(v, 3) for k, v in result.items() if k in ('threads', 'cpu_seconds', 'seconds', 'share_of_matmul_rate')}, result.get('error', ''), flush=True)
+    write_json(a.out or Path(__file__).parents[1]/'results'/f'bench-levers{"-cuda" if device.type == "cuda" else ""}.json',
+               run_record('benchmark', {'pairs': a.pairs, 'seconds_of_audio': a.seconds, 'tiny': a.tiny}, 0, 'noise', {'cases': found}, time.perf_counter() - began, device, code))
