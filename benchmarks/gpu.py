@@ -5,6 +5,7 @@ Records and logs go to FOLDER (default: gpu-records), with a summary in summary.
 """
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,11 +25,11 @@ folder.mkdir(parents=True, exist_ok=True)
 bench = lambda name, *args, out=None: [sys.executable, str(ROOT/'benchmarks'/f'{name}.py'), '--device', str(device), '--out', str(folder/f'{out or "bench-" + name}.json'), *args]
 small = ['--tiny', '--pairs', '4', '--seconds', '2'] if a.tiny else []
 PARTS = {      # name: (command, seconds at most)
-    'tests': ([sys.executable, '-m', 'pytest', '-q', '-m', 'cuda', str(ROOT/'tests')], 120),
-    'step': (bench('step', *small, '--steps', '3'), 150),
-    'compiled': (bench('step', *small, '--steps', '3', '--compile', '--variants', 'summary', out='bench-step-compiled'), 120),
-    'growth': (bench('growth', *(['--tiny', '--pairs', '2', '4', '8', '--seconds', '1', '2'] if a.tiny else ['--pairs', '16', '32', '64', '128', '--seconds', '4', '8', '16']), '--captions', '10000', '100000', '--steps', '2'), 120),
-    'precision': (bench('precision', *(['--images', '64', '--epochs', '1', '--seeds', '1'] if a.tiny else ['--images', '1500', '--epochs', '4', '--seeds', '2'])), 150),
+    'tests': ([sys.executable, '-m', 'pytest', '-q', '-m', 'cuda', str(ROOT/'tests')], 90),
+    'step': (bench('step', *small, '--steps', '3'), 120),
+    'compiled': (bench('step', *small, '--steps', '3', '--compile', '--variants', 'summary', out='bench-step-compiled'), 70),
+    'growth': (bench('growth', *(['--tiny', '--pairs', '2', '4', '8', '--seconds', '1', '2'] if a.tiny else ['--pairs', '16', '32', '64', '128', '--seconds', '4', '8']), '--captions', '10000', '100000', '--steps', '2'), 130),
+    'precision': (bench('precision', *(['--images', '64', '--epochs', '1', '--seeds', '1'] if a.tiny else ['--images', '1500', '--epochs', '4', '--seeds', '1'])), 120),
 }
 began, summary = time.perf_counter(), {}
 for name, (command, limit) in PARTS.items():
@@ -38,8 +39,12 @@ for name, (command, limit) in PARTS.items():
         continue
     start = time.perf_counter()
     with open(folder/f'{name}.log', 'w') as log:
-        try: result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=min(limit, left), env={**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}, cwd=ROOT).returncode
-        except subprocess.TimeoutExpired: result = f'stopped after {min(limit, left):.0f} s'
+        part = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}, cwd=ROOT, start_new_session=True)
+        try: result = part.wait(min(limit, left))
+        except subprocess.TimeoutExpired:
+            os.killpg(part.pid, signal.SIGKILL)      # with the processes it has begun, which hold memory of the GPU
+            part.wait()
+            result = f'stopped after {min(limit, left):.0f} s'
     lines = (folder/f'{name}.log').read_text(errors='replace').strip().splitlines()
     ok = result == 0 or (name == 'tests' and result == 5 and device.type == 'cpu')       # pytest's 5: no such tests here
     summary[name] = {'result': 'done' if ok else result, 'seconds': round(time.perf_counter() - start, 1), 'last_line': lines[-1][:300] if lines else ''}

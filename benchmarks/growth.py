@@ -20,9 +20,9 @@ from sgmim.data.loaders import Order
 
 def step(pairs, seconds, a):
     "A step of '+ Summary' in a process of its own."
-    done = subprocess.run([sys.executable, str(Path(__file__).with_name('step.py')), '--one', '--variants', 'summary', '--threads', '1', '--pairs', str(pairs), '--seconds', str(seconds), '--steps', str(a.steps), '--device', a.device or 'cpu']
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name('step.py')), '--one', '--variants', 'summary', '--threads', '1', '--pairs', str(pairs), '--seconds', str(seconds), '--steps', str(a.steps), '--device', a.device]
                           + ['--tiny']*a.tiny, capture_output=True, text=True)
-    if done.returncode: return {'error': done.stderr.strip().splitlines()[-1][-200:]}
+    if done.returncode: return {'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
     r = json.loads(done.stdout.splitlines()[-1])
     return {'seconds': r['seconds'], 'peak_bytes': r['peak_bytes']}
 
@@ -64,6 +64,9 @@ if __name__ == '__main__':
     a = p.parse_args()
     if a.corpus: raise SystemExit(print(json.dumps(corpus(a.corpus))))
     device, code, began, found = pick_device(a.device), code_version(), time.perf_counter(), {}
+    a.device = str(device)
+    cuda = device.type == 'cuda'
+    out = a.out or Path(__file__).parents[1]/'results'/f'bench-growth{"-cuda" if cuda else ""}.json'
     def sweep(name, sizes, measure):
         rows = [(s, r) for s, r in ((s, measure(s)) for s in sizes) if print(name, s, r, flush=True) or 'error' not in r]
         sizes, rows = [s for s, _ in rows], [r for _, r in rows]
@@ -71,10 +74,8 @@ if __name__ == '__main__':
         above = [b - grown[0] for b in grown][1:]
         if len(sizes) > 1: found[name] = {'sizes': sizes, 'seconds': [r['seconds'] for r in rows], 'bytes': grown, 'exponent_seconds': exponent(sizes, [r['seconds'] for r in rows]),
                                           'exponent_bytes': exponent([s - sizes[0] for s in sizes[1:]], above)}
-    cuda = device.type == 'cuda'
+        write_json(out, run_record('benchmark', {'pairs': a.pairs, 'seconds': a.seconds, 'captions': a.captions, 'tiny': a.tiny}, 0, 'noise', found, time.perf_counter() - began, device, code))
     sweep('pairs of 5 s', a.pairs or ([8, 16, 32, 64, 128] if cuda else [2, 4, 8, 16]), lambda n: step(n, 5., a))
     sweep('seconds of audio, 4 pairs', a.seconds, lambda s: step(4, s, a))
     sweep('captions of a corpus', a.captions, lambda n: json.loads(subprocess.run([sys.executable, __file__, '--corpus', str(n)], capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
-    out = a.out or Path(__file__).parents[1]/'results'/f'bench-growth{"-cuda" if cuda else ""}.json'
-    write_json(out, run_record('benchmark', {'pairs': a.pairs, 'seconds': a.seconds, 'captions': a.captions, 'tiny': a.tiny}, 0, 'noise', found, time.perf_counter() - began, device, code))
     figure(found, out.with_suffix('.png'))

@@ -79,7 +79,7 @@ if __name__ == '__main__':
         for case in a.cases:
             done = subprocess.run([sys.executable, __file__, '--one', case, '--device', str(device), '--threads', str(threads), '--pairs', str(a.pairs), '--seconds', str(a.seconds), '--steps', str(a.steps)] + ['--tiny']*a.tiny,
                                   capture_output=True, text=True)
-            result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'threads': threads, 'error': done.stderr.strip().splitlines()[-1][-300:]}
+            result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
             found.append({'case': case, **result})
             print(case, {k: round(v, 3) for k, v in result.items() if k in ('threads', 'cpu_seconds', 'seconds', 'share_of_matmul_rate')}, result.get('error', ''), flush=True)
     write_json(a.out or Path(__file__).parents[1]/'results'/f'bench-levers{"-cuda" if device.type == "cuda" else ""}.json',

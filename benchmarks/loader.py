@@ -20,7 +20,7 @@ def read(corpus, workers, batches, step=0.):
     "(pairs a second, share of the time spent waiting) over `batches`, a step of `step` seconds between them."
     feed = Feed(corpus, TrainConfig(batch_size=32, epochs=100., max_seconds=8.), workers, paper())
     it, waited = feed.from_step(0), 0.
-    for _ in range(2): next(it)                 # workers are up
+    for _ in range(2*workers + 2): next(it)     # workers are up, and what they have ahead is used up
     began = time.perf_counter()
     for _ in range(batches):
         at = time.perf_counter()

@@ -30,6 +30,7 @@ p.add_argument('--seeds', type=int, default=3)
 p.add_argument('--out', type=Path)
 a = p.parse_args()
 device, code, began = pick_device(a.device), code_version(), time.perf_counter()
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False      # float32 as it is
 train, dev = load_scenes('train', a.images, 2, progress=False), load_scenes('dev', 500, progress=False)
 base, runs = replace(recipe('scenes-tiny'), epochs=a.epochs), []
 batch = next(Feed(train, base, 0, scenes_tiny()).from_step(0))

@@ -10,8 +10,8 @@ __all__ = ['PROTOCOL', 'SPOKEN', 'NEAR', 'PRESET', 'WEIGHTS', 'which_weights', '
            'gather_variants', 'checkpoints', 'report', 'reproduce', 'finish_run', 'grid', 'tuning_table', 'tune',
            'arguments', 'reproduce_command']
 
-# %% ../nbs/31_reproduce.ipynb #58fca78b
-import argparse, ast, contextlib, difflib, itertools, shutil, time
+# %% ../nbs/31_reproduce.ipynb #b275a3b6
+import argparse, ast, contextlib, difflib, itertools, os, shutil, time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ from .results import (CORPUS, NAMES, PAPER, beside_the_paper, check_file, claim_
 from .retrieval import embed
 from .train import TrainConfig, fit, pool, recipe
 
-# %% ../nbs/31_reproduce.ipynb #5d3452b3
+# %% ../nbs/31_reproduce.ipynb #13a984ec
 PROTOCOL = 1     # changes whenever the same settings would be trained or tested in another way
 
 @lru_cache
@@ -88,7 +88,7 @@ class RunSpec:
         defaults = {'model': config_to_dict(PRESETS[self.preset]()), 'train': config_to_dict(recipe(self.preset))}
         return is_stale(record, self.config, defaults, fingerprints, self.code, accepted)
 
-# %% ../nbs/31_reproduce.ipynb #7c66e5a0
+# %% ../nbs/31_reproduce.ipynb #90cfad32
 def parse_changes(texts, where='--set'):
     "['lr=5e-4', 'similarity=cosine'] -> {'lr': 0.0005, 'similarity': 'cosine'}."
     made = {}
@@ -109,7 +109,7 @@ def with_changes(model, train, changes, where='--set'):
             raise ConfigError(f"{where}: neither SGMIMConfig nor TrainConfig has a field '{name}'" + (f"; did you mean '{near[0]}'?" if near else ''))
     return tuple(config_from_dict(type(c), {**owns(c), **{k: v for k, v in changes.items() if k in owns(c)}}, where) for c in (model, train))
 
-# %% ../nbs/31_reproduce.ipynb #e8ce9222
+# %% ../nbs/31_reproduce.ipynb #8ee6a200
 def read_settings(results, *labels):
     "The settings of the first of `labels` that has a file, {} if none has; `ConfigError` for a key that it cannot have."
     path = next((p for label in labels if (p := Path(results)/'tuning'/f'{label}.json').is_file()), None)
@@ -119,7 +119,7 @@ def read_settings(results, *labels):
     if found.get('kind') != 'settings' or (odd := set(found) - allowed): raise ConfigError(f'{path}: settings have "kind": "settings" and {", ".join(sorted(allowed - {"kind"}))}' + (f', not {", ".join(sorted(odd))}' if found.get('kind') == 'settings' else ''))
     return found
 
-# %% ../nbs/31_reproduce.ipynb #493334cd
+# %% ../nbs/31_reproduce.ipynb #e2701f5b
 class CountFlops(TorchDispatchMode):
     "While active, adds up the floating point operations of what torch computes (of operators that `torch.utils.flop_counter` knows)."
     total = 0
@@ -143,7 +143,7 @@ def pair_flops(model, train, batch=2):
             counts.append(flops.total/batch)
     return tuple(counts)
 
-# %% ../nbs/31_reproduce.ipynb #3aa79086
+# %% ../nbs/31_reproduce.ipynb #fcf3b1ee
 def training_flops(model, train):
     "Floating point operations of a training, over the number of pairs in an epoch."
     before, after = pair_flops(model, train)
@@ -160,7 +160,7 @@ def equal_compute(model, train, reference):
     epochs = budget/before if budget <= onset*before else onset + (budget - onset*before)/after
     return replace(train, epochs=round(epochs, 4))
 
-# %% ../nbs/31_reproduce.ipynb #f5539ad3
+# %% ../nbs/31_reproduce.ipynb #adae9998
 PRESET = {'scenes': 'scenes-tiny', 'places': 'paper-places', 'spokencoco': 'paper-spokencoco', 'facc': 'paper-facc'}
 
 def seed_list(seeds):
@@ -193,7 +193,7 @@ def plan_runs(table, data='scenes', rows=None, seeds=1, budget='steps', label=No
         specs += [RunSpec(table, row, label, data, name, s, budget, model, replace(train, seed=s), sizes if data == 'scenes' else None, weights, tests, (*changes, *tried), tuple(tried), asked) for s in seed_list(seeds)]
     return sorted(specs, key=lambda s: s.seed)
 
-# %% ../nbs/31_reproduce.ipynb #6a097e01
+# %% ../nbs/31_reproduce.ipynb #d5fa6066
 def role_splits(path, kind, which, options=None):
     "The splits that are the corpus' 'train', 'dev' or 'test': those of its protocol, or, for older files and for packed and own corpora, by their names."
     names, there = protocol_splits(kind, which), splits_of(path, kind, **(options or {}))
@@ -230,7 +230,7 @@ def fingerprints(data):
     flat = {'train': data['train'], **data['dev'], **data['tests']}
     return {n: {'name': repr(c), 'fingerprint': c.fingerprint, **({'left_out': dict(c.skipped.counts)} if getattr(c, 'skipped', None) else {})} for n, c in flat.items()}
 
-# %% ../nbs/31_reproduce.ipynb #ed42a5d9
+# %% ../nbs/31_reproduce.ipynb #9f9d76d7
 WEIGHTS = {'paper': ('vit_base_patch16_224.mae', 'facebook/hubert-base-ls960'), 'vg-hubert': ('vit_small_patch8_224.dino', 'facebook/hubert-base-ls960')}     # §3.2, §3.3: image, audio
 
 def initial_weights(model, preset, weights='pretrained', image=None, audio=None, seed=0, download=False, show=None):
@@ -246,7 +246,7 @@ def initial_weights(model, preset, weights='pretrained', image=None, audio=None,
     if show: show(report)
     return report.to_dict() | tiny
 
-# %% ../nbs/31_reproduce.ipynb #74bda3b3
+# %% ../nbs/31_reproduce.ipynb #a9e18b4b
 def test_model(model, tests, train, device, workers=0):
     "{split: packed result} of a model on its test splits, with intervals and ranks."
     out = {}
@@ -271,7 +271,7 @@ def run_spec(spec, data, runs='runs/reproduce', device=None, workers=0, progress
     if spec.tests and spec.data == 'scenes': metrics['oracle'] = {name: ladder(s) for name, s in data['tests'].items()}
     metrics |= {'dev': r['metrics']['dev'], 'curves': pack_curves(fitted.history)}
     about = {k: getattr(spec, k) for k in ('table', 'row', 'label', 'budget', 'preset', 'weights')} | {'changes': list(spec.changes), 'asked': list(spec.asked)}
-    kept = {k: r[k] for k in ('steps', 'pairs_seen', 'resumed_with', 'unreadable') if k in r}
+    kept = {k: r[k] for k in ('steps', 'pairs_seen', 'resumed_with', 'unreadable', 'skipped') if k in r}
     record = run_record('reproduce' if spec.tests else 'tune', spec.config, spec.seed, fingerprints(data), metrics, r['wall_seconds'] + time.perf_counter() - began, device, {**code, **r['code']}, spec=about, **notes, **kept)
     return record | {'command': command_of(spec)}
 
@@ -282,7 +282,7 @@ def command_of(spec):
     if spec.sizes and spec.sizes != DemoData(): parts.append('--sizes ' + ' '.join(f'{f.name}={getattr(spec.sizes, f.name)}' for f in fields(DemoData) if getattr(spec.sizes, f.name) != f.default))
     return ' '.join(parts + ['--from-scratch'] * (spec.weights == 'random') + ['--dev-only'] * (not spec.tests))
 
-# %% ../nbs/31_reproduce.ipynb #9368e951
+# %% ../nbs/31_reproduce.ipynb #b90502c5
 @contextlib.contextmanager
 def alone(folder):
     "Yields True if no other process works in `folder`, and keeps others out meanwhile."
@@ -294,7 +294,7 @@ def alone(folder):
         except OSError: yield False
         else: yield True
 
-# %% ../nbs/31_reproduce.ipynb #91ac5b73
+# %% ../nbs/31_reproduce.ipynb #dbb8f86e
 def state_of(spec, results, prints=None, accepted=()):
     "('done', path), ('stale', reasons) or ('missing', None): the record of a run. A run of another table with the same row, data and seed counts."
     homes, reasons = [replace(spec, table=t, budget=b) for b in dict.fromkeys((spec.budget, 'steps')) for t in (spec.table, *(n for n in PAPER if n != spec.table))] if spec.tests else [spec], None
@@ -324,7 +324,7 @@ def seconds_a_pair(spec, results, device='cpu', measure=True):
     c = calibrate(SGMIM(spec.model), spec.train, device)
     return c['seconds_per_pair'] + c['seconds_fixed']/spec.train.batch_size, f'measured now on {device}, without decoding and evaluation'
 
-# %% ../nbs/31_reproduce.ipynb #9ca52157
+# %% ../nbs/31_reproduce.ipynb #d8577db7
 def describe(specs, states, results, device='cpu', data=None, measure=True):
     "The plan in words: what is there, what is stale and why, what is to be run and for how long."
     first, todo = specs[0], [s for s in specs if states[s][0] != 'done']
@@ -346,7 +346,7 @@ def describe(specs, states, results, device='cpu', data=None, measure=True):
     if todo: lines.append('in all: ' + (in_words(total) if total else 'not known') + ', one after the other')
     return '\n'.join(lines)
 
-# %% ../nbs/31_reproduce.ipynb #dcc24b5d
+# %% ../nbs/31_reproduce.ipynb #70f92cbb
 def gather(table, data=None, budget='steps', results=None, label=None, plan=None):
     """The records of a table that count as things stand now: a `sgmim.results.Found`. `data`: 'scenes', or the corpus of the paper's table (default); `label`: of a variant. No data are needed.
     A record under a standard label counts if a plain plan would make it now; under a label of its own, if the settings of that label (or of its data) would, with the changes that were asked for, or with those of `plan` {'changes', 'sizes', 'weights'}."""
@@ -386,12 +386,13 @@ def report(found):
     else: parts += [measured_table(found, [r for r in rows_of(found.table) if r in ROWS], both=found.table == 4)]
     return '\n\n'.join(p for p in [*parts, differences_table(found), conclusions(found)] if p)
 
-# %% ../nbs/31_reproduce.ipynb #2c02e1ec
+# %% ../nbs/31_reproduce.ipynb #fbb640eb
 def reproduce(table, data='scenes', path=None, seeds=1, budget='steps', rows=None, label=None, changes=(), sizes=None, weights='pretrained', preset=None, results=None, runs='runs/reproduce', dry_run=False, tests=True,
               tried=(), hours=None, options=None, cache=None, device=None, workers=0, progress=True, show=print, **pretrained):
     """Plan the runs of a table, run what has no record that counts, collect; returns a `sgmim.results.Found`. `path`, `options`: of a corpus on disk; `hours`: begin no further run after so many; `dry_run`: only say what would be done, and what it costs;
     `tests`: False leaves the tests alone (to choose on dev), then `tried` are changes too, and name the record; `pretrained`: `image_weights`, `audio_weights`, `download`. Ctrl-C: the run is saved, and the same call goes on.
     A run that fails is reported, and the others are run; then `SgmimError`."""
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise ConfigError('sgmim_reproduce is one process: start it in several terminals, with a device each, and they share the runs')
     results, began, failed, busy = results_folder() if results is None else Path(results), time.perf_counter(), [], []
     specs = plan_runs(table, data, rows, seeds, budget, label, changes, sizes, weights, preset, results, tests, tried)
     accepted, opened, prints = same_numbers(results), None, None
@@ -426,7 +427,7 @@ def finish_run(spec, data, results, runs, device, workers, progress, show, **pre
     shutil.rmtree(Path(runs)/spec.folder/'checkpoints', ignore_errors=True)       # best/ stays, for analyses
     show(f'{spec.row}, seed {spec.seed}: dev R@1 {record["metrics"]["best"]["score"][0]:.1f}, {record["wall_seconds"]/60:.1f} minutes; {spec.path("").as_posix()}')
 
-# %% ../nbs/31_reproduce.ipynb #573b39f5
+# %% ../nbs/31_reproduce.ipynb #88eeb6b2
 def grid(texts):
     "['lr=5e-4,1e-3', 'lam=1,2'] -> [('lr=5e-4', 'lam=1'), …], every combination."
     axes = []
@@ -449,7 +450,7 @@ def tune(axes, changes=(), **plan):
     "`reproduce` on dev alone for every combination of `axes` (see `grid`), on top of `changes`."
     for combination in grid(axes): reproduce(changes=changes, tried=combination, tests=False, **plan)
 
-# %% ../nbs/31_reproduce.ipynb #bc93abaf
+# %% ../nbs/31_reproduce.ipynb #b34fb35d
 def arguments():
     "The options of `sgmim_reproduce`."
     p = argparse.ArgumentParser('sgmim_reproduce', description="Run what a table of the paper needs and has no record yet, and print the table beside the paper's. The same command goes on where it was stopped; several may run at once.")
@@ -478,7 +479,7 @@ def arguments():
     p.add_argument('--workers', type=int, default=1, help='processes that decode ahead (default %(default)s)')
     return p
 
-# %% ../nbs/31_reproduce.ipynb #b16f491c
+# %% ../nbs/31_reproduce.ipynb #91f727db
 def reproduce_command(argv=None):
     "`sgmim_reproduce` with its arguments; errors are raised."
     a = arguments().parse_args(argv)

@@ -14,7 +14,7 @@ __all__ = ['NUMBER', 'NOTHING', 'FIELDS', 'KINDS', 'RUN', 'LOCAL', 'SIDES', 'KS'
            'cost_line', 'conclusions', 'table4_figure', 'Variant', 'known', 'compared', 'set_aside', 'variants_table',
            'tally', 'gains', 'variant_says', 'forest_figure']
 
-# %% ../nbs/30_results.ipynb #36c4119c
+# %% ../nbs/30_results.ipynb #7300cece
 import ast, hashlib, importlib.util, math, os, re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +26,7 @@ from .core import DataError, read_json, write_json
 from .figures import INK, Picture, colours
 from .models.sgmim import ROWS
 
-# %% ../nbs/30_results.ipynb #3b968582
+# %% ../nbs/30_results.ipynb #496449a0
 NUMBER, NOTHING = (int, float), type(None)
 FIELDS = {'kind': str, 'config': dict, 'seed': int, 'data': (dict, str), 'metrics': dict, 'wall_seconds': NUMBER, 'peak_memory_mb': (*NUMBER, NOTHING), 'finished': str, 'command': str,
           'code.sgmim': str, 'code.commit': (str, NOTHING), 'hardware.machine': str, 'hardware.processor': str, 'hardware.cores': int, 'hardware.device': str, 'hardware.python': str, 'hardware.torch': str}
@@ -45,7 +45,7 @@ def at(record, path):
         record = record[part]
     return record
 
-# %% ../nbs/30_results.ipynb #b02258e6
+# %% ../nbs/30_results.ipynb #553059c3
 LOCAL = re.compile(r'''(?:^|[\s='"(,:])(?:(?:/[\w.@+-]+){2,}|~/|[A-Za-z]:\\)''')     # /a/b, ~/a, C:\a; not 1/2, not https://a/b
 
 def leaves(value, path=''):
@@ -63,7 +63,7 @@ def leaf_problems(record):
         if isinstance(v, str) and LOCAL.search(v): found.append(f'{path} holds a path of the machine it ran on: {v[:80]!r}')
     return found
 
-# %% ../nbs/30_results.ipynb #05a7241b
+# %% ../nbs/30_results.ipynb #c683360b
 SIDES, KS = ('audio_to_image', 'image_to_audio'), (1, 5, 10)
 RECALLS = tuple(f'recall_at_{k}' for k in KS)
 
@@ -78,7 +78,7 @@ def recall_problems(value, path='metrics'):
     if any(not isinstance(v, NUMBER) or not 0 <= v <= 100 for v in r): return [*found, f'{path}: recalls {r} are no numbers from 0 to 100']
     return found + [f'{path}: recalls fall from R@1 to R@10: {r}'] * (sorted(r) != r)
 
-# %% ../nbs/30_results.ipynb #7fcc17fc
+# %% ../nbs/30_results.ipynb #aa8f73b4
 def check_record(record, where='record'):
     "What is wrong with a run record, a list of sentences that begin with `where`; empty if nothing is."
     if not isinstance(record, dict): return [f'{where}: a record is an object, not {type(record).__name__}']
@@ -95,7 +95,7 @@ def check_record(record, where='record'):
     if isinstance(t := record.get('finished'), str) and not re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', t): found.append(f'finished is {t!r}, not a time in UTC such as 2026-01-31T12:00:00Z')
     return [f'{where}: {p}' for p in (*found, *leaf_problems(record), *recall_problems(record.get('metrics')))]
 
-# %% ../nbs/30_results.ipynb #e8bf4ad3
+# %% ../nbs/30_results.ipynb #654b59ea
 OTHERS = {'settings': ('why', 'from'), 'same-numbers': ('changes',)}     # kinds of files that are no records, and what they must have
 
 def check_file(path, root=None):
@@ -122,9 +122,9 @@ def results_folder():
     here = Path.cwd()
     return next((p/'results' for p in (here, *here.parents) if (p/'results').is_dir() and (p/'settings.ini').is_file()), Path('results'))
 
-# %% ../nbs/30_results.ipynb #159e824f
+# %% ../nbs/30_results.ipynb #f1c5bd8f
 NUMBERS = ('core:stable_hash rng_for set_seed load_state', 'audio', 'image', 'patches', 'models.image_encoder', 'models.audio_encoder', 'models.decoder', 'losses', 'models.sgmim', 'retrieval', 'optim',
-           'data.loaders', 'train')
+           'data.loaders', 'parallel', 'train')
 NUMBERS_OF = {'scenes': ('data.pictures', 'data.captions', 'data.voice', 'data.scenes', 'pretrain:load_tiny_backbones'), 'files': ('data.corpus', 'data.corpora', 'data.shards', 'checkpoints')}
 
 def essence(node):
@@ -139,7 +139,7 @@ def essence(node):
                           and not (isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')]
     return (type(node).__name__, *((f, essence(v)) for f, v in sorted(fields.items()) if v is not None and v != []))
 
-# %% ../nbs/30_results.ipynb #1043e880
+# %% ../nbs/30_results.ipynb #b974fe2b
 def digest(source, names=()):
     "A hash of a module's source; with `names`, of these definitions alone. `KeyError` for a name that it does not define."
     tree = ast.parse(source)
@@ -161,7 +161,7 @@ def code_digest(data='scenes'):
     "One hash of all of it."
     return hashlib.blake2b(repr(sorted(code_digests(data).items())).encode(), digest_size=8).hexdigest()
 
-# %% ../nbs/30_results.ipynb #ac1f5038
+# %% ../nbs/30_results.ipynb #4248f956
 def same_numbers(folder):
     "The entries of `same_numbers.json` in a folder of results: changes of code that are said to change no number."
     path = Path(folder)/'same_numbers.json'
@@ -180,12 +180,12 @@ def claim_same_numbers(folder, why):
     accepted, new = same_numbers(folder), []
     records = [read_json(f) for f in sorted(Path(folder).rglob('*.json')) if not check_file(f)]
     for r in (r for r in records if r.get('kind') in ('reproduce', 'tune')):
-        now = code_digests('scenes' if r['config']['data'].get('kind') == 'scenes' else 'files')
-        new += [{'module': m, 'was': was, 'is': now[m], 'why': why} for m, was in r['code']['modules'].items() if m in now and not caught_up(m, was, now[m], accepted + new)]
+        now, made_by = code_digests('scenes' if r['config']['data'].get('kind') == 'scenes' else 'files'), r['code']['modules']
+        new += [{'module': m, 'was': made_by.get(m, 'none'), 'is': h, 'why': why} for m, h in now.items() if not caught_up(m, made_by.get(m, 'none'), h, accepted + new)]      # 'none': a module that there was not
     if new: write_json(Path(folder)/'same_numbers.json', {'kind': 'same-numbers', 'changes': accepted + new})
     return new
 
-# %% ../nbs/30_results.ipynb #09ec5365
+# %% ../nbs/30_results.ipynb #521a1418
 SILENT = ('train.save_every', 'train.log_every', 'train.max_unreadable')
 
 def fingerprint_of(record, split):
@@ -204,10 +204,10 @@ def is_stale(record, config, defaults=None, fingerprints=None, code=None, accept
     for split, found in (fingerprints or {}).items():
         if (said := fingerprint_of(record, split)) != found: reasons.append(f'data of {split}: {said}, now {found}')
     made_by = record.get('code', {}).get('modules', {})
-    changed = [m for m, h in (code or {}).items() if m not in made_by or not caught_up(m, made_by[m], h, accepted)]
+    changed = [m for m, h in (code or {}).items() if not caught_up(m, made_by.get(m, 'none'), h, accepted)]
     return reasons + [f'the code of {", ".join(changed)} has changed'] * bool(changed)
 
-# %% ../nbs/30_results.ipynb #72bf219d
+# %% ../nbs/30_results.ipynb #be4be3ec
 PRINTED = {
     1: ('Quantitative results on Places Audio test-seen and test-unseen. All models are trained on Places train set. † denotes a model which employs prior knowledge.', ('test-seen', 'test-unseen'), '''
         ResDAVEnet [2]   | 35.2  67.5  78.0  30.4  63.1  74.1  | 38.3  68.5  78.8  31.2  65.0  75.4
@@ -233,7 +233,7 @@ PRINTED = {
         + Speech-Guided  | 61.1  87.5  92.1  | 64.9  88.3  93.2
         + Summary (Ours) | 61.9  87.9  93.6  | 66.0  89.6  94.2''')}
 
-# %% ../nbs/30_results.ipynb #30b1299b
+# %% ../nbs/30_results.ipynb #2343e633
 @dataclass(frozen=True)
 class PaperTable:
     "A table of the paper, as printed: `systems[name][split]` are its numbers; `underlined` and `prior` (†) say how they were marked."
@@ -257,7 +257,7 @@ def read_printed(number):
 
 PAPER = {n: read_printed(n) for n in PRINTED}
 
-# %% ../nbs/30_results.ipynb #5440f93c
+# %% ../nbs/30_results.ipynb #53635aeb
 ROW_OF = {**{name: name for name in ROWS}, 'Ours': '+ Summary', '+ Summary (Ours)': '+ Summary', 'VG-HuBERT [6]': 'VG-HuBERT'}
 CORPUS = {1: 'places', 2: 'spokencoco', 3: 'facc', 4: 'places'}
 NAMES = {'places': 'Places Audio', 'spokencoco': 'SpokenCOCO', 'facc': 'FACC (Flickr8k Audio)', 'scenes': 'the embedded corpus'}
@@ -276,7 +276,7 @@ def paper_table(number):
         lines.append(f'| {name}{" †" if name in t.prior else ""} | ' + ' | '.join(mark(name, s, i, x) for s in t.splits for i, x in enumerate(v[s])) + ' |')
     return '\n'.join(lines)
 
-# %% ../nbs/30_results.ipynb #e665dc04
+# %% ../nbs/30_results.ipynb #68129177
 def pack(values, digits=5):
     "Numbers (n,) as one string, to `digits` significant digits; '-' for None."
     return ' '.join('-' if v is None else f'{v:d}' if isinstance(v, (int, np.integer)) else f'{v:.{digits}g}' for v in values)
@@ -291,7 +291,7 @@ def pack_curves(history, keep=60):
     rows = rows[::max(1, len(rows)//keep)] + rows[-1:]*(len(rows) > 0 and (len(rows) - 1) % max(1, len(rows)//keep) > 0)
     return {k: pack([h.get(k) for h in rows]) for k in ('step', 'epoch', 'loss', 'loss_nce', 'loss_mim', 'lr', 'seconds')}
 
-# %% ../nbs/30_results.ipynb #59e659e6
+# %% ../nbs/30_results.ipynb #01c5bde9
 def pack_result(result, images, captions, image_of_caption, seed=0):
     """A `RetrievalResult` as plain numbers, with 95 % intervals and ranks. `images` (n,), `captions` (m,): ids of the queries in the order of its ranks; `image_of_caption` (m,): row of `images`.
     Intervals are over images: captions of one image are drawn together."""
@@ -322,7 +322,7 @@ def _draws(G, n, seed):
 
 def _sum(values, groups, G): return np.stack([np.bincount(groups, v, G) for v in values.T], 1)
 
-# %% ../nbs/30_results.ipynb #f7555f70
+# %% ../nbs/30_results.ipynb #6a4ca14b
 @dataclass(frozen=True)
 class Found:
     "The records of a table on the data `label`: `records` {(row, seed): record} that count; `stale` {(row, seed): reasons} that do not any more; `broken` {file: problems}."
@@ -349,7 +349,7 @@ def slug(text):
 
 def record_name(row, seed, budget): return f'{slug(row)}-seed{seed}{"-compute" if budget == "compute" else ""}.json'
 
-# %% ../nbs/30_results.ipynb #a41725ff
+# %% ../nbs/30_results.ipynb #3f1ccbda
 def collect(folder, table, data, budget='steps', stale=None):
     """The records of a table in a folder of results: a `Found`. `data`: the label of the data or of a variant; `stale(record)`: a list of reasons why a record does not count (default: its code has changed).
     A record that is not fit to be read is put aside with its problems, not passed over."""
@@ -370,7 +370,7 @@ def collect(folder, table, data, budget='steps', stale=None):
             else: found.records[key] = record
     return found
 
-# %% ../nbs/30_results.ipynb #4d79ceb1
+# %% ../nbs/30_results.ipynb #9261b73d
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)     # 97.5 %, 1 to 20 degrees of freedom
 
 @dataclass(frozen=True)
@@ -389,10 +389,10 @@ class Estimate:
         "95 % interval of the mean over seeds (low, high); None for one seed."
         if len(self.each) < 2: return None
         n = len(self.each)
-        half = (STUDENT[n - 2] if n - 2 < len(STUDENT) else 2.0)*self.sd/math.sqrt(n)
+        half = (STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96 + 2.5/(n - 1))*self.sd/math.sqrt(n)
         return self.value - half, self.value + half
 
-# %% ../nbs/30_results.ipynb #9cd3d82a
+# %% ../nbs/30_results.ipynb #4325e3d4
 def hits(record, split, side):
     "Hits in per cent (Q,K) at 1, 5, 10 of each query of a record, their groups (Q,), and what the queries are, and of which data."
     r = at(record, 'metrics.tests')[split][side]
@@ -425,7 +425,7 @@ def between(found_a, row_a, found_b, row_b, split, sides=SIDES):
     "{k: `Estimate`} of the difference of a row among the records `found_a` and a row among `found_b`: of two labels, or of two budgets. See `contrast`."
     return contrast(split, [(1, found_a, row_a), (-1, found_b, row_b)], sides)
 
-# %% ../nbs/30_results.ipynb #8effa0d2
+# %% ../nbs/30_results.ipynb #870dab0d
 def verdict(e):
     "What an `Estimate` of a difference says: 'resolved: higher', 'resolved: lower', 'not resolved', or 'not resolved (one seed)'."
     if e.over_seeds is None: return 'not resolved (one seed)'
@@ -440,7 +440,7 @@ def judge(claimed, e):
     if claimed is None or not said.startswith('resolved'): return said
     return f'{said}, {"as in" if e.value*claimed > 0 else "unlike"} the paper'
 
-# %% ../nbs/30_results.ipynb #0731b95e
+# %% ../nbs/30_results.ipynb #478af208
 def number(e, sign=False):
     "An `Estimate` in print: the value, its interval over queries, and the standard deviation over seeds."
     s = '+' if sign else ''
@@ -462,7 +462,7 @@ def oracles(found, split):
         if ladder := r['metrics'].get('oracle', {}).get(split): return {level: {side: {int(k): v for k, v in of.items()} for side, of in sides.items()} for level, sides in ladder.items()}
     return {}
 
-# %% ../nbs/30_results.ipynb #e17ba098
+# %% ../nbs/30_results.ipynb #75e120af
 def measured_table(found, rows=None, both=True):
     """All rows and tests as Markdown: R@1, R@5, R@10 as `number`, the mean of both directions (`both`) or each by itself. Rows without a record say so."""
     rows = list(rows or ROWS)
@@ -478,7 +478,7 @@ def measured_table(found, rows=None, both=True):
             lines.append(f'| {t} | *oracle: {level}* | | ' + ' | '.join(f'*{np.mean([sides[x][k] for x in s]):.1f}*' for s in views.values() for k in KS) + ' |')
     return '\n'.join([what_was_found(found, rows), '', *lines, '', 'Recall in per cent, [95 % interval over queries] ± standard deviation over seeds.' + (' The mean of both directions.' if both else '')])
 
-# %% ../nbs/30_results.ipynb #e92fcf31
+# %% ../nbs/30_results.ipynb #dfd83720
 PAIRS = {4: (('+ Recon', 'VG-HuBERT (M)'), ('+ Speech-Guided', 'VG-HuBERT (M)'), ('+ Summary', 'VG-HuBERT (M)'), ('+ Speech-Guided', '+ Recon'), ('+ Summary', '+ Speech-Guided')),
          **{n: (('+ Summary', 'VG-HuBERT (M)'),) for n in (1, 2, 3)}}
 
@@ -501,7 +501,7 @@ def differences(found, ks=(1, 10)):
             out += [(t, row, minus, k, says[k], e.get(k), judge(says[k], e.get(k))) for k in ks]
     return out
 
-# %% ../nbs/30_results.ipynb #991de805
+# %% ../nbs/30_results.ipynb #bdf167ce
 def differences_table(found, ks=(1, 10)):
     "The paired differences between rows as Markdown, the paper's beside them; '' if there is no record."
     if not found: return ''
@@ -513,7 +513,7 @@ def differences_table(found, ks=(1, 10)):
     return '\n'.join([*lines, '', 'Mean of both directions, paired; intervals are 95 %: over queries, then over seeds. *Resolved* only if both leave 0 out on the same side.'
                       + ('' if found.label in CORPUS.values() else ' The paper\'s differences are on its own corpus, and it gives no intervals; "as in" and "unlike the paper" are about the sign alone.')])
 
-# %% ../nbs/30_results.ipynb #4a759d2c
+# %% ../nbs/30_results.ipynb #5e6bb588
 def beside_the_paper(found):
     "A table of the paper (1 to 3) with, under each system, what was measured on the same corpus; Markdown."
     t, out = PAPER[found.table], [what_was_found(found, rows_of(found.table)), '']
@@ -529,7 +529,7 @@ def beside_the_paper(found):
     without = [name for name in t.systems if name not in ROW_OF]
     return '\n'.join([*out, f'This kit has no {", ".join(without)}: there the paper\'s number stands alone.'])
 
-# %% ../nbs/30_results.ipynb #22de042f
+# %% ../nbs/30_results.ipynb #f5852850
 def hours(found, rows=None):
     "(mean hours of a run, on what, how many records) of the records of some rows; None if there is none."
     some = [r for (row, _), r in found.records.items() if rows is None or row in rows]
@@ -545,14 +545,14 @@ def cost_line(found, command):
     took = f'{in_words(known[0])} a run (mean of {known[2]} on {known[1]})' if known else 'not measured: there is no record'
     return f'`{command}`: {took}.'
 
-# %% ../nbs/30_results.ipynb #b24d1f14
+# %% ../nbs/30_results.ipynb #62b35659
 def conclusions(*found, ks=(1, 10)):
     "What reproduces, what does not, what is open and what could not be run: sentences as Markdown, for what was found on each data."
     lines = []
     for f in found:
         own = f.label == CORPUS[f.table]
         where = f'**On {NAMES.get(f.label, f.label)}**' + (', equal compute' if f.budget == 'compute' else '')
-        if not f: lines.append(f'- {where}: no record' + (' that counts (there are stale ones).' if f.stale else '.') + (' Neither confirmed nor refuted here: it has not been run.' if own else ''))
+        if not f: lines.append(f'- {where}: no record' + (' that counts (there are stale ones).' if f.stale else '.' + ' Neither confirmed nor refuted here: it has not been run.'*own))
         for k in ks if f else ():
             by = {}
             for t, row, minus, _, _, _, words in differences(f, (k,)): by.setdefault(words, []).append(f'{row} − {minus} ({t})')
@@ -560,7 +560,7 @@ def conclusions(*found, ks=(1, 10)):
     if any(f and f.label not in CORPUS.values() for f in found): lines.append('- What is found on synthetic scenes with a small model says how the method behaves there. It neither confirms nor refutes a number of the paper.')
     return '\n'.join(lines)
 
-# %% ../nbs/30_results.ipynb #120d7eb1
+# %% ../nbs/30_results.ipynb #75b169e5
 def table4_figure(found, k=1, rows=None, title=None):
     "R@k (mean of both directions) of each row on each test: the mean over seeds with its 95 % interval over queries, and each seed as a small dot. `DataError` if there is no record."
     rows = found.have(rows)
@@ -577,7 +577,7 @@ def table4_figure(found, k=1, rows=None, title=None):
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/30_results.ipynb #e98d103d
+# %% ../nbs/30_results.ipynb #0d120736
 BASELINE = 'VG-HuBERT (M)'
 
 @dataclass(frozen=True)
@@ -605,7 +605,7 @@ class Variant:
         parts = [f'sgmim_reproduce --table {table} --data {data} --label {self.label} --rows {rows}'] + ['--set ' + ' '.join(self.changes)]*bool(self.changes) + ['--sizes ' + ' '.join(self.sizes)]*bool(self.sizes)
         return ' '.join([*parts, *['--from-scratch']*(self.weights == 'random'), f'--seeds {seeds}'])
 
-# %% ../nbs/30_results.ipynb #679ec5ce
+# %% ../nbs/30_results.ipynb #8c07beb4
 def known(split, k, *terms):
     "`contrast` at one `k`; None if no seed has all the records, or not this test."
     seeds = set.intersection(*(set(f.seeds(row)) for _, f, row in terms))
@@ -619,7 +619,7 @@ def compared(base, variant, found, row, split, k=1):
     return {'recall': known(split, k, this), 'change': known(split, k, this, (-1, base, row)), 'gain': None if apart else known(split, k, *gain),
             'more': None if apart else known(split, k, *gain, (-1, base, row), (1, base, BASELINE))}
 
-# %% ../nbs/30_results.ipynb #a3c539b3
+# %% ../nbs/30_results.ipynb #dd008d49
 def set_aside(founds):
     "What of the records of some labels is stale or broken, as Markdown; '' if nothing is."
     bad = [f'{f.label}, {row}, seed {seed}: {"; ".join(why[:3])}' for f in founds for (row, seed), why in f.stale.items()] + [f'{name}: {problems[0]}' for f in founds for name, problems in f.broken.items()]
@@ -640,7 +640,7 @@ def variants_table(base, variants, split='test-seen', k=1):
     note = set_aside([base, *variants.values()])
     return '\n'.join([*lines, *(['', note] if note else [])])
 
-# %% ../nbs/30_results.ipynb #addfcbfc
+# %% ../nbs/30_results.ipynb #a67e9cd8
 def tally(estimates):
     "What the differences {test: `Estimate` or None} say, in words: on which tests they are resolved, and which way."
     by = {}
@@ -670,7 +670,7 @@ def variant_says(base, variant, found, k=1):
             out.append(f'{who} ({seeds} seed{"s" if seeds != 1 else ""}): ' + '. '.join(f'{what[0].upper() + what[1:]} is {numbers(key)} ({", ".join(tests)}): {tally({t: x[key] for t, x in d.items()})}' for what, key in said) + '.')
     return '\n\n'.join(out)
 
-# %% ../nbs/30_results.ipynb #5b966c44
+# %% ../nbs/30_results.ipynb #a516807f
 def forest_figure(lines, title=None, xlabel='gain in R@1 over the baseline, points'):
     """Differences {name: {test: `Estimate` or None}} (see `gains`), a panel for each test: the value with its 95 % interval over queries (thick) and over seeds (thin), and each seed as a small dot; filled where the verdict is *resolved*.
     `DataError` if there is none at all."""

@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optim
            'is_corpus', 'autocast', 'make_optimiser', 'train_step', 'gradients', 'Run', 'fit', 'build', 'prepare',
            'say', 'log', 'check', 'Fitted', 'finish']
 
-# %% ../nbs/23_train.ipynb #4e89f980
+# %% ../nbs/23_train.ipynb #851a53c6
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from .parallel import Team, gather, join
 from .patches import PatchMask, random_mask
 from .retrieval import embed
 
-# %% ../nbs/23_train.ipynb #22a9cdd3
+# %% ../nbs/23_train.ipynb #e912094d
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
@@ -70,7 +70,7 @@ class TrainConfig:
         for f, options in (('optimiser', ('bertadam', 'adamw')), ('augment', ('randaugment', 'crop', 'none')), ('pad', ('auto', 'full', 'batch')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
             need(getattr(self, f) in options, f, ' or '.join(options))
 
-# %% ../nbs/23_train.ipynb #20510acf
+# %% ../nbs/23_train.ipynb #b7851153
 RECIPES = {
     'paper-spokencoco': TrainConfig(),                                              # §3.2: batch 100, 30 epochs
     'paper-places': TrainConfig(batch_size=80, max_seconds=18., eval_seconds=25.),  # §3.2: batch 80, 30 epochs; lengths VG
@@ -84,7 +84,7 @@ def recipe(name):
     if name not in RECIPES: raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
     return RECIPES[name]
 
-# %% ../nbs/23_train.ipynb #7737c119
+# %% ../nbs/23_train.ipynb #a2c26411
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
@@ -102,7 +102,7 @@ def restore_optimiser(optimiser, tensors, numbers):
     groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
     optimiser.load_state_dict({'state': state, 'param_groups': groups})
 
-# %% ../nbs/23_train.ipynb #737b9639
+# %% ../nbs/23_train.ipynb #2dfcdeab
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
     def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
@@ -135,7 +135,7 @@ def replace_folder(path, write):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/23_train.ipynb #7da09865
+# %% ../nbs/23_train.ipynb #faf06419
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
     asked = None
@@ -148,14 +148,14 @@ class Stop:
     def __exit__(self, *error):
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/23_train.ipynb #20391e9f
+# %% ../nbs/23_train.ipynb #afad922e
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
-# %% ../nbs/23_train.ipynb #bf4a48e2
+# %% ../nbs/23_train.ipynb #a58cfa2f
 class Feed:
     "Batches from a step on, of a `team` one's own rows. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
     def __init__(self, data, config, workers=0, model=None, team=Team()):
@@ -198,7 +198,7 @@ class Feed:
                 'fingerprint': getattr(self.data, 'fingerprint', None) or (
                     str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
 
-# %% ../nbs/23_train.ipynb #ba695afc
+# %% ../nbs/23_train.ipynb #0ce65358
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU; None for one that cannot be read."
@@ -210,7 +210,7 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
     return frames
 
-# %% ../nbs/23_train.ipynb #31219255
+# %% ../nbs/23_train.ipynb #a3e599d4
 def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., pad='auto', lengths=False):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
     pad = pad == 'full' or (pad == 'auto' and model is not None and model.conv_norm == 'group')
@@ -247,7 +247,7 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0
 
 def is_corpus(data): return hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
 
-# %% ../nbs/23_train.ipynb #41e3739b
+# %% ../nbs/23_train.ipynb #29f35d7a
 @contextlib.contextmanager
 def autocast(amp, device):
     "bfloat16 where `TrainConfig.amp` ('auto', 'bf16', 'off') says so."
@@ -255,7 +255,7 @@ def autocast(amp, device):
     plain = sdpa_kernel(SDPBackend.MATH) if on and device.type == 'cpu' else contextlib.nullcontext()
     with plain, torch.autocast(device.type, torch.bfloat16, enabled=on): yield
 
-# %% ../nbs/23_train.ipynb #561d4fbd
+# %% ../nbs/23_train.ipynb #a568012d
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -268,6 +268,7 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device, team
     c, seed = model.config, stable_hash(config.seed, 'step', step) % 2**63
     batch = {k: v.to(device, non_blocking=True) for k, v in batch.items() if torch.is_tensor(v)}
     counts = team.everyone(len(batch['image']))      # fewer where files could not be read
+    if min(counts) < 1: raise DataError(f'a batch of {sum(counts)} pairs cannot be shared by {team.size} processes: each needs one')
     masks = random_mask(sum(counts), model.image_encoder.num_patches, c.mask_ratio, torch.Generator().manual_seed(seed), device) if step >= onset and model.decoder is not None else None
     factor = {'linear': warmup_linear, 'cosine': warmup_cosine}[config.schedule](step/steps, config.warmup)
     for group in optimiser.param_groups: group['lr'] = config.lr*factor
@@ -281,12 +282,13 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device, team
         model.update_momentum(alpha)
     return {**losses, 'lr': config.lr*factor, 'alpha': alpha, 'finite': finite}
 
-# %% ../nbs/23_train.ipynb #3071ce40
+# %% ../nbs/23_train.ipynb #b61acf04
 def gradients(net, batch, masks, counts, config, device, seed=0, team=Team()):
     """Backward pass of eq. 5 over the whole batch, whose rows are spread over `counts` pairs of each process; leaves gradients in the parameters and returns the losses as numbers.
     `masks`: of the whole batch; None for no reconstruction."""
     model, b, start = getattr(net, 'module', net), counts[team.rank], sum(counts[:team.rank])
     whole, size = sum(counts), min(config.micro_batch or b, b)
+    cached = bool(config.micro_batch) and max(counts) > config.micro_batch      # the same on all processes, also where one's own rows fit: what they exchange has to match
     pieces, own = [slice(a, min(a + size, b)) for a in range(0, b, size)], slice(start, start + b) if team.size > 1 else None
     contrast = lambda image, audio, ids: model.contrast(*(x if x is None else gather(x.float() if x.is_floating_point() else x, counts, team) for x in (image, audio, ids)), own)
 
@@ -297,7 +299,7 @@ def gradients(net, batch, masks, counts, config, device, seed=0, team=Team()):
         with autocast(config.amp, device):
             return net({n: v[rows] for n, v in batch.items()}, reconstruct=masks is not None, lam=model.config.lam*(rows.stop - rows.start)/whole, mask=mask, contrast=contrast)
 
-    if len(pieces) > 1:
+    if cached:
         with torch.no_grad(): found = [losses(model, k, lambda *z: z[0].new_zeros(()), None) for k in range(len(pieces))]
         image, audio = (torch.cat([f[k] for f in found]).float().requires_grad_() for k in ('z_image', 'z_audio'))
         nce = contrast(image, audio, batch.get('image_id'))
@@ -306,13 +308,13 @@ def gradients(net, batch, masks, counts, config, device, seed=0, team=Team()):
     mim = 0.
     for k, rows in enumerate(pieces):
         with net.no_sync() if team.size > 1 and k < len(pieces) - 1 else contextlib.nullcontext():      # gradients are exchanged once
-            out = losses(net, k, pull(rows) if len(pieces) > 1 else contrast)
+            out = losses(net, k, pull(rows) if cached else contrast)
             (out['loss']*team.size if team.size > 1 else out['loss']).backward()
         mim = mim + out['loss_mim'].detach()*((rows.stop - rows.start)/whole)
-    nce, mim = team.reduce([float((nce if len(pieces) > 1 else out['loss_nce']).detach()), float(mim)])
+    nce, mim = team.reduce([float((nce if cached else out['loss_nce']).detach()), float(mim)])
     return {'loss': nce + model.config.lam*mim, 'loss_nce': nce, 'loss_mim': mim}
 
-# %% ../nbs/23_train.ipynb #28f9f27a
+# %% ../nbs/23_train.ipynb #c0f04b8b
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about, team=Team()):
@@ -332,13 +334,17 @@ class Run:
             raise CheckpointError(f'{self.folder} holds another run (its model, training or data differ): choose another folder, or delete it (from Python, resume=False starts anew)')
         load_state(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}, what=str(self.folder))
         restore_optimiser(self.optimiser, tensors, meta['optimiser'])
-        self.history, self.best, self.seconds, self.step, self.sums, self.unreadable, self.skipped = (meta[k] for k in ('history', 'best', 'seconds', 'step', 'sums', 'unreadable', 'skipped'))
+        self.history, self.best, self.seconds, self.step, self.sums, self.unreadable, self.skipped = (meta.get(k, []) for k in ('history', 'best', 'seconds', 'step', 'sums', 'unreadable', 'skipped'))
         self.code = [*meta['code'], *(c for c in self.code if c != meta['code'][-1])]
 
     def save(self, seconds):
         "A snapshot from which the run can go on, whatever the number of processes."
         for found in self.team.everyone(self.unreadable): self.unreadable |= found
-        if not (self.folder and self.team.first): return
+        if self.folder and self.team.first: self._write(seconds)
+        self.team.wait()      # a process that is done ends the others, who may be writing
+
+    def _write(self, seconds):
+        if self.unreadable: write_json(self.folder/'unreadable.json', self.unreadable)
         broken = [k for k, p in self.model.named_parameters() if not bool(p.isfinite().all())]
         if broken: raise SgmimError(f'weights are no longer finite at step {self.step} ({broken[0]} …), so they were not saved. The last good checkpoint is in {self.shots.folder}. Lower the learning rate, or look for bad input.')
         tensors, numbers = optimiser_state(self.optimiser)
@@ -377,9 +383,10 @@ class Run:
 
 def _decisive(about):
     "What decides the weights of a run, so that it can only go on with the same."
-    return {**about, 'train': {k: v for k, v in about['train'].items() if k not in ('max_unreadable', 'max_skipped', 'save_every', 'log_every')}}
+    train = {**config_to_dict(TrainConfig()), **about['train']}      # a run may be older than a field
+    return {**about, 'train': {k: v for k, v in train.items() if k not in ('max_unreadable', 'max_skipped', 'save_every', 'log_every')}}
 
-# %% ../nbs/23_train.ipynb #e8491610
+# %% ../nbs/23_train.ipynb #d5ee67e6
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
@@ -401,6 +408,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
     net = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False) if team.size > 1 else model      # before its onset the decoder has no gradient
     feed, optimiser = Feed(data, config, workers, model.config, team), make_optimiser(model, config)
     run = Run(out, model, optimiser, {'model': config_to_dict(model.config), 'train': config_to_dict(config), 'data': feed.fingerprint, 'steps': feed.steps}, team)
+    if len(set(team.everyone(json.dumps([run.about, str(out)], sort_keys=True, default=str)))) > 1: raise ConfigError(f'the {team.size} processes were given different runs (model, training, data or folder): start one command')
     if resume: run.resume()
     elif run.folder and team.first: shutil.rmtree(run.folder/'checkpoints', ignore_errors=True)
     say(f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train on {device}' + (f' × {team.size}' if team.size > 1 else '') + f', {feed.steps:,} steps'
@@ -426,7 +434,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             if asked: raise KeyboardInterrupt(f'{stop.asked or "another process was stopped"} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
     return finish(run, time.perf_counter() - began, device, notes)
 
-# %% ../nbs/23_train.ipynb #fa045ee6
+# %% ../nbs/23_train.ipynb #ed415cbd
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset."
     if isinstance(model, str):
@@ -451,7 +459,7 @@ def prepare(model, feed, dev, config, device, progress):
 def say(text, progress):
     if progress: print(text, flush=True)
 
-# %% ../nbs/23_train.ipynb #c3035c0c
+# %% ../nbs/23_train.ipynb #266e0165
 def log(run, feed, config, began, bar):
     "Add the mean of the last steps to the history (nothing, if all were left out)."
     if not run.sums: return
@@ -471,7 +479,7 @@ def check(run, results, began, bar):
                         **({'sets': {n: list(r.mean) for n, r in results.items()}} if len(results) > 1 else {})})
     run.keep_if_best(results)
 
-# %% ../nbs/23_train.ipynb #a92da7d7
+# %% ../nbs/23_train.ipynb #cca8b5a1
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."

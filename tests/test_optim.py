@@ -187,6 +187,7 @@ def test_mixed_precisions_in_one_group():
     for p in ps: assert p.float().detach()[0].item() == pytest.approx(1 - .01 * 3.172, abs=.01)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_the_gpu():
     p = torch.nn.Parameter(torch.tensor([1., -2.], device='cuda'))

@@ -24,13 +24,14 @@ STILL = dict(dropout=0.)       # the noise of dropout is each process' own
 CPU = torch.device('cpu')
 
 PLAIN = dict(model=micro(**STILL), speed=0.)
+CASES = (8, 0), (7, 0), (8, 3), (7, 3)      # pairs, micro_batch: the last is one piece for one process and two for the other
 DEV = dict(n=30, captions=2, seed=9)
 
 TEAM = """
 import os, sys, torch, signal
 from copy import deepcopy
 from conftest import Toy, micro
-from test_parallel import CPU, DEV, PLAIN, QUICK, STILL, Crash, at, batch_of, build, crash, grads_of, quick
+from test_parallel import CASES, CPU, DEV, PLAIN, QUICK, STILL, Crash, at, batch_of, build, crash, grads_of, quick
 from sgmim.parallel import join
 from sgmim.train import evaluate
 from dataclasses import replace
@@ -40,7 +41,7 @@ team, device = join('cpu')
 found = {'size': team.size}
 fitted = quick(dev=Toy(**DEV), out=out + '/together', **PLAIN)
 found['history'], found['record'] = fitted.history, fitted.record
-found['gradients'] = {micro: grads_of(team, batch_size, micro) for batch_size, micro in ((8, 0), (7, 0), (8, 3))}
+found['gradients'] = {case: grads_of(team, *case) for case in CASES}
 torch.manual_seed(3)
 found['result'] = evaluate(build(), Toy(**DEV), 'cpu', batch_size=7, team=team).to_dict()
 found['continued'] = quick(out=out + '/alone', **PLAIN).history
@@ -52,7 +53,10 @@ if team.rank == 1:
 poisoned = batch_of(8)
 try: quick([{**poisoned, 'image': poisoned['image']*(1 if k < 2 else float('nan'))} for k in range(5)], model=micro(**STILL))
 except Exception as e: found['poisoned'] = str(e)
-everyone = team.everyone({k: found.get(k) for k in ('stopped', 'poisoned', 'result')})
+for name, start in {'seeds': lambda: quick(seed=team.rank, **PLAIN), 'small': lambda: quick([batch_of(8), batch_of(1)], model=micro(**STILL))}.items():
+    try: start()
+    except ValueError as e: found[name] = str(e)
+everyone = team.everyone({k: found.get(k) for k in ('stopped', 'poisoned', 'result', 'seeds', 'small')})
 if team.first: torch.save({**found, 'everyone': everyone}, out + '/found.pt')
 """
 
@@ -107,9 +111,12 @@ def test_two_processes_compute_what_one_does(found, one):
         assert abs(a - b).max() < 1e-2       # AdamW divides small gradients by their own size, and so makes last bits grow
 
 
-@pytest.mark.parametrize('n,micro_batch', [(8, 0), (8, 3)])
-def test_their_gradients_are_those_of_one(found, n, micro_batch):
-    agree(found['gradients'][micro_batch if n == 8 and micro_batch else 0], grads_of(Team(), 7 if micro_batch == 0 else n))
+@pytest.mark.parametrize('case', CASES)
+def test_their_gradients_are_those_of_one(found, case): agree(found['gradients'][case], grads_of(Team(), case[0]))
+
+
+def test_what_cannot_be_one_training_is_said(found):
+    assert all('different runs' in e['seeds'] for e in found['everyone']) and all('batch of 1 pairs cannot be shared by 2' in e['small'] for e in found['everyone'])
 
 
 def test_every_test_caption_is_embedded_once(found):
@@ -162,7 +169,7 @@ def test_both_passes_of_a_cached_gradient_hear_the_same_dropout():
     z = [torch.cat([m[n] for m in made]) for n in ('z_image', 'z_audio')]
     loss = model.contrast(*z, batch['image_id'])
     loss.backward()
-    assert abs(float(loss.detach()) - out['loss_nce']) < 1e-5 and abs(float(made[0]['loss_nce']) - out['loss_nce']) > .1
+    assert abs(float(loss.detach()) - out['loss_nce']) < 1e-5 and abs(float(made[0]['loss_nce'].detach()) - out['loss_nce']) > .1
     for k, p in model.named_parameters():
         if p.grad is not None: torch.testing.assert_close(got[k], p.grad, rtol=1e-4, atol=1e-5)
 

@@ -104,6 +104,7 @@ def test_arrays_lists_and_gradients():
     assert retrieval_metrics(zi.requires_grad_(), za.requires_grad_(), owner.int()).row == want
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_the_gpu():
     zi, za, owner = pool(1, 50, 100, whole=True)
