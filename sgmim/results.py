@@ -6,15 +6,15 @@
 __all__ = ['NUMBER', 'NOTHING', 'FIELDS', 'KINDS', 'RUN', 'LOCAL', 'SIDES', 'KS', 'RECALLS', 'OTHERS', 'NUMBERS', 'NUMBERS_OF',
            'SILENT', 'PRINTED', 'PAPER', 'ROW_OF', 'CORPUS', 'NAMES', 'STUDENT', 'PAIRS', 'BASELINE', 'at', 'leaves',
            'leaf_problems', 'recall_problems', 'check_record', 'check_file', 'check_results', 'results_folder',
-           'essence', 'digest', 'code_digests', 'code_digest', 'same_numbers', 'caught_up', 'claim_same_numbers',
-           'fingerprint_of', 'is_stale', 'PaperTable', 'read_printed', 'rows_of', 'paper_table', 'pack', 'unpack',
-           'pack_curves', 'pack_result', 'interval', 'Found', 'slug', 'record_name', 'collect', 'Estimate', 'hits',
-           'contrast', 'estimate', 'between', 'verdict', 'judge', 'number', 'what_was_found', 'oracles',
-           'measured_table', 'claimed', 'differences', 'differences_table', 'beside_the_paper', 'hours', 'in_words',
-           'cost_line', 'conclusions', 'table4_figure', 'Variant', 'known', 'compared', 'set_aside', 'variants_table',
-           'tally', 'gains', 'variant_says', 'forest_figure']
+           'essence', 'digest', 'code_digests', 'code_digest', 'same_numbers', 'caught_up', 'end_of',
+           'claim_same_numbers', 'fingerprint_of', 'is_stale', 'PaperTable', 'read_printed', 'rows_of', 'paper_table',
+           'pack', 'unpack', 'pack_curves', 'pack_result', 'interval', 'Found', 'slug', 'record_name', 'collect',
+           'Estimate', 'hits', 'contrast', 'estimate', 'between', 'verdict', 'judge', 'number', 'what_was_found',
+           'weight_said', 'oracles', 'measured_table', 'claimed', 'differences', 'differences_table',
+           'beside_the_paper', 'hours', 'in_words', 'cost_line', 'conclusions', 'table4_figure', 'Variant', 'known',
+           'compared', 'set_aside', 'variants_table', 'tally', 'gains', 'variant_says', 'forest_figure']
 
-# %% ../nbs/30_results.ipynb #7300cece
+# %% ../nbs/30_results.ipynb #c8663ced
 import ast, hashlib, importlib.util, math, os, re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,9 +24,9 @@ import numpy as np
 
 from .core import DataError, read_json, write_json
 from .figures import INK, Picture, colours
-from .models.sgmim import ROWS
+from .models.sgmim import ROWS, paper
 
-# %% ../nbs/30_results.ipynb #496449a0
+# %% ../nbs/30_results.ipynb #17c2f608
 NUMBER, NOTHING = (int, float), type(None)
 FIELDS = {'kind': str, 'config': dict, 'seed': int, 'data': (dict, str), 'metrics': dict, 'wall_seconds': NUMBER, 'peak_memory_mb': (*NUMBER, NOTHING), 'finished': str, 'command': str,
           'code.sgmim': str, 'code.commit': (str, NOTHING), 'hardware.machine': str, 'hardware.processor': str, 'hardware.cores': int, 'hardware.device': str, 'hardware.python': str, 'hardware.torch': str}
@@ -45,7 +45,7 @@ def at(record, path):
         record = record[part]
     return record
 
-# %% ../nbs/30_results.ipynb #553059c3
+# %% ../nbs/30_results.ipynb #d1541e71
 LOCAL = re.compile(r'''(?:^|[\s='"(,:])(?:(?:/[\w.@+-]+){2,}|~/|[A-Za-z]:\\)''')     # /a/b, ~/a, C:\a; not 1/2, not https://a/b
 
 def leaves(value, path=''):
@@ -63,7 +63,7 @@ def leaf_problems(record):
         if isinstance(v, str) and LOCAL.search(v): found.append(f'{path} holds a path of the machine it ran on: {v[:80]!r}')
     return found
 
-# %% ../nbs/30_results.ipynb #c683360b
+# %% ../nbs/30_results.ipynb #01c78369
 SIDES, KS = ('audio_to_image', 'image_to_audio'), (1, 5, 10)
 RECALLS = tuple(f'recall_at_{k}' for k in KS)
 
@@ -78,7 +78,7 @@ def recall_problems(value, path='metrics'):
     if any(not isinstance(v, NUMBER) or not 0 <= v <= 100 for v in r): return [*found, f'{path}: recalls {r} are no numbers from 0 to 100']
     return found + [f'{path}: recalls fall from R@1 to R@10: {r}'] * (sorted(r) != r)
 
-# %% ../nbs/30_results.ipynb #aa8f73b4
+# %% ../nbs/30_results.ipynb #14a4c971
 def check_record(record, where='record'):
     "What is wrong with a run record, a list of sentences that begin with `where`; empty if nothing is."
     if not isinstance(record, dict): return [f'{where}: a record is an object, not {type(record).__name__}']
@@ -95,7 +95,7 @@ def check_record(record, where='record'):
     if isinstance(t := record.get('finished'), str) and not re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', t): found.append(f'finished is {t!r}, not a time in UTC such as 2026-01-31T12:00:00Z')
     return [f'{where}: {p}' for p in (*found, *leaf_problems(record), *recall_problems(record.get('metrics')))]
 
-# %% ../nbs/30_results.ipynb #654b59ea
+# %% ../nbs/30_results.ipynb #2b12b14b
 OTHERS = {'settings': ('why', 'from'), 'same-numbers': ('changes',)}     # kinds of files that are no records, and what they must have
 
 def check_file(path, root=None):
@@ -122,7 +122,7 @@ def results_folder():
     here = Path.cwd()
     return next((p/'results' for p in (here, *here.parents) if (p/'results').is_dir() and (p/'settings.ini').is_file()), Path('results'))
 
-# %% ../nbs/30_results.ipynb #f1c5bd8f
+# %% ../nbs/30_results.ipynb #9f0328cd
 NUMBERS = ('core:stable_hash rng_for set_seed load_state', 'audio', 'image', 'patches', 'models.image_encoder', 'models.audio_encoder', 'models.decoder', 'losses', 'models.sgmim', 'retrieval', 'optim',
            'data.loaders', 'parallel', 'train')
 NUMBERS_OF = {'scenes': ('data.pictures', 'data.captions', 'data.voice', 'data.scenes', 'pretrain:load_tiny_backbones'), 'files': ('data.corpus', 'data.corpora', 'data.shards', 'checkpoints')}
@@ -139,7 +139,7 @@ def essence(node):
                           and not (isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')]
     return (type(node).__name__, *((f, essence(v)) for f, v in sorted(fields.items()) if v is not None and v != []))
 
-# %% ../nbs/30_results.ipynb #b974fe2b
+# %% ../nbs/30_results.ipynb #d3a52366
 def digest(source, names=()):
     "A hash of a module's source; with `names`, of these definitions alone. `KeyError` for a name that it does not define."
     tree = ast.parse(source)
@@ -161,19 +161,21 @@ def code_digest(data='scenes'):
     "One hash of all of it."
     return hashlib.blake2b(repr(sorted(code_digests(data).items())).encode(), digest_size=8).hexdigest()
 
-# %% ../nbs/30_results.ipynb #4248f956
+# %% ../nbs/30_results.ipynb #93c655a5
 def same_numbers(folder):
     "The entries of `same_numbers.json` in a folder of results: changes of code that are said to change no number."
     path = Path(folder)/'same_numbers.json'
     return read_json(path)['changes'] if path.is_file() else []
 
-def caught_up(module, was, now, accepted):
-    "Does a chain of `accepted` changes lead from the hash `was` of a module to the hash `now`?"
+def caught_up(module, was, now, accepted): return end_of(module, was, now, accepted) == now
+
+def end_of(module, was, now, accepted):
+    "The hash that a chain of `accepted` changes leads to from the hash `was` of a module: `now`, if it is on the way."
     seen = set()
     while was != now and was not in seen:
         seen.add(was)
         was = next((a['is'] for a in accepted if a['module'] == module and a['was'] == was), was)
-    return was == now
+    return was
 
 def claim_same_numbers(folder, why):
     "Add to `same_numbers.json` that what has changed in the code since the records below `folder` were made has changed no number, and `why`; returns the new entries."
@@ -181,11 +183,11 @@ def claim_same_numbers(folder, why):
     records = [read_json(f) for f in sorted(Path(folder).rglob('*.json')) if not check_file(f)]
     for r in (r for r in records if r.get('kind') in ('reproduce', 'tune')):
         now, made_by = code_digests('scenes' if r['config']['data'].get('kind') == 'scenes' else 'files'), r['code']['modules']
-        new += [{'module': m, 'was': made_by.get(m, 'none'), 'is': h, 'why': why} for m, h in now.items() if not caught_up(m, made_by.get(m, 'none'), h, accepted + new)]      # 'none': a module that there was not
+        new += [{'module': m, 'was': end, 'is': h, 'why': why} for m, h in now.items() if (end := end_of(m, made_by.get(m, 'none'), h, accepted + new)) != h]      # 'none': a module that there was not
     if new: write_json(Path(folder)/'same_numbers.json', {'kind': 'same-numbers', 'changes': accepted + new})
     return new
 
-# %% ../nbs/30_results.ipynb #521a1418
+# %% ../nbs/30_results.ipynb #f134f4fe
 SILENT = ('train.save_every', 'train.log_every', 'train.max_unreadable')
 
 def fingerprint_of(record, split):
@@ -207,7 +209,7 @@ def is_stale(record, config, defaults=None, fingerprints=None, code=None, accept
     changed = [m for m, h in (code or {}).items() if not caught_up(m, made_by.get(m, 'none'), h, accepted)]
     return reasons + [f'the code of {", ".join(changed)} has changed'] * bool(changed)
 
-# %% ../nbs/30_results.ipynb #be4be3ec
+# %% ../nbs/30_results.ipynb #764bae05
 PRINTED = {
     1: ('Quantitative results on Places Audio test-seen and test-unseen. All models are trained on Places train set. † denotes a model which employs prior knowledge.', ('test-seen', 'test-unseen'), '''
         ResDAVEnet [2]   | 35.2  67.5  78.0  30.4  63.1  74.1  | 38.3  68.5  78.8  31.2  65.0  75.4
@@ -233,7 +235,7 @@ PRINTED = {
         + Speech-Guided  | 61.1  87.5  92.1  | 64.9  88.3  93.2
         + Summary (Ours) | 61.9  87.9  93.6  | 66.0  89.6  94.2''')}
 
-# %% ../nbs/30_results.ipynb #2343e633
+# %% ../nbs/30_results.ipynb #4ba50388
 @dataclass(frozen=True)
 class PaperTable:
     "A table of the paper, as printed: `systems[name][split]` are its numbers; `underlined` and `prior` (†) say how they were marked."
@@ -257,7 +259,7 @@ def read_printed(number):
 
 PAPER = {n: read_printed(n) for n in PRINTED}
 
-# %% ../nbs/30_results.ipynb #53635aeb
+# %% ../nbs/30_results.ipynb #e2ae448a
 ROW_OF = {**{name: name for name in ROWS}, 'Ours': '+ Summary', '+ Summary (Ours)': '+ Summary', 'VG-HuBERT [6]': 'VG-HuBERT'}
 CORPUS = {1: 'places', 2: 'spokencoco', 3: 'facc', 4: 'places'}
 NAMES = {'places': 'Places Audio', 'spokencoco': 'SpokenCOCO', 'facc': 'FACC (Flickr8k Audio)', 'scenes': 'the embedded corpus'}
@@ -276,7 +278,7 @@ def paper_table(number):
         lines.append(f'| {name}{" †" if name in t.prior else ""} | ' + ' | '.join(mark(name, s, i, x) for s in t.splits for i, x in enumerate(v[s])) + ' |')
     return '\n'.join(lines)
 
-# %% ../nbs/30_results.ipynb #68129177
+# %% ../nbs/30_results.ipynb #b8afe425
 def pack(values, digits=5):
     "Numbers (n,) as one string, to `digits` significant digits; '-' for None."
     return ' '.join('-' if v is None else f'{v:d}' if isinstance(v, (int, np.integer)) else f'{v:.{digits}g}' for v in values)
@@ -291,7 +293,7 @@ def pack_curves(history, keep=60):
     rows = rows[::max(1, len(rows)//keep)] + rows[-1:]*(len(rows) > 0 and (len(rows) - 1) % max(1, len(rows)//keep) > 0)
     return {k: pack([h.get(k) for h in rows]) for k in ('step', 'epoch', 'loss', 'loss_nce', 'loss_mim', 'lr', 'seconds')}
 
-# %% ../nbs/30_results.ipynb #01c5bde9
+# %% ../nbs/30_results.ipynb #99070e08
 def pack_result(result, images, captions, image_of_caption, seed=0):
     """A `RetrievalResult` as plain numbers, with 95 % intervals and ranks. `images` (n,), `captions` (m,): ids of the queries in the order of its ranks; `image_of_caption` (m,): row of `images`.
     Intervals are over images: captions of one image are drawn together."""
@@ -322,7 +324,7 @@ def _draws(G, n, seed):
 
 def _sum(values, groups, G): return np.stack([np.bincount(groups, v, G) for v in values.T], 1)
 
-# %% ../nbs/30_results.ipynb #6a4ca14b
+# %% ../nbs/30_results.ipynb #22724398
 @dataclass(frozen=True)
 class Found:
     "The records of a table on the data `label`: `records` {(row, seed): record} that count; `stale` {(row, seed): reasons} that do not any more; `broken` {file: problems}."
@@ -349,7 +351,7 @@ def slug(text):
 
 def record_name(row, seed, budget): return f'{slug(row)}-seed{seed}{"-compute" if budget == "compute" else ""}.json'
 
-# %% ../nbs/30_results.ipynb #3f1ccbda
+# %% ../nbs/30_results.ipynb #1b4b27f5
 def collect(folder, table, data, budget='steps', stale=None):
     """The records of a table in a folder of results: a `Found`. `data`: the label of the data or of a variant; `stale(record)`: a list of reasons why a record does not count (default: its code has changed).
     A record that is not fit to be read is put aside with its problems, not passed over."""
@@ -370,7 +372,7 @@ def collect(folder, table, data, budget='steps', stale=None):
             else: found.records[key] = record
     return found
 
-# %% ../nbs/30_results.ipynb #9261b73d
+# %% ../nbs/30_results.ipynb #f79c59e9
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)     # 97.5 %, 1 to 20 degrees of freedom
 
 @dataclass(frozen=True)
@@ -392,7 +394,7 @@ class Estimate:
         half = (STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96 + 2.5/(n - 1))*self.sd/math.sqrt(n)
         return self.value - half, self.value + half
 
-# %% ../nbs/30_results.ipynb #4325e3d4
+# %% ../nbs/30_results.ipynb #58fff821
 def hits(record, split, side):
     "Hits in per cent (Q,K) at 1, 5, 10 of each query of a record, their groups (Q,), and what the queries are, and of which data."
     r = at(record, 'metrics.tests')[split][side]
@@ -425,7 +427,7 @@ def between(found_a, row_a, found_b, row_b, split, sides=SIDES):
     "{k: `Estimate`} of the difference of a row among the records `found_a` and a row among `found_b`: of two labels, or of two budgets. See `contrast`."
     return contrast(split, [(1, found_a, row_a), (-1, found_b, row_b)], sides)
 
-# %% ../nbs/30_results.ipynb #870dab0d
+# %% ../nbs/30_results.ipynb #fc3885ed
 def verdict(e):
     "What an `Estimate` of a difference says: 'resolved: higher', 'resolved: lower', 'not resolved', or 'not resolved (one seed)'."
     if e.over_seeds is None: return 'not resolved (one seed)'
@@ -440,7 +442,7 @@ def judge(claimed, e):
     if claimed is None or not said.startswith('resolved'): return said
     return f'{said}, {"as in" if e.value*claimed > 0 else "unlike"} the paper'
 
-# %% ../nbs/30_results.ipynb #478af208
+# %% ../nbs/30_results.ipynb #c12ecbc2
 def number(e, sign=False):
     "An `Estimate` in print: the value, its interval over queries, and the standard deviation over seeds."
     s = '+' if sign else ''
@@ -456,13 +458,22 @@ def what_was_found(found, rows=None):
     if found.broken: line += f' **Broken**, and left out: {", ".join(found.broken)}.'
     return line
 
+def weight_said(found, folder=None):
+    "A sentence: the λ of the rows with reconstruction beside the paper's, and the share of the gradient that it gives (`gradients-LABEL.json` among the records, if there is one). '' without records."
+    lams = sorted({r['config']['model']['lam'] for (row, _), r in found.records.items() if row != BASELINE and r['config']['model']['reconstruction'] != 'none'})
+    if not lams: return ''
+    line, path = f'λ is {" and ".join(f"{lam:g}" for lam in lams)} in the rows with reconstruction (the paper: {paper().lam:g})', (results_folder() if folder is None else Path(folder))/f'gradients-{found.label}.json'
+    if not path.is_file(): return line + '.'
+    ratios = [r['value'] for of in read_json(path)['metrics'].values() for f in of.values() for side in ('audio', 'image') if (r := f['parts'][f'{side} encoder']['ratio']) and r['value']]
+    return line + f'; there the gradient of λ MIM has {100*min(ratios):.1f} to {100*max(ratios):.1f} % of the norm of the contrastive one in the encoders, so that the rows are almost one model, and a difference between them says little about reconstruction that has more weight.'
+
 def oracles(found, split):
     "{level: {side: {k: recall}}}, what a perfect listener would reach on a split of the embedded corpus who hears only so much; {} where unknown."
     for r in found.records.values():
         if ladder := r['metrics'].get('oracle', {}).get(split): return {level: {side: {int(k): v for k, v in of.items()} for side, of in sides.items()} for level, sides in ladder.items()}
     return {}
 
-# %% ../nbs/30_results.ipynb #75e120af
+# %% ../nbs/30_results.ipynb #5b415561
 def measured_table(found, rows=None, both=True):
     """All rows and tests as Markdown: R@1, R@5, R@10 as `number`, the mean of both directions (`both`) or each by itself. Rows without a record say so."""
     rows = list(rows or ROWS)
@@ -478,7 +489,7 @@ def measured_table(found, rows=None, both=True):
             lines.append(f'| {t} | *oracle: {level}* | | ' + ' | '.join(f'*{np.mean([sides[x][k] for x in s]):.1f}*' for s in views.values() for k in KS) + ' |')
     return '\n'.join([what_was_found(found, rows), '', *lines, '', 'Recall in per cent, [95 % interval over queries] ± standard deviation over seeds.' + (' The mean of both directions.' if both else '')])
 
-# %% ../nbs/30_results.ipynb #dfd83720
+# %% ../nbs/30_results.ipynb #01ef03c7
 PAIRS = {4: (('+ Recon', 'VG-HuBERT (M)'), ('+ Speech-Guided', 'VG-HuBERT (M)'), ('+ Summary', 'VG-HuBERT (M)'), ('+ Speech-Guided', '+ Recon'), ('+ Summary', '+ Speech-Guided')),
          **{n: (('+ Summary', 'VG-HuBERT (M)'),) for n in (1, 2, 3)}}
 
@@ -501,7 +512,7 @@ def differences(found, ks=(1, 10)):
             out += [(t, row, minus, k, says[k], e.get(k), judge(says[k], e.get(k))) for k in ks]
     return out
 
-# %% ../nbs/30_results.ipynb #bdf167ce
+# %% ../nbs/30_results.ipynb #12e23ba2
 def differences_table(found, ks=(1, 10)):
     "The paired differences between rows as Markdown, the paper's beside them; '' if there is no record."
     if not found: return ''
@@ -513,7 +524,7 @@ def differences_table(found, ks=(1, 10)):
     return '\n'.join([*lines, '', 'Mean of both directions, paired; intervals are 95 %: over queries, then over seeds. *Resolved* only if both leave 0 out on the same side.'
                       + ('' if found.label in CORPUS.values() else ' The paper\'s differences are on its own corpus, and it gives no intervals; "as in" and "unlike the paper" are about the sign alone.')])
 
-# %% ../nbs/30_results.ipynb #5e6bb588
+# %% ../nbs/30_results.ipynb #af12d084
 def beside_the_paper(found):
     "A table of the paper (1 to 3) with, under each system, what was measured on the same corpus; Markdown."
     t, out = PAPER[found.table], [what_was_found(found, rows_of(found.table)), '']
@@ -529,7 +540,7 @@ def beside_the_paper(found):
     without = [name for name in t.systems if name not in ROW_OF]
     return '\n'.join([*out, f'This kit has no {", ".join(without)}: there the paper\'s number stands alone.'])
 
-# %% ../nbs/30_results.ipynb #f5852850
+# %% ../nbs/30_results.ipynb #8dbe84e7
 def hours(found, rows=None):
     "(mean hours of a run, on what, how many records) of the records of some rows; None if there is none."
     some = [r for (row, _), r in found.records.items() if rows is None or row in rows]
@@ -545,7 +556,7 @@ def cost_line(found, command):
     took = f'{in_words(known[0])} a run (mean of {known[2]} on {known[1]})' if known else 'not measured: there is no record'
     return f'`{command}`: {took}.'
 
-# %% ../nbs/30_results.ipynb #62b35659
+# %% ../nbs/30_results.ipynb #dea75271
 def conclusions(*found, ks=(1, 10)):
     "What reproduces, what does not, what is open and what could not be run: sentences as Markdown, for what was found on each data."
     lines = []
@@ -560,7 +571,7 @@ def conclusions(*found, ks=(1, 10)):
     if any(f and f.label not in CORPUS.values() for f in found): lines.append('- What is found on synthetic scenes with a small model says how the method behaves there. It neither confirms nor refutes a number of the paper.')
     return '\n'.join(lines)
 
-# %% ../nbs/30_results.ipynb #75b169e5
+# %% ../nbs/30_results.ipynb #c2ee47a2
 def table4_figure(found, k=1, rows=None, title=None):
     "R@k (mean of both directions) of each row on each test: the mean over seeds with its 95 % interval over queries, and each seed as a small dot. `DataError` if there is no record."
     rows = found.have(rows)
@@ -577,7 +588,7 @@ def table4_figure(found, k=1, rows=None, title=None):
     if title: fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
-# %% ../nbs/30_results.ipynb #0d120736
+# %% ../nbs/30_results.ipynb #b348327e
 BASELINE = 'VG-HuBERT (M)'
 
 @dataclass(frozen=True)
@@ -605,7 +616,7 @@ class Variant:
         parts = [f'sgmim_reproduce --table {table} --data {data} --label {self.label} --rows {rows}'] + ['--set ' + ' '.join(self.changes)]*bool(self.changes) + ['--sizes ' + ' '.join(self.sizes)]*bool(self.sizes)
         return ' '.join([*parts, *['--from-scratch']*(self.weights == 'random'), f'--seeds {seeds}'])
 
-# %% ../nbs/30_results.ipynb #8c07beb4
+# %% ../nbs/30_results.ipynb #8cb55214
 def known(split, k, *terms):
     "`contrast` at one `k`; None if no seed has all the records, or not this test."
     seeds = set.intersection(*(set(f.seeds(row)) for _, f, row in terms))
@@ -619,7 +630,7 @@ def compared(base, variant, found, row, split, k=1):
     return {'recall': known(split, k, this), 'change': known(split, k, this, (-1, base, row)), 'gain': None if apart else known(split, k, *gain),
             'more': None if apart else known(split, k, *gain, (-1, base, row), (1, base, BASELINE))}
 
-# %% ../nbs/30_results.ipynb #dd008d49
+# %% ../nbs/30_results.ipynb #6622654e
 def set_aside(founds):
     "What of the records of some labels is stale or broken, as Markdown; '' if nothing is."
     bad = [f'{f.label}, {row}, seed {seed}: {"; ".join(why[:3])}' for f in founds for (row, seed), why in f.stale.items()] + [f'{name}: {problems[0]}' for f in founds for name, problems in f.broken.items()]
@@ -640,7 +651,7 @@ def variants_table(base, variants, split='test-seen', k=1):
     note = set_aside([base, *variants.values()])
     return '\n'.join([*lines, *(['', note] if note else [])])
 
-# %% ../nbs/30_results.ipynb #a67e9cd8
+# %% ../nbs/30_results.ipynb #8213cbad
 def tally(estimates):
     "What the differences {test: `Estimate` or None} say, in words: on which tests they are resolved, and which way."
     by = {}
@@ -670,7 +681,7 @@ def variant_says(base, variant, found, k=1):
             out.append(f'{who} ({seeds} seed{"s" if seeds != 1 else ""}): ' + '. '.join(f'{what[0].upper() + what[1:]} is {numbers(key)} ({", ".join(tests)}): {tally({t: x[key] for t, x in d.items()})}' for what, key in said) + '.')
     return '\n\n'.join(out)
 
-# %% ../nbs/30_results.ipynb #a516807f
+# %% ../nbs/30_results.ipynb #c7af3f3b
 def forest_figure(lines, title=None, xlabel='gain in R@1 over the baseline, points'):
     """Differences {name: {test: `Estimate` or None}} (see `gains`), a panel for each test: the value with its 95 % interval over queries (thick) and over seeds (thin), and each seed as a small dot; filled where the verdict is *resolved*.
     `DataError` if there is none at all."""

@@ -1,6 +1,5 @@
 "Several processes are one training: two real ones on gloo against one, the gradient of a batch in pieces against the whole, and what stops one process stops all."
 import os
-import signal
 import subprocess
 import sys
 from copy import deepcopy
