@@ -27,7 +27,8 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 train, dev = load_scenes('train', 512, 2, progress=False), load_scenes('dev', 64, progress=False)
 model = load_tiny_backbones(SGMIM(replace(scenes_tiny(), mim_onset=.5)))
-fit(model, train, dev, replace(recipe('scenes-tiny'), epochs=float(sys.argv[2]), save_every=7, eval_every=.5), out=sys.argv[1], device='cpu', progress=False)
+print('begun', flush=True)
+fit(model, train, dev, replace(recipe('scenes-tiny'), epochs=float(sys.argv[2]), save_every=3, eval_every=.5), out=sys.argv[1], device='cpu', progress=False)
 """
 
 def weights(folder):
@@ -45,7 +46,7 @@ p.add_argument('--out', type=Path, default=Path(__file__).parents[1]/'results'/'
 a = p.parse_args()
 code, began, rng = code_version(), time.perf_counter(), random.Random(a.seed)
 with tempfile.TemporaryDirectory() as tmp:
-    start = lambda name: subprocess.Popen([sys.executable, '-c', TRAIN, f'{tmp}/{name}', str(a.epochs)], start_new_session=True)
+    start = lambda name: subprocess.Popen([sys.executable, '-c', TRAIN, f'{tmp}/{name}', str(a.epochs)], start_new_session=True, stdout=subprocess.PIPE)
     def whole(name):
         at = time.perf_counter()
         assert start(name).wait() == 0
@@ -56,7 +57,9 @@ with tempfile.TemporaryDirectory() as tmp:
     training = read_json(Path(tmp)/'alone'/'record.json')['wall_seconds']
     loading = alone - training
     while True:
-        process, after = start('killed'), rng.uniform(.5*loading, loading + 1.5*training/a.kills) if kills < a.kills else None      # some before the first step
+        process, early, after = start('killed'), rng.random() < .15, rng.uniform(0., 2*training/a.kills) if kills < a.kills else None
+        if after is not None and early: after = rng.uniform(0., loading)      # while it loads
+        else: process.stdout.readline()                                       # from here on it trains
         try:
             process.wait(after)
             break
@@ -65,7 +68,7 @@ with tempfile.TemporaryDirectory() as tmp:
             process.wait()
             kills += 1
             found = sorted(p.name for p in Path(tmp, 'killed', 'checkpoints').glob('*')) if Path(tmp, 'killed', 'checkpoints').exists() else []
-            log.append({'after_seconds': round(after, 2), 'checkpoints': found})
+            log.append({'in_training': not early, 'after_seconds': round(after, 2), 'checkpoints': found})
             print(kills, log[-1], flush=True)
     got, _ = weights(Path(tmp)/'killed')
 result = {'kills': kills, 'steps': steps, 'identical': got == want, 'seconds_uninterrupted': alone, 'log': log}

@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'PRESETS', 'ROWS', 'IMAGE_EXTRA', 'AUDIO_EXTRA', 'OLD_NAME
            'build_image_encoder', 'build_audio_encoder', 'projection', 'DualEncoder', 'SGMIM', 'config_difference',
            'save_model', 'read_exported', 'load_model', 'load_backbones']
 
-# %% ../../nbs/18_models_sgmim.ipynb #dafee4a9
+# %% ../../nbs/18_models_sgmim.ipynb #84bc4a9c
 import copy, dataclasses, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from .decoder import Decoder
 from .image_encoder import ImageEncoder
 from ..patches import PatchMask, patchify, random_mask
 
-# %% ../../nbs/18_models_sgmim.ipynb #73194684
+# %% ../../nbs/18_models_sgmim.ipynb #53942ed6
 @dataclass(frozen=True)
 class EncoderConfig:
     "Sizes of the two encoders. Defaults: ViT-B/16 and HuBERT Base (§3.2)."
@@ -55,7 +55,7 @@ class EncoderConfig:
     freeze_cnn: bool = True # convolutions stay as pretrained (VG-HuBERT's code)
     reinit_layers: int = 3 # last layers started afresh after loading HuBERT (§3.2)
 
-# %% ../../nbs/18_models_sgmim.ipynb #f6fc77f0
+# %% ../../nbs/18_models_sgmim.ipynb #6dffd092
 @dataclass(frozen=True)
 class SGMIMConfig(EncoderConfig):
     "The whole model and its objective. Defaults are the paper's; what it leaves open is marked *ours*."
@@ -93,7 +93,7 @@ class SGMIMConfig(EncoderConfig):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/18_models_sgmim.ipynb #ba24e349
+# %% ../../nbs/18_models_sgmim.ipynb #e1a0abba
 CHOICES = dict(reconstruction=('none', 'plain', 'frames', 'summary'), similarity=('dot', 'cosine'), conv_norm=('group', 'layer'),
                image_feature=('mean', 'cls'), projection=('linear', 'mlp'), decoder_position=('sincos', 'learned'), decoder_norm=('pre', 'post'), mim_target=('features', 'pixels'), mim_reduction=('mean', 'sum'),
                momentum_horizon=('training', 'reconstruction'))
@@ -126,7 +126,7 @@ def check_config(c) -> None:
     need(0 <= c.momentum_start <= c.momentum_end <= 1, 'momentum_start', f'in [0, 1] and at most momentum_end {c.momentum_end}')
     need(type(c.reinit_layers) is int and 0 <= c.reinit_layers <= c.audio_depth, 'reinit_layers', f'between 0 and audio_depth {c.audio_depth}')
 
-# %% ../../nbs/18_models_sgmim.ipynb #5104a6d9
+# %% ../../nbs/18_models_sgmim.ipynb #a10cdc15
 def paper() -> SGMIMConfig:
     "The model of §3.2: ViT-B/16, HuBERT Base, a decoder of one layer."
     return SGMIMConfig()
@@ -143,7 +143,7 @@ def scenes_tiny() -> SGMIMConfig:
         similarity='cosine', temperature=.07, # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
         momentum_start=.99) # some thousand updates, not some hundred thousand
 
-# %% ../../nbs/18_models_sgmim.ipynb #c26db3bc
+# %% ../../nbs/18_models_sgmim.ipynb #6d9573f5
 def vg_hubert() -> SGMIMConfig:
     "VG-HuBERT as published (§3.3; VG-HuBERT's code): DINO's ViT-S/8, HuBERT Base, [CLS] against [CLS], no reconstruction."
     return SGMIMConfig(
@@ -157,14 +157,14 @@ def vg_hubert() -> SGMIMConfig:
 
 PRESETS = {'scenes-tiny': scenes_tiny, 'paper-places': paper, 'paper-spokencoco': paper, 'paper-facc': paper, 'vg-hubert': vg_hubert}
 
-# %% ../../nbs/18_models_sgmim.ipynb #960d3345
+# %% ../../nbs/18_models_sgmim.ipynb #398319d4
 ROWS = {'VG-HuBERT (M)': 'none', '+ Recon': 'plain', '+ Speech-Guided': 'frames', '+ Summary': 'summary'}
 
 def table4_rows(config: SGMIMConfig) -> dict[str, SGMIMConfig]:
     "The four models of Table 4, by the paper's names: variants of one configuration."
     return {name: dataclasses.replace(config, reconstruction=kind) for name, kind in ROWS.items()}
 
-# %% ../../nbs/18_models_sgmim.ipynb #ed5a8ed1
+# %% ../../nbs/18_models_sgmim.ipynb #2e71c5d2
 def momentum_at(
     step: int, # updates done
     total: int, # updates in all
@@ -176,7 +176,7 @@ def momentum_at(
     done = min(max((step - onset) / max(total - onset, 1), 0.), 1.)
     return end - (end - start) * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../../nbs/18_models_sgmim.ipynb #a0d89d05
+# %% ../../nbs/18_models_sgmim.ipynb #38767a15
 @torch.no_grad()
 def ema_update(
     average: nn.Module, # moves
@@ -186,7 +186,7 @@ def ema_update(
     "In place: average = α average + (1-α) model, for every parameter (§2.1)."
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - alpha)
 
-# %% ../../nbs/18_models_sgmim.ipynb #d4c1be31
+# %% ../../nbs/18_models_sgmim.ipynb #5695b560
 def build_image_encoder(c: EncoderConfig) -> ImageEncoder:
     "E_I of a configuration, freshly initialised."
     return ImageEncoder(c.image_size, c.patch_size, c.image_width, c.image_depth, c.image_heads, c.image_mlp_ratio, c.image_drop_path)
@@ -197,7 +197,7 @@ def build_audio_encoder(c: SGMIMConfig) -> AudioEncoder:
                            c.conv_bias, c.conv_norm, c.pos_kernel, c.pos_groups, c.dropout, c.attention_dropout, c.activation_dropout)
     return AudioEncoder(hubert, c.freeze_cnn, c.drop_self, c.renormalise, c.attention_grad)
 
-# %% ../../nbs/18_models_sgmim.ipynb #d24b23a7
+# %% ../../nbs/18_models_sgmim.ipynb #92b30d4b
 def projection(
     kind: str, # 'linear' or 'mlp'
     width: int, # of the encoder's feature
@@ -210,7 +210,7 @@ def projection(
     for layer in (mlp[0], mlp[2]): nn.init.normal_(layer.weight, std=.02); nn.init.zeros_(layer.bias)
     return mlp
 
-# %% ../../nbs/18_models_sgmim.ipynb #a06e0c30
+# %% ../../nbs/18_models_sgmim.ipynb #5b2c3f79
 class DualEncoder(nn.Module):
     "$E_I$ and $E_A$ with their projections to $z^I$ and $z^A$ (Fig. 2a)."
     def __init__(self, config: SGMIMConfig):
@@ -243,7 +243,7 @@ class DualEncoder(nn.Module):
         return self.audio_encoder(batch.get('audio'), batch.get('audio_len'), batch.get('frames'), batch.get('frames_len'),
                                   need_attention=self.config.reconstruction == 'summary')
 
-# %% ../../nbs/18_models_sgmim.ipynb #f56cde38
+# %% ../../nbs/18_models_sgmim.ipynb #3e45c12c
 class SGMIM(DualEncoder):
     "Speech guided masked image modelling: `DualEncoder` with $D_M$ and the momentum encoder (Fig. 2b)."
     def __init__(self, config: SGMIMConfig):
@@ -317,7 +317,7 @@ class SGMIM(DualEncoder):
         "A saved or exported model from its folder, in evaluation mode: `load_model`, by the name that transformers' users look for."
         return load_model(path, device=device)
 
-# %% ../../nbs/18_models_sgmim.ipynb #7152c9d6
+# %% ../../nbs/18_models_sgmim.ipynb #4da229f8
 def config_difference(a: SGMIMConfig, b: SGMIMConfig) -> list[str]:
     "Fields in which two configurations differ, as text."
     return [f'{f.name} = {getattr(a, f.name)!r}, not {getattr(b, f.name)!r}' for f in dataclasses.fields(a)
@@ -355,7 +355,7 @@ def load_model(
     load_state(model, tensors, what=str(folder))
     return model.to(pick_device(device)).eval()
 
-# %% ../../nbs/18_models_sgmim.ipynb #a5315513
+# %% ../../nbs/18_models_sgmim.ipynb #9e2c3923
 IMAGE_EXTRA = ('head.', 'decoder_', 'mask_token') # a classifier; MAE's decoder
 AUDIO_EXTRA = ('masked_spec_embed', 'final_proj.', 'label_embs_concat') # SpecAugment's vector; HuBERT's pretext heads
 OLD_NAMES = {'.weight_g': '.parametrizations.weight.original0', '.weight_v': '.parametrizations.weight.original1'} # older weight norm
