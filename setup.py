@@ -30,9 +30,9 @@ setup(
         "Programming Language :: Python :: 3",
     ],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["weights/**/*.safetensors", "weights/**/*.json"]},  # the small weights ship in the wheel
+    package_data={cfg["lib_path"]: ["weights/**/*.safetensors", "weights/**/*.json", "static/*"]},  # the small weights and the page of sgmim_app ship in the wheel
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "faiss": ["faiss-cpu"], "mteb": ["mteb>=2"]},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],  # lets nbdev link `names` to their pages
