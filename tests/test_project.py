@@ -180,7 +180,7 @@ def mini(tmp_path):
     for folder in ("nbs", ".github/workflows", "sgmim/data"):
         (tmp_path / folder).mkdir(parents=True)
     ini = (ROOT / "settings.ini").read_text()
-    keep = [line for line in ini.splitlines() if "=sgmim.cli:" not in line or "demo" in line]
+    keep = [line for line in ini.splitlines() if "=sgmim." not in line or "cli:demo" in line]
     (tmp_path / "settings.ini").write_text("\n".join(keep).replace("sgmim.cli:demo", "sgmim.core:one") + "\n")
     for name in ("pyproject.toml", "_quarto.yml", "nbs/_quarto.yml", "CITATION.cff", "CHANGELOG.md", ".github/workflows/test.yaml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
