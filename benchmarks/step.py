@@ -19,7 +19,7 @@ from torch import nn
 from sgmim.core import code_version, pick_device, run_record, write_json
 from sgmim.losses import info_nce
 from sgmim.models.sgmim import SGMIM, paper, scenes_tiny
-from sgmim.reproduce import CountFlops
+from sgmim.plan import CountFlops
 from sgmim.train import TrainConfig, keep_memory, make_optimiser, train_step
 
 

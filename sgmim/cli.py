@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['SHARED', 'KINDS', 'command', 'settings', 'above', 'option', 'pretrain', 'demo', 'scenes', 'DataPath',
            'corpus_options', 'reader_options', 'open_splits', 'check_data', 'shard', 'train', 'run_training',
-           'training_data', 'evaluate', 'run_evaluation', 'open_checkpoint', 'state_digest', 'pool_of', 'remarks',
-           'training_lists', 'export', 'reproduce', 'analysis_data', 'open_recon', 'row_groups', 'analyse_rows',
-           'analyse']
+           'training_data', 'plan', 'run_plan', 'plan_data', 'evaluate', 'run_evaluation', 'open_checkpoint',
+           'state_digest', 'pool_of', 'remarks', 'training_lists', 'export', 'reproduce', 'analysis_data', 'open_recon',
+           'row_groups', 'analyse_rows', 'analyse']
 
-# %% ../nbs/32_cli.ipynb #957df99d
+# %% ../nbs/32_cli.ipynb #8d89c0a9
 import argparse, dataclasses, functools, hashlib, sys, time, warnings
 from pathlib import Path
 
 from .core import ConfigError, DataError, SgmimError, config_from_dict
 
-# %% ../nbs/32_cli.ipynb #51e8f59e
+# %% ../nbs/32_cli.ipynb #347d091c
 def command(function):
     "Run `function(args)`; an error of this library becomes a line on stderr and exit status 1, Ctrl-C status 130; a warning is its text alone."
     name = f'sgmim_{ {"evaluate": "eval"}.get(function.__name__, function.__name__)}'
@@ -36,7 +36,7 @@ def command(function):
             return 130
     return main
 
-# %% ../nbs/32_cli.ipynb #61c6e366
+# %% ../nbs/32_cli.ipynb #3d722005
 def settings(config, changes, where='--set'):
     "A configuration with `changes`, a list of 'field=value', applied; `ConfigError` for what does not exist or does not fit."
     from sgmim.reproduce import parse_changes
@@ -51,7 +51,7 @@ def above(least, kind=int):
     number.__name__ = f'number (at least {least})' if kind is int else f'number (above {least})'
     return number
 
-# %% ../nbs/32_cli.ipynb #06d0884f
+# %% ../nbs/32_cli.ipynb #82a0210f
 SHARED = {'device': dict(help='cpu, cuda or cuda:N (default: cuda if there is one)'), 'threads': dict(type=above(1), help='CPU threads'), 'record': dict(metavar='FILE', help='write a run record to this file'),
           'split': dict(nargs='+'), 'workers': dict(type=above(1)), 'max-unreadable': dict(type=above(0, float), default=.01),
           'set': dict(nargs='*', metavar='FIELD=VALUE', help='change a field of TrainConfig'), 'model': dict(nargs='*', metavar='FIELD=VALUE', help='change a field of SGMIMConfig')}
@@ -60,7 +60,7 @@ def option(p, name, help=None, **changes):
     "Add the option `--name` that several commands have, with a `help` and `changes` of this command."
     p.add_argument(f'--{name}', **{**SHARED[name], **({'help': help} if help else {}), **changes})
 
-# %% ../nbs/32_cli.ipynb #557957bc
+# %% ../nbs/32_cli.ipynb #fb27e9d4
 @command
 def pretrain(argv=None):
     "sgmim_pretrain hubert|mae: make a small backbone on unlabelled embedded data."
@@ -80,7 +80,7 @@ def _threads(n):
     import torch
     if n: torch.set_num_threads(n)
 
-# %% ../nbs/32_cli.ipynb #74d5b4b1
+# %% ../nbs/32_cli.ipynb #58e5de05
 @command
 def demo(argv=None):
     "sgmim_demo: the whole method on the embedded corpus."
@@ -99,7 +99,7 @@ def demo(argv=None):
     model = dataclasses.replace(settings(scenes_tiny(), a.model, '--model'), reconstruction=ROWS[a.row])
     run_demo(a.out, settings(DemoData(), a.data, '--data'), settings(recipe('scenes-tiny'), a.set), model, device=a.device)
 
-# %% ../nbs/32_cli.ipynb #47a423c9
+# %% ../nbs/32_cli.ipynb #4ecb7a76
 @command
 def scenes(argv=None):
     "sgmim_scenes: make a split of the embedded corpus; export splits in an official layout."
@@ -128,7 +128,7 @@ def scenes(argv=None):
         exports[a.export]({names[a.export][k]: v for k, v in made.items()}, a.out)
         print(f'exported to {a.out}')
 
-# %% ../nbs/32_cli.ipynb #cd293b5e
+# %% ../nbs/32_cli.ipynb #65141be8
 KINDS = ('places', 'spokencoco', 'facc', 'pairs', 'shards')
 
 class DataPath(argparse.Action):
@@ -162,7 +162,7 @@ def open_splits(a, names, which=None, max_missing=1.):
     options = reader_options(a, kind)
     return open_splits(a.data, kind, names or role_splits(a.data, kind, which, options), options, max_missing)
 
-# %% ../nbs/32_cli.ipynb #7a6586af
+# %% ../nbs/32_cli.ipynb #0fd80ecf
 @command
 def check_data(argv=None):
     "sgmim_check_data PATH: look through a corpus."
@@ -185,7 +185,7 @@ def check_data(argv=None):
     if a.json: write_json(a.json, report.to_dict())
     return 0 if report.ok else 1
 
-# %% ../nbs/32_cli.ipynb #ed762330
+# %% ../nbs/32_cli.ipynb #c859e66f
 @command
 def shard(argv=None):
     "sgmim_shard PATH OUT: a corpus in a few large files."
@@ -206,7 +206,7 @@ def shard(argv=None):
         made = write_shards(corpus, a.out, name, size=a.size or None, shard_mb=a.shard_mb, workers=a.workers, overwrite=a.overwrite, max_unreadable=a.max_unreadable)
         print(f'{name}: {made["images"]:,} images and {made["captions"]:,} captions, {made["hours"]} hours, in {made["shards"]} file{"s"*(made["shards"] != 1)} of {made["bytes"]/1e6:,.0f} MB in all' + (f'; left out: {made["left_out"]}' if made['left_out'] else ''))
 
-# %% ../nbs/32_cli.ipynb #027280f2
+# %% ../nbs/32_cli.ipynb #333accd4
 @command
 def train(argv=None):
     "sgmim_train: train a preset."
@@ -231,34 +231,38 @@ def train(argv=None):
     option(p, 'set'); option(p, 'model')
     return run_training(p.parse_args(argv))
 
-# %% ../nbs/32_cli.ipynb #ea41b566
+# %% ../nbs/32_cli.ipynb #645a1701
 def run_training(a):
     "What `sgmim_train` does with its arguments."
     import os
     import torch
-    from sgmim.core import pick_device, write_json
+    from sgmim.core import write_json
     from sgmim.models.sgmim import PRESETS, ROWS, SGMIM
+    from sgmim.parallel import join
     from sgmim.plan import make_plan
     from sgmim.reproduce import initial_weights
-    from sgmim.train import Feed, fit, recipe
+    from sgmim.train import Feed, fit, recipe, say
     _threads(a.threads)
-    config, c, device = settings(recipe(a.preset), a.set), PRESETS[a.preset](), pick_device(a.device)
+    team, device = join(a.device)
+    config, c = settings(recipe(a.preset), a.set), PRESETS[a.preset]()
     if a.row: c = dataclasses.replace(c, reconstruction=ROWS[a.row])
     if a.from_scratch: c, config = dataclasses.replace(c, freeze_cnn=False), dataclasses.replace(config, cache_frames=False)
     c, workers = settings(c, a.model, '--model'), a.workers if a.workers is not None else min(8, (os.cpu_count() or 2)//2)
-    data, dev = training_data(a, c, config)
+    with team.first_alone(): data, dev = training_data(a, c, config)      # it makes the files that the others then find
     torch.manual_seed(config.seed)
     model = SGMIM(c)
     notes = {'preset': a.preset}
     if not a.dry_run:       # a plan needs no weights
-        notes['pretrained'] = initial_weights(model, a.preset, 'random' if a.from_scratch else 'pretrained', a.image_weights, a.audio_weights, config.seed, a.download, show=print)
-    plan = make_plan(model, config, Feed(data, config, workers, c), device, a.out, measure=not a.no_calibration)
-    print(plan, flush=True)
-    if a.dry_run: return
-    write_json(Path(a.out)/'plan.json', plan.to_dict())
+        with team.first_alone():
+            notes['pretrained'] = initial_weights(model, a.preset, 'random' if a.from_scratch else 'pretrained', a.image_weights, a.audio_weights, config.seed, a.download, show=print if team.first else lambda text: None)
+    if team.first:
+        plan = make_plan(model, config, Feed(data, config, workers, c), device, a.out, measure=not a.no_calibration, devices=team.size)
+        print(plan, flush=True)
+        if not a.dry_run: write_json(Path(a.out)/'plan.json', plan.to_dict())
+    if a.dry_run: return team.wait()
     fitted = fit(model, data, dev, config, out=a.out, device=device, workers=workers, notes=notes)
     best = fitted.record['metrics']['best']
-    print(f'model in {a.out}/best, record in {a.out}/record.json' + (f'; best at step {best["step"]}: dev R@1 {best["score"][0]:.1f}, R@10 {best["score"][1]:.1f} (mean of both directions)' if best else ''))
+    say(f'model in {a.out}/best, record in {a.out}/record.json' + (f'; best at step {best["step"]}: dev R@1 {best["score"][0]:.1f}, R@10 {best["score"][1]:.1f} (mean of both directions)' if best else ''), team.first)
 
 def training_data(a, c, config):
     "(training corpus, {name: dev corpus}) of the arguments: on disk, or the embedded one."
@@ -267,7 +271,67 @@ def training_data(a, c, config):
     [data] = open_splits(a, a.train_split and [a.train_split], 'train', max_missing=config.max_unreadable).values()
     return data, open_splits(a, a.dev_split, 'dev', max_missing=config.max_unreadable) if a.dev_split != [] else {}
 
-# %% ../nbs/32_cli.ipynb #2bcbbade
+# %% ../nbs/32_cli.ipynb #a6bcdbff
+@command
+def plan(argv=None):
+    "sgmim_plan: what a training would take."
+    from sgmim.models.sgmim import PRESETS, ROWS
+    from sgmim.plan import DEVICES, UTILISATION
+    p = argparse.ArgumentParser('sgmim_plan', description='What a training would take: steps, hours, memory, disk; and what fits.')
+    p.add_argument('--preset', choices=list(PRESETS), default='scenes-tiny', help='default %(default)s')
+    p.add_argument('--row', choices=list(ROWS), help="row of the paper's Table 4 (default: the preset's own)")
+    corpus_options(p)
+    p.add_argument('--pairs', type=above(2), help="pairs in training (default: those of the preset's corpus, or of --data)")
+    p.add_argument('--device', default='cpu', help=f'cpu or cuda, for this machine, or one of {", ".join(DEVICES)}, by published figures (default %(default)s)')
+    p.add_argument('--devices', type=above(1), default=1, help='how many of them share a batch (default %(default)s)')
+    p.add_argument('--link', type=above(0, float), help='gigabytes a second from device to device (default: the published figure of one machine)')
+    p.add_argument('--memory', type=above(0, float), help='gigabytes of one device (default: what it has)')
+    p.add_argument('--utilisation', type=above(0, float), default=UTILISATION, help='share of its rate that the device is taken to reach (default %(default)s)')
+    p.add_argument('--calibrate', action='store_true', help='take steps on this machine and time them')
+    option(p, 'threads'); option(p, 'record')
+    option(p, 'workers', 'processes that decode, for each device (default: 1)', type=above(0), default=1)
+    option(p, 'set'); option(p, 'model')
+    p.set_defaults(images=7000, captions=2, train_split=None, dev_split=None)
+    return run_plan(p.parse_args(argv))
+
+# %% ../nbs/32_cli.ipynb #624ee2c8
+def run_plan(a):
+    "What `sgmim_plan` does with its arguments."
+    from sgmim.core import code_version, run_record, write_json
+    from sgmim.models.sgmim import PRESETS, ROWS
+    from sgmim.plan import DEVICES, corpus_size, forecast, modelled, measured, this_machine
+    from sgmim.train import recipe
+    if a.device not in DEVICES and a.device.split(':')[0] not in ('cpu', 'cuda'): raise ConfigError(f"--device is cpu, cuda or one of {', '.join(DEVICES)}, not '{a.device}'")
+    if a.calibrate and a.device in DEVICES: raise ConfigError(f'--calibrate measures this machine: --device cpu or cuda, not {a.device}')
+    _threads(a.threads)
+    began, code, c, config = time.perf_counter(), code_version(), PRESETS[a.preset](), settings(recipe(a.preset), a.set)
+    if a.row: c = dataclasses.replace(c, reconstruction=ROWS[a.row])
+    c = settings(c, a.model, '--model')
+    machine = DEVICES.get(a.device) or this_machine(a.device)
+    data = plan_data(a, c, config)
+    pairs, dev = (a.pairs or data['pairs'], data['dev']) if data else (lambda n, dev: (a.pairs or n, dev))(*corpus_size(a.preset))
+    own = {k: data[k] for k in ('decode',) if data}
+    cost = measured(c, config, a.device, data and data['parts'], a.threads, **own) if a.calibrate else modelled(c, config, machine, a.utilisation, data and data['seconds'], **own)
+    if data: cost = dataclasses.replace(cost, bytes_fixed=cost.bytes_fixed + data['bytes']*(a.device == 'cpu'))
+    made = forecast(cost, c, config, pairs, dev, a.memory*1e9 if a.memory else machine.memory, a.devices, a.workers, a.link*1e9 if a.link else machine.link)
+    said = f"{a.utilisation:.0%} of {'published rates' if a.device in DEVICES else 'the rate of matrix products here'}"
+    print(f'{a.preset} on {a.device}' + ('' if a.calibrate else f', with {said}') + f'\n{made}')
+    if a.record: write_json(a.record, run_record('plan', {'preset': a.preset, 'device': a.device, 'devices': a.devices, 'utilisation': None if a.calibrate else a.utilisation}, 0, {'pairs': pairs, 'dev': list(dev)},
+                                                  {'forecast': made.to_dict(), 'cost': dataclasses.asdict(cost)}, time.perf_counter() - began, None, code))
+
+def plan_data(a, c, config):
+    "What a plan needs to know of the corpus that the arguments name; None where they name none (the embedded corpus is opened to calibrate)."
+    if not a.data and (a.pairs or not a.calibrate or a.preset != 'scenes-tiny'): return None
+    from sgmim.plan import decoding_seconds, held_bytes, resident, step_lengths
+    from sgmim.train import Feed
+    before = resident()
+    data, dev = training_data(a, c, config)
+    feed = Feed(data, config, a.workers, c)
+    padded = feed.pairs.pad or not feed.pairs.measured
+    return {'pairs': len(feed.pairs), 'dev': (sum(int(max(d.image_of_caption)) + 1 for d in dev.values()), sum(map(len, dev.values()))), 'parts': step_lengths(feed, c), 'seconds': None if padded else float(feed.pairs.lengths.mean())/16_000,
+            'decode': decoding_seconds(feed.pairs), 'bytes': resident() - before + held_bytes(feed)}
+
+# %% ../nbs/32_cli.ipynb #9190c74b
 @command
 def evaluate(argv=None):
     "sgmim_eval: the retrieval table of a checkpoint."
@@ -284,7 +348,7 @@ def evaluate(argv=None):
     option(p, 'record'); option(p, 'device')
     return run_evaluation(p.parse_args(argv))
 
-# %% ../nbs/32_cli.ipynb #48fe3841
+# %% ../nbs/32_cli.ipynb #9ab57c2a
 def run_evaluation(a):
     "What `sgmim_eval` does with its arguments."
     from sgmim.core import code_version, pick_device, run_record, write_json
@@ -306,7 +370,7 @@ def run_evaluation(a):
         write_json(a.record, run_record('eval', {'checkpoint': folder.name, 'model': state_digest(model), 'max_seconds': seconds}, 0, data,
                                         {s: r.to_dict() for s, r in results.items()}, time.perf_counter() - began, device, code, remarks=notes))
 
-# %% ../nbs/32_cli.ipynb #909980f6
+# %% ../nbs/32_cli.ipynb #47cb872a
 def open_checkpoint(path):
     "The model at `path`: ours, exported, or VG-HuBERT's bundle."
     from sgmim.models.sgmim import load_model
@@ -332,7 +396,7 @@ def pool_of(model, split, corpus, seconds, a, device):
     if kept: made.save(kept, **about)
     return made
 
-# %% ../nbs/32_cli.ipynb #c3655ff7
+# %% ../nbs/32_cli.ipynb #edc99520
 def remarks(corpus, split, result, train=None):
     "What has to be said beside the numbers: the size of the pool against the official one, what was left out, and how much of it training has seen."
     from sgmim.data.check import EXPECTED
@@ -363,7 +427,7 @@ def training_lists(splits, a):
     try: return load_corpus(a.data, role_splits(a.data, kind, 'train', options)[0], kind=kind, **options)
     except DataError as e: return e
 
-# %% ../nbs/32_cli.ipynb #e03c3bd2
+# %% ../nbs/32_cli.ipynb #6a184dbd
 @command
 def export(argv=None):
     "sgmim_export CHECKPOINT OUT."
@@ -385,14 +449,14 @@ def export(argv=None):
     export_model(model, a.out, made or None, a.licence or ('cc-by-nc-4.0' if from_mae else 'other'))     # MAE's weights are CC BY-NC 4.0
     print(f'{a.out} holds the model' + (f', with the run of {Path(record).name} in its card' if record else '; there was no run record for its card'))
 
-# %% ../nbs/32_cli.ipynb #1fe51e29
+# %% ../nbs/32_cli.ipynb #bc6e1c01
 @command
 def reproduce(argv=None):
     "sgmim_reproduce --table N --data …: the runs of a table of the paper."
     from sgmim.reproduce import reproduce_command
     return reproduce_command(argv)
 
-# %% ../nbs/32_cli.ipynb #bcc54077
+# %% ../nbs/32_cli.ipynb #29938f89
 def analysis_data(a, size):
     "(dev, {split: corpus}) of the arguments of `sgmim_analyse`. Only what it reads has to be there: for words the recordings, for dependence no dev set."
     from sgmim.data.scenes import load_scenes
@@ -408,7 +472,7 @@ def open_recon(path, model):
         if (mine := getattr(recon.config, k)) != (other := getattr(model.config, k)): raise ConfigError(f'--recon {path}: its {k} is {mine}, and that of the model is {other}: their errors cannot be compared patch by patch')
     return recon
 
-# %% ../nbs/32_cli.ipynb #e15e61d3
+# %% ../nbs/32_cli.ipynb #2cea227c
 def row_groups(a):
     "{name: [path]} of the checkpoints that the arguments name, each by itself, or, with `--runs-of`, of the rows below these labels; `ConfigError` if there is none."
     from sgmim.pretrain import shipped
@@ -435,7 +499,7 @@ def analyse_rows(a, device):
     made = (gradients_record if a.what == 'gradients' else mistakes_record)(groups, splits, about=about, record=a.record)
     for split, found in made['metrics'].items(): print(split, *([gradient_table(found)] if a.what == 'gradients' else mistakes_tables(found).values()), sep='\n\n')
 
-# %% ../nbs/32_cli.ipynb #2963533e
+# %% ../nbs/32_cli.ipynb #2330f820
 @command
 def analyse(argv=None):
     "sgmim_analyse words|grounding|dependence|gradients|mistakes: look into a checkpoint."
