@@ -9,7 +9,7 @@ __all__ = ['IMAGES', 'SOUNDS', 'KINDS', 'FORMAT', 'VERSION', 'PART', 'ABOUT', 'F
            'surviving', 'Update', 'embed_files', 'update_index', 'open_model', 'query_of', 'build_approximate',
            'open_approximate', 'search_approximate', 'printable', 'index', 'index_command', 'search', 'search_command']
 
-# %% ../nbs/33_search.ipynb #0b5c4533
+# %% ../nbs/33_search.ipynb #60f560eb
 import argparse, contextlib, hashlib, io, json, os, secrets, stat, sys, time, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ from .image import load_image, normalise
 from .pretrain import shipped
 from .train import image_transform, shortest
 
-# %% ../nbs/33_search.ipynb #a11d3aa7
+# %% ../nbs/33_search.ipynb #970aec4a
 IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm')
 SOUNDS = ('.wav', '.flac', '.mp3', '.ogg')
 KINDS = {'images': IMAGES, 'audio': SOUNDS}      # of an index
@@ -50,7 +50,7 @@ def inside(root: Path, path) -> Path:
     if not stat.S_ISREG(mode): raise DataError(f'{path} is no ordinary file')
     return real
 
-# %% ../nbs/33_search.ipynb #15a72f67
+# %% ../nbs/33_search.ipynb #934625e2
 def list_files(root, kind: str = 'images') -> tuple:
     "([`File`, …] in the order of their paths, [(path, why), …] of what was left out) of the images or recordings anywhere below the folder `root`."
     root, files, left_out = Path(root).resolve(), [], []
@@ -69,7 +69,7 @@ def list_files(root, kind: str = 'images') -> tuple:
             except (DataError, OSError, RuntimeError) as e: left_out.append((shown(path), str(e)))      # RuntimeError: links in a circle
     return sorted(files), sorted(left_out)
 
-# %% ../nbs/33_search.ipynb #4a87ce06
+# %% ../nbs/33_search.ipynb #0ead20f7
 def to_unit(model, z: torch.Tensor) -> np.ndarray:
     "Embeddings (n, E) as float32 arrays whose inner product is the similarity of `model`: of length 1 for 'cosine'."
     z = z.float()
@@ -92,7 +92,7 @@ def embed_sounds(model, waves: list, max_seconds: float = 10.) -> np.ndarray:
     "z^A of B waveforms, float32 (B, E); see `sound_batch`."
     return to_unit(model, model.embed_audio(**sound_batch(model, waves, max_seconds)))
 
-# %% ../nbs/33_search.ipynb #1385a0aa
+# %% ../nbs/33_search.ipynb #c6418241
 def reader(model, kind: str, root: Path, max_seconds: float = 10.):
     "A function `File` -> what the model is to embed (a picture, uint8 (S, S, 3), or a waveform), or the text of what is wrong with the file."
     c = model.config
@@ -108,7 +108,7 @@ def reader(model, kind: str, root: Path, max_seconds: float = 10.):
         except (DataError, OSError) as e: return str(e)
     return read
 
-# %% ../nbs/33_search.ipynb #846103f8
+# %% ../nbs/33_search.ipynb #4b64fb9c
 FORMAT, VERSION, PART = 'sgmim search index', 1, 65_536
 ABOUT = {'format': str, 'version': int, 'kind': str, 'root': str, 'checkpoint': str, 'model': str, 'similarity': str, 'width': int, 'max_seconds': float,
          'parts': list, 'left_out': list, 'left_out_count': int}      # what index.json holds
@@ -148,7 +148,7 @@ def read_part(folder: Path, entry: dict, width: int, verify: bool = True) -> tup
         return vectors, files
     except (OSError, ValueError, TypeError, EOFError) as e: raise DataError(f'{name}: this part of the index is damaged or missing ({e})') from e
 
-# %% ../nbs/33_search.ipynb #b7b6af7f
+# %% ../nbs/33_search.ipynb #7fcb6357
 def read_about(file: Path) -> dict:
     "The content of an index.json; `DataError` if it is none of ours, of a newer version, or damaged."
     try: about = read_json(file)
@@ -160,7 +160,7 @@ def read_about(file: Path) -> dict:
     if wrong: raise DataError(f'{file}: the entry {wrong!r} is missing or cannot be right, so the file was changed. Delete the folder and make the index again.')
     return about
 
-# %% ../nbs/33_search.ipynb #f853049a
+# %% ../nbs/33_search.ipynb #1ea491ac
 def best_rows(parts: list, query: np.ndarray, k: int, largest: float, block: int = 65_536) -> tuple:
     """Rows that may be among the `k` with the largest inner product with `query` (E,), and that product in 64 bits: a few more than k, in no order.
     `parts`: arrays (n_i, E), rows counted through all; `largest`: a bound on the length of a row."""
@@ -183,7 +183,7 @@ def best_rows(parts: list, query: np.ndarray, k: int, largest: float, block: int
     exact = [parts[p][r - ends[p]].astype(np.float64) @ query.astype(np.float64) for p, r in zip(of, rows)]
     return rows, np.array(exact, np.float64)
 
-# %% ../nbs/33_search.ipynb #b857a108
+# %% ../nbs/33_search.ipynb #b61601ce
 class Hit(NamedTuple):
     "One result: `rank` from 1, `score` (the model's similarity), the `path` of the file below the root of the index, and its `row`."
     rank: int
@@ -198,7 +198,7 @@ def check_query(query, width: int) -> np.ndarray:
     if not np.isfinite(query).all(): raise DataError('the query holds NaN or infinite values: the model diverged, or the input is broken')
     return query
 
-# %% ../nbs/33_search.ipynb #06014da1
+# %% ../nbs/33_search.ipynb #cd995e12
 class Index:
     """An index, opened: `about` (index.json), `parts` (memory maps (n_i, E)), `files`, the `File` of each row. `broken`: (entry, why) of the parts that could not be read."""
     def __init__(self, folder, about, parts, files, broken=()):
@@ -234,7 +234,7 @@ class Index:
         found = sorted((-s, self.files[r].path, r) for s, r in zip(scores.tolist(), rows.tolist()))[:k]
         return [Hit(n, -s, path, r) for n, (s, path, r) in enumerate(found, 1)]
 
-# %% ../nbs/33_search.ipynb #3af6144b
+# %% ../nbs/33_search.ipynb #23551d9f
 class Writer:
     "The parts of an index while it is being made: `entries`, and rows that are not written yet. `about`: the rest of index.json."
     def __init__(self, folder, about, entries):
@@ -278,7 +278,7 @@ def join_parts(folder, entries: list, width: int) -> list:
         return write_part(folder, np.concatenate([v for v, _ in read]), [f for _, files in read for f in files])
     return [g[0] if len(g) == 1 else joined(g) for g in groups]
 
-# %% ../nbs/33_search.ipynb #7bcf4338
+# %% ../nbs/33_search.ipynb #83ef0a81
 def existing(folder: Path, about: dict) -> Index | None:
     "The index in `folder` to go on from (an unfinished one first), or None if the folder is new; `DataError` if it is of something else than `about`."
     if folder.exists() and not folder.is_dir(): raise DataError(f'{folder} is a file: give another name with --out')
@@ -306,7 +306,7 @@ def surviving(folder, index: Index, files: list) -> list:
         first += len(vectors)
     return entries
 
-# %% ../nbs/33_search.ipynb #5a8bb97e
+# %% ../nbs/33_search.ipynb #8f8debe3
 class Update(NamedTuple):
     "What `update_index` did: files `kept`, `added`, `changed`, `removed`, `left_out` ((path, why), …), and the `seconds` it took."
     kept: int
@@ -339,7 +339,7 @@ def embed_files(model, writer: Writer, read, files: list, batch_size: int, worke
     flush()
     return left_out
 
-# %% ../nbs/33_search.ipynb #092fe2a3
+# %% ../nbs/33_search.ipynb #44cf9a3d
 def update_index(folder, root, model, kind: str = 'images', checkpoint='', max_seconds: float = 10., batch_size: int = 64, workers: int = 2, prune: bool = False, progress: bool = True) -> Update:
     """Make the index `folder` of the images (or audio) below the folder `root`, or bring it up to date: only what is new or changed is embedded.
 
@@ -369,7 +369,7 @@ def update_index(folder, root, model, kind: str = 'images', checkpoint='', max_s
     done = [f.path for f in new if f.path not in bad]
     return Update(len(files) - len(new), len(set(done) - was), len(set(done) & was), len(was - (paths - bad)), sorted(left_out), time.perf_counter() - began)
 
-# %% ../nbs/33_search.ipynb #93c041e3
+# %% ../nbs/33_search.ipynb #1a3d0a1c
 def open_model(index: Index, checkpoint=None, device=None):
     "The model that made an index, from `checkpoint` or the folder noted in the index; `DataError` if it is gone, or if its weights are others."
     path = Path(checkpoint or index.about['checkpoint'])
@@ -388,7 +388,7 @@ def query_of(model, index: Index, recording=None, text=None, voice: str = 'en-us
     wave = speak(text, SPEAKERS[voice]).wave if text is not None else load_audio(recording, max_seconds=seconds)
     return embed_sounds(model, [wave], seconds)[0]
 
-# %% ../nbs/33_search.ipynb #4e0803e9
+# %% ../nbs/33_search.ipynb #727a28de
 def _faiss():
     try: import faiss
     except ImportError as e: raise ConfigError('approximate search needs FAISS: pip install faiss-cpu; or leave --approximate out: exact search needs nothing') from e
@@ -409,8 +409,9 @@ def build_approximate(index: Index, lists: int = None) -> Path:
 
 def open_approximate(index: Index):
     "What `build_approximate` wrote for this state of the index; `DataError` if there is none, or if it is damaged."
-    faiss, path = _faiss(), index.folder/f'{revision(index.about["parts"])}.faiss'
+    path = index.folder/f'{revision(index.about["parts"])}.faiss'
     if not path.is_file(): raise DataError(f'{index.folder} has no groups for approximate search, or they are older than the index: run sgmim_index --approximate again')
+    faiss = _faiss()
     try: grouped = faiss.read_index(str(path))
     except RuntimeError as e: raise DataError(f'{path} is damaged: delete it, and run sgmim_index --approximate again') from e
     if (grouped.ntotal, grouped.d) != (len(index), index.about['width']): raise DataError(f'{path} is of another index: delete it, and run sgmim_index --approximate again')
@@ -424,7 +425,7 @@ def search_approximate(index: Index, grouped, query, k: int = 10, probes: int = 
     found = sorted((-float(s), index.files[r].path, int(r)) for s, r in zip(scores[0], rows[0]) if r >= 0)
     return [Hit(n, -s, path, r) for n, (s, path, r) in enumerate(found, 1)]
 
-# %% ../nbs/33_search.ipynb #bc307c75
+# %% ../nbs/33_search.ipynb #ea026cb5
 def printable(text) -> str: return ''.join(c if c.isprintable() else '\ufffd' for c in str(text))     # a file's name may hold what moves the cursor
 
 def index(argv=None):
@@ -455,7 +456,7 @@ def index_command(argv=None):
     "sgmim_index CHECKPOINT --images DIR --out INDEX."
     return command(index)(argv)
 
-# %% ../nbs/33_search.ipynb #637c7c3a
+# %% ../nbs/33_search.ipynb #4d046457
 def search(argv=None):
     "What `sgmim_search` does."
     p = argparse.ArgumentParser('sgmim_search', description='Search an index: images by speech, recordings by a picture.')

@@ -333,7 +333,7 @@ def test_the_command(folder):
     "Started as a user starts it; Ctrl-C ends it without a word of Python."
     code = 'import sys; from sgmim.app import app_command; sys.exit(app_command(sys.argv[1:]))'
     process = subprocess.Popen([sys.executable, '-c', code, str(folder/'index'), '--port', '0', '--device', 'cpu', '--threads', '1'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, 'PYTHONPATH': str(ROOT)})
+                               env={**os.environ, 'PYTHONPATH': str(ROOT)}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))      # a job in the background is born deaf to Ctrl-C
     try:
         line = process.stdout.readline()
         address = re.search(r'61 images at http://127.0.0.1:([0-9]+)/ ', line)
