@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,15 +24,16 @@ a = p.parse_args()
 device, folder = pick_device(a.device), a.out.resolve()
 folder.mkdir(parents=True, exist_ok=True)
 bench = lambda name, *args, out=None: [sys.executable, str(ROOT/'benchmarks'/f'{name}.py'), '--device', str(device), '--out', str(folder/f'{out or "bench-" + name}.json'), *args]
-small = ['--tiny', '--pairs', '4', '--seconds', '2'] if a.tiny else []
+small = ['--tiny', '--pairs', '4', '--seconds', '2', '--threads', '1'] if a.tiny else []
 PARTS = {      # name: (command, seconds at most)
     'tests': ([sys.executable, '-m', 'pytest', '-q', '-m', 'cuda', str(ROOT/'tests')], 90),
     'step': (bench('step', *small, '--steps', '3'), 120),
-    'compiled': (bench('step', *small, '--steps', '3', '--compile', '--variants', 'summary', out='bench-step-compiled'), 70),
+    'compiled': (bench('step', *small, '--steps', '3', '--compile', '--variants', 'summary', out='bench-step-compiled'), 240 if a.tiny else 70),
     'growth': (bench('growth', *(['--tiny', '--pairs', '2', '4', '8', '--seconds', '1', '2'] if a.tiny else ['--pairs', '16', '32', '64', '128', '--seconds', '4', '8']), '--captions', '10000', '100000', '--steps', '2'), 130),
     'precision': (bench('precision', *(['--images', '64', '--epochs', '1', '--seeds', '1'] if a.tiny else ['--images', '1500', '--epochs', '4', '--seeds', '1'])), 120),
 }
 began, summary = time.perf_counter(), {}
+cache = tempfile.mkdtemp()      # of torch.compile: a part that is stopped may leave files that are cut short, which the next run must not find
 for name, (command, limit) in PARTS.items():
     left = 60*a.minutes - (time.perf_counter() - began)
     if left < 15:
@@ -39,7 +41,7 @@ for name, (command, limit) in PARTS.items():
         continue
     start = time.perf_counter()
     with open(folder/f'{name}.log', 'w') as log:
-        part = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}, cwd=ROOT, start_new_session=True)
+        part = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1', 'TORCHINDUCTOR_CACHE_DIR': cache}, cwd=ROOT, start_new_session=True)
         try: result = part.wait(min(limit, left))
         except subprocess.TimeoutExpired:
             os.killpg(part.pid, signal.SIGKILL)      # with the processes it has begun, which hold memory of the GPU

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from step import measure
+from step import environment, measure
 
 import sgmim.models.sgmim
 import sgmim.optim
@@ -52,6 +52,7 @@ CASES = {      # name: (what is changed, of step.measure's options)
     'optimiser without foreach': (one_by_one, {}),
     'momentum without foreach': (momentum_loop, {}),
     'without keeping freed memory': (lambda model: None, {}),
+    'waiting threads awake': (lambda model: None, {}),
     'tried: channels last': (channels_last, {}),
     'tried: torch.compile': (lambda model: None, {'compiled': True}),
     'bfloat16 (other numerics)': (lambda model: None, {'amp': 'bf16'}),
@@ -78,7 +79,7 @@ if __name__ == '__main__':
     for threads in a.threads if device.type == 'cpu' else [0]:
         for case in a.cases:
             done = subprocess.run([sys.executable, __file__, '--one', case, '--device', str(device), '--threads', str(threads), '--pairs', str(a.pairs), '--seconds', str(a.seconds), '--steps', str(a.steps)] + ['--tiny']*a.tiny,
-                                  capture_output=True, text=True)
+                                  capture_output=True, text=True, env=environment(awake='awake' in case))
             result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
             found.append({'case': case, **result})
             print(case, {k: round(v, 3) for k, v in result.items() if k in ('threads', 'cpu_seconds', 'seconds', 'share_of_matmul_rate')}, result.get('error', ''), flush=True)

@@ -1,10 +1,11 @@
 """One step at full size, against the rate of the machine and against a plain composition: python benchmarks/step.py [--device cuda] → results/bench-step[-cuda].json
 
 HuBERT Base and ViT-B/16 with random weights, frozen convolutions. On a CPU 4 pairs of 5 s in float32; on CUDA 100 pairs of 8 s in bfloat16. Forward, backward, clipping, update. Each variant runs in
-a process of its own; ours keeps freed memory, as `fit` does, plain has the allocator's defaults. Reported: CPU-seconds and seconds of a step (the median), pairs a second, the operations of a step, the share of the rate that large matrix products reach in the same process, peak memory.
+a process of its own; ours keeps freed memory, as `fit` does, and its waiting threads sleep, as in the commands; plain has the defaults of the allocator and of OpenMP. Reported: CPU-seconds and seconds of a step (the median), pairs a second, the operations of a step, the share of the rate that large matrix products reach in the same process, peak memory.
 """
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -50,6 +51,10 @@ def build(variant, tiny):
     "'plain', 'plain-eager', or a row of Table 4 as `SGMIMConfig.reconstruction` names it."
     if variant.startswith('plain'): return Plain(eager=variant == 'plain-eager')
     return SGMIM(replace(scenes_tiny() if tiny else paper(), reconstruction=variant))
+
+def environment(awake=False):
+    "Of a process that measures: threads that wait sleep, as in sgmim's commands, or `awake`, as OpenMP has it."
+    return {k: v for k, v in os.environ.items() if k != 'OMP_WAIT_POLICY'} | ({} if awake else {'OMP_WAIT_POLICY': 'passive'})
 
 def wait(device):
     if device.type == 'cuda': torch.cuda.synchronize(device)
@@ -122,7 +127,7 @@ if __name__ == '__main__':
             for threads in a.threads or ([0] if device.type == 'cuda' else [1, 2]):
                 amp = 'off' if variant == 'plain-eager' and device.type == 'cuda' else a.amp
                 done = subprocess.run([sys.executable, __file__, '--one', '--variants', variant, '--threads', str(threads), '--pairs', str(pairs), '--seconds', str(seconds), '--amp', amp, '--steps', str(a.steps),
-                                       '--device', str(device)] + ['--tiny']*a.tiny + ['--compile']*a.compile, capture_output=True, text=True)
+                                       '--device', str(device)] + ['--tiny']*a.tiny + ['--compile']*a.compile, capture_output=True, text=True, env=environment(variant.startswith('plain')))
                 result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'variant': variant, 'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
                 found.append(result)
                 write_json(out, run_record('benchmark', {'variants': a.variants, 'pairs': pairs, 'seconds_of_audio': seconds, 'amp': a.amp, 'compiled': a.compile}, 0, 'noise', {'variants': found}, time.perf_counter() - began, device, code))

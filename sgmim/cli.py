@@ -10,8 +10,10 @@ __all__ = ['SHARED', 'KINDS', 'command', 'settings', 'above', 'option', 'pretrai
            'row_groups', 'analyse_rows', 'analyse']
 
 # %% ../nbs/32_cli.ipynb #8d89c0a9
-import argparse, dataclasses, functools, hashlib, sys, time, warnings
+import argparse, dataclasses, functools, hashlib, os, sys, time, warnings
 from pathlib import Path
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')      # before torch: threads that wait for others sleep; awake, they take the core that those others need (benchmarks/levers.py)
 
 from .core import ConfigError, DataError, SgmimError, config_from_dict
 
