@@ -171,7 +171,7 @@ CORE = [cell("# Core\n\n> The base.\n\n## Why it is *here*\n\nSee [below](#why-i
         cell("#| export\ndef one(): return 1"), cell("one()")]
 MORE = [cell("# More\n\n> On top of [core](00_core.ipynb#one).", "markdown"), cell("#| default_exp data.more"),
         cell("#| export\nfrom sgmim.core import one"), cell("#| export\ndef two(): return one() + one()")]
-INDEX = [cell("# Mini\n\nSee [core](00_core.ipynb).", "markdown"), cell("#| hide\nfrom sgmim.core import one")]
+INDEX = [cell("# Mini\n\n> Two modules.\n\nSee [core](00_core.ipynb).", "markdown"), cell("#| hide\nfrom sgmim.core import one")]
 SIDEBAR = "website: {sidebar: {contents: [index.ipynb, {section: A, contents: [00_core.ipynb, 01_data_more.ipynb]}]}}\n"
 
 
@@ -234,6 +234,18 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
                        ("00_core.ipynb", [cell("x", outputs=[output("/home/me/x")])], "somebody's machine"),
                        ("00_core.ipynb", [cell("x", outputs=[{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}])], "an error"),
                        ("00_core.ipynb", [cell("nbdev_" + "export()")], "skips a cell"), ("00_core.ipynb", [cell("!false")], "fail unseen")],
+    "pages": [("00_core.ipynb", [cell("x", outputs=[output(**{"image/png": ""})]), cell("*A plot.*", "markdown")], "no `#| fig-alt"),
+              ("00_core.ipynb", [cell("#| fig-alt: a plot\nx", outputs=[output(**{"image/svg+xml": ""})])], "no caption"),
+              ("00_core.ipynb", [cell("#| fig-alt: a plot\nx", outputs=[output(**{"image/png": ""})]), cell("x"), cell("*Late.*", "markdown")], "no caption"),
+              ("00_core.ipynb", [cell("#| fig-alt: a plot\nx", outputs=[output(**{"image/png": ""})]), cell("**Bold** is none.", "markdown")], "no caption"),
+              ("00_core.ipynb", [cell("#| fig-alt: left: a plot\n#| fig-cap: a\nx", outputs=[output(**{"image/png": ""})])], "no text in YAML"),
+              ("00_core.ipynb", [cell("#| fig-cap:\nx")], "no text in YAML"),
+              ("00_core.ipynb", [cell("#| hide\nx", outputs=[{"output_type": "stream", "name": "stderr", "text": ["50%"]}])], "stderr"),
+              ("00_core.ipynb", [cell("x", outputs=[{"output_type": "stream", "name": "stdout", "text": ["f.py:1: UserWarning: x"]}])], "'UserWarning'"),
+              ("00_core.ipynb", [cell("x", outputs=[output("Traceback (most recent call last)")])], "Traceback"),
+              ("00_core.ipynb", [cell("x\n" * 51)], "51 lines, over 50"), ("00_core.ipynb", [cell("#| export\n" + "x\n" * 76)], "76 lines, over 75"),
+              ("index.ipynb", ("# Mini", "Mini"), "title"), ("index.ipynb", ("> Two modules.", "Two modules."), "title"),
+              ("index.ipynb", ("modules.", "modules,\\n> no more."), "title")],
     "links": [("00_core.ipynb", [cell("[a](02_gone.ipynb)", "markdown")], "not there"),
               ("00_core.ipynb", [cell("[a](01_data_more.ipynb#three)", "markdown")], "no such heading"),
               ("00_core.ipynb", [cell("![a](images/gone.png)", "markdown")], "not there"),
@@ -251,7 +263,9 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
 
 @pytest.mark.parametrize("check, file, fault, words", [(c, *f) for c, faults in FAULTS.items() for f in faults])
 def test_a_fault_is_found(mini, check, file, fault, words):
-    if file.endswith(".ipynb"):
+    if isinstance(fault, tuple) and file.endswith(".ipynb"):
+        file = f"nbs/{file}"
+    if isinstance(fault, list):
         write(mini, file, *{"00_core.ipynb": CORE, "01_data_more.ipynb": MORE, "index.ipynb": INDEX}[file], *fault)
     else:
         text = (mini / file).read_text()
@@ -259,6 +273,18 @@ def test_a_fault_is_found(mini, check, file, fault, words):
         (mini / file).write_text(text.replace(*fault))
     found = getattr(checks, check)(mini)
     assert any(words in problem for problem in found), found
+
+
+FINE = [cell("#| fig-alt: \"One: a plot.\"\nx", outputs=[output(**{"image/png": ""})]), cell("#| fig-alt: another\ny", outputs=[output(**{"image/png": ""})]),
+        cell("#| echo: false\nz", outputs=[output(**{"text/markdown": "Where from."})]), cell("*Two plots.*\n\n## And on", "markdown"),
+        cell("#| fig-alt: a plot\n#| fig-cap: \"A plot.\"\nx", outputs=[output(**{"image/png": ""})]),
+        cell("#| fig-alt: a painting\nx", outputs=[output(**{"image/jpeg": ""})]), cell("#| hide\nx", outputs=[output(**{"image/png": ""})]),
+        cell("#| hide_output\ny", outputs=[output(**{"image/png": ""})]), cell("#| hide\n" + "x\n" * 60), cell("#| echo: false\n" + "x\n" * 60), cell("#| export\n" + "x\n" * 60)]
+
+
+def test_what_a_page_may_do(mini):
+    write(mini, "00_core.ipynb", *CORE, *FINE)
+    assert checks.pages(mini) == []
 
 
 def test_every_check_has_a_fault():

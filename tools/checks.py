@@ -22,6 +22,7 @@ import readme
 LATE = {"fastcore", "soundfile", "soxr", "espeakng_loader", "ipywidgets", "IPython", "nbdev"}  # imported where used, never on top
 EXPORTS = {"export", "exports", "exporti"}  # directives of cells that go into the module
 MAX_NOTEBOOK = 1_500_000  # bytes
+MAX_LINES, MAX_EXPORTED = 50, 75  # lines of a cell: about a screen; a whole class may be longer
 joined = readme.joined
 
 
@@ -204,6 +205,73 @@ def notebook_state(root):
     return problems
 
 
+# --- pages are fit to be read
+
+def is_shown(marks, what=""):
+    "Whether the site shows a cell with these directives; or of a shown cell its `what`: 'input' or 'output'."
+    if {"hide", "default_exp"} & marks.keys() or marks.get("include", "").lower() == "false":
+        return False
+    keys = {"input": ("hide_input", "echo"), "output": ("hide_output", "output")}
+    return not what or keys[what][0] not in marks and marks.get(keys[what][1], "").lower() != "false"
+
+
+def images(cell):
+    "The kinds of images among the stored outputs of a cell."
+    return {kind for out in cell.get("outputs", []) for kind in out.get("data", {}) if kind.startswith("image/")}
+
+
+def has_caption(after):
+    "Whether the cells `after` a figure begin with an italic line; other figures and cells without visible code may stand between."
+    for cell in after:
+        if cell["cell_type"] == "markdown":
+            return bool(re.match(r"\*[^*\s]", joined(cell["source"])))
+        if not images(cell) and is_shown(marks := readme.directives(joined(cell["source"]))[0]) and is_shown(marks, "input"):
+            return False
+    return False
+
+
+def pages(root):
+    """Each notebook begins with a title and a subtitle of one line; figures have alt text and, but for the photographs and paintings
+    that are JPEGs, a caption; no output is a warning or a traceback; no cell is longer than a screen."""
+    problems = []
+    for path in notebooks(root):
+        name, found = f"nbs/{path}", cells(root, path)
+        first = joined(found[0]["source"]) if found and found[0]["cell_type"] == "markdown" else ""
+        if not re.match(r"# \S[^\n]*\n\n> \S[^\n]*(\n\s*\n|\s*$)", first):
+            problems.append(f"{name} does not begin with a title (`# …`), an empty line and a subtitle of one line (`> …`)")
+        for i, cell in enumerate(found):
+            if cell["cell_type"] != "code":
+                continue
+            marks, code = readme.directives(joined(cell["source"]))
+            begins = code.strip().split("\n")[0][:50]
+            for out in cell["outputs"]:
+                text = joined(out.get("text", "")) + "".join(joined(v) for k, v in out.get("data", {}).items() if k.startswith("text/"))
+                if out.get("name") == "stderr":
+                    problems.append(f"{name}: the cell `{begins}` has stored what went to stderr: run tools/refresh.py {path.stem}")
+                elif said := re.search(r"Traceback \(most recent call last\)|\b\w*Warning\b", text):
+                    problems.append(f"{name}: an output of the cell `{begins}` says {said[0]!r}")
+            if not is_shown(marks):
+                continue
+            limit = MAX_EXPORTED if EXPORTS & marks.keys() else MAX_LINES
+            if is_shown(marks, "input") and len(code.splitlines()) > limit:
+                problems.append(f"{name}: the cell `{begins}` has {len(code.splitlines())} lines, over {limit}: part it, with words between")
+            for key in ("fig-alt", "fig-cap"):
+                for line in re.findall(rf"^\s*#\s*\|\s*({key}:.*)", joined(cell["source"]), re.M):
+                    try:
+                        value = yaml.safe_load(line)[key]
+                    except yaml.YAMLError:
+                        value = None
+                    if not isinstance(value, str) or not value.strip():
+                        problems.append(f"{name}: `{line[:60]}` is no text in YAML: put it in double quotes")
+            if not images(cell) or not is_shown(marks, "output"):
+                continue
+            if "fig-alt" not in marks:
+                problems.append(f"{name}: the figure of the cell `{begins}` has no `#| fig-alt: \"…\"`, a sentence for those who cannot see it")
+            if images(cell) - {"image/jpeg"} and "fig-cap" not in marks and not has_caption(found[i + 1:]):
+                problems.append(f"{name}: the figure of the cell `{begins}` has no caption: begin the Markdown after it with a line in *italics*")
+    return problems
+
+
 # --- links
 
 def slugs(heading):
@@ -354,7 +422,7 @@ def workflows(root):
     return problems
 
 
-CHECKS = [in_step, readme_in_step, import_order, late_imports, imports_apart, notebook_state, links, sidebar, specifiers,
+CHECKS = [in_step, readme_in_step, import_order, late_imports, imports_apart, notebook_state, pages, links, sidebar, specifiers,
           console_scripts, versions, workflows]
 
 if __name__ == "__main__":
