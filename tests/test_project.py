@@ -172,6 +172,12 @@ CORE = [cell("# Core\n\n> The base.\n\n## Why it is *here*\n\nSee [below](#why-i
 MORE = [cell("# More\n\n> On top of [core](00_core.ipynb#one).", "markdown"), cell("#| default_exp data.more"),
         cell("#| export\nfrom sgmim.core import one"), cell("#| export\ndef two(): return one() + one()")]
 INDEX = [cell("# Mini\n\n> Two modules.\n\nSee [core](00_core.ipynb).", "markdown"), cell("#| hide\nfrom sgmim.core import one")]
+QUARTO = """project: {type: website}
+format: {html: {css: styles.css}}
+website:
+  navbar: {left: [{text: Start, href: index.ipynb}, {text: More, menu: [00_core.ipynb]}]}
+  page-footer: {left: "[terms](https://github.com/sgmim/sgmim/blob/main/settings.ini), [why](https://sgmim.github.io/sgmim/core.html#why-it-is-here)"}
+"""
 SIDEBAR = "website: {sidebar: {contents: [index.ipynb, {section: A, contents: [00_core.ipynb, 01_data_more.ipynb]}]}}\n"
 
 
@@ -182,12 +188,13 @@ def mini(tmp_path):
     ini = (ROOT / "settings.ini").read_text()
     keep = [line for line in ini.splitlines() if "=sgmim." not in line or "cli:demo" in line]
     (tmp_path / "settings.ini").write_text("\n".join(keep).replace("sgmim.cli:demo", "sgmim.core:one") + "\n")
-    for name in ("pyproject.toml", "_quarto.yml", "nbs/_quarto.yml", "CITATION.cff", "CHANGELOG.md", ".github/workflows/test.yaml"):
+    for name in ("pyproject.toml", "nbs/_quarto.yml", "nbs/styles.css", "CITATION.cff", "CHANGELOG.md", ".github/workflows/test.yaml", ".github/workflows/deploy.yaml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     write(tmp_path, "00_core.ipynb", *CORE)
     write(tmp_path, "01_data_more.ipynb", *MORE)
     write(tmp_path, "index.ipynb", *INDEX)
     (tmp_path / "nbs/sidebar.yml").write_text(SIDEBAR)
+    (tmp_path / "_quarto.yml").write_text(QUARTO)
     (tmp_path / "sgmim/__init__.py").write_text(f'__version__ = "{checks.settings(ROOT)["version"]}"\n')
     (tmp_path / "sgmim/core.py").write_text("def one(): return 1\n")
     readme.write(tmp_path)
@@ -254,10 +261,26 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
               ("CHANGELOG.md", ("first release", "[first](https://sgmim.github.io/sgmim/gone.html) release"), "not there")],
     "sidebar": [("nbs/sidebar.yml", ("00_core", "00_cor"), "not there"), ("nbs/sidebar.yml", ("index.ipynb, ", ""), "does not list index"),
                 ("nbs/sidebar.yml", ("index.ipynb, ", "index.ipynb, 00_core.ipynb, "), "more than once")],
+    "quarto_settings": [("_quarto.yml", ("project:", "\tproject:"), "_quarto.yml: "), ("nbs/sidebar.yml", ("website: {", "website: {{"), "nbs/sidebar.yml: "),
+                        ("nbs/_quarto.yml", (", sidebar.yml", ""), "nothing else"), ("nbs/_quarto.yml", ("project:", "format: html\nproject:"), "nothing else"),
+                        ("_quarto.yml", ("format:", "formats:"), "formats is no key"), ("_quarto.yml", ("navbar:", "navber:"), "website: navber is no key"),
+                        ("_quarto.yml", ("styles.css", "style.css"), "style.css is not there"), ("_quarto.yml", ("href: index", "href: indix"), "indix.ipynb is not there"),
+                        ("_quarto.yml", ("[00_core.ipynb]", "[02_core.ipynb]"), "02_core.ipynb is not there"), ("_quarto.yml", ("[00_core.ipynb]", "[]"), "More is empty"),
+                        ("_quarto.yml", ("website:\n", "website:\n  favicon: images/gone.svg\n"), "gone.svg is not there"),
+                        ("_quarto.yml", ("settings.ini", "setting.ini"), "setting.ini is not there"), ("_quarto.yml", ("#why", "#how"), "is not there"),
+                        ("_quarto.yml", ("core.html", "gone.html"), "is not there"), ("nbs/sidebar.yml", ("[00_core.ipynb, 01_data_more.ipynb]", "[]"), "A is empty")],
     "specifiers": [("settings.ini", ("torch>=2.6", "torch >= 2.6"), "without spaces"), ("settings.ini", ("0.1.18,<", "0.1.18, <"), "without spaces")],
     "console_scripts": [("settings.ini", ("core:one", "core:three"), "does not define")],
     "versions": [("CITATION.cff", ("version: 0", "version: 9"), "CITATION.cff says version 9"), ("CHANGELOG.md", ("## 0", "## 8"), "CHANGELOG.md says")],
     "workflows": [(".github/workflows/test.yaml", ("runs-on", "\truns-on"), "test.yaml"), (".github/workflows/test.yaml", ("- run:", "- ran:"), "neither uses")],
+    "deployment": [(".github/workflows/deploy.yaml", ("jobs:", "\tjobs:"), "Error"), (".github/workflows/deploy.yaml", ("jobs:", "job:"), "KeyError"),
+                   (".github/workflows/deploy.yaml", ("branches: [main]", "branches: [main, dev]"), "no other branch"),
+                   (".github/workflows/deploy.yaml", ("1.7.32", "release"), "which version"), (".github/workflows/deploy.yaml", ("1.7.32", "1.7"), "which version"),
+                   (".github/workflows/deploy.yaml", ("checkout@v4", "checkout@main"), "not pinned"), (".github/workflows/deploy.yaml", ("make docs", "make doc"), "does not run"),
+                   (".github/workflows/deploy.yaml", ("contents: read", "contents: write"), "permissions on top"),
+                   (".github/workflows/deploy.yaml", ("      pages: write\n", ""), "job deploy is to have"),
+                   (".github/workflows/deploy.yaml", ("runs-on: ubuntu-latest\n    timeout", "permissions: write-all\n    runs-on: ubuntu-latest\n    timeout"), "job build is to have"),
+                   (".github/workflows/deploy.yaml", ("deploy-pages@v4", "deploy@v4"), "publishes nothing")],
 }
 
 

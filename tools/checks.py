@@ -22,6 +22,11 @@ import readme
 LATE = {"fastcore", "soundfile", "soxr", "espeakng_loader", "ipywidgets", "IPython", "nbdev"}  # imported where used, never on top
 EXPORTS = {"export", "exports", "exporti"}  # directives of cells that go into the module
 MAX_NOTEBOOK = 1_500_000  # bytes
+STUB = {"project": {"type": "website"}, "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"]}  # nbs/_quarto.yml
+QUARTO_KEYS = {"": {"project", "format", "website", "metadata-files", "execute", "lang"},
+               "project": {"type", "preview", "output-dir", "render", "resources"},
+               "website": {"title", "description", "favicon", "image", "image-alt", "site-url", "repo-url", "repo-branch", "repo-actions", "open-graph",
+                           "twitter-card", "search", "page-navigation", "back-to-top-navigation", "bread-crumbs", "navbar", "sidebar", "page-footer"}}
 MAX_LINES, MAX_EXPORTED = 50, 75  # lines of a cell: about a screen; a whole class may be longer
 joined = readme.joined
 
@@ -312,12 +317,17 @@ def anchors(root, file):
     return found
 
 
+def html_pages(root):
+    "{address of a page on the site: its notebook}"
+    return {(p.parent / re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem.lower())).as_posix() + ".html": Path(root) / "nbs" / p for p in notebooks(root)}
+
+
 def links(root):
     "Every link of the notebooks and of the Markdown files that stays in the project leads to a file, and its #fragment to a heading."
     root, cfg, problems = Path(root).resolve(), settings(root), []
     site = cfg["doc_host"] + cfg["doc_baseurl"]
     own = re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/" + re.escape(cfg["branch"]) + r"/(.*)")
-    pages = {(p.parent / re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem.lower())).as_posix() + ".html": root / "nbs" / p for p in notebooks(root)}
+    pages = html_pages(root)
     files = [root / "nbs" / p for p in notebooks(root)] + sorted(root.glob("*.md")) + sorted(root.glob("data_manifests/*.md"))
     for file in files:
         text, name = prose(root, file), file.relative_to(root).as_posix()
@@ -362,6 +372,56 @@ def sidebar(root):
     problems = [f"nbs/sidebar.yml lists {p}, which is not there" for p in sorted(set(pages)) if not (Path(root) / "nbs" / p).exists()]
     problems += [f"nbs/sidebar.yml lists {p} more than once" for p in sorted({p for p in pages if pages.count(p) > 1})]
     return problems + [f"nbs/sidebar.yml does not list {p}: add it to a section" for p in sorted(there - set(pages))]
+
+
+def quarto_settings(root):
+    """The settings of the site parse; nbs/_quarto.yml only points to the others; keys are known ones; files they name are there, seen from nbs/;
+    sections of the sidebar and menus of the bar on top hold something."""
+    root, problems, content = Path(root), [], {}
+    for name in ("_quarto.yml", "nbs/_quarto.yml", "nbs/sidebar.yml"):
+        try:
+            content[name] = yaml.safe_load((root / name).read_text(encoding="utf-8"))
+            if not isinstance(content[name], dict):
+                problems.append(f"{name}: not a mapping")
+        except (OSError, yaml.YAMLError) as error:
+            problems.append(f"{name}: {str(error).splitlines()[0]}")
+    if problems:
+        return problems
+    if content["nbs/_quarto.yml"] != STUB:
+        problems.append(f"nbs/_quarto.yml is to hold {STUB} and nothing else: settings go into _quarto.yml")
+    cfg, pages = settings(root), html_pages(root)
+    site, own = cfg["doc_host"] + cfg["doc_baseurl"] + "/", re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/[^/]+/([^#]+)")
+
+    def there(target):
+        address, _, fragment = target.partition("#")
+        if address.startswith(site):
+            page = pages.get(address[len(site):] or "index.html")
+            return page and (not fragment or fragment in anchors(root, page))
+        if match := own.fullmatch(address):
+            return (root / match[1]).exists()
+        return not address or re.match(r"(https?|mailto):", address) or (root / "nbs" / address.lstrip("/")).exists()
+
+    def walk(name, item, keys=()):
+        if isinstance(item, dict):
+            for word in ("section", "menu"):
+                if word in item and not (item.get("contents") if word == "section" else item["menu"]):
+                    problems.append(f"{name}: {item.get('text') or item.get('section') or 'a menu'} is empty")
+            for key, value in item.items():
+                walk(name, value, (*keys, key))
+        elif isinstance(item, list):
+            for each in item:
+                walk(name, each, keys)
+        elif isinstance(item, str):
+            files = [item] if keys[-1] in {"href", "file", "css", "image", "favicon", "logo", "contents", "menu", "render", "resources"} else []
+            files += re.findall(r"\]\(([^)\s]+)\)", item)
+            problems.extend(f"{name}, {'.'.join(map(str, keys))}: {f} is not there" for f in files if not there(f))
+
+    for name in ("_quarto.yml", "nbs/sidebar.yml"):
+        for part, known in QUARTO_KEYS.items():
+            found = content[name].get(part, {}) if part else content[name]
+            problems += [f"{name}: {part + ': ' if part else ''}{key} is no key that is known here (QUARTO_KEYS in tools/checks.py)" for key in found.keys() - known]
+        walk(name, content[name])
+    return problems
 
 
 def specifiers(root):
@@ -422,8 +482,38 @@ def workflows(root):
     return problems
 
 
-CHECKS = [in_step, readme_in_step, import_order, late_imports, imports_apart, notebook_state, pages, links, sidebar, specifiers,
-          console_scripts, versions, workflows]
+def deployment(root):
+    "The site is built by `make docs` with a Quarto of one version, from the branch of settings.ini; only the job that publishes may write, and only pages."
+    root, name = Path(root), ".github/workflows/deploy.yaml"
+    try:
+        flow = yaml.safe_load((root / name).read_text(encoding="utf-8"))
+        on, jobs = flow[True], flow["jobs"]  # YAML reads the key `on` as true
+        steps = {job: body["steps"] for job, body in jobs.items()}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        return [f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}"]
+    problems, branch = [], settings(root)["branch"]
+    if (on.get("push") or {}).get("branches") != [branch]:
+        problems.append(f"{name} is to run on a push to {branch} and to no other branch")
+    every = [s for each in steps.values() for s in each]
+    setup = [s for s in every if s.get("uses", "").startswith("quarto-dev/quarto-actions/setup")]
+    if not setup or not all(re.fullmatch(r"\d+\.\d+\.\d+", str(s.get("with", {}).get("version"))) for s in setup):
+        problems.append(f"{name} does not say which version of Quarto (three numbers)")
+    problems += [f"{name}: {s['uses']} is not pinned to a version (@v4)" for s in every if "uses" in s and not re.search(r"@(v\d+(\.\d+)*|[0-9a-f]{40})$", s["uses"])]
+    if "make docs" not in [s.get("run") for s in every]:
+        problems.append(f"{name} does not run `make docs`")
+    if flow.get("permissions") != {"contents": "read"}:
+        problems.append(f"{name}: the permissions on top are to be `contents: read`; the job that publishes says what else it needs")
+    for job, body in jobs.items():
+        publishes = any(s.get("uses", "").startswith("actions/deploy-pages@") for s in steps[job])
+        if body.get("permissions") != ({"pages": "write", "id-token": "write"} if publishes else None):
+            problems.append(f"{name}: job {job} is to have {'pages: write and id-token: write' if publishes else 'no permissions of its own'}")
+    if not any(s.get("uses", "").startswith("actions/deploy-pages@") for s in every):
+        problems.append(f"{name} publishes nothing (actions/deploy-pages)")
+    return problems
+
+
+CHECKS = [in_step, readme_in_step, import_order, late_imports, imports_apart, notebook_state, pages, links, sidebar, quarto_settings, specifiers,
+          console_scripts, versions, workflows, deployment]
 
 if __name__ == "__main__":
     top, bad = Path(__file__).resolve().parent.parent, 0
