@@ -1,6 +1,7 @@
 """The parts of the project agree with one another, and each check that says so can fail."""
 import json
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -151,6 +152,16 @@ print(json.dumps([RECIPE, {n: dict(images=None, captions=None, speakers=len(r.sp
     assert expected == {kind: m["splits"] for kind, m in official.items()}
     assert caps == {kind: [m["protocol"]["max_seconds_train"], m["protocol"]["max_seconds_eval"]] for kind, m in official.items()}
     assert checksums == {kind: m["checksums"] for kind, m in official.items() if m["checksums"]}
+
+
+# --- lists in CONTRIBUTING.md
+
+def test_every_benchmark_and_requirement_is_explained():
+    text, cfg = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), checks.settings(ROOT)
+    listed = re.findall(r"^\| `(\w+\.py)` \| \S", text, re.M)
+    assert listed == sorted(p.name for p in (ROOT / "benchmarks").glob("*.py"))
+    names = [re.match(r"[\w-]+", word)[0] for key in ("requirements", "dev_requirements") for word in cfg[key].split()]
+    assert [n for n in names if f"**{n}**" not in text] == []
 
 
 # --- every check can fail: a small clean project, one fault at a time
