@@ -178,11 +178,11 @@ def write(root, name, *cells):
     (root / "nbs" / name).write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
 
 
-CORE = [cell("# Core\n\n> The base.\n\n## Why it is *here*\n\nSee [below](#why-it-is-here).", "markdown"), cell("#| default_exp core"),
+CORE = [cell("# Core\n\n> The base.", "markdown"), cell("## Why it is *here*\n\nSee [below](#why-it-is-here).", "markdown"), cell("#| default_exp core"),
         cell("#| export\ndef one(): return 1"), cell("one()")]
 MORE = [cell("# More\n\n> On top of [core](00_core.ipynb#one).", "markdown"), cell("#| default_exp data.more"),
         cell("#| export\nfrom sgmim.core import one"), cell("#| export\ndef two(): return one() + one()")]
-INDEX = [cell("# Mini\n\n> Two modules.\n\nSee [core](00_core.ipynb).", "markdown"), cell("#| hide\nfrom sgmim.core import one")]
+INDEX = [cell("# Mini\n\n> Two modules.", "markdown"), cell("See [core](00_core.ipynb).", "markdown"), cell("#| hide\nfrom sgmim.core import one")]
 QUARTO = """project: {type: website}
 format: {html: {css: styles.css}}
 website:
@@ -263,7 +263,8 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
               ("00_core.ipynb", [cell("x", outputs=[output("Traceback (most recent call last)")])], "Traceback"),
               ("00_core.ipynb", [cell("x\n" * 51)], "51 lines, over 50"), ("00_core.ipynb", [cell("#| export\n" + "x\n" * 76)], "76 lines, over 75"),
               ("index.ipynb", ("# Mini", "Mini"), "title"), ("index.ipynb", ("> Two modules.", "Two modules."), "title"),
-              ("index.ipynb", ("modules.", "modules,\\n> no more."), "title")],
+              ("index.ipynb", ("modules.", "modules,\\n> no more."), "title"),
+              ("index.ipynb", ("modules.", "modules.\\n\\nAnd more."), "more than title")],
     "links": [("00_core.ipynb", [cell("[a](02_gone.ipynb)", "markdown")], "not there"),
               ("00_core.ipynb", [cell("[a](01_data_more.ipynb#three)", "markdown")], "no such heading"),
               ("00_core.ipynb", [cell("![a](images/gone.png)", "markdown")], "not there"),

@@ -40,14 +40,20 @@ FIGURE = [cell("Also `Box.size` and `one`.", "markdown"), cell('#| fig-alt: "A p
 
 
 @pytest.fixture
-def site(mini):  # noqa: F811
-    "The small project, exported and processed."
+def exported(mini):  # noqa: F811
+    "The small project with its modules."
     write(mini, "00_core.ipynb", *CORE, *FIGURE)
     export = "import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; nbdev_export()"
     subprocess.run([sys.executable, "-c", export], cwd=mini, env={k: v for k, v in os.environ.items() if k != "IN_TEST"}, check=True)
-    done = prepared(mini)
-    assert done.returncode == 0, done.stdout + done.stderr
     return mini
+
+
+@pytest.fixture
+def site(exported):
+    "The small project, exported and processed."
+    done = prepared(exported)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return exported
 
 
 def edit(root, name, change):
@@ -72,7 +78,7 @@ def test_a_fault_of_the_site_is_found(site):
     assert "core.html#box" in core and "box.size" not in core  # a method is linked to its class
     for change, words in ((lambda cells: cells.append({"cell_type": "code", "source": "", "outputs": [{"output_type": "error"}]}), "00_core.ipynb shows an error"),
                           (replace("### one", "### none"), "00_core.ipynb does not document one"), (replace("### Box", "Box"), "does not document Box"),
-                          (replace("fig-alt", "alt"), "has lost a figure"), (replace("description: ", "about: "), "no description"),
+                          (replace("fig-alt", "alt"), "has lost a figure"), (replace("A plot.*", "*"), "has lost what begins with '*A plot"), (replace("description: ", "about: "), "no description"),
                           (lambda cells: cells.append({"cell_type": "markdown", "source": "[a](gone.ipynb)"}), "gone.ipynb, which is not there"),
                           (replace("core.html#one", "core.html#nine"), "no such heading"), (replace("core.html#one", "cores.html"), "not there")):
         edit(site, "00_core.ipynb", change)
@@ -83,9 +89,15 @@ def test_a_fault_of_the_site_is_found(site):
     assert "index.ipynb was not processed" in found and "other.ipynb is of no notebook" in found
 
 
-def test_a_cell_that_cannot_be_run_stops_the_site(site):
-    write(site, "00_core.ipynb", *CORE, cell("#| export\nx = 1/0"))
-    done = prepared(site)
+def test_prose_beside_the_title_is_missed(exported):
+    write(exported, "00_core.ipynb", cell("# Core\n\n> The base.\n\nAn opening.", "markdown"), *CORE[1:])
+    done = prepared(exported)
+    assert done.returncode != 0 and "00_core.ipynb has lost what begins with 'An opening.'" in done.stderr
+
+
+def test_a_cell_that_cannot_be_run_stops_the_site(exported):
+    write(exported, "00_core.ipynb", *CORE, cell("#| export\nx = 1/0"))
+    done = prepared(exported)
     assert done.returncode != 0 and "ZeroDivisionError" in done.stdout + done.stderr
 
 

@@ -236,7 +236,7 @@ def has_caption(after):
 
 
 def pages(root):
-    """Each notebook begins with a title and a subtitle of one line; figures have alt text and, but for the photographs and paintings
+    """Each notebook begins with a cell of title and subtitle, a line each; figures have alt text and, but for the photographs and paintings
     that are JPEGs, a caption; no output is a warning or a traceback; no cell is longer than a screen."""
     problems = []
     for path in notebooks(root):
@@ -244,6 +244,8 @@ def pages(root):
         first = joined(found[0]["source"]) if found and found[0]["cell_type"] == "markdown" else ""
         if not re.match(r"# \S[^\n]*\n\n> \S[^\n]*(\n\s*\n|\s*$)", first):
             problems.append(f"{name} does not begin with a title (`# …`), an empty line and a subtitle of one line (`> …`)")
+        elif not re.fullmatch(r"[^\n]*\n\n[^\n]*\s*", first):
+            problems.append(f"{name}: its first cell holds more than title and subtitle; the site would lack the rest: give that a cell of its own")
         for i, cell in enumerate(found):
             if cell["cell_type"] != "code":
                 continue

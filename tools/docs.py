@@ -49,8 +49,13 @@ def written(cell):
     return [joined(out["data"]["text/markdown"]) for out in cell.get("outputs", []) if "text/markdown" in out.get("data", {})]
 
 
+def bare(text):
+    "Markdown without links, code marks and white space: nbdev turns `name` into a link."
+    return re.sub(r"\]\([^)]*\)|[\[\]`]|\s+", "", text)
+
+
 def problems(root, proc):
-    "What is wrong with the processed notebooks `proc` of the project `root`: pages, figures or documented names missing, errors, links that lead nowhere."
+    "What is wrong with the processed notebooks `proc` of the project `root`: pages, prose, figures or documented names missing, errors, links that lead nowhere."
     root, proc, found = Path(root), Path(proc), []
     pages = checks.notebooks(root)
     there = {p.relative_to(proc) for p in proc.rglob("*.ipynb")}
@@ -66,6 +71,9 @@ def problems(root, proc):
             if any(out["output_type"] == "error" for c in cells for out in c.get("outputs", [])):
                 found.append(f"{path} shows an error")
             texts = [text for c in cells for text in written(c)]
+            prose, whole = [joined(c["source"]) for c in checks.cells(root, path, "markdown")], bare("".join(texts))
+            prose[:1] = re.sub(r"^# .*\n\n> .*", "", prose[0], count=1).split("\n\n") if prose else []  # title and subtitle have become settings of the page
+            found += [f"{path} has lost what begins with {text.strip()[:50]!r}: give title and subtitle a cell of their own" for text in prose if bare(text) not in whole]
             heads = set(re.findall(r"^#{2,} (\w+)\s*$", "\n".join(texts), re.M))
             found += [f"{path} does not document {name}" for name in documented(root, path) if name not in heads]
             alts = lambda cells: {m for c in cells if checks.images(c) for m in re.findall(r"^#\s*\|\s*fig-alt:.*", joined(c["source"]), re.M)}
