@@ -1,6 +1,7 @@
 """The parts of the project agree with one another, and each check that says so can fail."""
 import json
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -153,6 +154,16 @@ print(json.dumps([RECIPE, {n: dict(images=None, captions=None, speakers=len(r.sp
     assert checksums == {kind: m["checksums"] for kind, m in official.items() if m["checksums"]}
 
 
+# --- lists in CONTRIBUTING.md
+
+def test_every_benchmark_and_requirement_is_explained():
+    text, cfg = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), checks.settings(ROOT)
+    listed = re.findall(r"^\| `(\w+\.py)` \| \S", text, re.M)
+    assert listed == sorted(p.name for p in (ROOT / "benchmarks").glob("*.py"))
+    names = [re.match(r"[\w-]+", word)[0] for key in ("requirements", "dev_requirements") for word in cfg[key].split()]
+    assert [n for n in names if f"**{n}**" not in text] == []
+
+
 # --- every check can fail: a small clean project, one fault at a time
 
 def cell(source, kind="code", outputs=()):
@@ -167,11 +178,17 @@ def write(root, name, *cells):
     (root / "nbs" / name).write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
 
 
-CORE = [cell("# Core\n\n> The base.\n\n## Why it is *here*\n\nSee [below](#why-it-is-here).", "markdown"), cell("#| default_exp core"),
+CORE = [cell("# Core\n\n> The base.", "markdown"), cell("## Why it is *here*\n\nSee [below](#why-it-is-here).", "markdown"), cell("#| default_exp core"),
         cell("#| export\ndef one(): return 1"), cell("one()")]
 MORE = [cell("# More\n\n> On top of [core](00_core.ipynb#one).", "markdown"), cell("#| default_exp data.more"),
         cell("#| export\nfrom sgmim.core import one"), cell("#| export\ndef two(): return one() + one()")]
-INDEX = [cell("# Mini\n\nSee [core](00_core.ipynb).", "markdown"), cell("#| hide\nfrom sgmim.core import one")]
+INDEX = [cell("# Mini\n\n> Two modules.", "markdown"), cell("See [core](00_core.ipynb).", "markdown"), cell("#| hide\nfrom sgmim.core import one")]
+QUARTO = """project: {type: website}
+format: {html: {css: styles.css}}
+website:
+  navbar: {left: [{text: Start, href: index.ipynb}, {text: More, menu: [00_core.ipynb]}]}
+  page-footer: {left: "[terms](https://github.com/sgmim/sgmim/blob/main/settings.ini), [why](https://sgmim.github.io/sgmim/core.html#why-it-is-here)"}
+"""
 SIDEBAR = "website: {sidebar: {contents: [index.ipynb, {section: A, contents: [00_core.ipynb, 01_data_more.ipynb]}]}}\n"
 
 
@@ -182,12 +199,13 @@ def mini(tmp_path):
     ini = (ROOT / "settings.ini").read_text()
     keep = [line for line in ini.splitlines() if "=sgmim." not in line or "cli:demo" in line]
     (tmp_path / "settings.ini").write_text("\n".join(keep).replace("sgmim.cli:demo", "sgmim.core:one") + "\n")
-    for name in ("pyproject.toml", "_quarto.yml", "nbs/_quarto.yml", "CITATION.cff", "CHANGELOG.md", ".github/workflows/test.yaml"):
+    for name in ("pyproject.toml", "nbs/_quarto.yml", "nbs/styles.css", "CITATION.cff", "CHANGELOG.md", ".github/workflows/test.yaml", ".github/workflows/deploy.yaml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     write(tmp_path, "00_core.ipynb", *CORE)
     write(tmp_path, "01_data_more.ipynb", *MORE)
     write(tmp_path, "index.ipynb", *INDEX)
     (tmp_path / "nbs/sidebar.yml").write_text(SIDEBAR)
+    (tmp_path / "_quarto.yml").write_text(QUARTO)
     (tmp_path / "sgmim/__init__.py").write_text(f'__version__ = "{checks.settings(ROOT)["version"]}"\n')
     (tmp_path / "sgmim/core.py").write_text("def one(): return 1\n")
     readme.write(tmp_path)
@@ -234,6 +252,19 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
                        ("00_core.ipynb", [cell("x", outputs=[output("/home/me/x")])], "somebody's machine"),
                        ("00_core.ipynb", [cell("x", outputs=[{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}])], "an error"),
                        ("00_core.ipynb", [cell("nbdev_" + "export()")], "skips a cell"), ("00_core.ipynb", [cell("!false")], "fail unseen")],
+    "pages": [("00_core.ipynb", [cell("x", outputs=[output(**{"image/png": ""})]), cell("*A plot.*", "markdown")], "no `#| fig-alt"),
+              ("00_core.ipynb", [cell("#| fig-alt: a plot\nx", outputs=[output(**{"image/svg+xml": ""})])], "no caption"),
+              ("00_core.ipynb", [cell("#| fig-alt: a plot\nx", outputs=[output(**{"image/png": ""})]), cell("x"), cell("*Late.*", "markdown")], "no caption"),
+              ("00_core.ipynb", [cell("#| fig-alt: a plot\nx", outputs=[output(**{"image/png": ""})]), cell("**Bold** is none.", "markdown")], "no caption"),
+              ("00_core.ipynb", [cell("#| fig-alt: left: a plot\n#| fig-cap: a\nx", outputs=[output(**{"image/png": ""})])], "no text in YAML"),
+              ("00_core.ipynb", [cell("#| fig-cap:\nx")], "no text in YAML"),
+              ("00_core.ipynb", [cell("#| hide\nx", outputs=[{"output_type": "stream", "name": "stderr", "text": ["50%"]}])], "stderr"),
+              ("00_core.ipynb", [cell("x", outputs=[{"output_type": "stream", "name": "stdout", "text": ["f.py:1: UserWarning: x"]}])], "'UserWarning'"),
+              ("00_core.ipynb", [cell("x", outputs=[output("Traceback (most recent call last)")])], "Traceback"),
+              ("00_core.ipynb", [cell("x\n" * 51)], "51 lines, over 50"), ("00_core.ipynb", [cell("#| export\n" + "x\n" * 76)], "76 lines, over 75"),
+              ("index.ipynb", ("# Mini", "Mini"), "title"), ("index.ipynb", ("> Two modules.", "Two modules."), "title"),
+              ("index.ipynb", ("modules.", "modules,\\n> no more."), "title"),
+              ("index.ipynb", ("modules.", "modules.\\n\\nAnd more."), "more than title")],
     "links": [("00_core.ipynb", [cell("[a](02_gone.ipynb)", "markdown")], "not there"),
               ("00_core.ipynb", [cell("[a](01_data_more.ipynb#three)", "markdown")], "no such heading"),
               ("00_core.ipynb", [cell("![a](images/gone.png)", "markdown")], "not there"),
@@ -242,16 +273,34 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
               ("CHANGELOG.md", ("first release", "[first](https://sgmim.github.io/sgmim/gone.html) release"), "not there")],
     "sidebar": [("nbs/sidebar.yml", ("00_core", "00_cor"), "not there"), ("nbs/sidebar.yml", ("index.ipynb, ", ""), "does not list index"),
                 ("nbs/sidebar.yml", ("index.ipynb, ", "index.ipynb, 00_core.ipynb, "), "more than once")],
+    "quarto_settings": [("_quarto.yml", ("project:", "\tproject:"), "_quarto.yml: "), ("nbs/sidebar.yml", ("website: {", "website: {{"), "nbs/sidebar.yml: "),
+                        ("nbs/_quarto.yml", (", sidebar.yml", ""), "nothing else"), ("nbs/_quarto.yml", ("project:", "format: html\nproject:"), "nothing else"),
+                        ("_quarto.yml", ("format:", "formats:"), "formats is no key"), ("_quarto.yml", ("navbar:", "navber:"), "website: navber is no key"),
+                        ("_quarto.yml", ("styles.css", "style.css"), "style.css is not there"), ("_quarto.yml", ("href: index", "href: indix"), "indix.ipynb is not there"),
+                        ("_quarto.yml", ("[00_core.ipynb]", "[02_core.ipynb]"), "02_core.ipynb is not there"), ("_quarto.yml", ("[00_core.ipynb]", "[]"), "More is empty"),
+                        ("_quarto.yml", ("website:\n", "website:\n  favicon: images/gone.svg\n"), "gone.svg is not there"),
+                        ("_quarto.yml", ("settings.ini", "setting.ini"), "setting.ini is not there"), ("_quarto.yml", ("#why", "#how"), "is not there"),
+                        ("_quarto.yml", ("core.html", "gone.html"), "is not there"), ("nbs/sidebar.yml", ("[00_core.ipynb, 01_data_more.ipynb]", "[]"), "A is empty")],
     "specifiers": [("settings.ini", ("torch>=2.6", "torch >= 2.6"), "without spaces"), ("settings.ini", ("0.1.18,<", "0.1.18, <"), "without spaces")],
     "console_scripts": [("settings.ini", ("core:one", "core:three"), "does not define")],
     "versions": [("CITATION.cff", ("version: 0", "version: 9"), "CITATION.cff says version 9"), ("CHANGELOG.md", ("## 0", "## 8"), "CHANGELOG.md says")],
     "workflows": [(".github/workflows/test.yaml", ("runs-on", "\truns-on"), "test.yaml"), (".github/workflows/test.yaml", ("- run:", "- ran:"), "neither uses")],
+    "deployment": [(".github/workflows/deploy.yaml", ("jobs:", "\tjobs:"), "Error"), (".github/workflows/deploy.yaml", ("jobs:", "job:"), "KeyError"),
+                   (".github/workflows/deploy.yaml", ("branches: [main]", "branches: [main, dev]"), "no other branch"),
+                   (".github/workflows/deploy.yaml", ("1.7.32", "release"), "which version"), (".github/workflows/deploy.yaml", ("1.7.32", "1.7"), "which version"),
+                   (".github/workflows/deploy.yaml", ("checkout@v4", "checkout@main"), "not pinned"), (".github/workflows/deploy.yaml", ("make docs", "make doc"), "does not run"),
+                   (".github/workflows/deploy.yaml", ("contents: read", "contents: write"), "permissions on top"),
+                   (".github/workflows/deploy.yaml", ("      pages: write\n", ""), "job deploy is to have"),
+                   (".github/workflows/deploy.yaml", ("runs-on: ubuntu-latest\n    timeout", "permissions: write-all\n    runs-on: ubuntu-latest\n    timeout"), "job build is to have"),
+                   (".github/workflows/deploy.yaml", ("deploy-pages@v4", "deploy@v4"), "publishes nothing")],
 }
 
 
 @pytest.mark.parametrize("check, file, fault, words", [(c, *f) for c, faults in FAULTS.items() for f in faults])
 def test_a_fault_is_found(mini, check, file, fault, words):
-    if file.endswith(".ipynb"):
+    if isinstance(fault, tuple) and file.endswith(".ipynb"):
+        file = f"nbs/{file}"
+    if isinstance(fault, list):
         write(mini, file, *{"00_core.ipynb": CORE, "01_data_more.ipynb": MORE, "index.ipynb": INDEX}[file], *fault)
     else:
         text = (mini / file).read_text()
@@ -259,6 +308,18 @@ def test_a_fault_is_found(mini, check, file, fault, words):
         (mini / file).write_text(text.replace(*fault))
     found = getattr(checks, check)(mini)
     assert any(words in problem for problem in found), found
+
+
+FINE = [cell("#| fig-alt: \"One: a plot.\"\nx", outputs=[output(**{"image/png": ""})]), cell("#| fig-alt: another\ny", outputs=[output(**{"image/png": ""})]),
+        cell("#| echo: false\nz", outputs=[output(**{"text/markdown": "Where from."})]), cell("*Two plots.*\n\n## And on", "markdown"),
+        cell("#| fig-alt: a plot\n#| fig-cap: \"A plot.\"\nx", outputs=[output(**{"image/png": ""})]),
+        cell("#| fig-alt: a painting\nx", outputs=[output(**{"image/jpeg": ""})]), cell("#| hide\nx", outputs=[output(**{"image/png": ""})]),
+        cell("#| hide_output\ny", outputs=[output(**{"image/png": ""})]), cell("#| hide\n" + "x\n" * 60), cell("#| echo: false\n" + "x\n" * 60), cell("#| export\n" + "x\n" * 60)]
+
+
+def test_what_a_page_may_do(mini):
+    write(mini, "00_core.ipynb", *CORE, *FINE)
+    assert checks.pages(mini) == []
 
 
 def test_every_check_has_a_fault():

@@ -22,6 +22,12 @@ import readme
 LATE = {"fastcore", "soundfile", "soxr", "espeakng_loader", "ipywidgets", "IPython", "nbdev"}  # imported where used, never on top
 EXPORTS = {"export", "exports", "exporti"}  # directives of cells that go into the module
 MAX_NOTEBOOK = 1_500_000  # bytes
+STUB = {"project": {"type": "website"}, "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"]}  # nbs/_quarto.yml
+QUARTO_KEYS = {"": {"project", "format", "website", "metadata-files", "execute", "lang"},
+               "project": {"type", "preview", "output-dir", "render", "resources"},
+               "website": {"title", "description", "favicon", "image", "image-alt", "site-url", "repo-url", "repo-branch", "repo-actions", "open-graph",
+                           "twitter-card", "search", "page-navigation", "back-to-top-navigation", "bread-crumbs", "navbar", "sidebar", "page-footer"}}
+MAX_LINES, MAX_EXPORTED = 50, 75  # lines of a cell: about a screen; a whole class may be longer
 joined = readme.joined
 
 
@@ -204,6 +210,75 @@ def notebook_state(root):
     return problems
 
 
+# --- pages are fit to be read
+
+def is_shown(marks, what=""):
+    "Whether the site shows a cell with these directives; or of a shown cell its `what`: 'input' or 'output'."
+    if {"hide", "default_exp"} & marks.keys() or marks.get("include", "").lower() == "false":
+        return False
+    keys = {"input": ("hide_input", "echo"), "output": ("hide_output", "output")}
+    return not what or keys[what][0] not in marks and marks.get(keys[what][1], "").lower() != "false"
+
+
+def images(cell):
+    "The kinds of images among the stored outputs of a cell."
+    return {kind for out in cell.get("outputs", []) for kind in out.get("data", {}) if kind.startswith("image/")}
+
+
+def has_caption(after):
+    "Whether the cells `after` a figure begin with an italic line; other figures and cells without visible code may stand between."
+    for cell in after:
+        if cell["cell_type"] == "markdown":
+            return bool(re.match(r"\*[^*\s]", joined(cell["source"])))
+        if not images(cell) and is_shown(marks := readme.directives(joined(cell["source"]))[0]) and is_shown(marks, "input"):
+            return False
+    return False
+
+
+def pages(root):
+    """Each notebook begins with a cell of title and subtitle, a line each; figures have alt text and, but for the photographs and paintings
+    that are JPEGs, a caption; no output is a warning or a traceback; no cell is longer than a screen."""
+    problems = []
+    for path in notebooks(root):
+        name, found = f"nbs/{path}", cells(root, path)
+        first = joined(found[0]["source"]) if found and found[0]["cell_type"] == "markdown" else ""
+        if not re.match(r"# \S[^\n]*\n\n> \S[^\n]*(\n\s*\n|\s*$)", first):
+            problems.append(f"{name} does not begin with a title (`# …`), an empty line and a subtitle of one line (`> …`)")
+        elif not re.fullmatch(r"[^\n]*\n\n[^\n]*\s*", first):
+            problems.append(f"{name}: its first cell holds more than title and subtitle; the site would lack the rest: give that a cell of its own")
+        for i, cell in enumerate(found):
+            if cell["cell_type"] != "code":
+                continue
+            marks, code = readme.directives(joined(cell["source"]))
+            begins = code.strip().split("\n")[0][:50]
+            for out in cell["outputs"]:
+                text = joined(out.get("text", "")) + "".join(joined(v) for k, v in out.get("data", {}).items() if k.startswith("text/"))
+                if out.get("name") == "stderr":
+                    problems.append(f"{name}: the cell `{begins}` has stored what went to stderr: run tools/refresh.py {path.stem}")
+                elif said := re.search(r"Traceback \(most recent call last\)|\b\w*Warning\b", text):
+                    problems.append(f"{name}: an output of the cell `{begins}` says {said[0]!r}")
+            if not is_shown(marks):
+                continue
+            limit = MAX_EXPORTED if EXPORTS & marks.keys() else MAX_LINES
+            if is_shown(marks, "input") and len(code.splitlines()) > limit:
+                problems.append(f"{name}: the cell `{begins}` has {len(code.splitlines())} lines, over {limit}: part it, with words between")
+            for key in ("fig-alt", "fig-cap"):
+                for line in re.findall(rf"^\s*#\s*\|\s*({key}:.*)", joined(cell["source"]), re.M):
+                    try:
+                        value = yaml.safe_load(line)[key]
+                    except yaml.YAMLError:
+                        value = None
+                    if not isinstance(value, str) or not value.strip():
+                        problems.append(f"{name}: `{line[:60]}` is no text in YAML: put it in double quotes")
+            if not images(cell) or not is_shown(marks, "output"):
+                continue
+            if "fig-alt" not in marks:
+                problems.append(f"{name}: the figure of the cell `{begins}` has no `#| fig-alt: \"…\"`, a sentence for those who cannot see it")
+            if images(cell) - {"image/jpeg"} and "fig-cap" not in marks and not has_caption(found[i + 1:]):
+                problems.append(f"{name}: the figure of the cell `{begins}` has no caption: begin the Markdown after it with a line in *italics*")
+    return problems
+
+
 # --- links
 
 def slugs(heading):
@@ -244,12 +319,17 @@ def anchors(root, file):
     return found
 
 
+def html_pages(root):
+    "{address of a page on the site: its notebook}"
+    return {(p.parent / re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem.lower())).as_posix() + ".html": Path(root) / "nbs" / p for p in notebooks(root)}
+
+
 def links(root):
     "Every link of the notebooks and of the Markdown files that stays in the project leads to a file, and its #fragment to a heading."
     root, cfg, problems = Path(root).resolve(), settings(root), []
     site = cfg["doc_host"] + cfg["doc_baseurl"]
     own = re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/" + re.escape(cfg["branch"]) + r"/(.*)")
-    pages = {(p.parent / re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem.lower())).as_posix() + ".html": root / "nbs" / p for p in notebooks(root)}
+    pages = html_pages(root)
     files = [root / "nbs" / p for p in notebooks(root)] + sorted(root.glob("*.md")) + sorted(root.glob("data_manifests/*.md"))
     for file in files:
         text, name = prose(root, file), file.relative_to(root).as_posix()
@@ -294,6 +374,56 @@ def sidebar(root):
     problems = [f"nbs/sidebar.yml lists {p}, which is not there" for p in sorted(set(pages)) if not (Path(root) / "nbs" / p).exists()]
     problems += [f"nbs/sidebar.yml lists {p} more than once" for p in sorted({p for p in pages if pages.count(p) > 1})]
     return problems + [f"nbs/sidebar.yml does not list {p}: add it to a section" for p in sorted(there - set(pages))]
+
+
+def quarto_settings(root):
+    """The settings of the site parse; nbs/_quarto.yml only points to the others; keys are known ones; files they name are there, seen from nbs/;
+    sections of the sidebar and menus of the bar on top hold something."""
+    root, problems, content = Path(root), [], {}
+    for name in ("_quarto.yml", "nbs/_quarto.yml", "nbs/sidebar.yml"):
+        try:
+            content[name] = yaml.safe_load((root / name).read_text(encoding="utf-8"))
+            if not isinstance(content[name], dict):
+                problems.append(f"{name}: not a mapping")
+        except (OSError, yaml.YAMLError) as error:
+            problems.append(f"{name}: {str(error).splitlines()[0]}")
+    if problems:
+        return problems
+    if content["nbs/_quarto.yml"] != STUB:
+        problems.append(f"nbs/_quarto.yml is to hold {STUB} and nothing else: settings go into _quarto.yml")
+    cfg, pages = settings(root), html_pages(root)
+    site, own = cfg["doc_host"] + cfg["doc_baseurl"] + "/", re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/[^/]+/([^#]+)")
+
+    def there(target):
+        address, _, fragment = target.partition("#")
+        if address.startswith(site):
+            page = pages.get(address[len(site):] or "index.html")
+            return page and (not fragment or fragment in anchors(root, page))
+        if match := own.fullmatch(address):
+            return (root / match[1]).exists()
+        return not address or re.match(r"(https?|mailto):", address) or (root / "nbs" / address.lstrip("/")).exists()
+
+    def walk(name, item, keys=()):
+        if isinstance(item, dict):
+            for word in ("section", "menu"):
+                if word in item and not (item.get("contents") if word == "section" else item["menu"]):
+                    problems.append(f"{name}: {item.get('text') or item.get('section') or 'a menu'} is empty")
+            for key, value in item.items():
+                walk(name, value, (*keys, key))
+        elif isinstance(item, list):
+            for each in item:
+                walk(name, each, keys)
+        elif isinstance(item, str):
+            files = [item] if keys[-1] in {"href", "file", "css", "image", "favicon", "logo", "contents", "menu", "render", "resources"} else []
+            files += re.findall(r"\]\(([^)\s]+)\)", item)
+            problems.extend(f"{name}, {'.'.join(map(str, keys))}: {f} is not there" for f in files if not there(f))
+
+    for name in ("_quarto.yml", "nbs/sidebar.yml"):
+        for part, known in QUARTO_KEYS.items():
+            found = content[name].get(part, {}) if part else content[name]
+            problems += [f"{name}: {part + ': ' if part else ''}{key} is no key that is known here (QUARTO_KEYS in tools/checks.py)" for key in found.keys() - known]
+        walk(name, content[name])
+    return problems
 
 
 def specifiers(root):
@@ -354,8 +484,38 @@ def workflows(root):
     return problems
 
 
-CHECKS = [in_step, readme_in_step, import_order, late_imports, imports_apart, notebook_state, links, sidebar, specifiers,
-          console_scripts, versions, workflows]
+def deployment(root):
+    "The site is built by `make docs` with a Quarto of one version, from the branch of settings.ini; only the job that publishes may write, and only pages."
+    root, name = Path(root), ".github/workflows/deploy.yaml"
+    try:
+        flow = yaml.safe_load((root / name).read_text(encoding="utf-8"))
+        on, jobs = flow[True], flow["jobs"]  # YAML reads the key `on` as true
+        steps = {job: body["steps"] for job, body in jobs.items()}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        return [f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}"]
+    problems, branch = [], settings(root)["branch"]
+    if (on.get("push") or {}).get("branches") != [branch]:
+        problems.append(f"{name} is to run on a push to {branch} and to no other branch")
+    every = [s for each in steps.values() for s in each]
+    setup = [s for s in every if s.get("uses", "").startswith("quarto-dev/quarto-actions/setup")]
+    if not setup or not all(re.fullmatch(r"\d+\.\d+\.\d+", str(s.get("with", {}).get("version"))) for s in setup):
+        problems.append(f"{name} does not say which version of Quarto (three numbers)")
+    problems += [f"{name}: {s['uses']} is not pinned to a version (@v4)" for s in every if "uses" in s and not re.search(r"@(v\d+(\.\d+)*|[0-9a-f]{40})$", s["uses"])]
+    if "make docs" not in [s.get("run") for s in every]:
+        problems.append(f"{name} does not run `make docs`")
+    if flow.get("permissions") != {"contents": "read"}:
+        problems.append(f"{name}: the permissions on top are to be `contents: read`; the job that publishes says what else it needs")
+    for job, body in jobs.items():
+        publishes = any(s.get("uses", "").startswith("actions/deploy-pages@") for s in steps[job])
+        if body.get("permissions") != ({"pages": "write", "id-token": "write"} if publishes else None):
+            problems.append(f"{name}: job {job} is to have {'pages: write and id-token: write' if publishes else 'no permissions of its own'}")
+    if not any(s.get("uses", "").startswith("actions/deploy-pages@") for s in every):
+        problems.append(f"{name} publishes nothing (actions/deploy-pages)")
+    return problems
+
+
+CHECKS = [in_step, readme_in_step, import_order, late_imports, imports_apart, notebook_state, pages, links, sidebar, quarto_settings, specifiers,
+          console_scripts, versions, workflows, deployment]
 
 if __name__ == "__main__":
     top, bad = Path(__file__).resolve().parent.parent, 0

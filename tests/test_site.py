@@ -1,0 +1,116 @@
+"""What Quarto is given: nbdev's processing of all notebooks, checked without Quarto; and each of these checks can fail. Also llms.txt and the social card."""
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+from test_project import CORE, INDEX, ROOT, cell, mini, output, write  # noqa: F401
+
+sys.path.insert(0, str(ROOT / "tools"))
+import checks  # noqa: E402
+import docs  # noqa: E402
+import llms  # noqa: E402
+
+
+def prepared(root):
+    "Run nbdev's processing of the project `root`, a copy, and the check of what came out."
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, ROOT / "tools/docs.py" if not (root / "tools").exists() else root / "tools/docs.py", "--prepare"], cwd=root, env=env,
+                          capture_output=True, text=True, timeout=600)
+
+
+def test_the_site_is_ready_for_quarto(tmp_path):
+    "Half a minute on two cores: every exported cell and every import of every notebook is run."
+    copy = tmp_path / "sgmim"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "_proc", "_docs", "runs", "__pycache__", ".pytest_cache", ".ruff_cache"))
+    done = prepared(copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"prepared {len(checks.notebooks(ROOT))} notebooks" in done.stdout
+    for name in ("_quarto.yml", "sidebar.yml", "styles.css", "images/social_card.png"):
+        assert (copy / "_proc" / name).exists(), name
+
+
+# --- each part can fail
+
+FIGURE = [cell("Also `Box.size` and `one`.", "markdown"), cell('#| fig-alt: "A plot."\n1', outputs=[output(**{"image/png": "iVBORw0KGgo="})]), cell("*A plot.*", "markdown"),
+          cell("#| export\nclass Box:\n    'A box.'\n    def size(self):\n        'How large.'\n        return 2")]
+
+
+@pytest.fixture
+def exported(mini):  # noqa: F811
+    "The small project with its modules."
+    write(mini, "00_core.ipynb", *CORE, *FIGURE)
+    export = "import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; nbdev_export()"
+    subprocess.run([sys.executable, "-c", export], cwd=mini, env={k: v for k, v in os.environ.items() if k != "IN_TEST"}, check=True)
+    return mini
+
+
+@pytest.fixture
+def site(exported):
+    "The small project, exported and processed."
+    done = prepared(exported)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return exported
+
+
+def edit(root, name, change):
+    path = root / "_proc" / name
+    notebook = json.loads(path.read_text())
+    change(notebook["cells"])
+    path.write_text(json.dumps(notebook))
+
+
+def replace(old, new):
+    "In the Markdown among the outputs, and in the sources, of processed cells."
+    def change(cells):
+        text = json.dumps(cells)
+        assert old in text
+        cells[:] = json.loads(text.replace(old, new))
+    return change
+
+
+def test_a_fault_of_the_site_is_found(site):
+    assert docs.problems(site, site / "_proc") == []
+    core = (site / "_proc/00_core.ipynb").read_text()
+    assert "core.html#box" in core and "box.size" not in core  # a method is linked to its class
+    for change, words in ((lambda cells: cells.append({"cell_type": "code", "source": "", "outputs": [{"output_type": "error"}]}), "00_core.ipynb shows an error"),
+                          (replace("### one", "### none"), "00_core.ipynb does not document one"), (replace("### Box", "Box"), "does not document Box"),
+                          (replace("fig-alt", "alt"), "has lost a figure"), (replace("A plot.*", "*"), "has lost what begins with '*A plot"), (replace("description: ", "about: "), "no description"),
+                          (lambda cells: cells.append({"cell_type": "markdown", "source": "[a](gone.ipynb)"}), "gone.ipynb, which is not there"),
+                          (replace("core.html#one", "core.html#nine"), "no such heading"), (replace("core.html#one", "cores.html"), "not there")):
+        edit(site, "00_core.ipynb", change)
+        assert any(words in p for p in docs.problems(site, site / "_proc")), words
+        (site / "_proc/00_core.ipynb").write_text(core)
+    (site / "_proc/index.ipynb").rename(site / "_proc/other.ipynb")
+    found = docs.problems(site, site / "_proc")
+    assert "index.ipynb was not processed" in found and "other.ipynb is of no notebook" in found
+
+
+def test_prose_beside_the_title_is_missed(exported):
+    write(exported, "00_core.ipynb", cell("# Core\n\n> The base.\n\nAn opening.", "markdown"), *CORE[1:])
+    done = prepared(exported)
+    assert done.returncode != 0 and "00_core.ipynb has lost what begins with 'An opening.'" in done.stderr
+
+
+def test_a_cell_that_cannot_be_run_stops_the_site(exported):
+    write(exported, "00_core.ipynb", *CORE, cell("#| export\nx = 1/0"))
+    done = prepared(exported)
+    assert done.returncode != 0 and "ZeroDivisionError" in done.stdout + done.stderr
+
+
+# --- llms.txt and the card
+
+def test_llms(mini):  # noqa: F811
+    assert llms.listing(mini) == ("# sgmim\n\n> " + checks.settings(ROOT)["description"] + "\n\n- [Mini](https://sgmim.github.io/sgmim/index.html): Two modules.\n\n## A\n\n"
+                                  "- [Core](https://sgmim.github.io/sgmim/core.html): The base.\n"
+                                  "- [More](https://sgmim.github.io/sgmim/data_more.html): On top of core.\n")
+    every = llms.listing(ROOT)
+    assert every.count("\n- [") == len(checks.notebooks(ROOT)) and "]()" not in every and "): \n" not in every
+
+
+def test_the_card_has_the_size_that_is_asked_for():
+    data = (ROOT / "nbs/images/social_card.png").read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", data[16:24]) == (1200, 630)
