@@ -191,7 +191,7 @@ class MaskingExplorer(Explorer):
         super().__init__({'caption': caption_choice(corpus, 'Image of caption'), 'ratio': slider('Float', 'Share hidden', model.config.mask_ratio, .1, .95, .05), 'seed': slider('Int', 'Seed of the mask', 0, 0, 99)})
     def draw(self, **state): return masking_view(self.model, self.corpus, **state)
 
-# %% ../nbs/36_widgets.ipynb #ba2848a7
+# %% ../nbs/36_widgets.ipynb #11fca129
 class Pool:
     "The embeddings of a corpus, in the order of its captions and images, and their scores."
     def __init__(self, model, corpus):
@@ -221,7 +221,7 @@ class Pool:
         chosen = np.empty(len(self.corpus), int)
         chosen[self.captions] = self.images[self.scores.argmax(1)]
         shares = mistake_shares(self.corpus, chosen, resamples=100)
-        value = lambda e: '–' if e is None else f'{100*e["mean"]:.0f} %'
+        value = lambda e: '–' if e is None else f'{100*e["value"]:.0f} %'
         return [(kind, value(shares[kind]['of_wrong']), value(shares[kind]['by_chance'])) for kind in contradictions(self.corpus)]
 
 # %% ../nbs/36_widgets.ipynb #5776d1f5
