@@ -43,14 +43,14 @@ def table_html(head, rows, about: str) -> str:
     row = lambda cells, tag: '<tr>' + ''.join(f'<{tag} style="padding:0 .6em;text-align:left">{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
     return f'<table><caption style="text-align:left">{html.escape(about)}</caption>{row(head, "th")}{"".join(row(r, "td") for r in rows)}</table>'
 
-# %% ../nbs/36_widgets.ipynb #36e6b468
+# %% ../nbs/36_widgets.ipynb #e1f54e91
 class Explorer:
     "Controls {name: widget} above a place for HTML; `draw()` of a subclass gives the HTML from `self.state`. `self.box` is the widget."
     def __init__(self, controls: dict, *below):
         import ipywidgets as W
         self.controls, self.said, self.shown = controls, W.HTML(), W.HTML()
         for c in controls.values():
-            c.style, c.layout = {'description_width': '10em'}, W.Layout(width='34em')
+            c.style, c.layout = {'description_width': '12em'} | ({'button_width': '14em'} if isinstance(c, W.ToggleButtons) else {}), W.Layout(width='44em')
             c.observe(self.refresh, 'value')
         self.box = W.VBox([*controls.values(), self.said, self.shown, *below])
         self.refresh()
