@@ -28,7 +28,7 @@ from .demo import TESTS, DemoData
 from .models.sgmim import PRESETS, ROWS, SGMIM, SGMIMConfig
 from .plan import calibrate, pair_flops
 from .pretrain import load_tiny_backbones, shipped
-from .results import (CORPUS, NAMES, PAPER, beside_the_paper, check_file, claim_same_numbers, code_digests, collect, conclusions, differences_table, in_words, is_stale, measured_table, pack_curves, pack_result, paper_table,
+from .results import (CORPUS, NAMES, PAPER, beside_the_paper, check_file, claim_same_numbers, code_digests, collect, conclusions, differences_table, in_words, is_stale, leaves, measured_table, pack_curves, pack_result, paper_table,
                            record_name, results_folder, rows_of, same_numbers, slug)
 from .retrieval import embed
 from .train import TrainConfig, fit, pool, recipe
@@ -82,9 +82,11 @@ class RunSpec:
         return Path(results)/'tuning'/self.label/f'{slug(self.row)}-seed{self.seed}{"".join("-" + slug(c) for c in self.tried)}.json'
 
     def why_stale(self, record, fingerprints=None, accepted=()):
-        "Why a record is not of this run: a list of sentences."
+        "Why a record is not of this run: a list of sentences. At equal compute an epoch more or less, within `NEAR`, is none: PyTorch's releases count operations a little differently."
         defaults = {'model': config_to_dict(PRESETS[self.preset]()), 'train': config_to_dict(recipe(self.preset))}
-        return is_stale(record, self.config, defaults, fingerprints, self.code, accepted)
+        config, was = self.config, dict(leaves(record.get('config', {}))).get('train.epochs')
+        if self.budget == 'compute' and isinstance(was, (int, float)) and abs(was/self.train.epochs - 1) <= NEAR: config = config | {'train': config['train'] | {'epochs': was}}
+        return is_stale(record, config, defaults, fingerprints, self.code, accepted)
 
 # %% ../nbs/31_reproduce.ipynb #da5ac082
 def parse_changes(texts, where='--set'):

@@ -285,3 +285,16 @@ def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
     assert capsys.readouterr().out == 'nothing has changed\n'
     command = read_json(tmp_path / 'r/table_4/ci/summary-seed0.json')['command']
     assert "--rows '+ Summary' --seeds 0, --label ci --set image_size=32" in command and '--sizes train=32 captions=1 dev=10 test=14 --from-scratch' in command
+
+
+def test_equal_compute_is_equal_within_what_counts():
+    "PyTorch's releases count operations a little differently: epochs that differ by less than `NEAR` are the same run at equal compute, and at equal steps they are not."
+    from dataclasses import replace
+    from sgmim.reproduce import NEAR, plan_runs
+    spec = lambda budget: plan_runs(4, rows=['VG-HuBERT (M)'], budget=budget)[0]
+    def why(budget, by):
+        s = spec(budget)
+        config = {**s.config, 'train': {**s.config['train'], 'epochs': s.train.epochs*(1 + by)}}
+        return s.why_stale({'config': config, 'code': {'modules': s.code}})
+    assert why('compute', 0.) == why('compute', NEAR/2) == why('compute', -NEAR/2) == []
+    assert 'train.epochs' in why('compute', 2*NEAR)[0] and 'train.epochs' in why('steps', NEAR/2)[0]
