@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OPEN', 'SPOKEN', 'DEVICES', 'NETWORKS', 'UTILISATION', 'HALF', 'SAVING', 'DECODED', 'FORWARD', 'ROOM', 'CORPORA',
            'closest_recipe', 'differences', 'parameter_counts', 'calibrate', 'decoding_seconds', 'Plan', 'plan_text',
-           'make_plan', 'CountFlops', 'usual_seconds', 'pair_flops', 'model_size', 'shape_cost', 'Device', 'Cost',
-           'modelled', 'step_lengths', 'take_steps', 'steps_to_take', 'measured', 'snapshot_bytes', 'resident',
-           'held_bytes', 'fit_cost', 'this_machine', 'exchanged', 'Forecast', 'forecast', 'forecast_text',
+           'make_plan', 'operation_counts', 'CountFlops', 'usual_seconds', 'pair_flops', 'model_size', 'shape_cost',
+           'Device', 'Cost', 'modelled', 'step_lengths', 'take_steps', 'steps_to_take', 'measured', 'snapshot_bytes',
+           'resident', 'held_bytes', 'fit_cost', 'this_machine', 'exchanged', 'Forecast', 'forecast', 'forecast_text',
            'corpus_size']
 
 # %% ../nbs/24_plan.ipynb #728e025d
@@ -175,13 +175,21 @@ def make_plan(model, config, feed, device='cpu', out=None, measure=True, devices
                 decode if measure else None, 3*snapshot + 4*every, folder and shutil.disk_usage(folder).free, found)
 
 # %% ../nbs/24_plan.ipynb #00b0b1fd
+@lru_cache
+def operation_counts():
+    "{operator: function of its arguments that counts floating point operations}: `torch.utils.flop_counter`'s, and attention on a CPU, which not every release of PyTorch has there."
+    from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+    forward = lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)
+    backward = lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g.shape, q.shape, k.shape, v.shape)
+    aten = torch.ops.aten
+    return {aten._scaled_dot_product_flash_attention_for_cpu: forward, aten._scaled_dot_product_flash_attention_for_cpu_backward: backward} | flop_registry
+
 class CountFlops(TorchDispatchMode):
-    "While active, adds up the floating point operations of what torch computes (of operators that `torch.utils.flop_counter` knows)."
+    "While active, adds up the floating point operations of what torch computes (of operators in `operation_counts`)."
     total = 0
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        from torch.utils.flop_counter import flop_registry
         out = function(*args, **(kwargs or {}))
-        if count := flop_registry.get(function._overloadpacket): self.total += count(*args, **(kwargs or {}), out_val=out)
+        if count := operation_counts().get(function._overloadpacket): self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
 
 # %% ../nbs/24_plan.ipynb #2a8e23dc
