@@ -17,10 +17,10 @@ from .analysis import contradictions, mistake_shares, reconstruct_with
 from .app import MAX_BYTES, Refusal, decode_upload
 from .audio import RATE
 from .core import DataError, SgmimError
-from .figures import attention_figure, curves_figure, picture, reconstruction_figure, retrieval_gallery
+from .figures import attention_figure, curves_figure, reconstruction_figure, retrieval_gallery
 from .grounding import caption_maps, grounding_figure, spoken_words
 from .patches import random_mask
-from .retrieval import embed, top_k
+from .retrieval import embed
 from .train import corpus_pairs, pool
 from .words import boundaries, frame_times, layer_attention, layer_numbers, segments
 

@@ -289,7 +289,6 @@ def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
 
 def test_equal_compute_is_equal_within_what_counts():
     "PyTorch's releases count operations a little differently: epochs that differ by less than `NEAR` are the same run at equal compute, and at equal steps they are not."
-    from dataclasses import replace
     from sgmim.reproduce import NEAR, plan_runs
     spec = lambda budget: plan_runs(4, rows=['VG-HuBERT (M)'], budget=budget)[0]
     def why(budget, by):
