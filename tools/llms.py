@@ -27,13 +27,19 @@ def listing(root):
     address = {page.relative_to(Path(root) / "nbs").as_posix(): f"{cfg['doc_host']}{cfg['doc_baseurl']}/{html}" for html, page in checks.html_pages(root).items()}
     lines = [f"# {cfg['title']}", "", f"> {cfg['description']}"]
     sidebar = yaml.safe_load((Path(root) / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    for entry in sidebar:
-        section = entry if isinstance(entry, dict) and "section" in entry else {"section": None, "contents": [entry]}
-        lines += ["", *([f"## {section['section']}", ""] if section["section"] else [])]
-        for page in section["contents"]:
-            page = page if isinstance(page, str) else page.get("href") or page["file"]
-            name, subtitle = title(root, page)
-            lines.append(f"- [{name}]({address[page]}): {subtitle}")
+    def add(entries, depth):
+        for entry in entries:
+            if isinstance(entry, dict) and "section" in entry:
+                lines.extend(["", f"{'#'*depth} {entry['section']}"])
+                if not any(isinstance(e, dict) and "section" in e for e in entry["contents"][:1]): lines.append("")
+                add(entry["contents"], depth + 1)
+            else:
+                page = entry if isinstance(entry, str) else entry.get("href") or entry["file"]
+                name, subtitle = title(root, page)
+                lines.append(f"- [{name}]({address[page]}): {subtitle}")
+
+    if not (isinstance(sidebar[0], dict) and "section" in sidebar[0]): lines.append("")
+    add(sidebar, 2)
     return "\n".join(lines) + "\n"
 
 
