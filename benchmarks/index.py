@@ -138,4 +138,4 @@ else:
             done = subprocess.run([sys.executable, __file__, '--one', json.dumps(case)], stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, 'OMP_NUM_THREADS': str(a.threads)})
             results[part].append(json.loads(done.stdout))
             print(part, results[part][-1], flush=True)
-    write_json(a.out, run_record('bench', {'threads': a.threads, 'workers': a.workers}, 0, {}, results, time.perf_counter() - began, code=code))
+    write_json(a.out, run_record('benchmark', {'threads': a.threads, 'workers': a.workers}, 0, 'noise: smooth pictures, random vectors', results, time.perf_counter() - began, code=code))
