@@ -20,7 +20,9 @@ def read(corpus, workers, batches, step=0.):
     "(pairs a second, share of the time spent waiting) over `batches`, a step of `step` seconds between them."
     feed = Feed(corpus, TrainConfig(batch_size=32, epochs=100., max_seconds=8.), workers, paper())
     it, waited = feed.from_step(0), 0.
-    for _ in range(2*workers + 2): next(it)     # workers are up, and what they have ahead is used up
+    for _ in range(2*workers + 2):              # the workers are up, and as far ahead as they will be with such a step
+        next(it)
+        time.sleep(step)
     began = time.perf_counter()
     for _ in range(batches):
         at = time.perf_counter()

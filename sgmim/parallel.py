@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'Team', 'control', 'join', 'gather']
 
 # %% ../nbs/17_parallel.ipynb #67551f95
-import contextlib, datetime, os
+import atexit, contextlib, datetime, os
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,12 @@ def _control():
     if 'gloo' not in _made: _made['gloo'] = dist.new_group(backend='gloo', timeout=PATIENCE)
     return _made['gloo']
 
+def _leave():
+    "When the process ends: gloo's threads have to be closed, or they end it now and then with SIGABRT, after all was done. NCCL's stay, as closing them could wait for a process that has failed."
+    if not dist.is_initialized(): return
+    if dist.get_backend() == 'gloo': dist.destroy_process_group()
+    elif 'gloo' in _made: dist.destroy_process_group(_made.pop('gloo'))
+
 def join(device=None):
     """(`Team`, device) of this process, from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as `torchrun` and `accelerate launch` set them; without them a team of one.
     `device`: None for the GPU of that number on this machine, else the CPU. Raises `ConfigError` if the variables are incomplete, or name a GPU that is not there."""
@@ -79,6 +85,7 @@ def join(device=None):
         torch.cuda.set_device(device := torch.device('cuda', local))
     if not dist.is_initialized(): dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=PATIENCE)
     if device.type == 'cuda': control()
+    atexit.register(_leave)
     return Team(dist.get_rank(), dist.get_world_size()), device
 
 # %% ../nbs/17_parallel.ipynb #f31e7fe6

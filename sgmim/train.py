@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .core import (CheckpointError, ConfigError, DataError, SgmimError, atomic_write, code_version, config_to_dict, load_checkpoint, load_state,
                         run_record, save_checkpoint, set_seed, stable_hash, write_json)
 from .data.corpus import Corpus, measure
-from .data.loaders import Order, Pairs, pool_loader, train_loader
+from .data.loaders import Order, Pairs, ahead, pool_loader, train_loader
 from .data.scenes import cache_folder
 from .figures import curves_figure, save_figure
 from .image import eval_transform, train_transform
@@ -175,7 +175,8 @@ class Feed:
         c = self.config
         if self.corpus:
             order = Order(self.pairs.lengths, c.batch_size, self.steps, c.seed, c.bucket, c.curriculum, groups=getattr(self.data, 'shard_of_caption', None), window=c.shard_window)
-            return iter(train_loader(self.pairs, order, start, self.workers, self.rows))
+            batches = train_loader(self.pairs, order, start, self.workers, self.rows)
+            return ahead(batches) if self.workers else iter(batches)
         return self._walk(start)
 
     def _walk(self, start):
