@@ -56,9 +56,10 @@ def compare(name, model, train, a, full, device):
     before = resident()
     data = data_of(train, a.images, full)
     feed = Feed(data, train, 0, model)
-    held, began, cpu_began = resident() - before + held_bytes(feed), time.perf_counter(), time.process_time()
+    began, cpu_began = time.perf_counter(), time.process_time()
     decode = 0. if full else decoding_seconds(feed.pairs, 64)
     decode_cpu = decode*(time.process_time() - cpu_began)/(time.perf_counter() - began)      # of one thread
+    held = resident() - before + held_bytes(feed)
     parts, pairs = step_lengths(feed, model), len(data)*(train.batch_size if full else 1)
     cost = measured(model, train, device, parts, a.threads, decode=decode)
     cost = replace(cost, bytes_fixed=cost.bytes_fixed + held*(device.type == 'cpu'))

@@ -280,7 +280,7 @@ def modelled(model, train, device, utilisation=UTILISATION, seconds=None, decode
 
 # %% ../nbs/24_plan.ipynb #dc20a1f6
 def step_lengths(feed, model, k=4):
-    "[{'share': of the steps, 'reconstruct', 'lengths': [[samples of each caption of a step]]}] of a training, before the onset and after: `k` steps each, as long as such steps are, from short ones to long ones, and the 'longest' of all."
+    "[{'share': of the steps, 'reconstruct', 'lengths': [[samples of each caption of a step]]}] of a training, before the onset and after: `k` steps each, as long as such steps are, from short ones to long ones; and 'climb': 20 such steps and the longest."
     c, onset = feed.config, min(feed.steps, round(model.mim_onset*feed.per_epoch)) if model.reconstruction != 'none' else 0
     parts, p = [], getattr(feed, 'pairs', None)
     order = p and Order(p.lengths, c.batch_size, feed.steps, c.seed, c.bucket, c.curriculum, groups=getattr(feed.data, 'shard_of_caption', None), window=c.shard_window)
@@ -288,7 +288,7 @@ def step_lengths(feed, model, k=4):
         if end <= start: continue
         many = [_heard(p.lengths[order[int(s)]], c) for s in np.unique(np.linspace(start, end - 1, 200).astype(int))] if p and p.measured and not p.pad else []
         many.sort(key=max)                                     # the padded length of a batch decides what it costs: some short, some long
-        parts.append({'share': (end - start)/feed.steps, 'reconstruct': reconstruct, 'lengths': [many[int((i + .5)*len(many)/k)] for i in range(k)] if many else [], 'longest': many[-1:]})
+        parts.append({'share': (end - start)/feed.steps, 'reconstruct': reconstruct, 'lengths': [many[int((i + .5)*len(many)/k)] for i in range(k)] if many else [], 'climb': [many[int((i + .5)*len(many)/20)] for i in range(20)] + many[-1:] if many else []})
     return parts
 
 def _heard(lengths, config):
@@ -306,12 +306,14 @@ def take_steps(spec):
     net, B = SGMIM(model).to(device).train(), spec['pairs']
     optimiser, parts = make_optimiser(net, train), spec['parts']
     step = lambda n, part, lengths: _timed(lambda batch: train_step(net, batch, optimiser, 50, 100, 0 if part['reconstruct'] else 99, dataclasses.replace(train, micro_batch=0), device), _batch(net, lengths, n), device)
-    longest = max(((p.get('longest') or p['lengths'])[-1] for p in parts), key=max)
+    longest = max(((p.get('climb') or p['lengths'])[-1] for p in parts), key=max)
     for _ in range(2): quick = step(2, parts[-1], longest)[0]/2          # the first is a warm-up
     large = min(B, max(4, round(spec['seconds']/quick)))
     found, rounds = [], 2 if quick < .2 else 1
     for n in sorted({max(2, large//2), large}):
-        step(n, parts[-1], longest)                            # for its memory
+        climb = parts[-1].get('climb') or [longest]
+        few = min(len(climb), max(1, round(10*spec['seconds']/(quick*n))))
+        for k in range(1, few + 1): step(n, parts[-1], climb[k*len(climb)//few - 1])     # for its memory: what was freed seldom fits what comes next, so that steps of many lengths hold more than the longest alone
         steps = [(k, *step(n, p, lengths)) for _ in range(rounds) for k, p in enumerate(parts) for lengths in p['lengths']]
         found.append({'pairs': n, 'peak': _peak(device), 'steps': steps})
     return {'sizes': found, 'cuda': device.type == 'cuda', **_embedding(net.eval(), train, spec['caption_seconds'], device)}

@@ -80,7 +80,7 @@ def test_a_training_costs_what_its_forecast_says(changes):
     feed = Feed(Toy(300), train, 0, model)
     costs = lambda lengths, reconstruct: .01 + len(lengths)*(1e-3 + 1e-6*max(lengths)*(1 + reconstruct))
     parts = P.step_lengths(feed, model)
-    assert math.isclose(sum(p['share'] for p in parts), 1) and [p['reconstruct'] for p in parts] == [False, True] and all(len(p['lengths']) == 4 and len(p['longest']) == 1 for p in parts)
+    assert math.isclose(sum(p['share'] for p in parts), 1) and [p['reconstruct'] for p in parts] == [False, True] and all(len(p['lengths']) == 4 and len(p['climb']) == 21 and max(p['climb'][-1]) >= max(map(max, p['lengths'])) for p in parts)
     sizes = [{'pairs': n, 'peak': 0, 'steps': [(k, *2*(costs([x[int(i)] for i in np.linspace(0, len(x) - 1, n)], p['reconstruct']),)) for k, p in enumerate(parts) for x in p['lengths']]} for n in (4, 8)]
     made = P.forecast(P.fit_cost({'sizes': sizes, 'image': 0, 'caption': 0}, parts), model, train, len(feed.pairs))
     order, onset = Order(feed.pairs.lengths, 8, feed.steps, 0, train.bucket, train.curriculum), feed.per_epoch
