@@ -21,7 +21,7 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	   echo "Install one, or name it: make PYTHON=/path/to/python3.11 test"; exit 1; fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < ($(MIN)) and "sgmim needs Python 3.10 or newer; $(PYTHON) is " + sys.version.split()[0] \
 	   + ". Name another: make PYTHON=python3.11 test")'
-	@echo "== Setting up $(VENV) with $$($(PYTHON) --version): some 6 GB and 3 minutes, most of it PyTorch"
+	@echo "== Setting up $(VENV) with $$($(PYTHON) --version): some 6 GB and a few minutes, most of it PyTorch"
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV). On Debian and Ubuntu: sudo apt install python3-venv; then rm -r $(VENV) and try again."; exit 1; }
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar on -e '.[dev]'
 	@touch $@

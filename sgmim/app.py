@@ -283,7 +283,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, searcher: Searcher, host: str = '127.0.0.1', port: int = 0, names=()):
         self.searcher, self.connections, self.places = searcher, threading.BoundedSemaphore(64), threading.BoundedSemaphore(4)
         super().__init__((host, port), Handler)
-        self.hosts = {f'{name}:{self.server_port}' for name in ('127.0.0.1', 'localhost', host, *names)}
+        self.hosts = {f'{name.lower()}:{self.server_port}' for name in ('127.0.0.1', 'localhost', host, *names)}
         if self.server_port == 80: self.hosts |= {name.rpartition(':')[0] for name in self.hosts}
         self.voice = can_speak()
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPEECH', 'SIMILARITIES', 'VARIANTS', 'DEFAULT', 'SCORED', 'CHANCE', 'THRESHOLDS', 'WHO', 'SpokenWord', 'spoken_words',
            'patch_features', 'Variant', 'check_variant', 'frames_of_words', 'cut_out', 'silence', 'word_features',
-           'heat_maps', 'caption_maps', 'grounding_figure', 'caption_figure', 'pointing', 'standardised', 'iou',
-           'choice', 'boxes_on_patches', 'Grounded', 'scored_words', 'ground', 'unrelated', 'chance_maps',
-           'best_threshold', 'choose', 'variants_table', 'scores', 'score_table', 'grounding_scores',
+           'heat_maps', 'caption_maps', 'grounding_figure', 'seen', 'in_crop', 'caption_figure', 'pointing',
+           'standardised', 'iou', 'choice', 'boxes_on_patches', 'Grounded', 'scored_words', 'ground', 'unrelated',
+           'chance_maps', 'best_threshold', 'choose', 'variants_table', 'scores', 'score_table', 'grounding_scores',
            'grounding_tables', 'scores_figure', 'grounding_record']
 
 # %% ../nbs/29_grounding.ipynb #a926a2a2
@@ -24,7 +24,7 @@ from .audio import RATE
 from .core import ConfigError, DataError, code_version, rng_for, run_record, write_json
 from .data.captions import word_class
 from .figures import INK, Picture, colours, picture
-from .train import corpus_pairs
+from .train import corpus_pairs, image_transform
 
 # %% ../nbs/29_grounding.ipynb #9219b113
 class SpokenWord(NamedTuple):
@@ -165,12 +165,20 @@ def grounding_figure(image, words, maps, boxes=None, title: str | None = None, c
     return fig
 
 # %% ../nbs/29_grounding.ipynb #819f9ea7
+def seen(model, corpus, j: int) -> np.ndarray:
+    "The square (S, S, 3) of the image of caption `j` that the model sees: what a heat map lies over."
+    return np.asarray(image_transform(model.config)(corpus.image(int(corpus.image_of_caption[j]))))
+
+def in_crop(box, crop: float) -> tuple:
+    "A box of a square picture, in fractions of the side, as one of the middle `crop` of it."
+    return tuple((x - (1 - crop)/2)/crop for x in box)
+
 def caption_figure(model, corpus, j: int, variant=DEFAULT, kinds=('thing', 'colour', 'size', 'place'), **kwargs):
     "`grounding_figure` of the words of caption `j`, with the true boxes where the corpus knows them. `kinds`: classes of words to draw (None: all)."
     words = [w for w in spoken_words(corpus, j) if kinds is None or w.kind in kinds] or spoken_words(corpus, j)
     words, maps = caption_maps(model, corpus, j, variant, words)
-    boxes = [corpus.scene(w.image).things[w.thing].box if w.thing >= 0 else None for w in words]
-    return grounding_figure(corpus.image(int(corpus.image_of_caption[j])), [w.word for w in words], maps, boxes, **{'title': corpus.captions[j].text, **kwargs})
+    boxes = [in_crop(corpus.scene(w.image).things[w.thing].box, model.config.crop_pct) if w.thing >= 0 else None for w in words]
+    return grounding_figure(seen(model, corpus, j), [w.word for w in words], maps, boxes, **{'title': corpus.captions[j].text, **kwargs})
 
 # %% ../nbs/29_grounding.ipynb #d46b2a2d
 def pointing(maps, inside) -> np.ndarray:

@@ -392,7 +392,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
     (None: nothing is written); `resume`: go on from what `out` holds; `workers`: processes that decode ahead;
-    `progress`: True, a bar; False, nothing; a function: it is given the history (dicts with 'step') whenever that has grown; `notes`: further entries of the run record (such as `pretrained`, where the
+    `progress`: True, a bar; False, nothing; a function: it is given the history (dicts with 'step') whenever that has grown, and its `close()`, if it has one, is called at the end; `notes`: further entries of the run record (such as `pretrained`, where the
     initial weights are from). Ctrl-C or SIGTERM: a checkpoint is saved at the end of the step, then `KeyboardInterrupt`.
     Under `torchrun` or `accelerate launch` the processes are one training: `config.batch_size` is of the whole batch, `out` a folder that all share, and the first process writes.
     Raises `ConfigError`, `DataError`, `CheckpointError` (another run in `out`), and `SgmimError` for a loss that is not finite."""
@@ -435,6 +435,7 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
             asked = any(team.everyone(stop.asked))        # one is enough: all stop at the same step
             if run.step % config.save_every == 0 or last or asked: run.save(time.perf_counter() - began)
             if asked: raise KeyboardInterrupt(f'{stop.asked or "another process was stopped"} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
+    if hasattr(watch, 'close'): watch.close()
     return finish(run, time.perf_counter() - began, device, notes)
 
 # %% ../nbs/23_train.ipynb #ed415cbd

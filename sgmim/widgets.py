@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['figure_html', 'sound_html', 'table_html', 'Explorer', 'slider', 'caption_choice', 'attention_of', 'above',
-           'attention_view', 'AttentionExplorer', 'other_image', 'masking_view', 'MaskingExplorer', 'Pool',
-           'RetrievalExplorer', 'Monitor']
+           'attention_view', 'AttentionExplorer', 'other_image', 'masking_result', 'masking_view', 'MaskingExplorer',
+           'Pool', 'RetrievalExplorer', 'Monitor']
 
 # %% ../nbs/36_widgets.ipynb #c113c970
 import base64, html, io, time
@@ -18,7 +18,7 @@ from .app import MAX_BYTES, Refusal, decode_upload
 from .audio import RATE
 from .core import DataError, SgmimError
 from .figures import attention_figure, curves_figure, reconstruction_figure, retrieval_gallery
-from .grounding import caption_maps, grounding_figure, spoken_words
+from .grounding import caption_maps, grounding_figure, seen, spoken_words
 from .patches import random_mask
 from .retrieval import embed
 from .train import corpus_pairs, pool
@@ -51,13 +51,14 @@ class Explorer:
         self.controls, self.said, self.shown = controls, W.HTML(), W.HTML()
         for c in controls.values():
             c.style, c.layout = {'description_width': '12em'} | ({'button_width': '14em'} if isinstance(c, W.ToggleButtons) else {}), W.Layout(width='44em')
-            c.observe(self.refresh, 'value')
+            c.observe(self.changed, 'value')
         self.box = W.VBox([*controls.values(), self.said, self.shown, *below])
         self.refresh()
 
     @property
     def state(self): return {k: c.value for k, c in self.controls.items()}
-    def refresh(self, change=None): self.attempt(lambda: setattr(self.shown, 'value', self.draw(**self.state)))
+    def changed(self, change): self.refresh()
+    def refresh(self): self.attempt(lambda: setattr(self.shown, 'value', self.draw(**self.state)))
     def attempt(self, what):
         "`what()`; an error of this library, or a refusal, becomes a sentence."
         try:
@@ -65,8 +66,19 @@ class Explorer:
             self.said.value = ''
         except (SgmimError, Refusal, OSError) as e: self.said.value = f'<p role="alert" style="color:#D55E00">{html.escape(str(e))}</p>'
     def _ipython_display_(self):
-        from IPython.display import display
-        display(self.box)
+        from IPython.display import Javascript, display
+        display(self.box, Javascript(_NAMES))
+
+# ipywidgets puts a slider's label beside its handle, not on it: a screen reader would say a number and not of what
+_NAMES = '''if (!window.sgmimNames) {
+  window.sgmimNames = new MutationObserver(() => {
+    for (const slider of document.querySelectorAll('.widget-slider')) {
+      const handle = slider.querySelector('[role=slider]'), label = slider.querySelector('.widget-label')
+      if (handle && label) handle.setAttribute('aria-label', label.textContent)
+    }
+  })
+  window.sgmimNames.observe(document.body, {childList: true, subtree: true})
+}'''
 
 def slider(kind, description, value, low, high, step=None):
     "An ipywidgets slider ('Int' or 'Float') that waits until it is let go."
@@ -77,7 +89,7 @@ def caption_choice(corpus, description='Caption', most=200):
     "A list to choose a caption from: (text, number); where the corpus knows no text, its number."
     import ipywidgets as W
     text = lambda j: getattr(corpus.captions[j], 'text', None) or f'recording {j}'
-    return W.Dropdown(options=[(f'{j}: {text(j)[:90]}', j) for j in range(min(most, len(corpus)))], description=description)
+    return W.Dropdown(options=[(f'{j}: {text(j)[:90]}', j) for j in range(min(most, len(corpus)))], description=description + (f' (first {most})' if len(corpus) > most else ''))
 
 # %% ../nbs/36_widgets.ipynb #eba8ae20
 @torch.no_grad()
@@ -116,46 +128,57 @@ class AttentionExplorer(Explorer):
         import ipywidgets as W
         self.model, self.corpus, self.seconds, self.own = model, corpus, max_seconds, None
         depth = len(model.audio_encoder.hubert.encoder.layers)
-        self.upload = W.FileUpload(accept='audio/*', description='Your recording')
+        self.upload = W.FileUpload(accept='audio/*', description='Upload a recording', layout=W.Layout(width='auto'))
         self.upload.observe(lambda change: self.attempt(self.take), 'value')
+        self.back = W.Button(description='Back to the caption', disabled=True)
+        self.back.on_click(lambda _: self.choose())
         self.words, self.pressed = W.HBox(layout=W.Layout(flex_flow='row wrap')), W.HTML()
         super().__init__({'caption': caption_choice(corpus), 'layer': W.Dropdown(options=[(f'{k + 1} of {depth}', k) for k in range(depth)], value=depth - 1, description='Layer'),
                           'threshold': slider('Float', 'Threshold (quantile)', .7, 0., 1., .05)}, self.words, self.pressed)
-        self.controls['caption'].observe(lambda change: self.choose(), 'value')
-        self.box.children = (self.upload, *self.box.children)
-        self.choose()
+        self.box.children = (W.HBox((self.upload, self.back)), *self.box.children)
+        self.name_words()
 
     def draw(self, caption, layer, threshold):
         wave = self.corpus.audio(caption)[:round(self.seconds*RATE)] if self.own is None else self.own
         words = self.corpus.captions[caption].words if self.own is None else ()
         return attention_view(self.model, wave, words, layer, threshold, title=None if self.own is None else 'your recording')
 
+    def changed(self, change):
+        if change['owner'] is self.controls['caption']: self.choose()
+        else: self.refresh()
+
     def choose(self):
-        "Another caption: its words as buttons."
-        import ipywidgets as W
-        self.own, self.pressed.value, found = None, '', self.known()
-        buttons = [W.Button(description=w.word, tooltip=f'hear “{w.word}” and see where it points', layout=W.Layout(width='auto')) for w in found]
-        for b, w in zip(buttons, found): b.on_click(lambda _, w=w: self.attempt(lambda: self.press(w)))
-        self.words.children = buttons
+        "Another caption, or the one that was left for a recording."
+        self.own, self.back.disabled = None, True
+        self.name_words()
         self.refresh()
+
+    def name_words(self):
+        "The words of the caption as buttons."
+        import ipywidgets as W
+        self.pressed.value, found = '', self.known()
+        buttons = [W.Button(description=w.word, tooltip=f'hear “{w.word}” and see where it points', layout=W.Layout(width='auto')) for w in found]
+        for b, w in zip(buttons, found): b.on_click(lambda b, w=w: self.attempt(lambda: self.press(w, b)))
+        self.words.children = buttons
 
     def known(self):
         try: return spoken_words(self.corpus, self.controls['caption'].value)
         except (SgmimError, AttributeError): return []        # a corpus without words: nothing to press
 
-    def press(self, w):
+    def press(self, w, button):
+        for b in self.words.children: b.button_style = 'info' if b is button else ''
         j = self.controls['caption'].value
         words, maps = caption_maps(self.model, self.corpus, j, words=[w], max_seconds=self.seconds)
         if not words: raise DataError(f'“{w.word}” is said after the first {self.seconds:g} seconds')
-        fig = grounding_figure(self.corpus.image(int(self.corpus.image_of_caption[j])), [w.word], maps, cell=2.4)
-        self.pressed.value = sound_html(self.corpus.audio(j)[round(w.start*RATE):round(w.end*RATE)], w.word) + '<br>' + figure_html(fig, f'the image of the caption, and where “{w.word}” points in it')
+        fig = grounding_figure(seen(self.model, self.corpus, j), [w.word], maps, cell=2.4)
+        self.pressed.value = f'<p role="status">“{html.escape(w.word)}”</p>' + sound_html(self.corpus.audio(j)[round(w.start*RATE):round(w.end*RATE)], w.word) + '<br>' + figure_html(fig, f'the image of the caption, and where “{w.word}” points in it')
 
     def take(self):
         "The recording that was uploaded."
         if not self.upload.value: return
         blob = bytes(self.upload.value[0]['content'])
         if len(blob) > MAX_BYTES: raise Refusal(413, f'The recording has {len(blob)/2**20:.0f} MB; at most {MAX_BYTES//2**20} can be taken.')
-        self.own, self.words.children, self.pressed.value = decode_upload(blob, self.seconds)[0], (), ''
+        self.own, self.words.children, self.pressed.value, self.back.disabled = decode_upload(blob, self.seconds)[0], (), '', False
         self.shown.value = self.draw(**self.state)
 
 # %% ../nbs/36_widgets.ipynb #6e93f04e
@@ -166,8 +189,8 @@ def other_image(corpus, j: int) -> int:
     if not len(others): raise DataError('all captions are of one image: there is no wrong caption to compare with')
     return int(others[np.searchsorted(others, j) % len(others)])
 
-def masking_view(model, corpus, caption: int = 0, ratio: float = .75, seed: int = 0) -> str:
-    "HTML: what the encoder sees of the image of a caption, what the decoder makes of it with three captions, and the mean error of each."
+def masking_result(model, corpus, caption: int = 0, ratio: float = .75, seed: int = 0) -> tuple:
+    "(figure, number of patches hidden, of all, {what is heard: (what it says, mean error)}) of the image of a caption with three captions: its own, that of another image, none."
     k, data = other_image(corpus, caption), corpus_pairs(corpus, 10., model.config)
     batch = data.collate([data[caption], data[k]])
     if lost := batch.pop('unreadable', []): raise DataError(f'{lost[0][0]}: {lost[0][1]}')
@@ -180,9 +203,14 @@ def masking_view(model, corpus, caption: int = 0, ratio: float = .75, seed: int 
     errors = {c: float(((m['predicted'][0] - target)[hidden]**2).mean()) for c, m in made.items()}
     names = {'right': 'right caption', 'wrong': 'another caption', 'none': 'no caption'}
     text = lambda j: getattr(corpus.captions[j], 'text', None) or f'recording {j}'
-    fig = reconstruction_figure(corpus.image(int(corpus.image_of_caption[caption])), hidden, target, {names[c]: m['predicted'][0] for c, m in made.items()})
-    alt = f'{int(hidden.sum())} of {len(hidden)} patches hidden; error at the hidden patches ' + ', '.join(f'{e:.3f} with {names[c]}' for c, e in errors.items())
-    return figure_html(fig, alt) + table_html(['heard', 'said', 'mean error'], [(names[c], {'right': text(caption), 'wrong': text(k), 'none': ''}[c], f'{e:.3f}') for c, e in errors.items()], f'{int(hidden.sum())} of {len(hidden)} patches hidden')
+    fig = reconstruction_figure(seen(model, corpus, caption), hidden, target, {names[c]: m['predicted'][0] for c, m in made.items()})
+    return fig, int(hidden.sum()), len(hidden), {names[c]: ({'right': text(caption), 'wrong': text(k), 'none': ''}[c], e) for c, e in errors.items()}
+
+def masking_view(model, corpus, caption: int = 0, ratio: float = .75, seed: int = 0) -> str:
+    "HTML: what the encoder sees of the image of a caption, what the decoder makes of it with three captions, and the mean error of each."
+    fig, hidden, N, heard = masking_result(model, corpus, caption, ratio, seed)
+    alt = f'{hidden} of {N} patches hidden; error at the hidden patches ' + ', '.join(f'{e:.3f} with {name}' for name, (_, e) in heard.items())
+    return figure_html(fig, alt) + table_html(['heard', 'said', 'mean error'], [(name, said, f'{e:.3f}') for name, (said, e) in heard.items()], f'{hidden} of {N} patches hidden')
 
 class MaskingExplorer(Explorer):
     "Which patches are hidden, and what the decoder predicts there with the right caption, another, and none."
@@ -202,6 +230,7 @@ class Pool:
 
     def ranked(self, query: int, side: str, k: int = 5) -> tuple:
         "(numbers, scores, right or not) of the `k` best, and the rank of the first right one, of caption or image `query`; `side`: what it is, 'caption' or 'image'."
+        if query not in (self.captions if side == 'caption' else self.images): raise DataError(f'{side} {query} could not be read, so it is not in the pool')
         if side == 'caption': s, of, right = self.scores[self.captions == query][0], self.images, None
         else: s, of, right = self.scores[:, self.images == query][:, 0], self.captions, self.owner == query
         if right is None: right = self.images == self.owner[self.captions == query][0]
@@ -233,7 +262,7 @@ class RetrievalExplorer(Explorer):
         images = sorted({int(i) for i in corpus.image_of_caption})[:200]
         extra = W.HTML(self.whole())
         super().__init__({'side': W.ToggleButtons(options=[('a caption finds images', 'caption'), ('an image finds captions', 'image')], description='Direction'), 'caption': caption_choice(corpus),
-                          'image': W.Dropdown(options=[(f'image {i}', i) for i in images], description='Image'), 'k': slider('Int', 'How many', 5, 1, 10)}, extra)
+                          'image': W.Dropdown(options=[(f'image {i}', i) for i in images], description='Image' + (' (first 200)' if len(images) == 200 else '')), 'k': slider('Int', 'How many', 5, 1, 10)}, extra)
 
     def text(self, j): return getattr(self.corpus.captions[j], 'text', None) or f'recording {j}'
 
@@ -256,7 +285,7 @@ class RetrievalExplorer(Explorer):
 
 # %% ../nbs/36_widgets.ipynb #5987204f
 class Monitor:
-    "Live curves of a training: `fit(…, progress=Monitor())`. At most one drawing in `every` seconds; the last entry is always drawn by `close()`."
+    "Live curves of a training: `fit(…, progress=Monitor())`. At most one drawing in `every` seconds, and one at the end (`close`, which `fit` calls)."
     def __init__(self, every: float = 2., show: bool = True):
         import ipywidgets as W
         self.every, self.shown, self.history, self._last = every, W.HTML('<p>waiting for the first steps</p>'), [], -np.inf
@@ -272,4 +301,4 @@ class Monitor:
         "Draw what there is."
         self._last = time.monotonic()
         try: self.shown.value = figure_html(curves_figure(self.history), f'losses and recalls up to step {self.history[-1]["step"]}') + f'<p>step {self.history[-1]["step"]:,}</p>'
-        except (SgmimError, ValueError, IndexError) as e: self.shown.value = f'<p role="alert">{html.escape(str(e) or "nothing to draw yet")}</p>'
+        except Exception as e: self.shown.value = f'<p role="alert">{html.escape(str(e) or "nothing to draw yet")}</p>'      # whatever it is, the training goes on

@@ -47,7 +47,7 @@ def folder(tmp_path_factory, cache):
 
 @pytest.fixture(scope='module')
 def server(folder):
-    server = Server(Searcher(Index.open(folder/'index'), load_model(shipped('scenes-tiny'), device='cpu'), top=12))
+    server = Server(Searcher(Index.open(folder/'index'), load_model(shipped('scenes-tiny'), device='cpu'), top=12), names=['MyPC'])
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -280,7 +280,7 @@ def test_origin(server):
         assert request(server, 'GET', '/', headers={'Host': host}).status == 403
     assert b' 403 ' in raw(server, f'GET / HTTP/1.1\r\nHost: {good}\r\nHost: evil.example\r\nConnection: close\r\n\r\n'.encode()).split(b'\r\n')[0]
     assert b' 403 ' in raw(server, b'GET / HTTP/1.0\r\n\r\n').split(b'\r\n')[0]
-    assert request(server, 'GET', '/', headers={'Host': f'localhost:{server.server_port}'}).status == 200
+    for known in ('localhost', 'MyPC', 'mypc'): assert request(server, 'GET', '/', headers={'Host': f'{known}:{server.server_port}'}).status == 200
     for origin in ('http://evil.example', 'null', f'https://{good}', f'http://{good}.evil.example'): assert request(server, 'GET', '/about', headers={'Origin': origin}).status == 403
     assert request(server, 'GET', '/about', headers={'Origin': f'http://{good}'}).status == 200
     assert request(server, 'GET', '/image/0', headers={'Sec-Fetch-Site': 'cross-site', 'Sec-Fetch-Mode': 'no-cors'}).status == 403

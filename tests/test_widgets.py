@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
+from sgmim.core import DataError
 from sgmim.data.scenes import load_scenes
 from sgmim.models.sgmim import load_model
 from sgmim.pretrain import shipped
@@ -72,6 +73,30 @@ def test_a_recording_of_ones_own(model, corpus):
     assert explorer.own is None and explorer.words.children and explorer.said.value == ''
 
 
+def test_photographs_are_seen_as_the_model_sees_them(model, corpus):
+    "Pictures of any shape: the square that the encoder is given, under its patches; a file that cannot be read is said."
+    from sgmim.grounding import in_crop, seen
+    wide = Plain(corpus)
+    wide.image = lambda i: np.pad(corpus.image(i), ((0, 0), (48, 48), (0, 0)))
+    assert wide.image(0).shape == (96, 192, 3) and np.array_equal(seen(model, wide, 3), corpus.image(int(corpus.image_of_caption[3])))
+    assert masking_view(model, wide, 3).split('alt=')[1][:80] == masking_view(model, corpus, 3).split('alt=')[1][:80]
+    np.testing.assert_allclose(in_crop((.0625, .5, .9375, .9375), .875), (0., .5, 1., 1.), atol=1e-12)
+    gone = Pool(model, corpus)
+    gone.captions = np.where(gone.captions == 5, 999, gone.captions)
+    with pytest.raises(DataError, match='caption 5 could not be read'): gone.ranked(5, 'caption')
+
+
+def test_back_from_a_recording(model, corpus):
+    explorer = AttentionExplorer(model, corpus)
+    was, drawn, draw = explorer.shown.value, [], explorer.draw
+    explorer.draw = lambda **state: drawn.append(state) or draw(**state)
+    explorer.own = corpus.audio(9)
+    explorer.back.click()
+    assert explorer.own is None and explorer.shown.value == was and explorer.words.children and len(drawn) == 1
+    explorer.controls['caption'].value = 2
+    assert len(drawn) == 2                                      # once for each change
+
+
 def test_each_layer_is_another_picture(model, corpus):
     explorer = AttentionExplorer(model, corpus)
     seen = set()
@@ -109,7 +134,7 @@ def test_a_monitor_outlives_a_broken_history():
     monitor = Monitor(every=0., show=False)
     monitor([{'step': 1, 'loss_nce': 2., 'lr': 1e-3}])
     assert '<img' in monitor.shown.value
-    for broken in ([], [{'step': 1}]):
+    for broken in ([], [{'step': 1}], [{'step': 'x', 'loss_nce': object()}]):
         monitor(broken)
         assert 'role="alert"' in monitor.shown.value
     monitor.every, monitor.history = 60., None
@@ -153,16 +178,18 @@ def lab(tmp_path_factory):
                                    '--LabApp.extension_manager=readonly', '--LabApp.news_url='], stdout=log, stderr=subprocess.STDOUT, cwd=home,
                                   env={**os.environ, **folders, 'PYTHONPATH': str(ROOT), 'SGMIM_CACHE': str(home/'cache'), 'OMP_NUM_THREADS': '1'})
         address, end = f'http://127.0.0.1:{port}', time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f'{address}/api?token={token}', timeout=2)
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < end, (home/'log').read_text()[-2000:]
-                time.sleep(.3)
-        yield f'{address}/lab/tree/widgets.ipynb?token={token}&reset'
-        server.terminate()
-        server.wait(20)
+        try:
+            while True:
+                try:
+                    urllib.request.urlopen(f'{address}/api?token={token}', timeout=2)
+                    break
+                except OSError:
+                    assert server.poll() is None and time.monotonic() < end, (home/'log').read_text()[-2000:]
+                    time.sleep(.3)
+            yield f'{address}/lab/tree/widgets.ipynb?token={token}&reset'
+        finally:
+            server.terminate()
+            server.wait(20)
 
 
 @pytest.fixture
@@ -179,7 +206,7 @@ def browser(tmp_path):
     driver.quit()
 
 
-def test_in_jupyterlab(lab, browser, tmp_path):
+def test_in_jupyterlab(lab, browser, corpus, tmp_path):
     "All cells are run; sliders are moved with the keyboard, a word is pressed, the direction is changed; each time something else is shown. Every picture says what it is."
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -215,7 +242,14 @@ def test_in_jupyterlab(lab, browser, tmp_path):
     moves(1, words[1].click)
     until(lambda: len(alts(1)) == 2 and words[1].text in alts(1)[1])
     until(lambda: browser.execute_script("return arguments[0].querySelectorAll('audio')[1].duration > .05", output(1)))
+    assert 'mod-info' in words[1].get_attribute('class') and 'mod-info' not in words[0].get_attribute('class')
     browser.save_screenshot(str(shots/'widgets-attention.png'))
+
+    import soundfile
+    soundfile.write(tmp_path/'mine.wav', corpus.audio(7), 16_000)
+    moves(1, lambda: output(1).find_element(By.CSS_SELECTOR, 'input[type=file]').send_keys(str(tmp_path/'mine.wav')))
+    until(lambda: len(alts(1)) == 1)                              # the words of the caption are gone: nobody says what is in a recording
+    until(lambda: 'Threshold (quantile)' == handle(1, 0).accessible_name)
 
     moves(2, lambda: handle(2, 1).send_keys(Keys.ARROW_RIGHT))    # the seed of the mask
     hidden = alts(2)[0].split(' patches')[0]
@@ -232,4 +266,5 @@ def test_in_jupyterlab(lab, browser, tmp_path):
     output(4).screenshot(str(shots/'widgets-monitor.png'))
     nameless = browser.execute_script("return [...document.querySelectorAll('.jp-OutputArea button, .jp-OutputArea select, .jp-OutputArea audio, .jp-OutputArea img')].filter(e => !(e.textContent.trim() || e.alt || e.title || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML.slice(0, 200))")
     assert not nameless, nameless
+    assert [handle(2, k).accessible_name for k in (0, 1)] == ['Share hidden', 'Seed of the mask'] and handle(3, 0).accessible_name == 'How many'
     assert 'Traceback' not in browser.find_element(By.TAG_NAME, 'body').text

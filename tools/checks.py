@@ -191,8 +191,8 @@ def notebook_state(root):
     problems = []
     for path in notebooks(root):
         text = (Path(root) / "nbs" / path).read_text(encoding="utf-8")
-        if "widgets" in json.loads(text).get("metadata", {}) or "application/vnd.jupyter.widget" in text:
-            problems.append(f"nbs/{path} holds widget state: clear that output (tools/refresh.py does)")
+        if "widgets" in json.loads(text).get("metadata", {}) or "application/vnd.jupyter.widget" in text or "application/javascript" in text:
+            problems.append(f"nbs/{path} holds widget state or a script: clear that output (tools/refresh.py does)")
         if len(text.encode()) > MAX_NOTEBOOK:
             problems.append(f"nbs/{path} is {len(text) / 1e6:.1f} MB, over {MAX_NOTEBOOK / 1e6} MB: store smaller figures")
         for cell in cells(root, path, "code"):

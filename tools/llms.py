@@ -2,7 +2,7 @@
 
     python tools/llms.py     print it; tools/docs.py puts it beside the pages
 
-The form is that of https://llmstxt.org. Quarto writes such a file itself from release 1.8 on; the one pinned here is older.
+The form is that of https://llmstxt.org. Quarto writes such a file itself from release 1.9 on (`llms-txt: true`); the one pinned here is older.
 """
 import re
 import sys

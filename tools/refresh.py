@@ -5,7 +5,7 @@
     python tools/refresh.py --slow 23_train      the slow cells too
 
 Cells marked `#| slow`, `#| cuda` (tst_flags in settings.ini) or `#| eval: false` are not run and keep the outputs they have.
-Widgets (their ids change with every run) and stderr (warnings, progress bars) are never stored. A notebook is written only if
+Widgets (their ids change with every run), scripts and stderr (warnings, progress bars) are never stored. A notebook is written only if
 every cell ran. Each notebook has a Python process of its own, so that none sees what another left behind.
 """
 import argparse
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDGET = "application/vnd.jupyter.widget-view+json"
+LIVE = {"application/vnd.jupyter.widget-view+json", "application/javascript"}
 
 
 def skip_flags(slow):
@@ -37,7 +37,7 @@ def skipped(cell, flags):
 
 def keep(output):
     "Whether an output is worth storing."
-    return WIDGET not in output.get("data", {}) and output.get("name") != "stderr"
+    return not LIVE & output.get("data", {}).keys() and output.get("name") != "stderr"
 
 
 def run(path, flags):
