@@ -26,14 +26,14 @@ from sgmim.train import TrainConfig, keep_memory, make_optimiser, train_step
 
 class Plain(nn.Module):
     "What one writes first: transformers' HuBERT, timm's vision transformer, the mean of each, the same loss. It has the parts that `train_step` asks for."
-    def __init__(self, eager=False):
+    def __init__(self, eager=False, depth=12):
         super().__init__()
         import timm
         from transformers import HubertConfig, HubertModel
         self.config = replace(paper(), reconstruction='none')
-        self.audio = HubertModel(HubertConfig(attn_implementation='eager' if eager else 'sdpa', apply_spec_augment=False, layerdrop=0.))
+        self.audio = HubertModel(HubertConfig(attn_implementation='eager' if eager else 'sdpa', apply_spec_augment=False, layerdrop=0., num_hidden_layers=depth))
         self.audio.feature_extractor._freeze_parameters()
-        self.image = timm.create_model('vit_base_patch16_224', num_classes=0)
+        self.image = timm.create_model('vit_base_patch16_224', num_classes=0, depth=depth)
         if eager:
             for b in self.image.blocks: b.attn.fused_attn = False
         self.image_proj, self.audio_proj, self.decoder = nn.Linear(768, 768), nn.Linear(768, 768), None
@@ -49,7 +49,7 @@ class Plain(nn.Module):
 
 def build(variant, tiny):
     "'plain', 'plain-eager', or a row of Table 4 as `SGMIMConfig.reconstruction` names it."
-    if variant.startswith('plain'): return Plain(eager=variant == 'plain-eager')
+    if variant.startswith('plain'): return Plain(variant == 'plain-eager', 1 if tiny else 12)
     return SGMIM(replace(scenes_tiny() if tiny else paper(), reconstruction=variant))
 
 def environment(awake=False):
