@@ -312,7 +312,7 @@ def take_steps(spec):
     found, rounds = [], 2 if quick < .2 else 1
     for n in sorted({max(2, large//2), large}):
         climb = parts[-1].get('climb') or [longest]
-        few = min(len(climb), max(1, round(10*spec['seconds']/(quick*n)))) if n == large else 1
+        few = min(len(climb), max(1, round((10 if n == large else 2)*spec['seconds']/(quick*n))))
         for k in range(1, few + 1): step(n, parts[-1], climb[k*len(climb)//few - 1])     # for its memory: what was freed seldom fits what comes next, so that steps of many lengths hold more than the longest alone
         steps = [(k, *step(n, p, lengths)) for _ in range(rounds) for k, p in enumerate(parts) for lengths in p['lengths']]
         found.append({'pairs': n, 'peak': _peak(device), 'steps': steps})
