@@ -1,5 +1,7 @@
 "What several test files share: a small embedded corpus, made once a session, and things small enough to train in seconds."
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +21,22 @@ def run_python(code, *args, timeout=240, **env):
     path = os.pathsep.join([str(ROOT), str(TESTS)])
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=timeout,
                           env={**os.environ, 'PYTHONPATH': path, **env})
+
+
+@contextlib.contextmanager
+def chromium(home, size, *flags, log=()):
+    "A headless Chromium of its own profile in `home`, (width, height) `size`, that asks nobody for anything; skips where there is none. `log`: kinds of messages to keep."
+    webdriver = pytest.importorskip('selenium.webdriver')
+    binary, driver = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium', 'chromium-browser', 'google-chrome'), ('chromedriver',)))
+    if not binary or not driver: pytest.skip('needs chromium and chromedriver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync',
+                 f'--user-data-dir={home}', f'--window-size={size[0]},{size[1]}', *flags): options.add_argument(flag)
+    if log: options.set_capability('goog:loggingPrefs', {kind: 'ALL' for kind in log})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try: yield driver
+    finally: driver.quit()
 
 
 def listing(folder):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import ROOT
+from conftest import ROOT, chromium
 from sgmim import app
 from sgmim.app import MAX_BYTES, Refusal, Searcher, Server, decode_upload, parts_of
 from sgmim.audio import RATE, write_audio
@@ -351,18 +351,8 @@ def test_the_command(folder):
 
 @pytest.fixture(scope='module')
 def browser(folder, tmp_path_factory):
-    webdriver = pytest.importorskip('selenium.webdriver')
-    binary, driver = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium', 'chromium-browser', 'google-chrome'), ('chromedriver',)))
-    if not binary or not driver: pytest.skip('needs chromium and chromedriver')
-    home = tmp_path_factory.mktemp('browser')
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', f'--user-data-dir={home}', '--window-size=1280,1250',
-                 '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream', f'--use-file-for-fake-audio-capture={folder/"speech.wav"}', '--autoplay-policy=no-user-gesture-required'): options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp('browser'), (1280, 1250), '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream', f'--use-file-for-fake-audio-capture={folder/"speech.wav"}',
+                  '--autoplay-policy=no-user-gesture-required', log=('browser', 'performance')) as driver: yield driver
 
 
 def test_in_a_browser(server, folder, browser, tmp_path):

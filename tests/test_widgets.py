@@ -2,7 +2,6 @@
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, chromium
 from sgmim.core import DataError
 from sgmim.data.scenes import load_scenes
 from sgmim.models.sgmim import load_model
@@ -194,16 +193,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture
 def browser(tmp_path):
-    webdriver = pytest.importorskip('selenium.webdriver')
-    binary, driver = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium', 'chromium-browser', 'google-chrome'), ('chromedriver',)))
-    if not binary or not driver: pytest.skip('needs chromium and chromedriver')
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', f'--user-data-dir={tmp_path/"chromium"}',
-                 '--window-size=1280,3600'): options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path/'chromium', (1280, 3600)) as driver: yield driver
 
 
 def test_in_jupyterlab(lab, browser, corpus, tmp_path):
