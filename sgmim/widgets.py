@@ -259,10 +259,10 @@ class RetrievalExplorer(Explorer):
     def __init__(self, model, corpus):
         import ipywidgets as W
         self.corpus, self.pool = corpus, Pool(model, corpus)
-        images = sorted({int(i) for i in corpus.image_of_caption})[:200]
+        images = sorted({int(i) for i in corpus.image_of_caption})
         extra = W.HTML(self.whole())
         super().__init__({'side': W.ToggleButtons(options=[('a caption finds images', 'caption'), ('an image finds captions', 'image')], description='Direction'), 'caption': caption_choice(corpus),
-                          'image': W.Dropdown(options=[(f'image {i}', i) for i in images], description='Image' + (' (first 200)' if len(images) == 200 else '')), 'k': slider('Int', 'How many', 5, 1, 10)}, extra)
+                          'image': W.Dropdown(options=[(f'image {i}', i) for i in images[:200]], description='Image' + (' (first 200)' if len(images) > 200 else '')), 'k': slider('Int', 'How many', 5, 1, 10)}, extra)
 
     def text(self, j): return getattr(self.corpus.captions[j], 'text', None) or f'recording {j}'
 

@@ -144,7 +144,7 @@ def train_loader(pairs, order, start=0, workers=0, rows=None):
                                        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_ignore_interrupt)
 
 def ahead(batches):
-    "The same `batches`, each taken by a thread while the one before it is in use: opening what a worker hands over costs some 20 ms (a DataLoader does as much where it pins memory)."
+    "The same `batches`, each taken by a thread while the one before it is in use: opening what a worker hands over takes time (a DataLoader does as much where it pins memory)."
     it = iter(batches)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, it, None)
