@@ -21,7 +21,7 @@ from sgmim.train import Feed, TrainConfig, recipe
 WARM = 2     # steps that do not count
 
 
-def case(row, batch, amp, full=False, steps=40, images=500):
+def case(row, batch, amp, full=False, steps=100, images=500):
     "(name, model, training) of a run."
     if full: return f'paper, {row}, {batch} × 5 s, {amp}', replace(paper(), reconstruction=row, mim_onset=3.), TrainConfig(batch_size=batch, amp=amp, max_seconds=5., eval_seconds=5., epochs=6.)
     return f'scenes-tiny, {row}, {batch}, {amp}', replace(scenes_tiny(), reconstruction=row, mim_onset=.5*steps*batch/images), replace(recipe('scenes-tiny'), batch_size=batch, amp=amp, epochs=steps/(images//batch), save_every=10**6)
@@ -93,7 +93,7 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--device')
     p.add_argument('--images', type=int, default=500)
-    p.add_argument('--steps', type=int, default=40)
+    p.add_argument('--steps', type=int, default=100)
     p.add_argument('--threads', type=int, default=1)
     p.add_argument('--rounds', type=int, default=1)
     p.add_argument('--only', help='cases whose name holds this')

@@ -56,21 +56,24 @@ def test_half_precision_is_cheaper():
 
 def test_costs_come_back_from_their_steps():
     step = lambda n, k: (k, .01 + n*(.005, .008)[k], .02 + 2*n*(.005, .008)[k])
-    sizes = [{'pairs': n, 'peak': 1e9 + 2e6*n, 'steps': [step(n, k) for k in (0, 1)]*2} for n in (16, 32)]
+    peaks, sizes = [[n, 1e9 + 2e6*n] for n in (20, 64)], [{'pairs': n, 'steps': [step(n, k) for k in (0, 1)]*2} for n in (16, 32)]
     parts = [{'reconstruct': False}, {'reconstruct': True}]
-    found = P.fit_cost({'sizes': sizes, 'image': .002, 'caption': .003}, parts, .001, 4e7)
+    found = P.fit_cost({'peaks': peaks, 'sizes': sizes, 'image': .002, 'caption': .003}, parts, .001, 4e7)
     for k, v in vars(MACHINE).items():
         if k not in ('how', 'cpu'): assert math.isclose(getattr(found, k), v, rel_tol=1e-9), k
     assert math.isclose(found.cpu, 2) and found.how == 'measured here'
-    one = P.fit_cost({'sizes': sizes[-1:], 'image': 0, 'caption': 0}, parts)
+    varied = [{'reconstruct': False, 'lengths': [[1], [2]]}, {'reconstruct': True, 'lengths': [[2]]}]
+    held, cuda = (P.fit_cost({'peaks': peaks, 'sizes': sizes, 'image': 0, 'caption': 0, 'cuda': c}, varied) for c in (False, True))
+    assert all(math.isclose(getattr(held, k), P.HELD*getattr(found, k)) and math.isclose(getattr(cuda, k), getattr(found, k)) for k in ('bytes_fixed', 'bytes_pair'))
+    one = P.fit_cost({'peaks': peaks[-1:]*2, 'sizes': sizes[-1:], 'image': 0, 'caption': 0}, parts)
     assert one.fixed == 0 and math.isclose(one.after, .01/32 + .008) and one.bytes_pair == 0
 
 
 @pytest.mark.parametrize('small', [.0, .9, 5.])
 def test_noise_does_not_make_nonsense(small):
-    sizes = [{'pairs': n, 'peak': 1e9, 'steps': [(0, t, t)]} for n, t in ((8, small), (16, 1.))]
-    found = P.fit_cost({'sizes': sizes, 'image': 0, 'caption': 0}, [{'reconstruct': False}])
-    assert found.fixed >= 0 and math.isclose(found.fixed + 16*found.after, 1.) and .5/16 <= found.after <= 1/16 and found.before == found.after
+    peaks, sizes = [[8, 1e9], [16, .9e9]], [{'pairs': n, 'steps': [(0, t, t)]} for n, t in ((8, small), (16, 1.))]
+    found = P.fit_cost({'peaks': peaks, 'sizes': sizes, 'image': 0, 'caption': 0}, [{'reconstruct': False}])
+    assert found.bytes_pair == 0 and found.fixed >= 0 and math.isclose(found.fixed + 16*found.after, 1.) and .5/16 <= found.after <= 1/16 and found.before == found.after
 
 
 @pytest.mark.parametrize('changes', [{}, {'bucket': 4, 'curriculum': .3}, {'bucket': 4, 'speed': .12}])
@@ -80,9 +83,9 @@ def test_a_training_costs_what_its_forecast_says(changes):
     feed = Feed(Toy(300), train, 0, model)
     costs = lambda lengths, reconstruct: .01 + len(lengths)*(1e-3 + 1e-6*max(lengths)*(1 + reconstruct))
     parts = P.step_lengths(feed, model)
-    assert math.isclose(sum(p['share'] for p in parts), 1) and [p['reconstruct'] for p in parts] == [False, True] and all(len(p['lengths']) == 4 and len(p['climb']) == 21 and max(p['climb'][-1]) >= max(map(max, p['lengths'])) for p in parts)
-    sizes = [{'pairs': n, 'peak': 0, 'steps': [(k, *2*(costs([x[int(i)] for i in np.linspace(0, len(x) - 1, n)], p['reconstruct']),)) for k, p in enumerate(parts) for x in p['lengths']]} for n in (4, 8)]
-    made = P.forecast(P.fit_cost({'sizes': sizes, 'image': 0, 'caption': 0}, parts), model, train, len(feed.pairs))
+    assert math.isclose(sum(p['share'] for p in parts), 1) and [p['reconstruct'] for p in parts] == [False, True] and all(len(p['lengths']) == 4 and max(p['longest']) >= max(map(max, p['lengths'])) for p in parts)
+    peaks, sizes = [[4, 0], [8, 0]], [{'pairs': n, 'steps': [(k, *2*(costs([x[int(i)] for i in np.linspace(0, len(x) - 1, n)], p['reconstruct']),)) for k, p in enumerate(parts) for x in p['lengths']]} for n in (4, 8)]
+    made = P.forecast(P.fit_cost({'peaks': peaks, 'sizes': sizes, 'image': 0, 'caption': 0}, parts), model, train, len(feed.pairs))
     order, onset = Order(feed.pairs.lengths, 8, feed.steps, 0, train.bucket, train.curriculum), feed.per_epoch
     real = sum(costs(P._heard(feed.pairs.lengths[order[s]], train), s >= onset) for s in range(feed.steps))
     assert made.steps == feed.steps and abs(3600*made.hours_compute/real - 1) < .05
@@ -120,7 +123,7 @@ def test_steps_are_really_taken():
     spec = {'model': config_to_dict(model), 'train': config_to_dict(train), 'device': 'cpu', 'threads': 0, 'pairs': 6, 'seconds': .01, 'caption_seconds': .3,
             'parts': [{'reconstruct': False, 'lengths': [[2000]*6]}, {'reconstruct': True, 'lengths': [[2000]*6, [3000]*6]}]}
     found = json.loads(json.dumps(P.take_steps(spec)))
-    assert [s['pairs'] for s in found['sizes']] in ([2, 4], [3, 6]) and [s[0] for s in found['sizes'][0]['steps']][:3] == [0, 1, 1]
+    assert [s['pairs'] for s in found['sizes']] in ([2, 4], [3, 6]) and 2 <= found['peaks'][0][0] < found['peaks'][1][0] <= 6 and 0 < found['peaks'][0][1] <= found['peaks'][1][1] and [s[0] for s in found['sizes'][0]['steps']][:3] == [0, 1, 1]
     cost = P.fit_cost(found, spec['parts'])
     assert 0 < cost.after < 10 and cost.bytes_fixed > 1e7 and cost.image > 0 and cost.caption > 0
 
