@@ -375,7 +375,7 @@ def held_bytes(feed):
     return 0 if p is None or p._kept is None else len(np.unique(p.image_of_caption))*p.image(0).nbytes
 
 # %% ../nbs/24_plan.ipynb #193f14a0
-HELD = 1.4     # memory that steps of many lengths come to hold on a CPU, over that of the longest alone: measured (benchmarks/plan.py)
+HELD = 1.35    # memory that steps of many lengths come to hold on a CPU, over that of the longest alone: measured (benchmarks/plan.py)
 
 def fit_cost(found, parts, decode=1/DECODED, saving=0.):
     "The `Cost` that the measurements of `take_steps` amount to."
