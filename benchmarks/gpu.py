@@ -1,7 +1,7 @@
 """Everything that a GPU is asked, within nine minutes and without a network: python benchmarks/gpu.py [--out FOLDER] [--device cpu --tiny]
 
 Each part runs in a process of its own with a time limit; one that fails or takes too long is reported, and the next one begins. `--device cpu --tiny` tries the script without a GPU, in small.
-Records and logs go to FOLDER (default: gpu-records), with a summary in summary.json.
+Records and logs go to FOLDER (default: gpu-records), with a summary in summary.json; records named bench-*-cuda.json are for results/, where the pages look for them.
 """
 import argparse
 import os
@@ -23,12 +23,12 @@ p.add_argument('--minutes', type=float, default=9.)
 a = p.parse_args()
 device, folder = pick_device(a.device), a.out.resolve()
 folder.mkdir(parents=True, exist_ok=True)
-bench = lambda name, *args, out=None: [sys.executable, str(ROOT/'benchmarks'/f'{name}.py'), '--device', str(device), '--out', str(folder/f'{out or "bench-" + name}.json'), *args]
+bench = lambda name, *args, out=None: [sys.executable, str(ROOT/'benchmarks'/f'{name}.py'), '--device', str(device), '--out', str(folder/f'bench-{out or name}{"-cuda" if device.type == "cuda" else ""}.json'), *args]
 small = ['--tiny', '--pairs', '4', '--seconds', '2', '--threads', '1'] if a.tiny else []
 PARTS = {      # name: (command, seconds at most)
     'tests': ([sys.executable, '-m', 'pytest', '-q', '-m', 'cuda', str(ROOT/'tests')], 90),
     'step': (bench('step', *small, '--steps', '3'), 120),
-    'compiled': (bench('step', *small, '--steps', '3', '--compile', '--variants', 'summary', out='bench-step-compiled'), 240 if a.tiny else 70),
+    'compiled': (bench('step', *small, '--steps', '3', '--compile', '--variants', 'summary', out='step-compiled'), 240 if a.tiny else 70),
     'growth': (bench('growth', *(['--tiny', '--pairs', '2', '4', '8', '--seconds', '1', '2'] if a.tiny else ['--pairs', '16', '32', '64', '128', '--seconds', '4', '8']), '--captions', '10000', '100000', '--steps', '2'), 130),
     'precision': (bench('precision', *(['--images', '64', '--epochs', '1', '--seeds', '1'] if a.tiny else ['--images', '1500', '--epochs', '4', '--seeds', '1'])), 120),
 }

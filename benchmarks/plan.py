@@ -59,10 +59,10 @@ def compare(name, model, train, a, full, device):
     began, cpu_began = time.perf_counter(), time.process_time()
     decode = 0. if full else decoding_seconds(feed.pairs, 64)
     decode_cpu = decode*(time.process_time() - cpu_began)/(time.perf_counter() - began)      # of one thread
-    held = resident() - before + held_bytes(feed)
+    opened = resident() - before + held_bytes(feed)           # of a corpus that has been opened
     parts, pairs = step_lengths(feed, model), len(data)*(train.batch_size if full else 1)
     cost = measured(model, train, device, parts, a.threads, decode=decode)
-    cost = replace(cost, bytes_fixed=cost.bytes_fixed + held*(device.type == 'cpu'))
+    cost = replace(cost, bytes_fixed=cost.bytes_fixed + opened*(device.type == 'cpu'))
     f, measure = forecast(cost, model, train, pairs, workers=0), steps_to_take(model, train, device, parts, a.threads)
     spec = {'model': config_to_dict(model), 'train': config_to_dict(train), 'threads': a.threads, 'images': a.images, 'full': full, 'device': str(device), 'measure': measure}
     done = subprocess.run([sys.executable, __file__, '--one'], input=json.dumps(spec), capture_output=True, text=True)
@@ -95,6 +95,7 @@ if __name__ == '__main__':
     p.add_argument('--images', type=int, default=500)
     p.add_argument('--steps', type=int, default=100)
     p.add_argument('--threads', type=int, default=1)
+    p.add_argument('--pairs', nargs='+', type=int, help='the small model with batches of these sizes alone, + Summary in float32 and VG-HuBERT (M) in bfloat16')
     p.add_argument('--rounds', type=int, default=1)
     p.add_argument('--only', help='cases whose name holds this')
     p.add_argument('--out', type=Path)
@@ -104,6 +105,7 @@ if __name__ == '__main__':
     device, code, began, found = pick_device(a.device), code_version(), time.perf_counter(), {}
     small = [(case(row, batch, amp, steps=a.steps, images=a.images), False) for amp, batch in (('off', 32), ('bf16', 64), ('off', 64), ('bf16', 32)) for row in ('summary', 'none')]
     cases = small[:2] + [(case('summary', 4, 'off', full=True), True)] + small[2:]
+    if a.pairs: cases = [(case(row, n, amp, steps=a.steps, images=a.images), False) for n in a.pairs for row, amp in (('summary', 'off'), ('none', 'bf16'))]
     def save(found):
         result = [merged(r) for r in found.values()]
         worst = {k: max((c[k]['ratio'] for c in result), key=lambda r: abs(r - 1)) for k in ('cpu_seconds', 'seconds', 'peak_bytes')}

@@ -148,7 +148,7 @@ def _cost_lines(plan):
     by_part = ', '.join(f'{n.replace("_", " ")} {t:,}' for n, (t, _) in plan.parameters.items() if n != 'all' and t)
     workers = f'{plan.workers or "no"} worker{"s" if plan.workers != 1 else ""}'
     cost = 'not measured' if plan.hours is None else (
-        f'{_bytes(plan.memory_bytes)} for the model and a batch (on a CPU up to three times that, for what the allocator keeps); {_hours(max(plan.hours, plan.hours_decoding))} without evaluations: '
+        f'{_bytes(plan.memory_bytes)} for the model and a batch (not counting libraries and, on a CPU, what the allocator keeps: sgmim_plan --calibrate does); {_hours(max(plan.hours, plan.hours_decoding))} without evaluations: '
         f'{_hours(plan.hours)} to compute, {_hours(plan.hours_decoding)} to decode with {workers}')
     free = '' if plan.disk_free is None else f'; {_bytes(plan.disk_free)} are free'
     return [f'{every:,} parameters, {trained:,} of them trained: {by_part}', f'{plan.steps:,} steps, {plan.per_epoch:,} an epoch',
@@ -280,7 +280,7 @@ def modelled(model, train, device, utilisation=UTILISATION, seconds=None, decode
 
 # %% ../nbs/24_plan.ipynb #dc20a1f6
 def step_lengths(feed, model, k=4):
-    "[{'share': of the steps, 'reconstruct', 'lengths': [[samples of each caption of a step]]}] of a training, before the onset and after: `k` steps each, as long as such steps are, from short ones to long ones; and those of the 'longest' step."
+    "[{'share': of the steps, 'reconstruct', 'lengths': [[samples of each caption of a step]]}] of a training, before the onset and after: `k` steps each, as long as such steps are, from short ones to long ones; and those of the 'longest' of 200."
     c, onset = feed.config, min(feed.steps, round(model.mim_onset*feed.per_epoch)) if model.reconstruction != 'none' else 0
     parts, p = [], getattr(feed, 'pairs', None)
     order = p and Order(p.lengths, c.batch_size, feed.steps, c.seed, c.bucket, c.curriculum, groups=getattr(feed.data, 'shard_of_caption', None), window=c.shard_window)
@@ -308,12 +308,14 @@ def take_steps(spec):
     step = lambda n, part, lengths: _timed(lambda batch: train_step(net, batch, optimiser, 50, 100, 0 if part['reconstruct'] else 99, dataclasses.replace(train, micro_batch=0), device), _batch(net, lengths, n), device)
     longest = max((p.get('longest') or p['lengths'][-1] for p in parts), key=max)
     for _ in range(2): quick = step(2, parts[-1], longest)[0]/2          # the first is a warm-up
-    halves = lambda seconds: [max(2, (n := min(B, max(4, round(seconds/quick))))//2), n]
+    def sizes(seconds, most=B):
+        n = min(most, max(4, round(seconds/quick)))
+        return [max(2, n//2), n]
     peaks, found, rounds = [], [], 2 if quick < .2 else 1
-    for n in halves(5*spec['seconds']):                                  # memory of small batches says little of a large one's
+    for n in sizes(5*spec['seconds'], min(B, 64)):                       # memory grows less evenly than time, so it is looked at in larger batches
         step(n, parts[-1], longest)
         peaks.append([n, _peak(device)])
-    for n in sorted(set(halves(spec['seconds']))):
+    for n in sorted(set(sizes(spec['seconds']))):
         found.append({'pairs': n, 'steps': [(k, *step(n, p, lengths)) for _ in range(rounds) for k, p in enumerate(parts) for lengths in p['lengths']]})
     return {'peaks': peaks, 'sizes': found, 'cuda': device.type == 'cuda', **_embedding(net.eval(), train, spec['caption_seconds'], device)}
 
@@ -344,19 +346,20 @@ def _embedding(net, train, seconds, device, n=4):
 def steps_to_take(model, train, device='cpu', parts=None, threads=None, seconds=2.):
     "What `take_steps` is told: as `measured` says."
     longest = round(usual_seconds(model, train)*RATE)
-    parts = parts or [{'reconstruct': r, 'lengths': []} for r in (False, True)[:1 + (model.reconstruction != 'none')]]
+    parts = parts or [{'reconstruct': r, 'lengths': [], 'longest': [round(train.max_seconds*RATE)]*train.batch_size} for r in (False, True)[:1 + (model.reconstruction != 'none')]]
     parts = [p | {'lengths': p['lengths'] or [[longest]*train.batch_size]} for p in parts]
     heard = train.eval_seconds if model.conv_norm == 'group' else float(np.mean(parts[-1]['lengths']))/RATE
     return {'model': config_to_dict(model), 'train': config_to_dict(train), 'device': str(device), 'threads': threads or 0, 'pairs': train.batch_size, 'seconds': seconds, 'parts': parts, 'caption_seconds': heard}
 
 def measured(model, train, device='cpu', parts=None, threads=None, seconds=2., decode=1/DECODED):
-    """The `Cost` on this machine, measured in a process of its own. `parts`: of `step_lengths`, else all captions have the usual length; `seconds`: about as long the largest step may take (at least 4 pairs are taken).
+    """The `Cost` on this machine, measured in a process of its own. `parts`: of `step_lengths`, else captions take the time of the usual length and the memory of the longest;
+    `seconds`: about as long the largest step may take that is timed (at least 4 pairs are taken; for memory five times as long, with at most 64 pairs).
     Raises `SgmimError` if the process fails (such as for lack of memory)."""
     spec = steps_to_take(model, train, device, parts, threads, seconds)
     run = 'import json, sys; from sgmim.plan import take_steps; print(json.dumps(take_steps(json.load(sys.stdin))))'
     path = os.pathsep.join([str(Path(importlib.util.find_spec('sgmim').origin).parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])])
     done = subprocess.run([sys.executable, '-c', run], input=json.dumps(spec), capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': path})
-    if done.returncode: raise SgmimError(f'the steps that were to be measured failed ({(done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][-300:]}): is there memory for a batch of 4?')
+    if done.returncode: raise SgmimError(f'the steps that were to be measured failed ({(done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][-300:]}): is there memory for it? Fewer `seconds` take smaller batches')
     return fit_cost(json.loads(done.stdout.splitlines()[-1]), spec['parts'], decode, 0. if torch.device(device).type == 'cuda' else SAVING*snapshot_bytes(*model_size(model)))
 
 def snapshot_bytes(trained, every):
@@ -375,7 +378,7 @@ def held_bytes(feed):
     return 0 if p is None or p._kept is None else len(np.unique(p.image_of_caption))*p.image(0).nbytes
 
 # %% ../nbs/24_plan.ipynb #193f14a0
-HELD = 1.35    # memory that steps of many lengths come to hold on a CPU, over that of the longest alone: measured (benchmarks/plan.py)
+HELD = 1.35    # memory that steps of many lengths come to hold on a CPU, over that of the longest alone
 
 def fit_cost(found, parts, decode=1/DECODED, saving=0.):
     "The `Cost` that the measurements of `take_steps` amount to."
@@ -390,7 +393,8 @@ def fit_cost(found, parts, decode=1/DECODED, saving=0.):
     of = {p['reconstruct']: (mean(sizes[-1], k) - fixed)/m for k, p in enumerate(parts)}
     (few, low), (many, high) = found['peaks']
     grown = max(0., (high - low)/(many - few)) if many > few else 0.
-    held = HELD if not found.get('cuda') and any(len({max(x) for x in p.get('lengths', ())}) > 1 for p in parts) else 1.
+    lengths = {max(x) for p in parts for x in (*p.get('lengths', ()), p.get('longest')) if x}
+    held = HELD if len(lengths) > 1 and not found.get('cuda') else 1.
     return Cost('measured here', fixed, of.get(False, after), after, found['image'], found['caption'], decode, held*(high - grown*many), held*grown, saving, cpu)
 
 # %% ../nbs/24_plan.ipynb #741b8b88

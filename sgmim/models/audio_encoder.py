@@ -123,7 +123,7 @@ def bf16_is_right(layer, width: int) -> bool:
     return bool((rounded - exact).norm() < .05*exact.norm())
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #7d66a9c9
-PIECE = 16 # recordings that frozen convolutions take at a time
+PIECE = 16 # recordings that the convolutions take at a time at most, on a CPU and without a gradient
 
 class HubertParts(nn.Module):
     "HuBERT as three steps: waveform -> frames -> embedded frames -> transformed tokens."
@@ -148,7 +148,7 @@ class HubertParts(nn.Module):
         frames_len = frame_count(audio_len, self.kernels, self.strides)
         check_audio(audio, audio_len, frames_len, self.shortest)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_cnn):
-            pieces = 1 if torch.is_grad_enabled() else -(-len(audio) // PIECE)
+            pieces = 1 if torch.is_grad_enabled() or audio.device.type != 'cpu' else max(1, -(-len(audio) // PIECE))
             frames = [self._convolved(part) for part in audio.tensor_split(pieces)]
         return frames[0] if pieces == 1 else torch.cat(frames), frames_len
 
