@@ -192,14 +192,18 @@ def test_a_job_that_is_warned_stops_its_step_and_queues_again(which, tmp_path):
     assert 'sgmim_train --preset paper-spokencoco' in command and (which == 0 or '--nnodes 2' in command and '--rdzv-endpoint node1:29500 --rdzv-id 7-0' in command)
 
 
-def test_two_processes_by_the_command_line(tmp_path, monkeypatch):
+LAUNCHERS = {'torchrun': 'torch.distributed.run --standalone --nproc-per-node=2 --no-python', 'accelerate': 'accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --no_python'}
+
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_two_processes_by_the_command_line(launcher, tmp_path, monkeypatch):
     "The first makes the corpus, speaks and writes; the losses are those of one process."
+    if launcher == 'accelerate': pytest.importorskip('accelerate')
     (tmp_path/'sgmim_train').write_text(f'#!{sys.executable}\nimport sys\nfrom sgmim.cli import train\nsys.exit(train())\n')
     (tmp_path/'sgmim_train').chmod(0o755)
     args = ('--from-scratch --images 20 --captions 1 --dev-split --workers 0 --device cpu --no-calibration --model image_depth=1 audio_depth=1 image_width=32 image_heads=2 audio_width=32 audio_heads=2 audio_hidden=64 '
             'conv_dim=(8,8,8,8,8) decoder_heads=2 mim_onset=.5 --set epochs=3 batch_size=8 log_every=1').split()
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, (ROOT, TESTS))), 'OMP_NUM_THREADS': '1', 'SGMIM_CACHE': str(tmp_path/'cache')}
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '--no-python', str(tmp_path/'sgmim_train'), *args, '--out', str(tmp_path/'two')],
+    done = subprocess.run([sys.executable, '-m', *LAUNCHERS[launcher].split(), str(tmp_path/'sgmim_train'), *args, '--out', str(tmp_path/'two')],
                           capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     for once in ('What it takes', 'parameters to train on cpu × 2, 6 steps', 'model in '): assert done.stdout.count(once) == 1, done.stdout
