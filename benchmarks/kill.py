@@ -57,7 +57,7 @@ with tempfile.TemporaryDirectory() as tmp:
     training = read_json(Path(tmp)/'alone'/'record.json')['wall_seconds']
     loading = alone - training
     while True:
-        process, early, after = start('killed'), rng.random() < .15, rng.uniform(0., 2*training/a.kills) if kills < a.kills else None
+        process, early, after = start('killed'), kills % 7 == 3, rng.uniform(0., 2*training/a.kills) if kills < a.kills else None
         if after is not None and early: after = rng.uniform(0., loading)      # while it loads
         else: process.stdout.readline()                                       # from here on it trains
         try:

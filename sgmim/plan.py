@@ -360,7 +360,7 @@ def measured(model, train, device='cpu', parts=None, threads=None, seconds=2., d
     run = 'import json, sys; from sgmim.plan import take_steps; print(json.dumps(take_steps(json.load(sys.stdin))))'
     path = os.pathsep.join([str(Path(importlib.util.find_spec('sgmim').origin).parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])])
     done = subprocess.run([sys.executable, '-c', run], input=json.dumps(spec), capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': path})
-    if done.returncode: raise SgmimError(f'the steps that were to be measured failed ({(done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][-300:]}): is there memory for it? Fewer `seconds` take smaller batches')
+    if done.returncode: raise SgmimError(f'the steps that were to be measured failed ({(done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][-300:]}): is there memory for it? Try a smaller batch_size (in Python, fewer `seconds` take smaller batches too)')
     return fit_cost(json.loads(done.stdout.splitlines()[-1]), spec['parts'], decode, 0. if torch.device(device).type == 'cuda' else SAVING*snapshot_bytes(*model_size(model)))
 
 def snapshot_bytes(trained, every):
