@@ -58,7 +58,7 @@ with tempfile.TemporaryDirectory() as tmp:
     loading = alone - training
     while True:
         process, early, after = start('killed'), kills % 7 == 3, rng.uniform(0., 2*training/a.kills) if kills < a.kills else None
-        if after is not None and early: after = rng.uniform(0., loading)      # while it loads
+        if after is not None and early: after = rng.uniform(0., loading)      # one in seven while it loads
         else: process.stdout.readline()                                       # from here on it trains
         try:
             process.wait(after)
