@@ -8,14 +8,18 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from step import environment, measure
+from torch.utils.checkpoint import checkpoint
 
+import sgmim.models.audio_encoder
 import sgmim.models.sgmim
 import sgmim.optim
 from sgmim.core import code_version, pick_device, run_record, write_json
+from sgmim.patches import gather_patches
 
 
 def eager(model):
@@ -46,6 +50,42 @@ def channels_last(model):
     "The patch embedding on channels-last weights."
     model.image_encoder.to(memory_format=torch.channels_last)
 
+def whole_matrix(model):
+    "The attention of [CLS] as one row of the whole matrix."
+    def attention(layer, tokens, frame_mask=None, heads=12, drop_self=True, renormalise=False):
+        q, k = (project(tokens).unflatten(-1, (heads, -1)).transpose(1, 2) for project in (layer.q_proj, layer.k_proj))
+        score = q @ k.mT*q.shape[-1]**-.5
+        if frame_mask is not None: score = score.masked_fill(torch.nn.functional.pad(frame_mask, (1, 0))[:, None, None], float('-inf'))
+        return score.softmax(-1)[:, :, 0, int(drop_self):]
+    sgmim.models.audio_encoder.cls_attention = attention
+
+def every_patch(model):
+    "The masked pass through the image encoder on all patches, of which the visible ones are then taken."
+    encoder = model.image_encoder
+    def encode(tokens, mask=None):
+        z = encoder.vit.norm(encoder.vit.blocks(tokens))
+        return z if mask is None else torch.cat([z[:, :1], gather_patches(z[:, 1:], mask)], dim=1)
+    encoder.encode = encode
+
+def trained_convolutions(model):
+    "HuBERT's convolutions trained with the rest."
+    model.audio_encoder.freeze_cnn = False
+    model.audio_encoder.hubert.feature_extractor.requires_grad_(True)
+
+def checkpointed(model):
+    "Gradient checkpointing: each layer's activations are computed again in the backward pass."
+    for layer in [*model.audio_encoder.hubert.encoder.layers, *model.image_encoder.vit.blocks]: layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+def one_kernel(model):
+    "BertAdam by torch's fused AdamW kernel: at so late a step its bias correction is none, so that this is the same formula (and another rounding)."
+    def update(self, group, lr):
+        (b1, b2), some = group['betas'], [p for p in group['params'] if p.grad is not None]
+        for p in some:
+            if not self.state[p]: self.state[p].update(m=torch.zeros_like(p), v=torch.zeros_like(p), late=torch.tensor(1e8, device=p.device))
+        of = lambda k: [self.state[p][k] for p in some]
+        torch._fused_adamw_(some, [p.grad for p in some], of('m'), of('v'), [], of('late'), lr=lr, beta1=b1, beta2=b2, weight_decay=group['weight_decay'], eps=group['eps'], amsgrad=False, maximize=False)
+    sgmim.optim.BertAdam._update = update
+
 CASES = {      # name: (what is changed, of step.measure's options)
     'as it is': (lambda model: None, {}),
     'without fused attention': (eager, {}),
@@ -53,6 +93,12 @@ CASES = {      # name: (what is changed, of step.measure's options)
     'momentum without foreach': (momentum_loop, {}),
     'without keeping freed memory': (lambda model: None, {}),
     'waiting threads awake': (lambda model: None, {}),
+    '[CLS] row by the whole matrix': (whole_matrix, {}),
+    'masked pass on every patch (other numerics)': (every_patch, {}),
+    'convolutions trained (other numerics)': (trained_convolutions, {}),
+    'tried: one fused kernel for the optimiser': (one_kernel, {}),
+    'tried: gradient checkpointing': (checkpointed, {}),
+    'gradient caching, half the pairs at a time': (lambda model: None, {'micro_batch': True}),
     'tried: channels last': (channels_last, {}),
     'tried: torch.compile': (lambda model: None, {'compiled': True}),
     'bfloat16 (other numerics)': (lambda model: None, {'amp': 'bf16'}),
@@ -74,6 +120,7 @@ if __name__ == '__main__':
     device, code, began, found = pick_device(a.device), code_version(), time.perf_counter(), []
     if a.one:
         change, options = CASES[a.one]
+        if 'micro_batch' in options: options = {'micro_batch': max(1, a.pairs//2)}
         if 'freed memory' in a.one: sys.modules['step'].keep_memory = lambda: None
         raise SystemExit(print(json.dumps(measure('summary', device, a.threads[0], a.pairs, a.seconds, **{'amp': 'auto', **options}, steps=a.steps, tiny=a.tiny, change=change))))
     for threads in a.threads if device.type == 'cpu' else [0]:

@@ -2,7 +2,8 @@
 
 Each case is first forecast from steps measured on this machine (as `sgmim_plan --calibrate` does), then trained in a process of its own, then measured again there (what else the machine does changes from minute to minute, so the
 forecast of times is the mean of what was measured before and after; that of memory is from before): the small model on the embedded corpus, without and with reconstruction, at two batch sizes
-and in two precisions, and a few steps of the full model on noise. Compared: CPU-seconds and seconds of a step (decoding included), and the peak memory of the process. `--rounds 2` does all of it twice.
+and in two precisions, and a few steps of the full model on noise. Compared: CPU-seconds and seconds of a step (decoding included), and the peak memory of the process; of the training named 'whole',
+which is evaluated and writes checkpoints: seconds in all, seconds of evaluation, and the most disk that its folder takes. `--rounds 2` does all of it twice.
 """
 import argparse
 import json
@@ -19,6 +20,7 @@ from sgmim.plan import decoding_seconds, fit_cost, forecast, held_bytes, measure
 from sgmim.train import Feed, TrainConfig, recipe
 
 WARM = 2     # steps that do not count
+COMPARED = ('cpu_seconds', 'seconds', 'peak_bytes')
 
 
 def case(row, batch, amp, full=False, steps=100, images=500):
@@ -39,17 +41,26 @@ def run(spec):
     import sgmim.train as T
     torch.set_num_threads(spec['threads'])
     model, train = config_from_dict(SGMIMConfig, spec['model']), config_from_dict(TrainConfig, spec['train'])
-    marks, step = [], T.train_step
+    marks, evaluating, disk, step, evaluate, save = [], [], [0], T.train_step, T.evaluate, T.save_checkpoint
     def marked(*args, **kwargs):
         marks.append((time.perf_counter(), time.process_time(), args[3] >= args[5]))
         out = step(*args, **kwargs)
         marks[-1] += (time.perf_counter(), time.process_time(), peak_memory_mb()*2**20)
         return out
-    T.train_step = marked
-    with tempfile.TemporaryDirectory() as out: T.fit(model, data_of(train, spec['images'], spec['full']), config=train, out=out, device=spec['device'], progress=False)
+    def timed(*args, **kwargs):
+        began, result = time.perf_counter(), evaluate(*args, **kwargs)
+        evaluating.append(time.perf_counter() - began)
+        return result
+    def weighed(*args, **kwargs):
+        save(*args, **kwargs)
+        disk.append(sum(f.stat().st_size for f in Path(out).rglob('*') if f.is_file()))      # before older checkpoints go
+    T.train_step, T.evaluate, T.save_checkpoint = marked, timed, weighed
+    data = data_of(train, spec['images'], spec['full'])
+    with tempfile.TemporaryDirectory() as out: fitted = T.fit(model, data, data if spec['dev'] else None, config=train, out=out, device=spec['device'], progress=False)
     ends = [m[:2] for m in marks[1:]] + [marks[-1][3:5]]
     peak = torch.cuda.max_memory_reserved() if spec['device'] == 'cuda' else marks[-1][5]
-    return {'steps': [[e[0] - m[0], e[1] - m[1], bool(m[2])] for m, e in zip(marks, ends)], 'peak_steps': peak, 'peak': peak if spec['device'] == 'cuda' else peak_memory_mb()*2**20, 'again': take_steps(spec['measure'])}
+    return {'steps': [[e[0] - m[0], e[1] - m[1], bool(m[2])] for m, e in zip(marks, ends)], 'peak_steps': peak, 'peak': peak if spec['device'] == 'cuda' else peak_memory_mb()*2**20, 
+            'wall': fitted.record['wall_seconds'], 'evaluating': evaluating, 'disk': max(disk), 'again': take_steps(spec['measure'])}
 
 def compare(name, model, train, a, full, device):
     "Forecast, then run."
@@ -63,8 +74,9 @@ def compare(name, model, train, a, full, device):
     parts, pairs = step_lengths(feed, model), len(data)*(train.batch_size if full else 1)
     cost = measured(model, train, device, parts, a.threads, decode=decode)
     cost = replace(cost, bytes_fixed=cost.bytes_fixed + opened*(device.type == 'cpu'))
-    f, measure = forecast(cost, model, train, pairs, workers=0), steps_to_take(model, train, device, parts, a.threads)
-    spec = {'model': config_to_dict(model), 'train': config_to_dict(train), 'threads': a.threads, 'images': a.images, 'full': full, 'device': str(device), 'measure': measure}
+    whole, said = name.startswith('whole'), lambda cost: forecast(cost, model, train, pairs, dev=(a.images, a.images), workers=0)
+    f, measure = said(cost), steps_to_take(model, train, device, parts, a.threads)
+    spec = {'model': config_to_dict(model), 'train': config_to_dict(train), 'threads': a.threads, 'images': a.images, 'full': full, 'dev': whole, 'device': str(device), 'measure': measure}
     done = subprocess.run([sys.executable, __file__, '--one'], input=json.dumps(spec), capture_output=True, text=True)
     if done.returncode: raise SystemExit(f'{name}: {done.stderr[-2000:]}')
     found = json.loads(done.stdout.splitlines()[-1])
@@ -72,19 +84,24 @@ def compare(name, model, train, a, full, device):
     after = sum(s[2] for s in counted)/len(counted)
     reading, reading_cpu = decode*train.batch_size, decode_cpu*train.batch_size
     of = lambda f: (1 - after)*f.seconds_before + after*f.seconds_after
-    again = fit_cost(found['again'], measure['parts'])
-    times = [(of(f), cost.cpu), (of(forecast(again, model, train, pairs)), again.cpu)]
+    again = fit_cost(found['again'], measure['parts'], decode)
+    pair = lambda forecast, measured: {'forecast': forecast, 'measured': measured, 'ratio': forecast/measured}
+    if whole:
+        both = [f, said(again)]
+        mean = lambda hours: 1800*sum(hours)
+        return {'name': name, 'steps': f.steps, 'evaluations': len(found['evaluating']), 'seconds': pair(mean(x.hours for x in both), found['wall']) | {'before_and_after': [3600*x.hours for x in both]},
+                'evaluation_seconds': pair(mean(x.hours_evaluation for x in both), sum(found['evaluating'])), 'disk_bytes': pair(f.disk_bytes, found['disk'])}
+    times = [(of(f), cost.cpu), (of(said(again)), again.cpu)]
     seconds, cpu = sum(s for s, _ in times)/2 + reading, sum(s*c for s, c in times)/2 + reading_cpu
     mean = lambda k: sum(s[k] for s in counted)/len(counted)
-    pair = lambda forecast, measured: {'forecast': forecast, 'measured': measured, 'ratio': forecast/measured}
     return {'name': name, 'steps': len(counted), 'cpu_seconds': pair(cpu, mean(1)) | {'before_and_after': [s*c + reading_cpu for s, c in times]}, 'seconds': pair(seconds, mean(0)) | {'before_and_after': [s + reading for s, _ in times]}, 'peak_bytes': pair(f.memory_bytes, found['peak_steps']),
             'peak_bytes_saving': pair(max(f.memory_bytes, f.memory_saving), found['peak']) if device.type == 'cpu' else None, 'decode_seconds_a_pair': decode}
 
 def merged(rounds):
     "Several rounds of a case as one: means, and the ratio of the means."
     out = dict(rounds[0])
-    for k in ('cpu_seconds', 'seconds', 'peak_bytes', 'peak_bytes_saving'):
-        if out[k]:
+    for k in COMPARED + ('peak_bytes_saving', 'evaluation_seconds', 'disk_bytes'):
+        if out.get(k):
             mean = {w: sum(r[k][w] for r in rounds)/len(rounds) for w in ('forecast', 'measured')}
             out[k] = out[k] | {**mean, 'ratio': mean['forecast']/mean['measured']} | ({'ratios': [r[k]['ratio'] for r in rounds]} if len(rounds) > 1 else {})
     return out
@@ -104,11 +121,13 @@ if __name__ == '__main__':
     if a.one: raise SystemExit(print(json.dumps(run(json.load(sys.stdin)))))
     device, code, began, found = pick_device(a.device), code_version(), time.perf_counter(), {}
     small = [(case(row, batch, amp, steps=a.steps, images=a.images), False) for amp, batch in (('off', 32), ('bf16', 64), ('off', 64), ('bf16', 32)) for row in ('summary', 'none')]
-    cases = small[:2] + [(case('summary', 4, 'off', full=True), True)] + small[2:]
+    _, model, train = case('summary', 32, 'off', steps=a.steps, images=a.images)
+    whole = ('whole: scenes-tiny, summary, 32, off', model, replace(train, eval_every=2., save_every=20))
+    cases = small[:2] + [(case('summary', 4, 'off', full=True), True)] + small[2:] + [(whole, False)]
     if a.pairs: cases = [(case(row, n, amp, steps=a.steps, images=a.images), False) for n in a.pairs for row, amp in (('summary', 'off'), ('none', 'bf16'))]
     def save(found):
         result = [merged(r) for r in found.values()]
-        worst = {k: max((c[k]['ratio'] for c in result), key=lambda r: abs(r - 1)) for k in ('cpu_seconds', 'seconds', 'peak_bytes')}
+        worst = {k: max((c[k]['ratio'] for c in result if k in c), key=lambda r: abs(r - 1), default=None) for k in COMPARED}
         out = a.out or Path(__file__).parents[1]/'results'/f'bench-plan{"-cuda" if device.type == "cuda" else ""}.json'
         write_json(out, run_record('benchmark', {'images': a.images, 'steps': a.steps, 'threads': a.threads, 'rounds': a.rounds}, 0, {'corpus': f'dev-{a.images}'}, {'cases': result, 'worst_ratio': worst}, time.perf_counter() - began, device, code))
     for turn in range(a.rounds):

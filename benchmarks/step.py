@@ -1,7 +1,8 @@
 """One step at full size, against the rate of the machine and against a plain composition: python benchmarks/step.py [--device cuda] → results/bench-step[-cuda].json
 
 HuBERT Base and ViT-B/16 with random weights, frozen convolutions. On a CPU 4 pairs of 5 s in float32; on CUDA 100 pairs of 8 s in bfloat16. Forward, backward, clipping, update. Each variant runs in
-a process of its own; ours keeps freed memory, as `fit` does, and its waiting threads sleep, as in the commands; plain has the defaults of the allocator and of OpenMP. Reported: CPU-seconds and seconds of a step (the median), pairs a second, the operations of a step, the share of the rate that large matrix products reach in the same process, peak memory.
+a process of its own; ours keeps freed memory, as `fit` does, and its waiting threads sleep, as in the commands; plain has the defaults of the allocator and of OpenMP. Reported: CPU-seconds and seconds of a step (the median), pairs a second, the operations of a step, the share of the rate that large matrix products reach in the same process, peak memory; on a CPU also what kinds of operation take
+the time of a step (one more, under torch's profiler). `--rounds 3` takes all variants in turn, three times; then the medians are those of the rounds.
 """
 import argparse
 import json
@@ -73,14 +74,25 @@ def matmul_rate(device, dtype, seconds=2.):
         best = max(best, 5*2*a.shape[0]*a.shape[1]*b.shape[1]/(time.perf_counter() - began))
     return best
 
-def measure(variant, device, threads, pairs, seconds, amp, steps, tiny, compiled=False, change=lambda model: None):
-    "One variant, in this process, after `change(model)`."
+KINDS = {'matrix products': ('mm', 'addmm', 'bmm', 'baddbmm'), 'convolutions': ('mkldnn_convolution', 'convolution_backward', 'thnn_conv2d', '_slow_conv2d_forward', '_slow_conv2d_backward'), 'random numbers of dropout': ('bernoulli_', 'native_dropout'),
+         'fused attention': ('_scaled_dot_product_flash_attention_for_cpu', '_scaled_dot_product_flash_attention_for_cpu_backward')}
+
+def kinds_of_operation(run):
+    "{kind: seconds} of `run()`, as the thread that calls sees them."
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p: run()
+    events = p.key_averages()
+    of = {kind: sum(e.self_cpu_time_total for e in events if e.key.removeprefix('aten::') in names)/1e6 for kind, names in KINDS.items()}
+    of['optimiser'] = sum(e.cpu_time_total for e in events if e.key.startswith('Optimizer.step'))/1e6
+    return of | {'everything else': sum(e.self_cpu_time_total for e in events)/1e6 - sum(of.values())}
+
+def measure(variant, device, threads, pairs, seconds, amp, steps, tiny, compiled=False, change=lambda model: None, **training):
+    "One variant, in this process, after `change(model)`; `training`: of its `TrainConfig`."
     if threads: torch.set_num_threads(threads)
     if not variant.startswith('plain'): keep_memory()        # as `fit` does
     torch.manual_seed(0)
     model, n = build(variant, tiny).to(device).train(), round(seconds*16_000)
     change(model)
-    config, size = TrainConfig(amp=amp, batch_size=pairs), model.config.image_size
+    config, size = TrainConfig(amp=amp, batch_size=pairs, **training), model.config.image_size
     batch = {'image': torch.randn(pairs, 3, size, size), 'audio': .1*torch.randn(pairs, n), 'audio_len': torch.full((pairs,), n), 'image_id': torch.arange(pairs), 'index': torch.arange(pairs)}
     optimiser, cpu, wall = make_optimiser(model, config), [], []
     with CountFlops() as flops: train_step(model, batch, optimiser, 50, 1000, 0, config, device)
@@ -99,8 +111,16 @@ def measure(variant, device, threads, pairs, seconds, amp, steps, tiny, compiled
     dtype = torch.bfloat16 if amp == 'bf16' or (amp == 'auto' and device.type == 'cuda') else torch.float32
     rate, step = matmul_rate(device, dtype), statistics.median(wall)
     peak = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    kinds = kinds_of_operation(lambda: train_step(model, batch, optimiser, 51 + steps, 1000, 0, config, device)) if device.type == 'cpu' else None
     return {'variant': variant, 'threads': torch.get_num_threads(), 'pairs': pairs, 'seconds_of_audio': seconds, 'amp': amp, 'steps': steps, 'cpu_seconds': statistics.median(cpu), 'seconds': step,
-            'pairs_per_second': pairs/step, 'flop': flops.total, 'flop_per_pair': flops.total/pairs, 'matmul_flop_per_second': rate, 'share_of_matmul_rate': flops.total/step/rate, 'peak_bytes': peak}
+            'pairs_per_second': pairs/step, 'flop': flops.total, 'flop_per_pair': flops.total/pairs, 'matmul_flop_per_second': rate, 'share_of_matmul_rate': flops.total/step/rate, 'peak_bytes': peak, 'kinds': kinds}
+
+def merged(rounds):
+    "The results of several rounds as one: medians, and the 'rounds' of the times; of processes that failed none is counted, if one did not."
+    good = [r for r in rounds if 'error' not in r]
+    if not good: return rounds[0]
+    numbers = {k: statistics.median(r[k] for r in good) for k, v in good[0].items() if isinstance(v, float) or k == 'peak_bytes'}
+    return good[-1] | numbers | ({'rounds': {k: [r[k] for r in good] for k in ('cpu_seconds', 'seconds')}} if len(rounds) > 1 else {}) | ({'failed': len(rounds) - len(good)} if len(good) < len(rounds) else {})
 
 
 if __name__ == '__main__':
@@ -112,6 +132,7 @@ if __name__ == '__main__':
     p.add_argument('--seconds', type=float)
     p.add_argument('--amp', choices=('auto', 'bf16', 'off'), default='auto')
     p.add_argument('--steps', type=int, default=5)
+    p.add_argument('--rounds', type=int, default=1)
     p.add_argument('--tiny', action='store_true', help='the small model: to try the script')
     p.add_argument('--compile', action='store_true')
     p.add_argument('--out', type=Path)
@@ -122,13 +143,13 @@ if __name__ == '__main__':
     if a.one:
         print(json.dumps(measure(a.variants[0], device, (a.threads or [0])[0], pairs, seconds, a.amp, a.steps, a.tiny, a.compile)))
     else:
-        found, out = [], a.out or Path(__file__).parents[1]/'results'/f'bench-step{"-cuda" if device.type == "cuda" else ""}.json'
-        for variant in a.variants:
-            for threads in a.threads or ([0] if device.type == 'cuda' else [1, 2]):
-                amp = 'off' if variant == 'plain-eager' and device.type == 'cuda' else a.amp
-                done = subprocess.run([sys.executable, __file__, '--one', '--variants', variant, '--threads', str(threads), '--pairs', str(pairs), '--seconds', str(seconds), '--amp', amp, '--steps', str(a.steps),
-                                       '--device', str(device)] + ['--tiny']*a.tiny + ['--compile']*a.compile, capture_output=True, text=True, env=environment(variant.startswith('plain')))
-                result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'variant': variant, 'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
-                found.append(result)
-                write_json(out, run_record('benchmark', {'variants': a.variants, 'pairs': pairs, 'seconds_of_audio': seconds, 'amp': a.amp, 'compiled': a.compile}, 0, 'noise', {'variants': found}, time.perf_counter() - began, device, code))
-                print({k: float(f'{v:.4g}') if isinstance(v, float) else v for k, v in result.items()}, flush=True)
+        found, out = {}, a.out or Path(__file__).parents[1]/'results'/f'bench-step{"-cuda" if device.type == "cuda" else ""}.json'
+        cases = [(variant, threads) for threads in a.threads or ([0] if device.type == 'cuda' else [1, 2]) for variant in a.variants]
+        for variant, threads in cases*a.rounds:
+            amp = 'off' if variant == 'plain-eager' and device.type == 'cuda' else a.amp
+            done = subprocess.run([sys.executable, __file__, '--one', '--variants', variant, '--threads', str(threads), '--pairs', str(pairs), '--seconds', str(seconds), '--amp', amp, '--steps', str(a.steps),
+                                   '--device', str(device)] + ['--tiny']*a.tiny + ['--compile']*a.compile, capture_output=True, text=True, env=environment(variant.startswith('plain')))
+            result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'variant': variant, 'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
+            found.setdefault((variant, threads), []).append(result)
+            write_json(out, run_record('benchmark', {'variants': a.variants, 'pairs': pairs, 'seconds_of_audio': seconds, 'amp': a.amp, 'compiled': a.compile, 'rounds': a.rounds}, 0, 'noise', {'variants': [merged(r) for r in found.values()]}, time.perf_counter() - began, device, code))
+            print({k: float(f'{v:.4g}') if isinstance(v, float) else v for k, v in result.items() if k != 'kinds'}, flush=True)

@@ -454,7 +454,8 @@ def forecast(cost, model, train, pairs, dev=(0, 0), memory=math.inf, devices=1, 
     `link`: bytes a second to the next device. Raises `ConfigError` if the pairs do not fill a batch."""
     B, (trained, every) = train.batch_size, model_size(model)
     if (per_epoch := pairs//B) < 1: raise ConfigError(f'{pairs} pairs do not fill one batch of {B}')
-    steps, share, evaluations = max(1, round(train.epochs*per_epoch)), -(-B//devices), max(1, round(train.epochs/train.eval_every))
+    steps, share = max(1, round(train.epochs*per_epoch)), -(-B//devices)
+    evaluations = -(-steps//max(1, round(train.eval_every*per_epoch)))      # as `fit` does: at the end in any case
     alone = steps if model.reconstruction == 'none' else min(steps, round(model.mim_onset*per_epoch))
     piece = min(share, train.micro_batch or share)
     send = sum(exchanged(B, model.embed_dim, trained, devices).values())/link
