@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from step import environment, measure
+from step import environment, measure, merged
 from torch.utils.checkpoint import checkpoint
 
 import sgmim.models.audio_encoder
@@ -93,6 +93,7 @@ CASES = {      # name: (what is changed, of step.measure's options)
     'momentum without foreach': (momentum_loop, {}),
     'without keeping freed memory': (lambda model: None, {}),
     'waiting threads awake': (lambda model: None, {}),
+    'waiting threads awake for a moment': (lambda model: None, {}),
     '[CLS] row by the whole matrix': (whole_matrix, {}),
     'masked pass on every patch (other numerics)': (every_patch, {}),
     'convolutions trained (other numerics)': (trained_convolutions, {}),
@@ -113,22 +114,27 @@ if __name__ == '__main__':
     p.add_argument('--steps', type=int, default=3)
     p.add_argument('--threads', nargs='+', type=int, default=[1, 2])
     p.add_argument('--cases', nargs='+', default=list(CASES), metavar='CASE')
+    p.add_argument('--rounds', type=int, default=1, help='all cases in turn, so often; the medians are kept')
+    p.add_argument('--busy', type=int, default=0, help='processes that do nothing but count meanwhile: a machine that is shared')
     p.add_argument('--tiny', action='store_true', help='the small model: to try the script')
     p.add_argument('--out', type=Path)
     p.add_argument('--one', help=argparse.SUPPRESS)
     a = p.parse_args()
-    device, code, began, found = pick_device(a.device), code_version(), time.perf_counter(), []
+    device, code, began, found = pick_device(a.device), code_version(), time.perf_counter(), {}
     if a.one:
         change, options = CASES[a.one]
         if 'micro_batch' in options: options = {'micro_batch': max(1, a.pairs//2)}
         if 'freed memory' in a.one: sys.modules['step'].keep_memory = lambda: None
         raise SystemExit(print(json.dumps(measure('summary', device, a.threads[0], a.pairs, a.seconds, **{'amp': 'auto', **options}, steps=a.steps, tiny=a.tiny, change=change))))
-    for threads in a.threads if device.type == 'cpu' else [0]:
-        for case in a.cases:
+    others = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(a.busy)]
+    try:
+        for case, threads in [(case, threads) for threads in (a.threads if device.type == 'cpu' else [0]) for _ in range(a.rounds) for case in a.cases]:
             done = subprocess.run([sys.executable, __file__, '--one', case, '--device', str(device), '--threads', str(threads), '--pairs', str(a.pairs), '--seconds', str(a.seconds), '--steps', str(a.steps)] + ['--tiny']*a.tiny,
-                                  capture_output=True, text=True, env=environment(awake='awake' in case))
+                                  capture_output=True, text=True, env=environment({'waiting threads awake': True, 'waiting threads awake for a moment': 10_000}.get(case, False)))
             result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
-            found.append({'case': case, **result})
+            found.setdefault((case, threads), []).append({'case': case, **result})
             print(case, {k: round(v, 3) for k, v in result.items() if k in ('threads', 'cpu_seconds', 'seconds', 'share_of_matmul_rate')}, result.get('error', ''), flush=True)
+    finally:
+        for other in others: other.kill()
     write_json(a.out or Path(__file__).parents[1]/'results'/f'bench-levers{"-cuda" if device.type == "cuda" else ""}.json',
-               run_record('benchmark', {'pairs': a.pairs, 'seconds_of_audio': a.seconds, 'tiny': a.tiny}, 0, 'noise', {'cases': found}, time.perf_counter() - began, device, code))
+               run_record('benchmark', {'pairs': a.pairs, 'seconds_of_audio': a.seconds, 'tiny': a.tiny, 'rounds': a.rounds, 'busy': a.busy}, 0, 'noise', {'cases': [merged(r) for r in found.values()]}, time.perf_counter() - began, device, code))

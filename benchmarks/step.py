@@ -54,8 +54,9 @@ def build(variant, tiny):
     return SGMIM(replace(scenes_tiny() if tiny else paper(), reconstruction=variant))
 
 def environment(awake=False):
-    "Of a process that measures: threads that wait sleep, as in sgmim's commands, or `awake`, as OpenMP has it."
-    return {k: v for k, v in os.environ.items() if k != 'OMP_WAIT_POLICY'} | ({} if awake else {'OMP_WAIT_POLICY': 'passive'})
+    "Of a process that measures: threads that wait sleep, as in sgmim's commands, or are `awake`: True, as OpenMP has it, or for so many turns of a loop."
+    told = {'GOMP_SPINCOUNT': str(awake)} if type(awake) is int else {} if awake else {'OMP_WAIT_POLICY': 'passive'}
+    return {k: v for k, v in os.environ.items() if k not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')} | told
 
 def wait(device):
     if device.type == 'cuda': torch.cuda.synchronize(device)
