@@ -1,7 +1,7 @@
 """What each lever is worth: python benchmarks/levers.py → results/bench-levers.json
 
-The step of benchmarks/step.py (full size, '+ Summary') as it is, and with one thing changed: a lever that is in use taken out, or one that is not tried. Each case in a process of its own, the unchanged one first and
-last, since a machine is seldom the same for long.
+The step of benchmarks/step.py (full size, '+ Summary') as it is, and with one thing changed: a lever that is in use taken out, or one that is not tried. Each case in a process of its own; of all cases the unchanged one
+is first and last, since a machine is seldom the same for long. `--rounds 3` takes all in turn, three times; `--busy 1` keeps a core busy meanwhile.
 """
 import argparse
 import json
@@ -76,28 +76,20 @@ def checkpointed(model):
     "Gradient checkpointing: each layer's activations are computed again in the backward pass."
     for layer in [*model.audio_encoder.hubert.encoder.layers, *model.image_encoder.vit.blocks]: layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
-def by_foreach(model):
-    "BertAdam by operations on lists of tensors, not by one kernel."
+def one_kernel(model):
+    "BertAdam by torch's fused AdamW kernel, told that so many updates are done that its bias correction is 1. It decays the weights in a step of its own, which float32 rounds away at the paper's rate."
     def update(self, group, lr):
-        (b1, b2), ps = group['betas'], [p for p in group['params'] if p.grad is not None]
-        for p in ps:
-            if not self.state[p]: self.state[p].update(m=torch.zeros_like(p), v=torch.zeros_like(p))
-        gs, ms, vs = [p.grad for p in ps], [self.state[p]['m'] for p in ps], [self.state[p]['v'] for p in ps]
-        torch._foreach_lerp_(ms, gs, 1 - b1)
-        torch._foreach_mul_(vs, b2)
-        torch._foreach_addcmul_(vs, gs, gs, 1 - b2)
-        change = torch._foreach_sqrt(vs)
-        torch._foreach_add_(change, group['eps'])
-        change = torch._foreach_div(ms, change)
-        torch._foreach_add_(change, ps, alpha=group['weight_decay'])
-        torch._foreach_add_(ps, change, alpha=-lr)
+        (b1, b2), some = group['betas'], [p for p in group['params'] if p.grad is not None]
+        for p in some:
+            if not self.state[p]: self.state[p].update(m=torch.zeros_like(p), v=torch.zeros_like(p), late=torch.tensor(1e8, device=p.device))
+        of = lambda k: [self.state[p][k] for p in some]
+        torch._fused_adamw_(some, [p.grad for p in some], of('m'), of('v'), [], of('late'), lr=lr, beta1=b1, beta2=b2, weight_decay=group['weight_decay'], eps=group['eps'], amsgrad=False, maximize=False)
     sgmim.optim.BertAdam._update = update
 
 CASES = {      # name: (what is changed, of step.measure's options)
     'as it is': (lambda model: None, {}),
     'without fused attention': (eager, {}),
-    'optimiser by its formula, on lists of tensors': (by_foreach, {}),
-    'optimiser by its formula, tensor by tensor': (one_by_one, {}),
+    'optimiser without foreach': (one_by_one, {}),
     'momentum without foreach': (momentum_loop, {}),
     'without keeping freed memory': (lambda model: None, {}),
     'waiting threads asleep at once': (lambda model: None, {}),
@@ -105,6 +97,7 @@ CASES = {      # name: (what is changed, of step.measure's options)
     '[CLS] row by the whole matrix': (whole_matrix, {}),
     'masked pass on every patch (other numerics)': (every_patch, {}),
     'convolutions trained (other numerics)': (trained_convolutions, {}),
+    'tried: one fused kernel for the optimiser': (one_kernel, {}),
     'tried: gradient checkpointing': (checkpointed, {}),
     'gradient caching, half the pairs at a time': (lambda model: None, {'micro_batch': True}),
     'tried: channels last': (channels_last, {}),
@@ -133,15 +126,14 @@ if __name__ == '__main__':
         if 'micro_batch' in options: options = {'micro_batch': max(1, a.pairs//2)}
         if 'freed memory' in a.one: sys.modules['step'].keep_memory = lambda: None
         raise SystemExit(print(json.dumps(measure('summary', device, a.threads[0], a.pairs, a.seconds, **{'amp': 'auto', **options}, steps=a.steps, tiny=a.tiny, change=change))))
-    others = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(a.busy)]
-    try:
-        for case, threads in [(case, threads) for threads in (a.threads if device.type == 'cpu' else [0]) for _ in range(a.rounds) for case in a.cases]:
-            done = subprocess.run([sys.executable, __file__, '--one', case, '--device', str(device), '--threads', str(threads), '--pairs', str(a.pairs), '--seconds', str(a.seconds), '--steps', str(a.steps)] + ['--tiny']*a.tiny,
-                                  capture_output=True, text=True, env=environment({'waiting threads asleep at once': 'asleep', 'waiting threads awake': 'awake'}.get(case, 'briefly awake')))
-            result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
-            found.setdefault((case, threads), []).append({'case': case, **result})
-            print(case, {k: round(v, 3) for k, v in result.items() if k in ('threads', 'cpu_seconds', 'seconds', 'share_of_matmul_rate')}, result.get('error', ''), flush=True)
-    finally:
-        for other in others: other.kill()
-    write_json(a.out or Path(__file__).parents[1]/'results'/f'bench-levers{"-cuda" if device.type == "cuda" else ""}.json',
-               run_record('benchmark', {'pairs': a.pairs, 'seconds_of_audio': a.seconds, 'tiny': a.tiny, 'rounds': a.rounds, 'busy': a.busy}, 0, 'noise', {'cases': [merged(r) for r in found.values()]}, time.perf_counter() - began, device, code))
+    busy = 'import os, time\nparent = os.getppid()\nwhile os.getppid() == parent:\n    end = time.time() + 1\n    while time.time() < end: pass'      # ends with its parent, however that ends
+    for _ in range(a.busy): subprocess.Popen([sys.executable, '-c', busy])
+    of_no_effect = ('waiting threads', 'without keeping freed memory', 'bfloat16') if device.type == 'cuda' else ()
+    for case, threads in [(case, threads) for threads in (a.threads if device.type == 'cpu' else [0]) for _ in range(a.rounds) for case in a.cases if not case.startswith(of_no_effect)]:
+        done = subprocess.run([sys.executable, __file__, '--one', case, '--device', str(device), '--threads', str(threads), '--pairs', str(a.pairs), '--seconds', str(a.seconds), '--steps', str(a.steps)] + ['--tiny']*a.tiny,
+                              capture_output=True, text=True, env=environment({'waiting threads asleep at once': 'asleep', 'waiting threads awake': 'awake'}.get(case, 'briefly awake')))
+        result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
+        found.setdefault((case, threads), []).append({'case': case, **result})
+        print(case, {k: round(v, 3) for k, v in result.items() if k in ('threads', 'cpu_seconds', 'seconds', 'share_of_matmul_rate')}, result.get('error', ''), flush=True)
+        write_json(a.out or Path(__file__).parents[1]/'results'/f'bench-levers{"-cuda" if device.type == "cuda" else ""}.json',
+                   run_record('benchmark', {'pairs': a.pairs, 'seconds_of_audio': a.seconds, 'tiny': a.tiny, 'rounds': a.rounds, 'busy': a.busy}, 0, 'noise', {'cases': [merged(r) for r in found.values()]}, time.perf_counter() - began, device, code))

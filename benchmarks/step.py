@@ -119,7 +119,7 @@ def measure(variant, device, threads, pairs, seconds, amp, steps, tiny, compiled
             'pairs_per_second': pairs/step, 'flop': flops.total, 'flop_per_pair': flops.total/pairs, 'matmul_flop_per_second': rate, 'share_of_matmul_rate': flops.total/step/rate, 'peak_bytes': peak, 'kinds': kinds}
 
 def merged(rounds):
-    "The results of several rounds as one: medians, and the 'rounds' of the times; of processes that failed none is counted, if one did not."
+    "The results of several rounds as one: medians, the 'rounds' of the times, the kinds of the last. Failed processes are left out, unless all failed."
     good = [r for r in rounds if 'error' not in r]
     if not good: return rounds[0]
     numbers = {k: statistics.median(r[k] for r in good) for k, v in good[0].items() if isinstance(v, float) or k == 'peak_bytes'}

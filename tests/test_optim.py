@@ -187,27 +187,6 @@ def test_mixed_precisions_in_one_group():
     for p in ps: assert p.float().detach()[0].item() == pytest.approx(1 - .01 * 3.172, abs=.01)
 
 
-@pytest.mark.parametrize('shape, layout', [((30, 40), lambda x: x.t().contiguous().t()), ((8, 3, 4, 4), lambda x: x.to(memory_format=torch.channels_last))])
-@pytest.mark.parametrize('odd', ['gradient', 'parameter', 'moments'])
-def test_memory_layout_does_not_matter(shape, layout, odd):
-    torch.manual_seed(0)
-    first, gradients = torch.randn(shape), torch.randn(3, *shape)
-    a, b = torch.nn.Parameter(first.clone()), torch.nn.Parameter(layout(first.clone()) if odd == 'parameter' else first.clone())
-    one, other = BertAdam([a], lr=.1), BertAdam([b], lr=.1)
-    for g in gradients:
-        a.grad, b.grad = g.clone(), layout(g.clone()) if odd == 'gradient' else g.clone()
-        if odd == 'moments' and other.state: other.state[b].update({k: layout(v) for k, v in other.state[b].items()})
-        one.step()
-        other.step()
-    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
-
-
-def test_a_parameter_with_gaps_is_refused():
-    p = torch.nn.Parameter(torch.ones(4, 6)[:, ::2])
-    p.grad = torch.ones(4, 3)
-    with pytest.raises(ConfigError, match='gaps'): BertAdam([p]).step()
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_the_gpu():
