@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from sgmim.core import code_version, config_from_dict, config_to_dict, peak_memory_mb, pick_device, run_record, write_json
+from sgmim.core import code_version, config_from_dict, config_to_dict, peak_memory_mb, pick_device, read_json, run_record, write_json
 from sgmim.data.scenes import load_scenes
 from sgmim.models.sgmim import SGMIMConfig, paper, scenes_tiny
 from sgmim.plan import decoding_seconds, fit_cost, forecast, held_bytes, measured, resident, step_lengths, steps_to_take, take_steps
@@ -114,6 +114,7 @@ if __name__ == '__main__':
     p.add_argument('--threads', type=int, default=1)
     p.add_argument('--pairs', nargs='+', type=int, help='the small model with batches of these sizes alone, + Summary in float32 and VG-HuBERT (M) in bfloat16')
     p.add_argument('--rounds', type=int, default=1)
+    p.add_argument('--add', type=Path, metavar='RECORD', help='a record of one round of the same cases, which counts as another')
     p.add_argument('--only', help='cases whose name holds this')
     p.add_argument('--out', type=Path)
     p.add_argument('--one', action='store_true', help=argparse.SUPPRESS)
@@ -125,11 +126,14 @@ if __name__ == '__main__':
     whole = ('whole: scenes-tiny, summary, 32, off', model, replace(train, eval_every=2., save_every=20))
     cases = small[:2] + [(case('summary', 4, 'off', full=True), True)] + small[2:] + [(whole, False)]
     if a.pairs: cases = [(case(row, n, amp, steps=a.steps, images=a.images), False) for n in a.pairs for row, amp in (('summary', 'off'), ('none', 'bf16'))]
+    if a.add:
+        earlier = read_json(a.add)
+        found = {c['name']: [c] for c in earlier['metrics']['cases']}
     def save(found):
         result = [merged(r) for r in found.values()]
         worst = {k: max((c[k]['ratio'] for c in result if k in c and 'cpu_seconds' in c), key=lambda r: abs(r - 1), default=None) for k in COMPARED}
         out = a.out or Path(__file__).parents[1]/'results'/f'bench-plan{"-cuda" if device.type == "cuda" else ""}.json'
-        write_json(out, run_record('benchmark', {'images': a.images, 'steps': a.steps, 'threads': a.threads, 'rounds': a.rounds}, 0, {'corpus': f'dev-{a.images}'}, {'cases': result, 'worst_ratio': worst}, time.perf_counter() - began, device, code))
+        write_json(out, run_record('benchmark', {'images': a.images, 'steps': a.steps, 'threads': a.threads, 'rounds': a.rounds, **({'added': {k: earlier[k] for k in ('code', 'finished')}} if a.add else {})}, 0, {'corpus': f'dev-{a.images}'}, {'cases': result, 'worst_ratio': worst}, time.perf_counter() - began, device, code))
     for turn in range(a.rounds):
         for (name, model, train), full in cases:
             if a.only and a.only not in name: continue

@@ -3,7 +3,7 @@
 HuBERT Base and ViT-B/16 with random weights, frozen convolutions. On a CPU 4 pairs of 5 s in float32; on CUDA 100 pairs of 8 s in bfloat16. Forward, backward, clipping, update. Each variant runs in
 a process of its own; ours keeps freed memory, as `fit` does, and its waiting threads sleep after a moment, as in the commands; plain has the defaults of the allocator and of OpenMP. Reported:
 CPU-seconds and seconds of a step (the median), pairs a second, the operations of a step, the share of the rate that large matrix products reach in the same process, peak memory; on a CPU also what
-kinds of operation take the time of a step (one more, under torch's profiler). `--rounds 3` takes all variants in turn, three times; then the medians are those of the rounds.
+kinds of operation take the time of a step (one more, under torch's profiler, where there is more than one). `--rounds 3` takes all variants in turn, three times; then the medians are those of the rounds.
 """
 import argparse
 import json
@@ -114,7 +114,7 @@ def measure(variant, device, threads, pairs, seconds, amp, steps, tiny, compiled
     dtype = torch.bfloat16 if amp == 'bf16' or (amp == 'auto' and device.type == 'cuda') else torch.float32
     rate, step = matmul_rate(device, dtype), statistics.median(wall)
     peak = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
-    kinds = kinds_of_operation(lambda: train_step(model, batch, optimiser, 51 + steps, 1000, 0, config, device)) if device.type == 'cpu' else None
+    kinds = kinds_of_operation(lambda: train_step(model, batch, optimiser, 51 + steps, 1000, 0, config, device)) if device.type == 'cpu' and steps > 1 else None
     return {'variant': variant, 'threads': torch.get_num_threads(), 'pairs': pairs, 'seconds_of_audio': seconds, 'amp': amp, 'steps': steps, 'cpu_seconds': statistics.median(cpu), 'seconds': step,
             'pairs_per_second': pairs/step, 'flop': flops.total, 'flop_per_pair': flops.total/pairs, 'matmul_flop_per_second': rate, 'share_of_matmul_rate': flops.total/step/rate, 'peak_bytes': peak, 'kinds': kinds}
 

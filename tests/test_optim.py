@@ -63,6 +63,32 @@ def test_decay_falls_on_every_parameter():
     torch.testing.assert_close(bias.detach(), torch.full((3,), 1 - .1 * .01))
 
 
+def test_decay_is_not_lost_at_the_papers_rate():
+    "float32 holds no 1 - 2.5e-8: decay as a step of its own would leave the weights as they are."
+    p, g = torch.nn.Parameter(torch.ones(2, 10_000)), torch.Generator().manual_seed(0)
+    opt = BertAdam([p], lr=2.5e-6)
+    for _ in range(200):
+        x = torch.randn(10_000, generator=g)
+        p.grad = torch.stack([x, -x])                                           # in the mean nothing but the decay is left
+        opt.step()
+    assert 1 - p.detach().double().mean().item() == pytest.approx(200 * 2.5e-6 * .01, rel=.05)
+
+
+@pytest.mark.parametrize('odd', ['gradient', 'parameter', 'moments'])
+def test_memory_layout_does_not_matter(odd):
+    torch.manual_seed(0)
+    first, gradients = torch.randn(30, 40), torch.randn(3, 30, 40)
+    turned = lambda x: x.t().contiguous().t()
+    a, b = torch.nn.Parameter(first.clone()), torch.nn.Parameter(turned(first.clone()) if odd == 'parameter' else first.clone())
+    one, other = BertAdam([a], lr=.1), BertAdam([b], lr=.1)
+    for g in gradients:
+        a.grad, b.grad = g.clone(), turned(g.clone()) if odd == 'gradient' else g.clone()
+        if odd == 'moments' and other.state: other.state[b].update({k: turned(v) for k, v in other.state[b].items()})
+        one.step()
+        other.step()
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
 def test_decay_is_not_in_the_moments():
     p = start()
     p.grad = torch.ones(2)
