@@ -114,7 +114,7 @@ if __name__ == '__main__':
     p.add_argument('--threads', type=int, default=1)
     p.add_argument('--pairs', nargs='+', type=int, help='the small model with batches of these sizes alone, + Summary in float32 and VG-HuBERT (M) in bfloat16')
     p.add_argument('--rounds', type=int, default=1)
-    p.add_argument('--add', type=Path, metavar='RECORD', help='a record of one round of the same cases, which counts as another')
+    p.add_argument('--add', type=Path, metavar='RECORD', help="a record of one round, which counts as another for the same trainings (but for 'whole')")
     p.add_argument('--only', help='cases whose name holds this')
     p.add_argument('--out', type=Path)
     p.add_argument('--one', action='store_true', help=argparse.SUPPRESS)
@@ -128,7 +128,7 @@ if __name__ == '__main__':
     if a.pairs: cases = [(case(row, n, amp, steps=a.steps, images=a.images), False) for n in a.pairs for row, amp in (('summary', 'off'), ('none', 'bf16'))]
     if a.add:
         earlier = read_json(a.add)
-        found = {c['name']: [c] for c in earlier['metrics']['cases']}
+        found = {c['name']: [c] for c in earlier['metrics']['cases'] if 'cpu_seconds' in c}
     def save(found):
         result = [merged(r) for r in found.values()]
         worst = {k: max((c[k]['ratio'] for c in result if k in c and 'cpu_seconds' in c), key=lambda r: abs(r - 1), default=None) for k in COMPARED}

@@ -318,7 +318,7 @@ def take_steps(spec):
     for n in sorted(set(sizes(spec['seconds']))):
         taken = [[(k, *step(n, p, lengths)) for k, p in enumerate(parts) for lengths in p['lengths']] for _ in range(rounds)]
         found.append({'pairs': n, 'steps': sum(taken[dropped:], [])})
-    return {'peaks': peaks, 'sizes': found, 'cuda': device.type == 'cuda', **_embedding(net.eval(), train, spec['caption_seconds'], device)}
+    return {'peaks': peaks, 'sizes': found, 'cuda': device.type == 'cuda', **_embedding(net.eval(), train, spec['caption_seconds'], device, 32 if quick < .2 else 4)}
 
 def _batch(net, lengths, n):
     "Noise for `n` captions, as long as those of a step (sorted): evenly picked, the longest among them."
@@ -338,7 +338,7 @@ def _timed(run, batch, device):
 def _peak(device): return torch.cuda.max_memory_reserved(device) if device.type == 'cuda' else peak_memory_mb()*2**20
 
 @torch.no_grad()
-def _embedding(net, train, seconds, device, n=4):
+def _embedding(net, train, seconds, device, n):
     batch = {k: v.to(device) for k, v in _noise(net, n, seconds, 'cpu').items()}
     ways = {'image': lambda b: net.embed_image(b['image']), 'caption': lambda b: net.embed_audio(b['audio'], b['audio_len'])}
     return {name: min(_timed(way, batch, device)[0] for _ in range(2))/n for name, way in ways.items()}
