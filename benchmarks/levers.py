@@ -92,8 +92,8 @@ CASES = {      # name: (what is changed, of step.measure's options)
     'optimiser without foreach': (one_by_one, {}),
     'momentum without foreach': (momentum_loop, {}),
     'without keeping freed memory': (lambda model: None, {}),
-    'waiting threads asleep at once': (lambda model: None, {}),
     'waiting threads awake': (lambda model: None, {}),
+    'waiting threads awake for a moment': (lambda model: None, {}),
     '[CLS] row by the whole matrix': (whole_matrix, {}),
     'masked pass on every patch (other numerics)': (every_patch, {}),
     'convolutions trained (other numerics)': (trained_convolutions, {}),
@@ -131,7 +131,7 @@ if __name__ == '__main__':
     of_no_effect = ('waiting threads', 'without keeping freed memory', 'bfloat16') if device.type == 'cuda' else ()
     for case, threads in [(case, threads) for threads in (a.threads if device.type == 'cpu' else [0]) for _ in range(a.rounds) for case in a.cases if not case.startswith(of_no_effect)]:
         done = subprocess.run([sys.executable, __file__, '--one', case, '--device', str(device), '--threads', str(threads), '--pairs', str(a.pairs), '--seconds', str(a.seconds), '--steps', str(a.steps)] + ['--tiny']*a.tiny,
-                              capture_output=True, text=True, env=environment({'waiting threads asleep at once': 'asleep', 'waiting threads awake': 'awake'}.get(case, 'briefly awake')))
+                              capture_output=True, text=True, env=environment({'waiting threads awake': 'awake', 'waiting threads awake for a moment': 'briefly awake'}.get(case, 'asleep')))
         result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
         found.setdefault((case, threads), []).append({'case': case, **result})
         print(case, {k: round(v, 3) for k, v in result.items() if k in ('threads', 'cpu_seconds', 'seconds', 'share_of_matmul_rate')}, result.get('error', ''), flush=True)

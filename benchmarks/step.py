@@ -1,7 +1,7 @@
 """One step at full size, against the rate of the machine and against a plain composition: python benchmarks/step.py [--device cuda] → results/bench-step[-cuda].json
 
 HuBERT Base and ViT-B/16 with random weights, frozen convolutions. On a CPU 4 pairs of 5 s in float32; on CUDA 100 pairs of 8 s in bfloat16. Forward, backward, clipping, update. Each variant runs in
-a process of its own; ours keeps freed memory, as `fit` does, and its waiting threads sleep after a moment, as in the commands; plain has the defaults of the allocator and of OpenMP. Reported:
+a process of its own; ours keeps freed memory, as `fit` does, and its waiting threads sleep, as in the commands; plain has the defaults of the allocator and of OpenMP. Reported:
 CPU-seconds and seconds of a step (the median), pairs a second, the operations of a step, the share of the rate that large matrix products reach in the same process, peak memory; on a CPU also what
 kinds of operation take the time of a step (one more, under torch's profiler, where there is more than one). `--rounds 3` takes all variants in turn, three times; then the medians are those of the rounds.
 """
@@ -54,9 +54,9 @@ def build(variant, tiny):
     if variant.startswith('plain'): return Plain(variant == 'plain-eager', 1 if tiny else 12)
     return SGMIM(replace(scenes_tiny() if tiny else paper(), reconstruction=variant))
 
-WAITING = {'briefly awake': {'GOMP_SPINCOUNT': '10000'}, 'asleep': {'OMP_WAIT_POLICY': 'passive'}, 'awake': {}}      # how OpenMP's threads wait: as sgmim's commands have it; at once asleep; as OpenMP has it
+WAITING = {'asleep': {'OMP_WAIT_POLICY': 'passive'}, 'briefly awake': {'GOMP_SPINCOUNT': '10000'}, 'awake': {}}      # how OpenMP's threads wait: asleep, as sgmim's commands have it; awake, as OpenMP has it
 
-def environment(waiting='briefly awake'):
+def environment(waiting='asleep'):
     "Of a process that measures, whose threads wait as in `WAITING`."
     return {k: v for k, v in os.environ.items() if k not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')} | WAITING[waiting]
 
@@ -151,7 +151,7 @@ if __name__ == '__main__':
         for variant, threads in cases*a.rounds:
             amp = 'off' if variant == 'plain-eager' and device.type == 'cuda' else a.amp
             done = subprocess.run([sys.executable, __file__, '--one', '--variants', variant, '--threads', str(threads), '--pairs', str(pairs), '--seconds', str(seconds), '--amp', amp, '--steps', str(a.steps),
-                                   '--device', str(device)] + ['--tiny']*a.tiny + ['--compile']*a.compile, capture_output=True, text=True, env=environment('awake' if variant.startswith('plain') else 'briefly awake'))
+                                   '--device', str(device)] + ['--tiny']*a.tiny + ['--compile']*a.compile, capture_output=True, text=True, env=environment('awake' if variant.startswith('plain') else 'asleep'))
             result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {'variant': variant, 'threads': threads, 'error': (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1][-300:]}
             found.setdefault((variant, threads), []).append(result)
             write_json(out, run_record('benchmark', {'variants': a.variants, 'pairs': pairs, 'seconds_of_audio': seconds, 'amp': a.amp, 'compiled': a.compile, 'rounds': a.rounds}, 0, 'noise', {'variants': [merged(r) for r in found.values()]}, time.perf_counter() - began, device, code))

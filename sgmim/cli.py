@@ -13,7 +13,7 @@ __all__ = ['SHARED', 'KINDS', 'command', 'settings', 'above', 'option', 'pretrai
 import argparse, dataclasses, functools, hashlib, os, sys, time, warnings
 from pathlib import Path
 
-if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys(): os.environ['GOMP_SPINCOUNT'] = '10000'      # before torch: threads that wait for others stay awake for a moment only; longer, and they take the core that those others need (benchmarks/levers.py)
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')      # before torch: threads that wait for others sleep; awake, they take the core that those others need (benchmarks/levers.py)
 
 from .core import ConfigError, DataError, SgmimError, config_from_dict
 
