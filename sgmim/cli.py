@@ -357,11 +357,12 @@ def run_evaluation(a):
     from sgmim.data.scenes import load_scenes
     from sgmim.pretrain import shipped
     from sgmim.retrieval import format_table
+    from sgmim.train import evaluation_cut
     began, code, device, folder = time.perf_counter(), code_version(), pick_device(a.device), Path(a.checkpoint or shipped('scenes-tiny'))
     model = open_checkpoint(folder).to(device)
     if a.data: splits = open_splits(a, a.split, 'test', max_missing=a.max_unreadable)
     else: splits = {s: load_scenes(s, a.images, size=model.config.image_size) for s in a.split or ('test-seen', 'test-unseen', 'test-novel')}
-    seconds = a.max_seconds or max(25. if getattr(c, 'name', '') == 'places' else 10. for c in splits.values())
+    seconds = a.max_seconds or max(evaluation_cut(c) for c in splits.values())
     results = {s: pool_of(model, s, c, seconds, a, device).metrics(similarity=model.config.similarity) for s, c in splits.items()}
     print(format_table(list(results.items())))
     train = training_lists(splits, a)

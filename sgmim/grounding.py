@@ -112,7 +112,7 @@ def word_features(model, batch: dict, rows, words, speech=SPEECH, chunk: int = 6
             found[way] = model.audio_proj(((weight/weight.sum(1, keepdim=True).clamp(min=1e-12))[:, None] @ heard.frames[rows])[:, 0])
         elif way == 'cut':
             audio, length = cut_out(batch, rows.tolist(), words, encoder.shortest + encoder.hop)
-            if model.config.conv_norm == 'group': audio = F.pad(audio, (0, batch['audio'].shape[1] - audio.shape[1]))   # its features depend on the padding
+            if model.config.padding_matters: audio = F.pad(audio, (0, batch['audio'].shape[1] - audio.shape[1]))
             found[way] = embed(audio, length)
         elif way == 'without':
             found[way] = model.audio_proj(heard.cls)[rows] - embed(silence(batch, rows, words), batch['audio_len'][rows])

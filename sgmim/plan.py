@@ -197,7 +197,7 @@ SPOKEN = 1.71     # seconds of the mean caption of the embedded corpus; where pa
 
 def usual_seconds(model, train):
     "Seconds of audio that a pair counts with, where no corpus is at hand."
-    return train.max_seconds if model.conv_norm == 'group' else min(SPOKEN, train.max_seconds)
+    return train.max_seconds if model.padding_matters else min(SPOKEN, train.max_seconds)
 
 @lru_cache
 def pair_flops(model, train, batch=2):
@@ -349,7 +349,7 @@ def steps_to_take(model, train, device='cpu', parts=None, threads=None, seconds=
     longest = round(usual_seconds(model, train)*RATE)
     parts = parts or [{'reconstruct': r, 'lengths': [], 'longest': [round(train.max_seconds*RATE)]*train.batch_size} for r in (False, True)[:1 + (model.reconstruction != 'none')]]
     parts = [p | {'lengths': p['lengths'] or [[longest]*train.batch_size]} for p in parts]
-    heard = train.eval_seconds if model.conv_norm == 'group' else float(np.mean(parts[-1]['lengths']))/RATE
+    heard = train.eval_seconds if model.padding_matters else float(np.mean(parts[-1]['lengths']))/RATE
     return {'model': config_to_dict(model), 'train': config_to_dict(train), 'device': str(device), 'threads': threads or 0, 'pairs': train.batch_size, 'seconds': seconds, 'parts': parts, 'caption_seconds': heard}
 
 def measured(model, train, device='cpu', parts=None, threads=None, seconds=2., decode=1/DECODED):

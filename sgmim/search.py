@@ -84,7 +84,7 @@ def sound_batch(model, waves: list, max_seconds: float = 10.) -> dict:
     "{'audio' (B, L), 'audio_len' (B,)} of waveforms (L_i,) at 16 kHz, of which the first `max_seconds` are heard, where `model` is. `DataError` for one too short for a frame."
     if short := [len(w) for w in waves if len(w) < shortest(model.config)]: raise DataError(f'a recording of {short[0]} samples is too short: one frame takes {shortest(model.config)}')
     most, longest, device = round(max_seconds*RATE), max(map(len, waves)), next(model.parameters()).device
-    audio, n = pad_batch(waves, most if model.config.conv_norm == 'group' else min(most, longest))      # group norm hears the padding: always the same
+    audio, n = pad_batch(waves, most if model.config.padding_matters else min(most, longest))
     return {'audio': torch.as_tensor(audio).to(device), 'audio_len': torch.as_tensor(n).to(device)}
 
 @torch.inference_mode()

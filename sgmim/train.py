@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optimiser', 'Snapshots', 'replace_folder', 'Stop',
-           'keep_memory', 'Feed', 'frames_of', 'corpus_pairs', 'shortest', 'image_transform', 'pool', 'evaluate',
-           'is_corpus', 'autocast', 'make_optimiser', 'train_step', 'gradients', 'Run', 'fit', 'build', 'prepare',
-           'say', 'log', 'check', 'Fitted', 'finish']
+           'keep_memory', 'Feed', 'frames_of', 'corpus_pairs', 'shortest', 'image_transform', 'evaluation_cut', 'pool',
+           'evaluate', 'is_corpus', 'autocast', 'make_optimiser', 'train_step', 'gradients', 'Run', 'fit', 'build',
+           'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
 
 # %% ../nbs/23_train.ipynb #851a53c6
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
@@ -19,12 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .core import (CheckpointError, ConfigError, DataError, SgmimError, atomic_write, code_version, config_to_dict, load_checkpoint, load_state,
                         run_record, save_checkpoint, set_seed, stable_hash, write_json)
+from .data.check import CAPS
 from .data.corpus import Corpus, measure
 from .data.loaders import Order, Pairs, ahead, pool_loader, train_loader
 from .data.scenes import cache_folder
 from .figures import curves_figure, save_figure
 from .image import eval_transform, train_transform
-from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
+from .models.sgmim import BEFORE, PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .parallel import Team, gather, join
 from .patches import PatchMask, random_mask
@@ -46,7 +47,7 @@ class TrainConfig:
     eval_seconds: float = 10.          # of each caption in evaluation, VG (25 for Places)
     augment: str = 'randaugment'       # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
     speed: float = 0.                  # captions up to this share faster or slower, anew each time (ours)
-    pad: str = 'auto'                  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (GroupNorm)
+    pad: str = 'auto'                  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (VG), else 'batch'
     bucket: int = 0                    # batches of similar length from pools of so many batches (ours); 0: none
     curriculum: float = 0.             # share of training in which short captions come first (ours)
     shard_window: int = 16             # shards that a batch is drawn from, where the corpus is in shards (ours)
@@ -214,7 +215,7 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
 # %% ../nbs/23_train.ipynb #a3e599d4
 def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., pad='auto', lengths=False):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
-    pad = pad == 'full' or (pad == 'auto' and model is not None and model.conv_norm == 'group')
+    pad = pad == 'full' or (pad == 'auto' and model is not None and model.padding_matters)
     if isinstance(corpus, Corpus):
         if lengths: measure(corpus, cache_folder())
         side = model and round(model.image_size*2 if augment != 'none' else model.image_size/model.crop_pct)
@@ -235,13 +236,18 @@ def image_transform(model, augment='none'):
     if augment == 'none': return eval_transform(model.image_size, round(model.image_size/model.crop_pct), normalised=False)
     return train_transform(model.image_size, **({} if augment == 'randaugment' else {'randaugment': None}), normalised=False)
 
-def pool(model, corpus, max_seconds=10., batch_size=64, workers=0):
-    "The loader of a retrieval test: every image once, every caption once."
-    return pool_loader(corpus_pairs(corpus, max_seconds, model, lengths=model.conv_norm != 'group'), batch_size, workers)
+def evaluation_cut(corpus):
+    "Seconds of each caption that count in evaluation: 25 for Places Audio, else 10 (VG-HuBERT's code)."
+    return float(CAPS.get(getattr(corpus, 'name', ''), (8, 10))[1])
 
-def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0, max_unreadable=.01, team=None):
+def pool(model, corpus, max_seconds=None, batch_size=64, workers=0):
+    "The loader of a retrieval test: every image once, every caption once, up to `max_seconds` of each (None: `evaluation_cut`)."
+    max_seconds = evaluation_cut(corpus) if max_seconds is None else max_seconds
+    return pool_loader(corpus_pairs(corpus, max_seconds, model, lengths=not model.padding_matters), batch_size, workers)
+
+def evaluate(model, data, device=None, batch_size=64, max_seconds=None, workers=0, max_unreadable=.01, team=None):
     """`RetrievalResult` of a model on a corpus (every caption once, images once each) or on a loader of batches.
-    Of each caption the first `max_seconds` (10 in VG-HuBERT's code, 25 for Places). `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the work, and all get the result."""
+    Of each caption the first `max_seconds` (None: 10, and 25 for Places Audio, as in VG-HuBERT's code). `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the work, and all get the result."""
     device = device or next(model.parameters()).device
     if is_corpus(data): data = pool(model.config, data, max_seconds, batch_size, workers)
     return embed(model, data, device, max_unreadable, team).metrics(similarity=model.config.similarity, team=team)
@@ -385,7 +391,7 @@ class Run:
 def _decisive(about):
     "What decides the weights of a run, so that it can only go on with the same."
     train = {**config_to_dict(TrainConfig()), **about['train']}      # a run may be older than a field
-    return {**about, 'train': {k: v for k, v in train.items() if k not in ('max_unreadable', 'max_skipped', 'save_every', 'log_every')}}
+    return {**about, 'model': {**BEFORE, **about['model']}, 'train': {k: v for k, v in train.items() if k not in ('max_unreadable', 'max_skipped', 'save_every', 'log_every')}}
 
 # %% ../nbs/23_train.ipynb #d5ee67e6
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
@@ -451,8 +457,8 @@ def prepare(model, feed, dev, config, device, progress):
     if config.cache_frames and not (feed.corpus and model.config.freeze_cnn):
         raise ConfigError('cache_frames needs a corpus and a frozen front end (freeze_cnn): otherwise what is kept would go stale')
     if config.cache_frames and config.speed: raise ConfigError('cache_frames and speed exclude each other: with speed a caption sounds different every time')
-    if config.cache_frames and model.config.conv_norm == 'group':
-        raise ConfigError("cache_frames needs conv_norm='layer': with 'group' a frame depends on how far its batch is padded")
+    if config.cache_frames and model.config.padding_matters:
+        raise ConfigError("cache_frames needs conv_norm='layer', zero_padded_frames=True and valid_frames='convolution': otherwise a caption depends on how far its batch is padded")
     if config.cache_frames: feed.pairs.frames = frames_of(model, feed.pairs, device, progress=progress)
     dev = {} if dev is None else dev if isinstance(dev, dict) else {'dev': dev}
     pools = {n: pool(model.config, d, config.eval_seconds, workers=feed.workers) if is_corpus(d) else d for n, d in dev.items()}

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from sgmim.core import CheckpointError, ConfigError, DataError, config_from_dict, config_to_dict, write_json
 from sgmim.losses import info_nce, mim_loss, similarity_matrix, total_loss
-from sgmim.models.audio_encoder import AudioEncoder, frame_count, hubert_config, reinit_layers, summarise
+from sgmim.models.audio_encoder import AudioEncoder, frame_count, hubert_config, reinit_layers, summarise, valid_frame_count
 from sgmim.models.decoder import Attention, Decoder, DecoderLayer, sincos_positions
 from sgmim.models.image_encoder import ImageEncoder
-from sgmim.models.sgmim import (PRESETS, ROWS, SGMIM, SGMIMConfig, config_difference, ema_update, load_backbones, load_model,
+from sgmim.models.sgmim import (PRESETS, ROWS, SGMIM, SGMIMConfig, build_audio_encoder, config_difference, ema_update, load_backbones, load_model,
                                 momentum_at, paper, projection, save_model, scenes_tiny, table4_rows, vg_hubert)
 from sgmim.patches import PatchMask, gather_patches, patchify, random_mask, scatter_patches, unpatchify
 
@@ -175,6 +175,93 @@ def test_group_norm_depends_on_padding():
     with torch.no_grad(): a, b = enc(x).cls, enc(F.pad(x, (0, 9000)), torch.tensor([6000])).cls
     assert (a - b).abs().max() > 1e-4
 
+def plain_audio_encoder(w, c, audio, audio_len):
+    """VG-HuBERT's audio encoder by its formulas, from the tensors `w` of our model and its configuration `c`:
+    frames are padding where all samples of their piece of the mask are, and padded frames stay as they are. -> (B, 1+T, D)."""
+    h = {k.removeprefix('hubert.'): v for k, v in w.items()}
+    x = audio[:, None]
+    for i, stride in enumerate(c.conv_stride):
+        name = f'feature_extractor.conv_layers.{i}'
+        x = F.conv1d(x, h[f'{name}.conv.weight'], stride=stride)
+        if i == 0: x = F.group_norm(x, x.shape[1], h[f'{name}.layer_norm.weight'], h[f'{name}.layer_norm.bias'])
+        x = F.gelu(x)
+    x = x.transpose(1, 2)
+    T, D = x.shape[1], c.audio_width
+    padding = torch.arange(audio.shape[1]) >= audio_len[:, None]
+    if rest := audio.shape[1] % T: padding = padding[:, :-rest]
+    padding = padding.view(len(audio), T, -1).all(-1)
+    def norm(x, name): return F.layer_norm(x, x.shape[-1:], h[f'{name}.weight'], h[f'{name}.bias'])
+    def linear(x, name): return x @ h[f'{name}.weight'].T + h[f'{name}.bias']
+    x = linear(norm(x, 'feature_projection.layer_norm'), 'feature_projection.projection')
+    conv = 'encoder.pos_conv_embed.conv'
+    g, v = (h[f'{conv}.parametrizations.weight.original{k}'] for k in (0, 1))
+    kernel = g * v / v.pow(2).sum((0, 1), keepdim=True).sqrt()
+    y = F.conv1d(x.transpose(1, 2), kernel, h[f'{conv}.bias'], padding=c.pos_kernel // 2, groups=c.pos_groups)
+    x = x + F.gelu(y[..., :T]).transpose(1, 2)
+    x = norm(torch.cat([w['cls_token'].expand(len(x), -1, -1), x], 1), 'encoder.layer_norm')
+    hidden = F.pad(padding, (1, 0))[:, None, None]
+    for i in range(c.audio_depth):
+        name = f'encoder.layers.{i}'
+        q, k, v = (linear(x, f'{name}.attention.{p}_proj').view(len(x), T + 1, c.audio_heads, -1).transpose(1, 2) for p in 'qkv')
+        score = (q @ k.transpose(2, 3) / (D / c.audio_heads) ** .5).masked_fill(hidden, float('-inf')).softmax(-1)
+        a = linear((score @ v).transpose(1, 2).reshape(len(x), T + 1, D), f'{name}.attention.out_proj')
+        x = norm(x + a, f'{name}.layer_norm')
+        f = linear(F.gelu(linear(x, f'{name}.feed_forward.intermediate_dense')), f'{name}.feed_forward.output_dense')
+        x = norm(x + f, f'{name}.final_layer_norm')
+    return x
+
+def vg_rules(**changes):
+    "A small audio encoder with VG-HuBERT's rules, its configuration, and recordings of 3 s: 30,000, 16,000 and all 48,000 samples valid."
+    c = replace(vg_hubert(), audio_width=32, audio_depth=2, audio_heads=2, audio_hidden=48, conv_dim=(16,) * 7, pos_kernel=16,
+                pos_groups=4, reinit_layers=0, image_depth=1)
+    torch.manual_seed(3)
+    encoder = build_audio_encoder(replace(c, **changes)).eval()
+    with torch.no_grad():
+        for m in encoder.modules():
+            if isinstance(m, nn.Linear): m.weight.mul_(5)      # as in a trained model, attention is not uniform
+    audio_len = torch.tensor([30_000, 16_000, 48_000])
+    return encoder, c, .1 * torch.randn(3, 48_000) * (torch.arange(48_000) < audio_len[:, None]), audio_len
+
+@torch.no_grad()
+def test_padded_captions_as_vg_huberts_code():
+    encoder, c, audio, audio_len = vg_rules()
+    out, plain = encoder(audio, audio_len), plain_audio_encoder(encoder.state_dict(), c, audio, audio_len)
+    assert (~out.frame_mask).sum(1).tolist() == [94, 50, 149]
+    assert ((out.cls - plain[:, 0]).norm(dim=1) / plain[:, 0].norm(dim=1)).max() < 1e-5
+    close(out.frames[~out.frame_mask], plain[:, 1:][~out.frame_mask])
+
+@torch.no_grad()
+@pytest.mark.parametrize('rule', [dict(zero_padded_frames=True), dict(valid_frames='convolution')])
+def test_either_rule_of_transformers_departs_from_vg_hubert(rule):
+    encoder, c, audio, audio_len = vg_rules(**rule)
+    error = (encoder(audio, audio_len).cls - plain_audio_encoder(encoder.state_dict(), c, audio, audio_len)[:, 0]).norm(dim=1)
+    assert error[:2].min() > 1e-3 and error[2] < 1e-4      # the unpadded recording is the same by all rules
+
+@pytest.mark.parametrize('length,valid,frames', [(48_000, 30_000, 94), (48_000, 16_000, 50), (160_000, 48_000, 150), (160_000, 80_000, 250),
+                                                 (160_000, 64_000, 200), (160_000, 160_000, 499), (160_000, 1, 1)])
+def test_valid_frames_as_vg_huberts_code(length, valid, frames):
+    "The first five counts come from VG-HuBERT's own code."
+    c = paper()
+    T = frame_count(length, c.conv_kernel, c.conv_stride)
+    assert valid_frame_count(torch.tensor([valid]), length, T).item() == frames
+
+def test_both_rules_of_padding_are_in_the_presets():
+    for preset in (paper(), vg_hubert()): assert (preset.zero_padded_frames, preset.valid_frames, preset.padding_matters) == (False, 'any_sample', True)
+    assert (scenes_tiny().zero_padded_frames, scenes_tiny().valid_frames, scenes_tiny().padding_matters) == (True, 'convolution', False)
+
+def test_a_short_recording_is_refused_by_either_rule():
+    encoder, _, audio, _ = vg_rules()
+    with pytest.raises(DataError, match=r'pairs \[1\] of the batch are too short'): encoder(audio, torch.tensor([48_000, 399, 48_000]))
+
+def test_a_model_older_than_the_padding_rules_keeps_its_own(tmp_path):
+    model = make()
+    save_model(model, tmp_path)
+    meta = json.loads((tmp_path/'config.json').read_text())
+    for field in ('input_dropout', 'zero_padded_frames', 'valid_frames'): del meta['config'][field]
+    (tmp_path/'config.json').write_text(json.dumps(meta))
+    config = load_model(tmp_path, device='cpu').config
+    assert (config.input_dropout, config.zero_padded_frames, config.valid_frames) == (0., True, 'convolution')
+
 def test_order_of_pairs_and_batch_of_one(encoder):
     b = toy_batch(); flip = torch.arange(4, -1, -1)
     with torch.no_grad():
@@ -234,7 +321,9 @@ def test_read_out_options(encoder):
 
 def test_dropout_is_the_recipes():
     c = hubert_config()
-    assert (c.hidden_dropout, c.attention_dropout, c.activation_dropout, c.feat_proj_dropout, c.layerdrop) == (.1, .1, 0., 0., 0.)
+    assert (c.hidden_dropout, c.attention_dropout, c.activation_dropout, c.feat_proj_dropout, c.layerdrop) == (.1, .1, 0., .1, 0.)
+    for preset in (paper(), vg_hubert()):
+        assert (preset.dropout, preset.attention_dropout, preset.activation_dropout, preset.input_dropout) == (.1, .1, 0., .1)
     assert not c.apply_spec_augment and c.mask_time_prob == 0 and c._attn_implementation == 'sdpa'
     enc = make(dropout=.5).audio_encoder.train(); b = toy_batch()
     assert not torch.equal(enc(b['audio']).cls, enc(b['audio']).cls)
