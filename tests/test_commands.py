@@ -53,7 +53,7 @@ def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
     assert read_json(tmp_path/'report.json')['ok'] and 'fit for use' in capsys.readouterr().out
     ok(cli.train, '--data', folder, '--out', run, '--device', 'cpu', '--workers', 0, *STEPS)
     said = capsys.readouterr().out
-    assert 'What differs from the paper' in said and 'for the model and a batch' in said and 'best at step' in said
+    assert 'Printed otherwise' in said and 'for the model and a batch' in said and 'best at step' in said
     record = read_json(run/'record.json')
     assert record['preset'] == 'scenes-tiny' and record['pretrained'] == {'image': 'tiny-mae, shipped', 'audio': 'tiny-hubert, shipped'} and record['steps'] == round(.5*(48//8)) and layout in record['data']['name']
     ok(cli.evaluate, run/'best', '--data', folder, '--split', test, '--record', tmp_path/'eval.json', '--device', 'cpu')
@@ -99,11 +99,24 @@ def test_a_dry_run_trains_nothing(layouts, tmp_path, capsys):
 
 @pytest.mark.parametrize('preset,corpus', [('paper-places', 'places'), ('paper-spokencoco', 'spokencoco'), ('paper-facc', 'facc')])
 def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset, corpus):
-    "The plan of each preset on its corpus: nothing differs from the paper but what was asked for here (a batch that these few pairs fill, and random weights)."
+    "Each field stands where it comes from; the two that the presets take otherwise than the equations are named, and so is the rate."
     ok(cli.train, '--preset', preset, '--data', layouts[corpus], '--out', tmp_path/'run', '--dry-run', '--no-calibration', '--from-scratch', '--device', 'cpu', '--set', 'batch_size=8')
     out = capsys.readouterr().out
-    differs = out[out.index('What differs from the paper\n'):out.index('The data')].splitlines()[1:]
-    assert [line.split(' = ')[0].strip() for line in differs] == ['freeze_cnn', 'batch_size'] and '277,196,416 parameters, 191,397,760 of them trained' in out
+    part = lambda title, end: [line.strip() for line in out[out.index(title + '\n'):out.index(end)].splitlines()[1:]]
+    batch = 80 if corpus == 'places' else 100
+    assert part('Printed otherwise', 'Note') == ["mask_same_image = True: VG-HuBERT's code; printed: False", 'mim_reduction = mean: ours; printed: sum',
+                                                 f'batch_size = 8: ours; printed: {batch}']
+    assert 'a tenth of the rate' in part('Note', 'The data')[0]
+    vg, ours = (' '.join(part(*titles)) for titles in (("Not printed, from VG-HuBERT's code", 'Not printed, ours'), ('Not printed, ours', 'Printed otherwise')))
+    for field in ('input_dropout=0.1', 'zero_padded_frames=False', 'valid_frames=any_sample', f'max_seconds={18. if corpus == "places" else 8.}'): assert field in vg
+    assert 'freeze_cnn=False' in ours and '277,196,416 parameters, 191,397,760 of them trained' in out
+
+
+def test_the_equations_as_printed_are_no_departure(layouts, tmp_path, capsys):
+    ok(cli.train, '--preset', 'paper-facc', '--data', layouts['facc'], '--out', tmp_path/'run', '--dry-run', '--no-calibration', '--device', 'cpu',
+       '--set', 'batch_size=8', '--model', 'mask_same_image=False', 'mim_reduction=sum')
+    out = capsys.readouterr().out
+    assert out[out.index('Printed otherwise\n'):out.index('Note')].split() == 'Printed otherwise batch_size = 8: ours; printed: 100'.split()
 
 
 def test_without_weights_the_message_helps(layouts, tmp_path, capsys, monkeypatch):

@@ -104,6 +104,13 @@ def test_a_forecast_by_hand():
     with pytest.raises(ConfigError, match='9 pairs do not fill one batch of 10'): P.forecast(MACHINE, micro(), train, 9)
 
 
+def test_a_plan_says_where_memory_does_not_suffice(monkeypatch):
+    feed, model = Feed(Toy(40), QUICK, 0, micro()), SGMIM(micro())
+    assert 'DOES NOT FIT' not in str(P.make_plan(model, QUICK, feed))
+    monkeypatch.setattr(P, 'memory_of', lambda device: 2**20)
+    assert 'for the model and a batch, which DOES NOT FIT in 1 MiB: set micro_batch' in ' '.join(str(P.make_plan(model, QUICK, feed)).split())
+
+
 def test_what_to_do_where_it_does_not_fit():
     say = lambda memory, devices=1, **changes: str(P.forecast(MACHINE, micro(), TrainConfig(**{'batch_size': 100, **changes}), 10**4, memory=memory, devices=devices, link=1e9)).splitlines()[-1]
     assert say(1.3e9) == 'fits: up to 117 pairs at a time on a device'
