@@ -82,7 +82,7 @@ def cls_attention_of(model, corpus, captions=None, layer=-1, device=None, batch_
     encoder = getattr(model, 'audio_encoder', model)
     layers = list(dict.fromkeys(layer_numbers(encoder, [layer] if isinstance(layer, int) else layer)))
     captions = list(range(len(corpus)) if captions is None else captions)
-    if batch_size is None: batch_size = 1 if encoder.hubert.config.feat_extract_norm == 'group' else 32
+    if batch_size is None: batch_size = 1 if encoder.padding_matters else 32
     if isinstance(corpus, Corpus): measure(corpus, progress=False)
     pairs, device = Pairs(corpus, max_seconds, skip=unreadable is not None, shortest=encoder.shortest), device or next(encoder.parameters()).device
     order = sorted(captions, key=lambda j: pairs.lengths[j])

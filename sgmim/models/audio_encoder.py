@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'hubert_config', 'frame_count', 'valid_frame_count', 'cls_attention', 'summarise', 'check_audio',
-           'reinit_layers', 'bf16_is_right', 'HubertParts', 'AudioOutput', 'AudioEncoder']
+           'reinit_layers', 'bf16_is_right', 'padding_matters', 'HubertParts', 'AudioOutput', 'AudioEncoder']
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #7014f01d
 from typing import NamedTuple
@@ -136,6 +136,10 @@ def bf16_is_right(layer, width: int) -> bool:
 # %% ../../nbs/14_models_audio_encoder.ipynb #7d66a9c9
 PIECE = 16 # recordings that the convolutions take at a time at most, on a CPU and without a gradient
 
+def padding_matters(conv_norm: str, zero_padded_frames: bool, valid_frames: str) -> bool:
+    "Whether the features of a recording depend on how far its waveform is padded."
+    return not (conv_norm == 'layer' and zero_padded_frames and valid_frames == 'convolution')
+
 class HubertParts(nn.Module):
     "HuBERT as three steps: waveform -> frames -> embedded frames -> transformed tokens."
     def __init__(self,
@@ -148,6 +152,7 @@ class HubertParts(nn.Module):
         if valid_frames not in ('any_sample', 'convolution'):
             raise ConfigError(f"valid_frames is {valid_frames!r}; it must be 'any_sample' or 'convolution'")
         self.zero_padded_frames, self.valid_frames = zero_padded_frames, valid_frames
+        self.padding_matters = padding_matters(config.feat_extract_norm, zero_padded_frames, valid_frames)
         if config.do_stable_layer_norm: raise ConfigError('this encoder follows HuBERT Base; do_stable_layer_norm (HuBERT Large) is not supported')
         self.hubert, self.freeze_cnn = HubertModel(config), freeze_cnn
         self.width, self.heads = config.hidden_size, config.num_attention_heads

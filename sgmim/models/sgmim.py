@@ -19,7 +19,7 @@ from torch import nn
 from ..core import (WEIGHTS, CheckpointError, ConfigError, DataError, config_from_dict, config_to_dict, load_checkpoint,
                         load_state, pick_device, read_json, save_checkpoint)
 from ..losses import info_nce, mim_loss, total_loss
-from .audio_encoder import AudioEncoder, AudioOutput, hubert_config, summarise
+from .audio_encoder import AudioEncoder, AudioOutput, hubert_config, padding_matters, summarise
 from .decoder import Decoder
 from .image_encoder import ImageEncoder
 from ..patches import PatchMask, patchify, random_mask
@@ -61,8 +61,7 @@ class EncoderConfig:
     @property
     def padding_matters(self) -> bool:
         "Whether the features of a caption depend on how far its waveform is padded."
-        by_frame = self.conv_norm == 'layer' and self.zero_padded_frames and self.valid_frames == 'convolution'
-        return not by_frame
+        return padding_matters(self.conv_norm, self.zero_padded_frames, self.valid_frames)
 
 # %% ../../nbs/18_models_sgmim.ipynb #6dffd092
 @dataclass(frozen=True)
