@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..audio import RATE, audio_problems
+from ..audio import MAX_PEAK, RATE, audio_problems, sound_facts
 from ..core import ConfigError, DataError, SgmimError, rng_for
 from .corpora import UNKNOWN, WITHOUT_KARPATHY, canonical, load_corpus, protocol_splits, recognise, splits_of
 from .corpus import EMPTY_WAV, file_sizes, in_order, overlap
 from .shards import Shards, verify_shards
+from ..image import open_image
 
 # %% ../../nbs/10_data_check.ipynb #d259f31e
 SEVERITIES = ('error', 'warning', 'note')
@@ -181,22 +181,19 @@ def draw(eligible, sample, seed, *key):
 
 # %% ../../nbs/10_data_check.ipynb #a378cd8b
 def look_at_recording(corpus, j):
-    "Decode recording `j` whole: {'seconds', 'rate', 'channels', 'format', 'silent'}, or {'fault': why}."
-    import soundfile
+    "Decode recording `j` whole: {'seconds', 'silent', 'rate', 'channels', 'format', 'peak' (of floating-point files, else 0)}, or {'fault': why}."
     try:
         wave = corpus.audio(j)
-        if isinstance(corpus, Shards): seen = {'seconds': len(wave)/RATE, 'rate': RATE, 'channels': 1, 'format': corpus.settings['audio'].upper()}
-        else:
-            info = soundfile.info(str(corpus.audio_path(j)))
-            seen = {'seconds': info.frames/info.samplerate, 'rate': info.samplerate, 'channels': info.channels, 'format': f'{info.format} {info.subtype}'}
-        return {**seen, 'silent': 'silent' in audio_problems(wave)}
+        seen = {'seconds': len(wave)/RATE, 'silent': 'silent' in audio_problems(wave)}
+        if isinstance(corpus, Shards): return seen | {'rate': RATE, 'channels': 1, 'format': corpus.settings['audio'].upper(), 'peak': 0.}
+        return seen | sound_facts(corpus.audio_path(j))
     except (SgmimError, RuntimeError, OSError) as e: return {'fault': str(e)}
 
 def look_at_image(corpus, i):
     "Decode image `i` whole: {'short', 'long' side, 'mode', 'format'}, or {'fault': why}."
     try:
         corpus.image(i)
-        with Image.open(io.BytesIO(corpus.image_bytes(i)) if isinstance(corpus, Shards) else corpus.image_path(i)) as im:
+        with open_image(io.BytesIO(corpus.image_bytes(i)) if isinstance(corpus, Shards) else corpus.image_path(i)) as im:
             return {'short': min(im.size), 'long': max(im.size), 'mode': im.mode, 'format': im.format}
     except (SgmimError, OSError) as e: return {'fault': str(e)}
 
@@ -232,6 +229,11 @@ def _judge_sounds(report, corpus, seen):
     elif other: report.add('note', f'{split}: {sum(other.values()):,} of {n:,} opened recordings not sampled at {RATE:,} Hz ({_tally(other)})', do='nothing: they are converted on reading; shards are read faster.')
     if several := sum(x['channels'] > 1 for x in seen): report.add('note', f'{split}: {several:,} of {n:,} opened recordings with several channels', do='nothing: their mean is taken.')
     if silent := sum(x['silent'] for x in seen): report.add('warning', f'{split}: {silent:,} of {n:,} opened recordings silent', do='leave these records out: they teach nothing.')
+    if loud := sum(x['peak'] > MAX_PEAK for x in seen):
+        report.add('warning', f'{split}: {loud:,} of {n:,} opened recordings hold integers as floating-point samples (up to {max(x["peak"] for x in seen):,.0f})',
+                   do='nothing: they are divided by the range of these integers on reading. Write them again between -1 and 1 if that guess is wrong.')
+    if over := sum(1 < x['peak'] <= MAX_PEAK for x in seen):
+        report.add('note', f'{split}: {over:,} of {n:,} opened recordings have floating-point samples beyond -1 and 1', do='nothing: training takes them as they are.')
     if s['seconds']['over_eval'] > .5: report.add('warning', f'{split}: {s["seconds"]["over_eval"]:.0%} of the opened recordings longer than {eval_cut} s, where evaluation cuts', do='split the recordings, or raise max_seconds.')
 
 def _judge_images(report, corpus, seen):

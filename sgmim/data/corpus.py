@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..audio import RATE, load_audio
+from ..audio import RATE, load_audio, sound_length
 from ..core import DataError, SgmimError, atomic_write
 from ..image import load_image
 
@@ -246,10 +246,9 @@ def in_order(pool, make, items, ahead=64):
         for w in waiting: w.cancel()
 
 def _samples(path):
-    import soundfile
-    try: info = soundfile.info(str(path))
-    except (RuntimeError, OSError, TypeError): return 0
-    return round(info.frames*RATE/info.samplerate)
+    try: frames, rate = sound_length(path)
+    except (SgmimError, RuntimeError, OSError): return 0
+    return round(frames*RATE/rate)
 
 # %% ../../nbs/07_data_corpus.ipynb #cf6b4d98
 def overlap(corpus, train):
