@@ -7,12 +7,14 @@ __all__ = ['RECIPES', 'RUNNING', 'LOOKED', 'FREE', 'AUDIO_SIZES', 'TrainConfig',
            'Snapshots', 'replace_folder', 'alone', 'only_run', 'Stop', 'keep_memory', 'mark', 'alike', 'weights_marks',
            'batch_mark', 'Feed', 'content_marks', 'dev_marks', 'frames_of', 'corpus_pairs', 'shortest',
            'image_transform', 'pool', 'evaluate', 'is_corpus', 'autocast', 'make_optimiser', 'train_step', 'gradients',
-           'Run', 'run_differences', 'start_differences', 'files_differences', 'dev_differences', 'fit', 'build',
-           'check_front_end', 'untrained', 'prepare', 'say', 'log', 'check', 'Fitted', 'finish']
+           'Run', 'run_differences', 'start_differences', 'files_differences', 'dev_differences', 'compare_run',
+           'recover_best', 'fit', 'build', 'prepare', 'say', 'check_front_end', 'untrained', 'log', 'check', 'Fitted',
+           'finish']
 
 # %% ../nbs/23_train.ipynb #851a53c6
 import contextlib, ctypes, errno, json, math, os, random, shutil, signal, socket, sys, threading, time, warnings
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from .data.loaders import Order, Pairs, ahead, pool_loader, train_loader
 from .data.scenes import cache_folder
 from .figures import curves_figure, save_figure
 from .image import eval_transform, train_transform
-from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, momentum_at, save_model
+from .models.sgmim import PRESETS, SGMIM, SGMIMConfig, load_backbones, momentum_at, save_model
 from .optim import BertAdam, warmup_cosine, warmup_linear
 from .parallel import Team, gather, join
 from .patches import PatchMask, random_mask
@@ -296,6 +298,7 @@ class Feed:
                 'fingerprint': getattr(self.data, 'fingerprint', None) or (
                     str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
 
+# %% ../nbs/23_train.ipynb #1f6c93ab
 LOOKED = 500      # batches of one's own that are marked
 
 def content_marks(data):
@@ -326,7 +329,6 @@ def dev_marks(dev):
     "{name: what it is} of the dev sets; see `content_marks`."
     def name(d): return getattr(d, 'fingerprint', None) or (str(stable_hash(*map(int, d.image_of_caption))) if is_corpus(d) else None)
     return {n: {'fingerprint': name(d), 'content': content_marks(d)} for n, d in dev.items()}
-
 
 # %% ../nbs/23_train.ipynb #0ce65358
 @torch.no_grad()
@@ -449,8 +451,7 @@ class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
     def __init__(self, folder, model, optimiser, about, team=Team()):
         self.folder, self.model, self.optimiser, self.about, self.team = folder and Path(folder), model, optimiser, about, team
-        self.history, self.best, self.best_state, self.seconds, self.step, self.sums = [], None, None, 0., 0, {}
-        self.pairs, self.seen, self.changed = 0, [], []
+        self.history, self.best, self.best_state, self.seconds, self.step, self.sums, self.pairs, self.seen, self.changed = [], None, None, 0., 0, {}, 0, [], []
         self.unreadable, self.skipped, self.code = {}, [], [code_version()]      # as the run begins: a checkout may move on while it goes on
         self.shots = folder and Snapshots(self.folder/'checkpoints')
 
@@ -461,64 +462,20 @@ class Run:
         if len(set(steps)) > 1: raise CheckpointError(f'the processes find different checkpoints in {self.folder} (of the steps {steps}): it has to be a folder that all machines share')
         if not found: return
         tensors, meta = found
-        self._compare(meta, start)
+        compare_run(self, meta, start)
         load_state(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}, what=str(self.folder))
         restore_optimiser(self.optimiser, tensors, meta['optimiser'])
-        self.history, self.best, self.seconds, self.step, self.sums, self.unreadable, self.skipped, self.seen, self.changed = (
-            meta.get(k, []) for k in ('history', 'best', 'seconds', 'step', 'sums', 'unreadable', 'skipped', 'seen', 'changed'))
+        for k in ('history', 'best', 'seconds', 'step', 'sums', 'unreadable', 'skipped', 'seen', 'changed'): setattr(self, k, meta.get(k, []))
         self.pairs = meta.get('pairs', self.step*self.about['train']['batch_size'])       # older snapshots do not count them
         self.code = [*meta['code'], *(c for c in self.code if c != meta['code'][-1])]
-        wrong = self.team.everyone(self._check_best() if self.team.first else None)[0]
+        wrong, self.best = self.team.everyone((recover_best(self), self.best) if self.team.first else None)[0]
         if wrong: raise CheckpointError(wrong)
-        self.best = self.team.everyone(self.best)[0]
-
-    def _compare(self, meta, start):
-        "`CheckpointError` if the snapshot of `meta` is of another run."
-        now, was = json.loads(json.dumps(self.about)), meta['about']
-        found = run_differences(was, now)
-        if start: found += start_differences(was, now)
-        if meta['best']: found += dev_differences(was, now)
-        files = files_differences(was, now)
-        if files and not (meta.get('unreadable') or (self.folder/'unreadable.json').is_file()): found += files
-        if found:
-            raise CheckpointError(f'{self.folder} holds another run: {"; ".join(found[:8])}{"; …" if len(found) > 8 else ""}. '
-                                  'Choose another folder, or delete it (from Python, resume=False starts anew).')
-        if files:       # files that could not be read were to be mended
-            warnings.warn(f'{self.folder}: {files[0]}. The run goes on, since it met unreadable files; its record says so.', stacklevel=4)
-            meta['changed'] = [*meta.get('changed', []), meta['step']]
-            was['content'] = now['content']
-        self.about = {**self.about, **{k: was[k] for k in ('start', 'content', 'dev') if k in was}}
-
-    def _check_best(self):
-        "What is wrong with `best/`, or None; it is put back where that is possible. One later than the snapshot was saved just before the interruption."
-        if not self.best: return
-        path, why = self.folder/'best', None
-        for place in (path, *(path.with_name(f'.best.{s}') for s in ('part', 'old'))):
-            try: meta = load_checkpoint(place)[1]
-            except CheckpointError as e:
-                why = why or str(e)
-                continue
-            step = meta.get('step')
-            if step == self.best['step'] or (type(step) is int and step > self.step):
-                if step > self.step and 'score' in meta: self.best = {'step': step, 'score': meta['score']}
-                if place != path:
-                    shutil.rmtree(path, ignore_errors=True)
-                    place.rename(path)
-                return
-            why = why or f'{place} is of step {step}'
-        for shot in (p for p in self.shots.steps() if int(p.name[5:]) == self.best['step']):
-            with contextlib.suppress(CheckpointError):
-                tensors = {k[6:]: v for k, v in load_checkpoint(shot)[0].items() if k.startswith('model.')}
-                return replace_folder(path, lambda part, tensors=tensors: save_checkpoint(part, tensors, {'model': 'sgmim', 'config': self.about['model'], **self.best}))
-        return (f'the best model so far, of step {self.best["step"]:,}, is lost: {why} Copy {path} back from a backup, or start anew: '
-                'choose another folder, or delete this one (from Python, resume=False)')
 
     def add(self, losses, reconstructs):
         "Count a step's losses and pairs; L_MIM only if the step `reconstructs`."
         self.pairs += losses.pop('pairs')
         if not reconstructs: losses.pop('loss_mim')
-        self.sums = {**self.sums, **{k: self.sums.get(k, 0) + v for k, v in losses.items()}, 'n': self.sums.get('n', 0) + 1,
-                     'n_mim': self.sums.get('n_mim', 0) + reconstructs}
+        for k, v in {**losses, 'n': 1, 'n_mim': int(reconstructs)}.items(): self.sums[k] = self.sums.get(k, 0) + v
 
     def save(self, seconds):
         "A snapshot from which the run can go on, whatever the number of processes."
@@ -603,6 +560,51 @@ def dev_differences(was, now):
     return [f'dev set {n} holds something else than there' for n in a if n in b and _changed(a[n]['content'], b[n]['content'])]
 
 
+# %% ../nbs/23_train.ipynb #6ea3f1d8
+def compare_run(run, meta, start=True):
+    "`CheckpointError` if the snapshot of `meta` is of another run than `run`. `start`: compare the initial weights too."
+    now, was = json.loads(json.dumps(run.about)), meta['about']
+    found = run_differences(was, now)
+    if start: found += start_differences(was, now)
+    if meta['best']: found += dev_differences(was, now)
+    files = files_differences(was, now)
+    if files and not (meta.get('unreadable') or (run.folder/'unreadable.json').is_file()): found += files
+    if found:
+        raise CheckpointError(f'{run.folder} holds another run: {"; ".join(found[:8])}{"; …" if len(found) > 8 else ""}. '
+                              'Choose another folder, or delete it (from Python, resume=False starts anew).')
+    if files:       # files that could not be read were to be mended
+        warnings.warn(f'{run.folder}: {files[0]}. The run goes on, since it met unreadable files; its record says so.', stacklevel=4)
+        meta['changed'] = [*meta.get('changed', []), meta['step']]
+        was['content'] = now['content']
+    run.about = {**run.about, **{k: was[k] for k in ('start', 'content', 'dev') if k in was}}
+
+
+# %% ../nbs/23_train.ipynb #2c94b7e0
+def recover_best(run):
+    "What is wrong with `best/`, or None; it is put back where that is possible. One later than the snapshot was saved just before the interruption."
+    if not run.best: return
+    path, why = run.folder/'best', None
+    for place in (path, *(path.with_name(f'.best.{s}') for s in ('part', 'old'))):
+        try: meta = load_checkpoint(place)[1]
+        except CheckpointError as e:
+            why = why or str(e)
+            continue
+        step = meta.get('step')
+        if step == run.best['step'] or (type(step) is int and step > run.step):
+            if step > run.step and 'score' in meta: run.best = {'step': step, 'score': meta['score']}
+            if place != path:
+                shutil.rmtree(path, ignore_errors=True)
+                place.rename(path)
+            return
+        why = why or f'{place} is of step {step}'
+    for shot in (p for p in run.shots.steps() if int(p.name[5:]) == run.best['step']):
+        with contextlib.suppress(CheckpointError):
+            tensors = {k[6:]: v for k, v in load_checkpoint(shot)[0].items() if k.startswith('model.')}
+            return replace_folder(path, lambda part, tensors=tensors: save_checkpoint(part, tensors, {'model': 'sgmim', 'config': run.about['model'], **run.best}))
+    return (f'the best model so far, of step {run.best["step"]:,}, is lost: {why} Copy {path} back from a backup, or start anew: '
+            'choose another folder, or delete this one (from Python, resume=False)')
+
+
 # %% ../nbs/23_train.ipynb #d5ee67e6
 def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
@@ -670,9 +672,27 @@ def build(model):
     if not isinstance(model, str): return SGMIM(model) if isinstance(model, SGMIMConfig) else model
     if model not in PRESETS: raise ConfigError(f"no preset '{model}'; there are {', '.join(PRESETS)}")
     if model != 'scenes-tiny': return SGMIM(PRESETS[model]())
-    from sgmim.pretrain import load_tiny_backbones       # which imports this module
-    return load_tiny_backbones(SGMIM(PRESETS[model]()))
+    weights = [load_checkpoint(str(files('sgmim')/'weights'/n))[0] for n in ('tiny-mae', 'tiny-hubert')]     # as `sgmim.pretrain.load_tiny_backbones`, which comes later
+    load_backbones(model := SGMIM(PRESETS[model]()), *weights, generator=torch.Generator().manual_seed(0))
+    return model
 
+def prepare(model, feed, dev, config, device, progress):
+    "Corpora to pairs, with cached frames where asked; returns what to evaluate on, {name: loader}."
+    if config.cache_frames and not (feed.corpus and model.config.freeze_cnn):
+        raise ConfigError('cache_frames needs a corpus and a frozen front end (freeze_cnn): otherwise what is kept would go stale')
+    if config.cache_frames and config.speed: raise ConfigError('cache_frames and speed exclude each other: with speed a caption sounds different every time')
+    if config.cache_frames and model.config.conv_norm == 'group':
+        raise ConfigError("cache_frames needs conv_norm='layer': with 'group' a frame depends on how far its batch is padded")
+    if config.cache_frames: feed.pairs.frames = frames_of(model, feed.pairs, device, progress=progress)
+    pools = {n: pool(model.config, d, config.eval_seconds, workers=feed.workers) if is_corpus(d) else d for n, d in dev.items()}
+    if config.cache_frames:
+        for p in (p for n, p in pools.items() if is_corpus(dev[n])): p.pairs.frames = frames_of(model, p.pairs, device)
+    return pools
+
+def say(text, progress):
+    if progress: print(text, flush=True)
+
+# %% ../nbs/23_train.ipynb #93d5e6c1
 AUDIO_SIZES = ('audio_width', 'audio_depth', 'audio_heads', 'audio_hidden', 'conv_dim', 'conv_kernel', 'conv_stride', 'conv_bias', 'conv_norm', 'pos_kernel', 'pos_groups')
 
 def check_front_end(model, given):
@@ -692,21 +712,6 @@ def untrained(module):
     norms = [m for m in module.modules() if isinstance(m, (torch.nn.LayerNorm, torch.nn.GroupNorm))]
     return bool(norms) and all(bool((m.weight == 1).all() and (m.bias == 0).all()) for m in norms)
 
-def prepare(model, feed, dev, config, device, progress):
-    "Corpora to pairs, with cached frames where asked; returns what to evaluate on, {name: loader}."
-    if config.cache_frames and not (feed.corpus and model.config.freeze_cnn):
-        raise ConfigError('cache_frames needs a corpus and a frozen front end (freeze_cnn): otherwise what is kept would go stale')
-    if config.cache_frames and config.speed: raise ConfigError('cache_frames and speed exclude each other: with speed a caption sounds different every time')
-    if config.cache_frames and model.config.conv_norm == 'group':
-        raise ConfigError("cache_frames needs conv_norm='layer': with 'group' a frame depends on how far its batch is padded")
-    if config.cache_frames: feed.pairs.frames = frames_of(model, feed.pairs, device, progress=progress)
-    pools = {n: pool(model.config, d, config.eval_seconds, workers=feed.workers) if is_corpus(d) else d for n, d in dev.items()}
-    if config.cache_frames:
-        for p in (p for n, p in pools.items() if is_corpus(dev[n])): p.pairs.frames = frames_of(model, p.pairs, device)
-    return pools
-
-def say(text, progress):
-    if progress: print(text, flush=True)
 
 # %% ../nbs/23_train.ipynb #266e0165
 def log(run, feed, config, began, bar):

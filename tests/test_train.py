@@ -24,7 +24,7 @@ from sgmim.data.pictures import PLACES, draw_scene, sample_scene
 from sgmim.data.voice import SEEN, speak
 from sgmim.models.sgmim import PRESETS, SGMIM, load_model, scenes_tiny
 from sgmim.optim import warmup_cosine, warmup_linear
-from sgmim.pretrain import shipped
+from sgmim.pretrain import load_tiny_backbones, shipped
 from sgmim.train import Feed, Snapshots, TrainConfig, evaluate, fit, frames_of, make_optimiser, recipe, train_step
 
 # 40 pairs, 5 batches an epoch, 15 steps; dropout, masks, crops and speed all draw random numbers
@@ -476,6 +476,8 @@ def test_a_preset_does_not_train_on_a_random_front_end(scenes):
     fitted = fit('scenes-tiny', corpus, config=config, device='cpu', progress=False)
     for name, w in load_checkpoint(shipped('tiny-hubert'))[0].items():
         if name.startswith('feature_extractor'): assert torch.equal(fitted.model.audio_encoder.hubert.state_dict()[name], w), name
+    made, expected = train_module.build('scenes-tiny'), load_tiny_backbones(SGMIM(scenes_tiny()))
+    for k, v in expected.state_dict().items(): assert torch.equal(v, made.state_dict()[k]) or not k.startswith(('image_encoder', 'audio_encoder.hubert', 'momentum')), k
     with pytest.raises(ConfigError, match='front end.*is random.*load_tiny_backbones.*freeze_cnn=False'): fit(scenes_tiny(), corpus, config=config, device='cpu', progress=False)
     with pytest.warns(UserWarning, match='front end.*is random'): fit(SGMIM(scenes_tiny()), corpus, config=config, device='cpu', progress=False)
     with warnings.catch_warnings():
