@@ -238,7 +238,7 @@ def run_training(a):
     "What `sgmim_train` does with its arguments."
     import os
     import torch
-    from sgmim.core import write_json
+    from sgmim.core import CheckpointError, write_json
     from sgmim.models.sgmim import PRESETS, ROWS, SGMIM
     from sgmim.parallel import join
     from sgmim.plan import make_plan
@@ -260,9 +260,14 @@ def run_training(a):
     if team.first:
         plan = make_plan(model, config, Feed(data, config, workers, c), device, a.out, measure=not a.no_calibration, devices=team.size)
         print(plan, flush=True)
-        if not a.dry_run: write_json(Path(a.out)/'plan.json', plan.to_dict())
     if a.dry_run: return team.wait()
-    fitted = fit(model, data, dev, config, out=a.out, device=device, workers=workers, notes=notes)
+    where = Path(a.out)/'plan.json'
+    before = where.read_bytes() if where.is_file() else None
+    if team.first: write_json(where, plan.to_dict())
+    try: fitted = fit(model, data, dev, config, out=a.out, device=device, workers=workers, notes=notes)
+    except CheckpointError:       # the folder is another run's, and so is the plan in it
+        if team.first and before: where.write_bytes(before)
+        raise
     best = fitted.record['metrics']['best']
     say(f'model in {a.out}/best, record in {a.out}/record.json' + (f'; best at step {best["step"]}: dev R@1 {best["score"][0]:.1f}, R@10 {best["score"][1]:.1f} (mean of both directions)' if best else ''), team.first)
 

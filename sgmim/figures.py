@@ -293,8 +293,8 @@ def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     """A run's losses, recalls and learning rate over its steps; a panel without any value is left out.
 
     `history`: records (dicts with 'step'), or a dict name → records to compare runs: then a colour is a run, and each
-    panel shows only the first of its keys. `panels`: (title, keys) each. Zeros of a loss mean "not computed" (before
-    `mim_onset`) and are left out.
+    panel shows only the first of its keys. `panels`: (title, keys) each. Steps without a value are
+    left out, and so are zeros of a loss, by which older runs say "not computed" (before `mim_onset`).
     """
     runs = history if isinstance(history, dict) else {'': history}
     data = {(name, key): series(h, key) for name, h in runs.items() for _, keys in panels for key in keys}

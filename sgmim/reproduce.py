@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PROTOCOL', 'NEAR', 'PRESET', 'WEIGHTS', 'which_weights', 'RunSpec', 'parse_changes', 'with_changes', 'read_settings',
            'training_flops', 'equal_compute', 'seed_list', 'plan_runs', 'role_splits', 'open_splits', 'open_data',
-           'fingerprints', 'initial_weights', 'test_model', 'ladder', 'run_spec', 'command_of', 'alone', 'state_of',
-           'pairs_of', 'seconds_a_pair', 'describe', 'gather', 'gather_variants', 'checkpoints', 'report', 'reproduce',
+           'fingerprints', 'initial_weights', 'test_model', 'ladder', 'run_spec', 'command_of', 'state_of', 'pairs_of',
+           'seconds_a_pair', 'describe', 'gather', 'gather_variants', 'checkpoints', 'report', 'reproduce',
            'finish_run', 'grid', 'tuning_table', 'tune', 'arguments', 'reproduce_command']
 
 # %% ../nbs/31_reproduce.ipynb #abf39da0
-import argparse, ast, contextlib, difflib, itertools, os, shutil, time
+import argparse, ast, difflib, itertools, os, shutil, time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from .pretrain import load_tiny_backbones, shipped
 from .results import (CORPUS, NAMES, PAPER, beside_the_paper, check_file, claim_same_numbers, code_digests, collect, conclusions, differences_table, in_words, is_stale, leaves, measured_table, pack_curves, pack_result, paper_table,
                            record_name, results_folder, rows_of, same_numbers, slug)
 from .retrieval import embed
-from .train import TrainConfig, fit, pool, recipe
+from .train import TrainConfig, alone, fit, pool, recipe
 
 # %% ../nbs/31_reproduce.ipynb #b8dd35b8
 PROTOCOL = 1     # changes whenever the same settings would be trained or tested in another way
@@ -257,18 +257,6 @@ def command_of(spec):
     parts += [f'--budget {spec.budget}'] * (spec.budget != 'steps') + [f'--label {spec.label}'] * (spec.label != spec.data) + ['--set ' + ' '.join(spec.changes)] * bool(spec.changes)
     if spec.sizes and spec.sizes != DemoData(): parts.append('--sizes ' + ' '.join(f'{f.name}={getattr(spec.sizes, f.name)}' for f in fields(DemoData) if getattr(spec.sizes, f.name) != f.default))
     return ' '.join(parts + ['--from-scratch'] * (spec.weights == 'random') + ['--dev-only'] * (not spec.tests))
-
-# %% ../nbs/31_reproduce.ipynb #aff31d6e
-@contextlib.contextmanager
-def alone(folder):
-    "Yields True if no other process works in `folder`, and keeps others out meanwhile."
-    try: import fcntl
-    except ImportError: return (yield True)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder)/'lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: yield False
-        else: yield True
 
 # %% ../nbs/31_reproduce.ipynb #7870df1c
 def state_of(spec, results, prints=None, accepted=()):

@@ -229,6 +229,29 @@ def test_one_encoder_of_ones_own_and_the_other_shipped(layouts, tmp_path, capsys
     assert record['audio'] == 'tiny-hubert, shipped' and record['image']['tensors'] > 10
 
 
+def test_other_weights_do_not_go_on_with_a_run(layouts, tmp_path, capsys, monkeypatch):
+    "Begun with the default weights, stopped, and begun again with others: refused, and nothing in the folder is changed. The same command goes on."
+    import sgmim.train as T
+    from conftest import listing
+    from sgmim.core import load_checkpoint, save_checkpoint
+    tensors, meta = load_checkpoint(shipped('tiny-mae'))
+    save_checkpoint(tmp_path/'other', {k: v*1.02 if k == 'blocks.0.attn.qkv.weight' else v for k, v in tensors.items()}, meta)
+    args = ['--data', layouts['facc'], '--out', tmp_path/'run', '--device', 'cpu', '--workers', 0, '--no-calibration', *STEPS[:-1], 'max_unreadable=.2', 'save_every=1']
+    real = T.train_step
+    def stopping(*a, **k):
+        if a[3] == 2: raise KeyboardInterrupt
+        return real(*a, **k)
+    with monkeypatch.context() as m:
+        m.setattr(T, 'train_step', stopping)
+        assert cli.train([str(a) for a in args]) == 130
+    before = listing(tmp_path/'run')
+    assert 'checkpoints/step-00000002/config.json' in before
+    assert cli.train([str(a) for a in [*args, '--image-weights', tmp_path/'other']]) == 1
+    assert 'it began with other initial weights (all else, image_encoder)' in capsys.readouterr().err and listing(tmp_path/'run') == before
+    ok(cli.train, *args)
+    assert read_json(tmp_path/'run'/'record.json')['pretrained']['image'] == 'tiny-mae, shipped'
+
+
 @pytest.mark.parametrize('what', ['words', 'grounding', 'dependence'])
 def test_analyses_by_command(cache, tmp_path, monkeypatch, capsys, what):
     monkeypatch.setenv('SGMIM_CACHE', str(cache))

@@ -8,15 +8,18 @@ import re
 import shutil
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import micro
 
-from sgmim.core import ConfigError, DataError, read_json, write_json
+from sgmim.core import CheckpointError, ConfigError, DataError, read_json, write_json
 from sgmim.data.corpora import (UNKNOWN, entries, find_root, flickr8k_audio, load_corpus, pairs, pick_split, places_audio, protocol_splits, recognise,
                                 splits_of, spokencoco)
 from sgmim.data.corpus import present
 from sgmim.data.scenes import export_facc, export_places, export_spokencoco, load_scenes
+from sgmim.train import TrainConfig, fit
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*left out')
 
@@ -651,3 +654,81 @@ def test_columns_are_an_ordinary_corpus(few, exported):
     again = pickle.loads(pickle.dumps(corpus))
     assert again.fingerprint == corpus.fingerprint == spokencoco(exported/'spokencoco', 'train').fingerprint and [c for c in again.captions] == [c for c in corpus.captions]
     assert corpus.image_of_caption.dtype == np.int64 and hashlib.sha256(corpus.uttids.bytes.numpy().tobytes()).digest() == hashlib.sha256(''.join(corpus.uttids).encode()).digest()
+
+
+# ---- what a training knows its corpus by
+
+def test_the_pairing_is_part_of_the_fingerprint(few, exported):
+    "The same files, paired in another way, are another corpus; so they are for the embedded corpus."
+    corpus, other = (spokencoco(exported/'spokencoco', 'train') for _ in range(2))
+    other._image_of_caption = other._image_of_caption.roll(1)
+    assert other.fingerprint != corpus.fingerprint
+    scenes = load_scenes('train', 9, captions=3, cache=few['train'].folder.parents[1], progress=False)
+    first, last = scenes.captions[0], scenes.captions[-1]
+    scenes.captions[0] = replace(first, image=last.image)
+    assert first.image != last.image and scenes.fingerprint != few['train'].fingerprint
+
+
+QUICK = TrainConfig(epochs=1., batch_size=4, optimiser='adamw', lr=1e-3, max_seconds=.5, eval_seconds=.5, augment='none', save_every=1, max_unreadable=.1)
+
+def start(corpus, out, **kwargs): return fit(micro(), corpus, config=QUICK, out=out, device='cpu', progress=False, **kwargs)
+
+def own(exported, tmp_path, split='train'):
+    "A corpus whose files may be changed."
+    if not (tmp_path/'corpus').exists(): shutil.copytree(exported/'facc', tmp_path/'corpus')
+    return load_corpus(tmp_path/'corpus', split)
+
+def same_size(path): path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+def longer(path): path.write_bytes(path.read_bytes() + bytes(100))
+
+@pytest.mark.parametrize('what', ['image', 'audio'])
+@pytest.mark.parametrize('change', [same_size, longer])
+def test_a_file_replaced_under_its_name_is_noticed(exported, tmp_path, what, change):
+    corpus = own(exported, tmp_path)
+    start(corpus, tmp_path/'run')
+    for k in (0, 3):
+        path = getattr(corpus, f'{what}_path')(k)
+        whole = path.read_bytes()
+        change(path)
+        with pytest.raises(CheckpointError, match='the training data hold something else under the same names'): start(own(exported, tmp_path), tmp_path/'run')
+        path.write_bytes(whole)
+    assert start(own(exported, tmp_path), tmp_path/'run').record['steps'] == len(corpus)//4
+
+
+def test_a_corpus_copied_elsewhere_is_the_same(exported, tmp_path):
+    "Other folders and other times of the files."
+    start(own(exported, tmp_path), tmp_path/'run')
+    shutil.copytree(tmp_path/'corpus', tmp_path/'copy', copy_function=shutil.copyfile)
+    assert start(load_corpus(tmp_path/'copy', 'train'), tmp_path/'run').record['steps']
+
+
+def test_a_file_of_the_dev_set_replaced_is_noticed(exported, tmp_path):
+    dev = own(exported, tmp_path, 'dev')
+    start(own(exported, tmp_path), tmp_path/'run', dev=dev)
+    same_size(dev.audio_path(2))
+    with pytest.raises(CheckpointError, match='dev set dev holds something else'): start(own(exported, tmp_path), tmp_path/'run', dev=own(exported, tmp_path, 'dev'))
+
+
+def test_a_file_that_was_mended_is_no_other_corpus(exported, tmp_path):
+    "Too many could not be read, the message says to mend them: then the run goes on, with a warning and a note in its record."
+    corpus = own(exported, tmp_path)
+    paths = [corpus.audio_path(j) for j in range(len(corpus))]
+    whole = [p.read_bytes() for p in paths]
+    for p in paths[1::5]: p.write_bytes(p.read_bytes()[:100])
+    with pytest.raises(DataError, match='Mend the files'): start(corpus, tmp_path/'run')
+    for p, b in zip(paths, whole): p.write_bytes(b)
+    assert list((tmp_path/'run').glob('checkpoints/step-*'))
+    with pytest.warns(UserWarning, match='The run goes on, since it met unreadable files'): fitted = start(own(exported, tmp_path), tmp_path/'run')
+    assert fitted.record['files_changed_at']
+
+
+def test_shards_are_known_by_their_checksums(exported, tmp_path):
+    from sgmim.data import shards
+    corpus = own(exported, tmp_path)
+    for name in ('a', 'b'):
+        shards.write_shards(corpus, tmp_path/name, progress=False)
+        same_size(corpus.audio_path(1))
+    a, b = (load_corpus(tmp_path/name, 'train') for name in ('a', 'b'))
+    assert a.fingerprint == b.fingerprint and a.marks != b.marks
+    start(a, tmp_path/'run')
+    with pytest.raises(CheckpointError, match='the training data hold something else'): start(b, tmp_path/'run')

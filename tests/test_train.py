@@ -4,14 +4,17 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import Toy, View, exchanged, first, listing, micro, run_python
+from conftest import ROOT, TESTS, Toy, View, exchanged, first, listing, micro, run_python
 
 import sgmim.train as train_module
 from sgmim.core import CheckpointError, ConfigError, DataError, SgmimError, load_checkpoint, read_json, rng_for
@@ -19,8 +22,9 @@ from sgmim.data.captions import PLACE_PHRASES
 from sgmim.data.loaders import Pairs, eval_loader
 from sgmim.data.pictures import PLACES, draw_scene, sample_scene
 from sgmim.data.voice import SEEN, speak
-from sgmim.models.sgmim import SGMIM, load_model, scenes_tiny
+from sgmim.models.sgmim import PRESETS, SGMIM, load_model, scenes_tiny
 from sgmim.optim import warmup_cosine, warmup_linear
+from sgmim.pretrain import load_tiny_backbones, shipped
 from sgmim.train import Feed, Snapshots, TrainConfig, evaluate, fit, frames_of, make_optimiser, recipe, train_step
 
 # 40 pairs, 5 batches an epoch, 15 steps; dropout, masks, crops and speed all draw random numbers
@@ -234,7 +238,7 @@ def test_a_corpus_without_a_name(tmp_path):
     with pytest.raises(Crash): quick(View(Toy(hook=at(8*7 + 1, crash)), range(40)), out=tmp_path)
     toy = Toy()
     resumed = quick(View(toy, range(40)), out=tmp_path)
-    assert toy.read == 8*10 and same(resumed, quick(View(Toy(), range(40))))
+    assert toy.read == 8 + 8*10 and same(resumed, quick(View(Toy(), range(40))))     # a sample of 8, then the steps from 5 on
 
 
 def test_batches_of_ones_own(tmp_path):
@@ -255,6 +259,238 @@ def test_batches_of_ones_own(tmp_path):
         assert snapshots(tmp_path/name) == ['step-00000005']
         run = read_json(tmp_path/name/'checkpoints'/'step-00000005'/'config.json')
         assert run['step'] == 5 and same(expected, quick(Broken(data, -1), out=tmp_path/name))
+
+
+# ---- what decides a run: initial weights, data, dev set
+
+def model_of(seed, **changes):
+    torch.manual_seed(seed)
+    return SGMIM(micro(**changes))
+
+def interrupted(out, data=None, **kwargs):
+    "A run that stops after step 7; its last snapshot is of step 5."
+    real, steps = train_module.train_step, []
+    def stopping(*args, **kw):
+        steps.append(0)
+        if len(steps) == 8: raise Crash
+        return real(*args, **kw)
+    train_module.train_step = stopping
+    try:
+        with pytest.raises(Crash): quick(data, out=out, **kwargs)
+    finally: train_module.train_step = real
+
+def refused(said, data=None, **kwargs):
+    with pytest.raises(CheckpointError, match=said) as e: quick(data, **kwargs)
+    return str(e.value)
+
+
+def test_other_initial_weights_are_another_run(tmp_path):
+    interrupted(tmp_path, model=model_of(1))
+    before = listing(tmp_path)
+    assert 'all else' in refused('holds another run.*other initial weights .*image_encoder', model=model_of(2), out=tmp_path)
+    changed = model_of(1)
+    with torch.no_grad(): changed.audio_encoder.hubert.encoder.layers[0].final_layer_norm.weight.mul_(1.01)
+    assert 'image_encoder' not in refused(r'other initial weights \(audio_encoder\)', model=changed, out=tmp_path)
+    assert listing(tmp_path) == before
+    assert same(quick(model=model_of(1), out=tmp_path), quick(model=model_of(1)))
+    refused('other initial weights', model=model_of(2), out=tmp_path)       # also of a run that is done
+
+
+def test_a_configuration_goes_on_with_whatever_it_began_with(tmp_path):
+    interrupted(tmp_path, model=model_of(1))
+    assert same(quick(out=tmp_path), quick(model=model_of(1)))
+
+
+@pytest.mark.parametrize('make', [list, lambda b: torch.utils.data.DataLoader(b, batch_size=None)], ids=['list', 'loader'])
+def test_other_batches_are_another_run(tmp_path, make):
+    mine, other = batches(), batches()
+    other[3]['audio'] = other[3]['audio'].flip(0)
+    fitted = quick(make(mine), out=tmp_path)
+    assert len(fitted.record['data']['fingerprint']) > 5
+    assert same(fitted, quick(make(batches()), out=tmp_path))
+    refused('batch 4 of the data is not the one that this run saw', make(other), out=tmp_path)
+    interrupted(tmp_path/'two', make(mine))
+    refused('batch 4 of the data', make(other), out=tmp_path/'two')
+    assert same(fitted, quick(make(batches()), out=tmp_path/'two'))
+
+
+def test_batches_that_are_random_may_be_named(tmp_path):
+    class Named(list): fingerprint = 'mine, version 1'
+    interrupted(tmp_path, Named(batches()))
+    other = Named(reversed(batches()))
+    assert quick(other, out=tmp_path).record['data']['fingerprint'] == 'mine, version 1'
+    other.fingerprint = 'version 2'
+    refused("data.fingerprint is 'mine, version 1' there and 'version 2' here", other, out=tmp_path)
+
+
+class Mine(View):
+    "A corpus class of one's own, without a fingerprint."
+    def __init__(self, seed=0, change=None):
+        super().__init__(Toy(), range(40))
+        rng = np.random.default_rng(seed)
+        if change == 'images': self.corpus.images = rng.integers(0, 256, self.corpus.images.shape, dtype=np.uint8)
+        if change == 'recordings': self.corpus.waves = [rng.normal(0, .1, len(w)).astype(np.float32) for w in self.corpus.waves]
+        self.image = self.corpus.image
+
+
+@pytest.mark.parametrize('change', ['images', 'recordings'])
+def test_another_corpus_of_the_same_lengths_is_another_run(tmp_path, change):
+    quick(Mine(), out=tmp_path, epochs=.4)
+    refused('the training data hold something else', Mine(1, change), out=tmp_path, epochs=.4)
+    quick(Mine(), out=tmp_path, epochs=.4)
+
+
+def test_another_pairing_is_another_run(tmp_path):
+    swapped = Mine()
+    swapped.image_of_caption = np.roll(swapped.image_of_caption, 1)
+    assert Feed(Mine(), QUICK, model=micro()).fingerprint['fingerprint'] != Feed(swapped, QUICK, model=micro()).fingerprint['fingerprint']
+    quick(Mine(), out=tmp_path, epochs=.4)
+    refused('data.fingerprint', swapped, out=tmp_path, epochs=.4)
+
+
+@pytest.mark.parametrize('dev', [None, Toy(20, seed=2), Toy(24, seed=1), {'other': Toy(20, seed=1)}, 'loader'], ids=['none', 'content', 'size', 'name', 'loader'])
+def test_another_dev_set_is_another_run(tmp_path, dev):
+    interrupted(tmp_path, dev=Toy(20, seed=1))
+    refused('dev', dev=batches(2) if dev == 'loader' else dev, out=tmp_path)
+    assert quick(dev={'dev': Toy(20, seed=1)}, out=tmp_path).record['steps'] == 15
+
+
+def test_other_dev_batches_are_another_run(tmp_path):
+    def loader(seed):
+        pairs = Pairs(Toy(20, seed=seed), 4.)
+        return torch.utils.data.DataLoader(pairs, 8, shuffle=True, collate_fn=pairs.collate)
+    interrupted(tmp_path, dev=loader(1))
+    refused('dev set dev holds something else', dev=loader(2), out=tmp_path)
+    quick(dev=loader(1), out=tmp_path)
+
+
+def test_the_refusal_says_which_fields_differ(tmp_path):
+    interrupted(tmp_path)
+    said = refused('holds another run', model=micro(lam=1.), lr=2e-3, out=tmp_path)
+    assert 'model.lam is 2.0 there and 1.0 here' in said and 'train.lr is 0.001 there and 0.002 here' in said and 'train.seed' not in said
+
+
+def test_a_folder_of_an_older_version_goes_on(whole, tmp_path):
+    "Its snapshots say less: nothing of initial weights, content, dev set and pairs; and zeros before the onset are in its sums."
+    interrupted(tmp_path, log_every=4, save_every=2, model=micro(mim_onset=1.))
+    for path in tmp_path.glob('checkpoints/*/config.json'):
+        meta = read_json(path)
+        for k in ('start', 'content', 'dev'): del meta['about'][k]
+        for k in ('pairs', 'seen', 'changed'): del meta[k]
+        meta['sums'].pop('n_mim', None)
+        path.write_text(json.dumps(meta))
+    fitted = quick(out=tmp_path, log_every=4, save_every=2, model=micro(mim_onset=1.))
+    expected = quick(log_every=4, model=micro(mim_onset=1.))
+    assert same(fitted, expected) and fitted.record['pairs_seen'] == 120
+    assert losses(fitted, 'loss_mim') == pytest.approx(losses(expected, 'loss_mim'))
+
+
+# ---- best/ and the lock
+
+def best_of(out): return load_checkpoint(out/'best')[1]['step']
+
+@pytest.mark.parametrize('harm', [shutil.rmtree, lambda p: break_file(p/'weights.safetensors'), lambda p: (p/'config.json').unlink()], ids=['missing', 'broken', 'half'])
+def test_a_best_model_that_is_lost_is_said_before_training(tmp_path, monkeypatch, harm):
+    monkeypatch.setattr(train_module, 'evaluate', lambda model, *a, **k: SimpleNamespace(mean=(float(model.training),)*3, to_dict=dict))
+    settings = dict(dev=Toy(20, seed=1), save_every=2, eval_every=.2)
+    interrupted(tmp_path, **settings)       # best at step 1; snapshots of steps 4 and 6
+    assert best_of(tmp_path) == 1
+    harm(tmp_path/'best')
+    monkeypatch.setattr(train_module, 'train_step', None)
+    assert str(tmp_path/'best') in refused('the best model so far, of step 1, is lost.*backup.*resume=False', out=tmp_path, **settings)
+
+
+def test_a_best_model_that_a_snapshot_holds_is_put_back(tmp_path, monkeypatch):
+    settings = dict(dev=Toy(20, seed=1))
+    expected = quick(**settings)
+    interrupted(tmp_path, **settings)
+    assert best_of(tmp_path) == 5
+    shutil.rmtree(tmp_path/'best')
+    monkeypatch.setattr(train_module, 'check', lambda *a: None)
+    fitted = quick(out=tmp_path, **settings)
+    assert best_of(tmp_path) == 5 and same(fitted, SimpleNamespace(model=load_model(tmp_path/'best', device='cpu'))) and not same(fitted, expected)
+
+
+def test_interrupted_while_best_was_replaced(tmp_path):
+    "Whole, but under its other name; and later than the snapshot."
+    settings = dict(dev=Toy(20, seed=1), eval_every=.2)
+    expected = quick(**settings)
+    interrupted(tmp_path, **settings)
+    (tmp_path/'best').rename(tmp_path/'.best.part')
+    fitted = quick(out=tmp_path, **settings)
+    assert same(fitted, expected) and fitted.record['metrics']['best'] == expected.record['metrics']['best']
+
+
+def test_an_equal_score_does_not_replace_the_best(monkeypatch, tmp_path):
+    monkeypatch.setattr(train_module, 'evaluate', lambda *a, **k: SimpleNamespace(mean=(30., 0., 8.), to_dict=dict))
+    assert quick(dev=Toy(), out=tmp_path).record['metrics']['best'] == {'step': 5, 'score': [30., 8.]} and best_of(tmp_path) == 5
+
+
+LOCKED = """
+import sys
+from conftest import Toy
+from test_train import at, quick
+quick(Toy(hook=at(3, lambda: (print('in', flush=True), sys.stdin.read()))), out=sys.argv[1])
+"""
+
+def test_two_runs_in_one_folder(whole, tmp_path):
+    "The second is refused, in the same process and in another; a killed process keeps nobody out."
+    inside = []
+    def second(): inside.append(refused('another training runs in .*in this process', out=tmp_path))
+    quick(Toy(hook=at(8*6 + 1, second)), out=tmp_path)
+    assert inside and '.running' not in [p.name for p in tmp_path.iterdir()]
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(TESTS)])}
+    with subprocess.Popen([sys.executable, '-c', LOCKED, str(tmp_path/'x')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env) as other:
+        assert other.stdout.readline() == b'in\n'
+        assert str(other.pid) in refused('another training runs in', out=tmp_path/'x') and not (tmp_path/'x'/'checkpoints').exists()
+        other.kill()
+    assert same(whole, quick(out=tmp_path/'x'))
+
+
+# ---- what is counted
+
+def test_the_reconstruction_loss_is_the_mean_of_the_steps_that_have_one():
+    "Windows of 4 steps, onset at step 5: none, 3 of 4, all."
+    settings = dict(model=micro(mim_onset=1.), epochs=2.4)
+    each, mean = quick(**settings).history, quick(log_every=4, **settings).history
+    mim = [h.get('loss_mim') for h in each]
+    assert mim[:5] == [None]*5 and 'loss_mim' not in mean[0]
+    assert [h['loss_mim'] for h in mean[1:]] == pytest.approx([np.mean(mim[5:8]), np.mean(mim[8:12])])
+    assert [h['loss'] for h in mean] == pytest.approx([np.mean([h['loss'] for h in each[k:k + 4]]) for k in (0, 4, 8)])
+    assert all('loss_mim' not in h for h in quick(model=micro(reconstruction='none'), epochs=.4).history)
+
+
+def test_pairs_are_counted_as_they_are_seen(tmp_path):
+    "A last batch that is smaller, a step that is skipped, and an interruption."
+    uneven = [*batches(4), {k: v[:3] for k, v in batches(5)[4].items()}]
+    assert quick(uneven).record['pairs_seen'] == 3*(4*8 + 3)
+    interrupted(tmp_path, uneven)
+    assert quick(uneven, out=tmp_path).record['pairs_seen'] == 3*(4*8 + 3)
+    assert quick(batches(5, poison=3), max_skipped=3).record['pairs_seen'] == 3*4*8
+
+
+# ---- the front end
+
+def test_a_preset_does_not_train_on_a_random_front_end(scenes):
+    corpus, config = first(scenes['train'], 40), replace(recipe('scenes-tiny'), epochs=1.)
+    fitted = fit('scenes-tiny', corpus, config=config, device='cpu', progress=False)
+    for name, w in load_checkpoint(shipped('tiny-hubert'))[0].items():
+        if name.startswith('feature_extractor'): assert torch.equal(fitted.model.audio_encoder.hubert.state_dict()[name], w), name
+    made, expected = train_module.build('scenes-tiny'), load_tiny_backbones(SGMIM(scenes_tiny()))
+    for k, v in expected.state_dict().items(): assert torch.equal(v, made.state_dict()[k]) or not k.startswith(('image_encoder', 'audio_encoder.hubert', 'momentum')), k
+    with pytest.raises(ConfigError, match='front end.*is random.*load_tiny_backbones.*freeze_cnn=False'): fit(scenes_tiny(), corpus, config=config, device='cpu', progress=False)
+    with pytest.warns(UserWarning, match='front end.*is random'): fit(SGMIM(scenes_tiny()), corpus, config=config, device='cpu', progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit(replace(scenes_tiny(), freeze_cnn=False), corpus, config=config, device='cpu', progress=False)
+
+
+@pytest.mark.parametrize('name', [n for n in PRESETS if n != 'scenes-tiny'])
+def test_the_papers_presets_need_weights(name, monkeypatch):
+    "Built small here: the sizes are the preset's."
+    small = micro(conv_norm='group')
+    monkeypatch.setitem(PRESETS, name, lambda: small)
+    with pytest.raises(ConfigError, match='front end.*is random.*load_pretrained.*freeze_cnn=False'): fit(name, Toy(), config=QUICK, device='cpu', progress=False)
 
 
 # ---- faults
@@ -469,6 +705,15 @@ def test_the_momentum_encoder_follows(one):
     assert not one.model.momentum_encoder.training and one.model.training
 
 
+def test_the_momentums_horizon(one):
+    "Over the whole training, or from the onset of reconstruction on."
+    alpha = lambda k, horizon: step(SimpleNamespace(**{**vars(one), 'model': one.models[horizon], 'optimiser': make_optimiser(one.models[horizon], QUICK)}), k=k, onset=5)['alpha']
+    one.models = {h: model_of(0, momentum_horizon=h) for h in ('training', 'reconstruction')}
+    half = lambda x: 1 - (1 - .99)*(1 + math.cos(math.pi*x))/2
+    assert [alpha(k, 'training') for k in (3, 10)] == pytest.approx([half(3/15), half(10/15)], abs=1e-9)
+    assert [alpha(k, 'reconstruction') for k in (3, 5, 10)] == pytest.approx([.99, .99, half(5/10)], abs=1e-9)
+
+
 def test_gradients_are_clipped(one):
     def norm(clip):
         step(one, config=replace(QUICK, clip=clip))
@@ -504,8 +749,8 @@ def test_the_rate(schedule, shape):
 
 
 def test_reconstruction_begins_after_its_epochs():
-    mim = losses(quick(model=micro(mim_onset=2.)), 'loss_mim')
-    assert all(x == 0 for x in mim[:10]) and all(x > 0 for x in mim[10:])
+    history = quick(model=micro(mim_onset=2.)).history
+    assert all('loss_mim' not in h for h in history[:10]) and all(h['loss_mim'] > 0 for h in history[10:])
 
 
 def test_same_images_are_no_negatives():
