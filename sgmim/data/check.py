@@ -127,8 +127,8 @@ def check_files(report, corpus, find=None, max_unreadable=.01):
         seen.append((what, field, names, gone, empty))
         stats |= {f'{field}_root': str(getattr(corpus, f'{field}_root')), f'missing_{what}s': int(gone.sum()),
                   f'empty_{what}s': int(empty.sum()), f'{what}_bytes': int(size[there[-1]].sum())}
-    lost = 1 - (there[0] & there[1][corpus.image_of_caption]).mean()
-    for args in seen: _tell_files(report, corpus, 'error' if lost > max_unreadable else 'warning', find, *args)
+    lost = ~(there[0] & there[1][corpus.image_of_caption])
+    for args in seen: _tell_files(report, corpus, 'error' if lost.mean() > max_unreadable else 'warning', find, *args)
     return there
 
 def _tell_files(report, corpus, severity, find, what, field, names, gone, empty):
