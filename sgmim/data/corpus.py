@@ -213,7 +213,7 @@ def look_up(root, names):
     if (sizes >= 0).all(): return sizes, {}
     names, meant = list(names), {}
     listed = set(names)
-    for name in {names[k] for k in np.flatnonzero(sizes < 0)}:
+    for name in dict.fromkeys(names[k] for k in np.flatnonzero(sizes < 0)):
         if (other := listing.alike(name)) and other not in listed: meant.setdefault(other, []).append(name)
     spelt = {those[0]: other for other, those in meant.items() if len(those) == 1}
     for k in np.flatnonzero(sizes < 0):
@@ -336,7 +336,7 @@ def present(corpus, strict=False):
         what, size, path = ('recording', sound[j], corpus.audio_path(j)) if bad_sound[j] else ('image', pictures[i := corpus.image_of_caption[j]], corpus.image_path(i))
         if size < 0: skips.add(f'missing {what}', corpus.uttids[j], f'{path} is not there', NAME_ROOT[what])
         else: skips.add(f'empty {what}', corpus.uttids[j], f'{path} has {size} bytes')
-    skips.settle(strict, f'{corpus.name}, split {corpus.split}')
+    if not drop.all(): skips.settle(strict, f'{corpus.name}, split {corpus.split}')     # else `select` says it
     return select(corpus, ~drop, skips) if len(skips) else corpus
 
 def file_sizes(root, names):
