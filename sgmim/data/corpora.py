@@ -186,25 +186,13 @@ def _fault(record, keys, below):
             return 'bad name', f'"{key}" is {"empty" if value == "" else kind_of(value)}; a text was expected', ''
     return 'bad name', f'{keys["uttid"]}, {keys["audio"]} or {keys["image"]} hold half a character', ''      # a lone surrogate
 
-# %% ../../nbs/09_data_corpora.ipynb #5a57f825
-class Rows:
-    """Columns that grow record by record. `keys`: {'uttid', 'audio', 'image', 'speaker'; if the corpus has them 'text', 'alignment', 'label': the key in a record};
-    `where(at)`: words for the place `at` of a record; `folders`: {'audio', 'image': the folder below which absolute paths may lie}."""
-    def __init__(self, keys, where=None, folders=None):
-        self.keys, self.where, self.skips = keys, where, Skips()
-        self.below, self.odd, self.blank = {f: Below(folder) for f, folder in (folders or {}).items()}, False, 0
-        self.images, self.labels, self.image_of_caption, self.speakers = {}, [], array('q'), []
-        self.image_names, self.audio, self.uttids, self.texts, self.alignments = (Column() for _ in range(5))
-        self._seen, self._names, self._slips = set(), {}, {}
+# %% ../../nbs/09_data_corpora.ipynb #6e895cd8
+class _Paths:
+    "The listed paths of a corpus. `folders`: {'audio', 'image': the folder below which absolute ones may lie}; `odd`: was one not plain?"
+    def __init__(self, folders): self.below, self.odd = {field: Below(folder) for field, folder in folders.items()}, False
 
-    def skip(self, kind, at, why, do=''): self.skips.add(kind, self.where(at), why, do)
-
-    def _refuse(self, at, record):
-        kind, why, do = _fault(record, self.keys, self.below)
-        self.skip(kind, at, why, do)
-
-    def _stored(self, field, path):
-        "A listed path as it is stored; None if it cannot be used. What is not plain is looked at again when the folders are known."
+    def stored(self, field, path):
+        "A path as it is stored; None if it cannot be used. What is not plain is looked at again when the folders are known."
         if is_plain(path): return path
         self.odd = True
         if _path_fault(path, self.below.get(field))[0]: return None
@@ -212,9 +200,33 @@ class Rows:
         return f'{self.below[field].root}/{self.below[field](plain)}' if plain[:1] == '/' else path
 
     def short(self, field, path):
-        "A listed path in plain form, and relative if it can be."
+        "A path in plain form, and relative if it can be."
         plain = path if is_plain(path) else plain_path(path)
         return plain[:1] == '/' and field in self.below and self.below[field](plain) or plain
+
+def _misspelt(keys, record, filled):
+    "Words for an optional key that is probably misspelt in a record (its keys), or ''. `filled`: False if the lack of a speaker or text is not noted elsewhere."
+    others = set(record) - set(keys.values())
+    fields = ('alignment', 'label') if filled else set(keys) - {'audio', 'image'}
+    gone = sorted(keys[f] for f in fields if f in keys and keys[f] not in record)
+    return next((missing(record, key) for key in gone if near(key, others, .78)), '')
+
+# %% ../../nbs/09_data_corpora.ipynb #5a57f825
+class Rows:
+    """Columns that grow record by record. `keys`: {'uttid', 'audio', 'image', 'speaker'; if the corpus has them 'text', 'alignment', 'label': the key in a record};
+    `where(at)`: words for the place `at` of a record; `folders`: {'audio', 'image': the folder below which absolute paths may lie}."""
+    def __init__(self, keys, where=None, folders=None):
+        self.keys, self.where, self.skips = keys, where, Skips()
+        self.paths, self.blank = _Paths(folders or {}), 0
+        self.images, self.labels, self.image_of_caption, self.speakers = {}, [], array('q'), []
+        self.image_names, self.audio, self.uttids, self.texts, self.alignments = (Column() for _ in range(5))
+        self._seen, self._names, self._slips = set(), {}, {}
+
+    def skip(self, kind, at, why, do=''): self.skips.add(kind, self.where(at), why, do)
+
+    def _refuse(self, at, record):
+        kind, why, do = _fault(record, self.keys, self.paths.below)
+        self.skip(kind, at, why, do)
 
     def add(self, at, record, listed=None):
         "Take a record (a dict), or note why not. `listed`: the record without what was filled in by its reader."
@@ -222,8 +234,8 @@ class Rows:
         get, keys = record.get, self.keys
         uttid, audio, image = get(keys['uttid']), get(keys['audio']), get(keys['image'])
         try:
-            packed, sound = uttid.encode(), self._stored('audio', audio).encode()
-            picture = image in self.images or self._stored('image', image).encode()
+            packed, sound = uttid.encode(), self.paths.stored('audio', audio).encode()
+            picture = image in self.images or self.paths.stored('image', image).encode()
         except (AttributeError, TypeError, UnicodeEncodeError): packed = None
         if not packed: return self._refuse(at, record)
         if packed in self._seen: return self.skip('duplicate', at, f"the uttid '{uttid}' was there before")
@@ -231,8 +243,9 @@ class Rows:
         self.uttids.append(packed)
         self.audio.append(sound)
         self._optional(at, record, get)
-        if why := self._slip(record if listed is None else listed, listed is None):
-            self.skip('misspelt key', at, f'{why}. The caption is kept without it')
+        shape = tuple(record if listed is None else listed)       # most records have the same keys
+        if shape not in self._slips: self._slips[shape] = _misspelt(self.keys, shape, listed is None)
+        if why := self._slips[shape]: self.skip('misspelt key', at, f'{why}. The caption is kept without it')
         if picture is not True:     # a new one
             self.images[image] = len(self.images)
             self.image_names.append(picture)
@@ -253,16 +266,6 @@ class Rows:
             except AttributeError: words = self._lack('bad alignment', at, record, 'alignment')
         self.alignments.append(words.encode(errors='replace'))
 
-    def _slip(self, record, required):
-        "Words for an optional key that is probably misspelt in a record, or ''. `required`: the lack of a speaker or text is noted elsewhere."
-        shape = tuple(record)       # most records have the same keys
-        if shape not in self._slips:
-            others = set(shape) - set(self.keys.values())
-            fields = ('alignment', 'label') if required else set(self.keys) - {'audio', 'image'}
-            gone = [self.keys[f] for f in fields if f in self.keys and self.keys[f] not in record]
-            self._slips[shape] = next((missing(record, key) for key in sorted(gone) if near(key, others, .78)), '')
-        return self._slips[shape]
-
     def _one(self, name):
         "One string for each speaker and each label."
         if type(name) is not str: return ''
@@ -276,7 +279,7 @@ class Rows:
     def corpus(self, name, split, image_root, audio_root, strict):
         "The `Corpus`; `DataError` if there is nothing in it, or if `strict` and there was a fault."
         self._seen = self.images = None     # room for what follows
-        notes = _settle(self, image_root, audio_root) if self.odd else []
+        notes = _settle(self, image_root, audio_root) if self.paths.odd else []
         if self.blank: notes.append(f'{self.blank:,} of {len(self.audio):,} captions have an empty text')
         if len(self.audio): self.skips.settle(strict, f'{name}, split {split}')
         out = Corpus(name, split, image_root, audio_root, self.image_names, self.image_of_caption, self.audio, self.uttids, self.speakers,
@@ -352,7 +355,7 @@ def _roots(rows, root, images, sounds, image_root, audio_root):
     "(image root, audio root) of the rows; `images` and `sounds`: the folders to try first. A folder with lists of its own is another corpus."
     below = _below(root)
     def found(given, first, names, what):
-        absolute = [n for n in names if n[:1] == '/'] if rows.odd and given is None else []
+        absolute = [n for n in names if n[:1] == '/'] if rows.paths.odd and given is None else []
         holds = f'{os.path.commonpath(absolute)}/' if absolute else ''      # the folder has to hold all of these
         guesses = [f for f in [*first, *below] if not absolute or holds.startswith(f'{os.path.abspath(f)}/')]
         return find_root(given, guesses, names, what, lambda f: f in below[:-1] and f not in first and has_lists(f))
@@ -587,7 +590,7 @@ def flickr8k_audio(root, split='train', image_root=None, audio_root=None, strict
             rows.skip('recording of another image', at, f'{wav} is of {other}, and is listed under {image}')
             continue
         if _key(wav) not in speakers: rows.skip('no speaker', at, f'{wav} is not in wav2spk.txt. The caption is kept without it')
-        record = dict(uttid=rows.short('audio', wav).rpartition('.')[0], wav=wav, image=image, speaker=speakers.get(_key(wav), UNKNOWN))
+        record = dict(uttid=rows.paths.short('audio', wav).rpartition('.')[0], wav=wav, image=image, speaker=speakers.get(_key(wav), UNKNOWN))
         if token and (text := texts.get(_key(image) + number)) is not None: record['text'] = text
         if why := _wrong_number(wav, number):
             rows.skip('wrong number', at, f'{why}. The caption stays, without a text', 'Look which of the two numbers is right.')
@@ -691,7 +694,7 @@ def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
     for n, record in table:
         if type(record) is dict:
             if there and (s := _split_of(record)) != split:
-                if not s: rows.skip('no split', n, 'the column split is empty')
+                if not s: rows.skip('no split', n, 'the column split is empty' if 'split' in record else missing(record, 'split'))
                 continue
             given = {k: v for k, v in record.items() if v not in (None, '')}
             uttid = given.get('uttid') or _uttid(rows, given, first, n)
@@ -704,7 +707,7 @@ def _uttid(rows, record, first, n):
     `first`: {recording: its first image}."""
     audio, image = record.get('audio'), record.get('image')
     if not isinstance(audio, str) or not isinstance(image, str): return audio if isinstance(audio, str) else str(n)
-    audio, image = rows.short('audio', audio), rows.short('image', image)
+    audio, image = rows.paths.short('audio', audio), rows.paths.short('image', image)
     return audio if first.setdefault(audio, image) == image else f'{audio} {image}'
 
 def _split_of(record): return s.strip() if isinstance(s := record.get('split'), str) else ''
