@@ -664,9 +664,10 @@ def inside(p): return p.replace('/', '/./')
 def blank(p): return p + ' \t'
 def before(p): return '  ' + p
 def quoted(p): return f'"{p}"'
+def marked(p): return f'\u202a{p}\ufeff'
 def mixed(p): return '.\\' + p.replace('/', '\\\\')
 
-WRITTEN = [backslash, dotted, doubled, inside, blank, before, quoted, mixed]
+WRITTEN = [backslash, dotted, doubled, inside, blank, before, quoted, marked, mixed]
 ROOTS = {'places': ('places/images', 'places'), 'spokencoco': ('spokencoco', 'spokencoco'), 'facc': ('facc/Flicker8k_Dataset', 'facc/flickr_audio/wavs')}
 
 def rewritten(record, how):
@@ -751,6 +752,8 @@ def test_another_listed_file_never_stands_in(tmp_path):
     media(tmp_path, [('p.jpg', 'a.wav'), ('p.jpg', 'B.wav'), ('p.jpg', 'b.WAV'), ('p.jpg', 'c.WAV')])
     corpus = pairs(table(tmp_path/'t.csv', [dict(image='p.jpg', audio=a) for a in ('a.wav', 'A.wav', 'b.wav', 'c.wav', 'C.wav', 'maße.wav')]))
     assert list(present(corpus).audio_names) == ['a.wav'] and corpus.audio_path(1) == tmp_path/'A.wav'
+    said = {s.where: s.why for s in present(corpus).skipped}
+    assert 'there are B.wav and b.WAV, and it is not clear' in said['b.wav'] and 'there is a.wav, and' in said['A.wav'] and said['maße.wav'].endswith('is not there')
 
 
 def test_the_root_is_found_by_another_spelling(tmp_path):

@@ -22,7 +22,7 @@ from ..audio import RATE, audio_problems
 from ..core import ConfigError, DataError, SgmimError, rng_for
 from .corpora import (UNKNOWN, WITHOUT_KARPATHY, canonical, has_lists, load_corpus, protocol_splits,
                                   recognise, splits_of)
-from .corpus import EMPTY_WAV, REMEDY, in_order, of_system, overlap
+from .corpus import EMPTY_WAV, REMEDY, Listing, in_order, of_system, overlap, unclear
 from .shards import Shards, verify_shards
 
 # %% ../../nbs/10_data_check.ipynb #d259f31e
@@ -137,7 +137,8 @@ def _tell_files(report, corpus, severity, find, what, field, names, gone, empty)
     if gone.any():
         lost = [names[k] for k in np.flatnonzero(gone)[::gone.sum()//50 + 1]]
         advice = _closed(Path(root)/lost[0]) or (find and gone.mean() > .5 and find(lost, Path(root), option))
-        report.add(severity, f'{split}: {_share(gone, what)} missing below {root}', lost, advice or f'copy them there, or name the folder that holds them with {option} DIR.')
+        listing = Listing(root)
+        report.add(severity, f'{split}: {_share(gone, what)} missing below {root}', (name + unclear(listing, name) for name in lost), advice or f'copy them there, or name the folder that holds them with {option} DIR.')
     if empty.any():
         report.add(severity, f'{split}: {_share(empty, what)} empty (no bytes, or a header alone)', (names[k] for k in np.flatnonzero(empty)),
                    'unpack or download them again; if they stay empty, they are left out in training.')
@@ -434,7 +435,8 @@ def check_data(path, kind=None, splits=None, image_root=None, audio_root=None, s
         if not there: raise DataError(f'{path} holds no split of the kind {report.kind}')
     except ConfigError: raise
     except (DataError, OSError) as e:
-        report.add('error', str(e), do='give the folder that the archive was unpacked into; data_manifests/README.md shows how each corpus lies.')
+        do = 'mend the list' if report.kind else 'give the folder that the archive was unpacked into'
+        report.add('error', str(e), do=f'{do}; data_manifests/README.md shows how each corpus lies.')
         return report
     find = _advice(report.path)
     for corpus in filter(None, (_loaded(report, split, options, told) for split in splits or there)):
