@@ -549,7 +549,8 @@ def _facc_files(root):
 
 def _key(path):
     "A listed path for comparison between lists that were written on different systems."
-    return unicodedata.normalize('NFC', path if is_plain(path) else plain_path(path))
+    path = path if is_plain(path) else plain_path(path)
+    return path if path.isascii() else unicodedata.normalize('NFC', path)
 
 def _facc_split(rows, lists, split):
     "{image: (file, line)} of the split, and the images of all lists, as `_key`s. An image in two lists is in neither."
@@ -584,15 +585,17 @@ def flickr8k_audio(root, split='train', image_root=None, audio_root=None, strict
         if len(fields) != 3: rows.skip('bad line', at, f'{len(fields)} fields; a recording, an image and #number were expected'); continue
         wav, image, number = fields
         if not re.fullmatch(r'#[0-9]+', number): rows.skip('bad line', at, f"'{number}' is no #number"); continue
-        if _key(image) not in listed: rows.skip('in no list', at, f'{image} is in no list of images')
-        if _key(image) not in mine: continue
-        if other := _other_image(wav, image, listed):
+        key = _key(image)
+        if key not in listed: rows.skip('in no list', at, f'{image} is in no list of images')
+        if key not in mine: continue
+        wav_key = _key(wav)
+        if other := _other_image(wav_key, key, listed):
             rows.skip('recording of another image', at, f'{wav} is of {other}, and is listed under {image}')
             continue
-        if _key(wav) not in speakers: rows.skip('no speaker', at, f'{wav} is not in wav2spk.txt. The caption is kept without it')
-        record = dict(uttid=rows.paths.short('audio', wav).rpartition('.')[0], wav=wav, image=image, speaker=speakers.get(_key(wav), UNKNOWN))
-        if token and (text := texts.get(_key(image) + number)) is not None: record['text'] = text
-        if why := _wrong_number(wav, number):
+        if wav_key not in speakers: rows.skip('no speaker', at, f'{wav} is not in wav2spk.txt. The caption is kept without it')
+        record = dict(uttid=rows.paths.short('audio', wav).rpartition('.')[0], wav=wav, image=image, speaker=speakers.get(wav_key, UNKNOWN))
+        if token and (text := texts.get(key + number)) is not None: record['text'] = text
+        if why := _wrong_number(wav_key, number):
             rows.skip('wrong number', at, f'{why}. The caption stays, without a text', 'Look which of the two numbers is right.')
             if token: record['text'] = ''
         rows.add(at, record)
@@ -605,16 +608,17 @@ def flickr8k_audio(root, split='train', image_root=None, audio_root=None, strict
 # %% ../../nbs/09_data_corpora.ipynb #070ef735
 def _other_image(wav, image, listed):
     "The listed image that the name of a recording says it is of, if it is not `image`; else ''."
-    stem, of = re.sub(r'_\d+$', '', _stem(wav)), _stem(image)
+    stem, of = _stem(wav).rstrip('0123456789').removesuffix('_'), _stem(image)
     if stem == of: return ''
     return next((other for suffix in ('.jpg', '.jpeg', os.path.splitext(image)[1]) if (other := stem + suffix) in listed), '')
 
 def _wrong_number(wav, number):
     "Words for a recording …_k whose line says another #number; else ''."
-    k = re.search(r'_(\d+)$', _stem(wav))
-    return f'{wav} ends in _{k[1]}, and its line says {number}' if k and int(k[1]) != int(number[1:]) else ''
+    k = _stem(wav).rpartition('_')[2]
+    if not re.fullmatch('[0-9]+', k) or k.lstrip('0') == number[1:].lstrip('0'): return ''
+    return f'{wav} ends in _{k}, and its line says {number}'
 
-def _stem(path): return os.path.splitext(_key(path).rpartition('/')[2])[0]
+def _stem(path): return path.rpartition('/')[2].rpartition('.')[0]
 
 # %% ../../nbs/09_data_corpora.ipynb #54ec97f2
 def _facc_speakers(rows, path):
@@ -707,8 +711,10 @@ def _uttid(rows, record, first, n):
     `first`: {recording: its first image}."""
     audio, image = record.get('audio'), record.get('image')
     if not isinstance(audio, str) or not isinstance(image, str): return audio if isinstance(audio, str) else str(n)
-    audio, image = rows.paths.short('audio', audio), rows.paths.short('image', image)
-    return audio if first.setdefault(audio, image) == image else f'{audio} {image}'
+    audio = rows.paths.short('audio', audio)
+    if (other := first.setdefault(audio, image)) == image: return audio
+    image = rows.paths.short('image', image)
+    return audio if rows.paths.short('image', other) == image else f'{audio} {image}'
 
 def _split_of(record): return s.strip() if isinstance(s := record.get('split'), str) else ''
 
