@@ -144,8 +144,8 @@ def corpus_options(p, required=False):
     "Add the options that say which corpus."
     p.add_argument(*(['data'] if required else ['--data']), metavar='PATH', action=DataPath, help='folder of Places Audio, SpokenCOCO, Flickr8k Audio or of shards, or a table of your own pairs (.csv, .tsv, .jsonl)' + ('' if required else '; default: the embedded corpus'))
     p.add_argument('--kind', choices=KINDS, help='which it is (default: recognised)')
-    p.add_argument('--image-root', metavar='DIR', help='folder that the listed image paths are joined to')
-    p.add_argument('--audio-root', metavar='DIR', help='folder that the listed recordings are joined to')
+    p.add_argument('--image-root', metavar='DIR', help='folder that the listed image paths are joined to; absolute ones have to lie below it')
+    p.add_argument('--audio-root', metavar='DIR', help='folder that the listed recordings are joined to; absolute paths have to lie below it')
     p.add_argument('--karpathy', metavar='WHICH', help="SpokenCOCO: 'unrolled' files, 'dataset' (dataset_coco.json), 'none' (its own split), or a path (default: what is there)")
     p.add_argument('--no-restval', action='store_true', help="SpokenCOCO: the training split without Karpathy's restval, 82,783 images")
 
@@ -178,11 +178,12 @@ def check_data(argv=None):
     p.add_argument('--sample', type=above(1), default=200, help='how many recordings and images of each split to decode (default %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='which files the sample is (default %(default)s)')
     option(p, 'workers', 'threads that open files (default %(default)s)', default=8)
+    option(p, 'max-unreadable', 'share of the captions that may be missing or unreadable before that is an error, as in training (default %(default)s)')
     p.add_argument('--json', metavar='FILE', help='also write the report to this file')
     a = p.parse_args(argv)
     try: kind = a.kind or recognise(a.data)
     except DataError: kind = None           # the report says why
-    report = check(a.data, kind=kind, splits=a.split, sample=a.sample, all_files=a.all, seed=a.seed, workers=a.workers, **reader_options(a, kind))
+    report = check(a.data, kind=kind, splits=a.split, sample=a.sample, all_files=a.all, seed=a.seed, workers=a.workers, max_unreadable=a.max_unreadable, **reader_options(a, kind))
     print(report)
     if a.json: write_json(a.json, report.to_dict())
     return 0 if report.ok else 1

@@ -184,13 +184,13 @@ def open_splits(path, kind, names, options=None, max_missing=1.):
     found = {n: present(c) for n, c in opened.items()}
     for n, c in opened.items():
         if (lost := len(c) - len(found[n])) > max_missing*len(c):
-            raise DataError(f'{n}: the files of {lost:,} of {len(c):,} captions are missing or empty, more than {max_missing:.1%} ({found[n].skipped[-1].why}). '
-                            'Name the folders with --image-root and --audio-root, or allow more (sgmim_train: --set max_unreadable=…; sgmim_eval, sgmim_analyse: --max-unreadable).')
+            raise DataError(f'{n}: the files of {lost:,} of {len(c):,} captions are missing or empty, more than {max_missing:.1%} ({found[n].skipped[-1].why}). {found[n].skipped.remedy} '
+                            'sgmim_check_data looks for them. To allow more: sgmim_train: --set max_unreadable=…; sgmim_eval, sgmim_analyse: --max-unreadable.')
     return found
 
 def open_data(spec, path=None, options=None, cache=None, progress=True):
     """{'train': corpus, 'dev': {name: corpus}, 'tests': {name: corpus}} of a run: made (the embedded corpus), or read from `path` with `options` of its reader (`image_root`, `karpathy`, …).
-    The splits are those of the paper's protocol; what is missing on disk is left out and reported. Raises `DataError`."""
+    The splits are those of the paper's protocol; what is missing on disk is left out and reported, and more of it than training allows is a `DataError`."""
     size = spec.model.image_size
     if spec.data == 'scenes':
         made = lambda split, n, captions=1: load_scenes(split, n, captions, spec.sizes.seed, size, cache, progress=progress)
@@ -198,7 +198,7 @@ def open_data(spec, path=None, options=None, cache=None, progress=True):
     if path is None: raise DataError(f'say where {NAMES[spec.data]} lies: --data {spec.data}=FOLDER')
     options = dict(options or {})
     kind = options.pop('kind', None) or recognise(path)
-    def role(which): return open_splits(path, kind, role_splits(path, kind, which, options), options)
+    def role(which): return open_splits(path, kind, role_splits(path, kind, which, options), options, spec.train.max_unreadable)
     return {'train': next(iter(role('train').values())), 'dev': role('dev'), 'tests': {canonical(n).replace('_', '-'): c for n, c in role('test').items()} if spec.tests else {}}
 
 def fingerprints(data):

@@ -12,13 +12,15 @@ import pytest
 import soundfile
 from PIL import Image
 
-from sgmim.core import ConfigError, read_json, write_json
+from sgmim.core import ConfigError, DataError, read_json, write_json
 from sgmim.data import check
 from sgmim.data.check import EXPECTED, Report, bound, check_counts, check_data, check_lists, check_overlap, draw, report_figure, seek
 from sgmim.data.corpora import load_corpus
 from sgmim.data.corpus import Corpus, present
 from sgmim.data.scenes import export_facc, export_places, export_spokencoco, load_scenes
 from sgmim.data.shards import write_shards
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*left out')
 
 LAYOUTS = {'places': {'train': 'train', 'dev_seen': 'dev', 'dev_unseen': 'unseen dev', 'test_seen': 'test', 'test_unseen': 'unseen'},
            'spokencoco': {'train': 'train', 'val': 'dev', 'test': 'test'}, 'facc': {'train': 'train', 'dev': 'dev', 'test': 'test'}}
@@ -524,3 +526,216 @@ def test_a_corpus_that_cannot_be_listed(clean, monkeypatch):
     monkeypatch.setattr(check, 'recognise', denied)
     r = checked(clean['facc'])
     assert not r.ok and 'Permission denied' in r.findings[0].what
+
+
+# ---- lists of other systems
+
+def own(folder, n=4, listed=lambda k: (f'images/p{k}.jpg', f'wavs/s{k}.wav'), head='image,audio', more=lambda k: ''):
+    "A table of n pairs in `folder`, and their files. `listed(k)`: how the table names them; `more(k)`: its further columns."
+    for name in ('images', 'wavs'): (folder/name).mkdir(parents=True)
+    for k in range(n):
+        Image.new('RGB', (240, 240), (40*k % 256, k % 7, k % 256)).save(folder/f'images/p{k}.jpg')
+        soundfile.write(folder/f'wavs/s{k}.wav', .2*np.sin(np.arange(16000)/(5 + k)), 16000)
+    (folder/'pairs.csv').write_text('\n'.join([head, *(','.join(listed(k)) + more(k) for k in range(n))]) + '\n', encoding='utf-8')
+    return folder/'pairs.csv'
+
+
+def gone(folder, names='wavs/*'):
+    for path in folder.glob(names): path.unlink()
+
+
+SPELT = [('backslashes', lambda k: (f'images\\p{k}.jpg', f'wavs\\s{k}.wav')), ('with blanks', lambda k: (f'./images/p{k}.jpg', f'wavs//s{k}.wav ')), ('images/P0.JPG is images/p0.jpg', lambda k: (f'images/P{k}.JPG', f'wavs/s{k}.wav')),
+         ('wavs/s0.WAV is wavs/s0.wav', lambda k: (f'images/p{k}.jpeg', f'wavs/s{k}.WAV'))]
+
+@pytest.mark.parametrize('said, listed', SPELT, ids=[s for s, _ in SPELT])
+def test_paths_that_are_read_otherwise_are_told(tmp_path, said, listed):
+    r = checked(own(tmp_path/'c', listed=listed))
+    assert r.ok and not r.of('warning') and said in ' '.join(f.what + ' '.join(f.where) for f in r.of('note')), str(r)
+    assert r.stats['splits']['pairs']['opened'] == {'recordings': 4, 'images': 4}
+
+
+def test_absolute_paths_elsewhere_are_told_once(tmp_path):
+    "With the option, for three splits."
+    own(tmp_path/'media')
+    (tmp_path/'c').mkdir()
+    rows = [f'{tmp_path}/media/images/p{k}.jpg,{tmp_path}/media/wavs/s{k}.wav,{split}' for k, split in enumerate(('train', 'dev', 'test'))]
+    (tmp_path/'c/t.csv').write_text('\n'.join(['image,audio,split', *rows]) + '\n')
+    text = str(checked(tmp_path/'c'))
+    assert text.count('--image-root DIR') == text.count('--audio-root DIR') == 1 and text.count('is absolute') == 3
+    assert checked(tmp_path/'c', image_root=tmp_path/'media', audio_root=tmp_path/'media').ok
+
+
+def test_one_file_of_two_splits_in_two_spellings(tmp_path):
+    table = own(tmp_path/'c', 2, listed=lambda k: (('images/p0.jpg', 'IMAGES/P0.JPG')[k], f'wavs/s{k}.wav'), head='image,audio,split', more=lambda k: (',train', ',test')[k])
+    assert matching(checked(table), 'error', 'train and test share 1 image')
+
+
+# ---- advice on moved files
+
+def others(folder, kind):
+    "Another corpus in `folder` with files of the same names; its lists as `kind` has them."
+    own(folder)
+    (folder/'pairs.csv').unlink()
+    lists = {'csv': 'pairs.csv', 'tsv': 'x.tsv', 'jsonl': 'lists/x.jsonl', 'places': 'metadata/train_2020.json', 'older': 'metadata/val.json', 'spokencoco': 'SpokenCOCO_train.json', 'facc': 'flickr_audio/wav2capt.txt',
+             'shards': 'shards-train.json', 'upper': 'PAIRS.CSV'}
+    path = folder/lists[kind]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"data": [{"wav": "a.wav"}]}')
+
+
+@pytest.mark.parametrize('kind', ['csv', 'tsv', 'jsonl', 'places', 'older', 'spokencoco', 'facc', 'shards', 'upper'])
+@pytest.mark.parametrize('where', ['beside', 'inside', 'deep'])
+def test_files_of_another_corpus_are_not_advised(tmp_path, kind, where):
+    table = own(tmp_path/'mine')
+    gone(table.parent)
+    others({'beside': tmp_path/'other', 'inside': tmp_path/'mine/sub/other', 'deep': tmp_path/'x/y/other'}[where], kind)
+    found, = matching(checked(table), 'error', 'recordings missing')
+    assert 'other' not in found.do and found.do.endswith('name the folder that holds them with --audio-root DIR.')
+
+
+def test_part_of_the_files_beside_is_not_advised(tmp_path):
+    "Nearly all names have to be there, outside the own folder; below it one is enough."
+    table = own(tmp_path/'mine', 20)
+    (tmp_path/'mine/wavs').rename(tmp_path/'away')
+    (tmp_path/'backup/wavs').mkdir(parents=True)
+    for k in range(0, 20, 2): shutil.copy(tmp_path/f'away/s{k}.wav', tmp_path/'backup/wavs')
+    assert 'backup' not in checked(table).of('error')[0].do
+    for k in range(1, 20, 2): shutil.copy(tmp_path/f'away/s{k}.wav', tmp_path/'backup/wavs')
+    assert f'add --audio-root {tmp_path/"backup"}' in checked(table).of('error')[0].do
+    for k in range(1, 20): (tmp_path/f'backup/wavs/s{k}.wav').unlink()
+    (tmp_path/'backup').rename(tmp_path/'mine/deep')
+    (tmp_path/'mine/deep').rename(tmp_path/'mine/images/deep')
+    assert f'add --audio-root {tmp_path/"mine/images/deep"}' in checked(table).of('error')[0].do
+
+
+@pytest.mark.parametrize('name', ['.Trash-1000', '__MACOSX', '@eaDir', '.ipynb_checkpoints', '$RECYCLE.BIN'])
+def test_folders_of_the_system_are_not_advised(tmp_path, name):
+    table = own(tmp_path/'mine')
+    (tmp_path/'mine'/name).mkdir()
+    (tmp_path/'mine/wavs').rename(tmp_path/'mine'/name/'wavs')
+    assert name not in str(checked(table))
+
+
+@pytest.mark.parametrize('beside', ['._pairs.csv', '.~lock.pairs.csv#', '~$pairs.csv', 'Thumbs.db', '.DS_Store', 'pairs.csv~'])
+def test_files_of_the_system_are_not_checked(tmp_path, beside):
+    table = own(tmp_path/'c')
+    table.with_name(beside).write_bytes(b'\0\5\x16\7\0\2\0\0Mac OS X        ' + bytes(50))
+    r = checked(table.parent)
+    assert r.ok and list(r.stats['splits']) == ['pairs']
+
+
+# ---- one rule for the checker and for training
+
+def images_of(folder): return sorted((folder/'images').iterdir())
+def sounds_of(folder): return sorted((folder/'wavs').iterdir())
+
+@pytest.mark.parametrize('files, spoil, words', [(sounds_of, Path.unlink, 'recordings missing'), (images_of, Path.unlink, 'images missing'), (images_of, lambda p: p.write_bytes(b''), 'images empty'),
+                                                 (sounds_of, web_page, 'opened recordings unreadable'), (images_of, web_page, 'opened images unreadable')], ids=lambda x: x if isinstance(x, str) else '')
+def test_what_training_tolerates_is_a_warning(tmp_path, files, spoil, words):
+    table = own(tmp_path/'c', 100)
+    for n, severity in ((1, 'warning'), (2, 'error')):
+        spoil(files(table.parent)[0 if 'missing' in words else n])
+        r = checked(table)
+        assert len(matching(r, severity, words)) == 1 and r.ok == (severity == 'warning'), str(r)
+        assert checked(table, max_unreadable=.02).ok and not checked(table, max_unreadable=.001).ok
+        assert ('refused' in opened(table)) == (severity == 'error') or 'unreadable' in words
+
+def opened(table):
+    from sgmim.reproduce import open_splits
+    try: open_splits(table, 'pairs', ['pairs'], max_missing=.01)
+    except DataError as e: return f'refused: {e}'
+    return ''
+
+
+def test_missing_and_empty_files_count_together(tmp_path):
+    table = own(tmp_path/'c', 100)
+    sounds_of(table.parent)[0].unlink()
+    images_of(table.parent)[50].write_bytes(b'')
+    assert [f.what.split(' ')[5] for f in checked(table).of('error')] == ['missing', 'empty'] and 'refused' in opened(table)
+
+
+def test_captions_are_counted_and_not_pictures(tmp_path):
+    "One picture of a hundred that has half of the captions."
+    table = own(tmp_path/'c', 100, listed=lambda k: (f'images/p{max(0, k - 50)}.jpg', f'wavs/s{k}.wav'))
+    (tmp_path/'c/images/p0.jpg').write_bytes(b'<html>')
+    assert matching(checked(table), 'error', '1 of 50 opened images unreadable') and not checked(table).ok
+
+
+# ---- what lists can say wrongly
+
+@pytest.mark.parametrize('words, late', [('0__A__100', True), ('0__A__0.5 0.5__B__2', True), ('99__A__100', True), ('0__A__1.05', False), ('0__A__1', False), ('', False)])
+@pytest.mark.parametrize('layout', ['pairs', 'shards'])
+def test_an_alignment_that_ends_after_its_recording(tmp_path, words, late, layout):
+    table = own(tmp_path/'c', head='image,audio,alignment', more=lambda k: ',' + (words if k == 2 else '0__A__0.9'))
+    if layout == 'shards': write_shards(load_corpus(table), tmp_path/'s', progress=False)
+    found = matching(checked(table if layout == 'pairs' else tmp_path/'s'), 'warning', '1 of 4 opened recordings end before the last word')
+    assert bool(found) == late and (not late or 'the recording at 1.00 s' in found[0].where[0])
+
+
+@pytest.mark.parametrize('texts, said', [(['a', '', ' ', 'b'], '2 of 4 captions have an empty text'), (['', '', '', ''], '4 of 4 captions have an empty text'), (['a', 'b', 'c', 'd'], None)])
+def test_empty_texts(tmp_path, texts, said):
+    r = checked(own(tmp_path/'c', head='image,audio,text', more=lambda k: ',' + texts[k]))
+    assert r.ok and bool(matching(r, 'note', said or 'empty text')) == bool(said)
+
+
+@pytest.mark.parametrize('kind, spoil, severity, said', [
+    ('spokencoco', lambda d: d[0].update(captons=d[0].pop('captions')*3), 'error', 'no key "captions" (is "captons" meant?)'),
+    ('places', lambda d: d[0].update(wave=d[0].pop('wav')), 'warning', 'no key "wav" (is "wave" meant?)'),
+    ('places', lambda d: d[0].update(Scenelabel=d[0].pop('scenelabel')), 'note', 'no key "scenelabel" (is "Scenelabel" meant?)'),
+    ('places', lambda d: d[0].update(asr_text='  '), 'note', '1 of '),
+    ('places', lambda d: d[0].update(text_alignment='0__A__100'), 'warning', 'the words end at 100 s')])
+def test_slips_in_official_lists(copy, kind, spoil, severity, said):
+    folder = copy(kind)
+    options = {'karpathy': 'none'} if kind == 'spokencoco' else {}
+    edit(folder/{'places': 'metadata/train_2020.json', 'spokencoco': 'SpokenCOCO_train.json'}[kind], spoil)
+    r = checked(folder, splits=['train'], **options)
+    severity = 'warning' if severity == 'error' else severity
+    assert said in ' '.join(f.what + ' '.join(f.where) for f in r.of(severity)), str(r)
+    if kind == 'spokencoco': assert matching(r, 'warning', '6 x missing key')
+
+
+def test_a_facc_number_that_is_not_that_of_its_recording(copy):
+    folder = copy('facc')
+    path = folder/'flickr_audio/wav2capt.txt'
+    lines = path.read_text().splitlines()
+    path.write_text('\n'.join([lines[0].replace('#0', '#1'), *lines[1:]]) + '\n')
+    found, = matching(checked(folder, splits=['train'], sample=1), 'warning', '1 x wrong number')
+    assert 'ends in _0, and its line says #1' in found.where[0] and 'which of the two numbers' in found.do
+
+
+def test_flickr_audio_alone(copy):
+    folder = copy('facc')
+    for path in folder.glob('Flickr_8k.*'): path.unlink()
+    found, = checked(folder).of('error')
+    assert 'Flickr_8k.trainImages.txt' in found.what and str(folder) in found.what
+
+
+# ---- opening for training, evaluation and tables: the same rule, and the option that is needed
+
+@pytest.mark.parametrize('pattern, option, other', [('images/*', '--image-root DIR', '--audio-root'), ('wavs/*', '--audio-root DIR', '--image-root')])
+@pytest.mark.parametrize('share', [.5, 1.])
+def test_the_option_for_files_elsewhere_is_named(tmp_path, pattern, option, other, share):
+    table = own(tmp_path/'c')
+    for path in sorted(table.parent.glob(pattern))[:round(4*share)]: path.unlink()
+    said = opened(table)
+    assert 'refused' in said and said.count(option) == 1 and other not in said
+
+
+@pytest.mark.parametrize('lost, refused', [(0, False), (1, False), (2, True), (100, True)])
+def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refused):
+    from sgmim.reproduce import open_data, plan_runs
+    table = own(tmp_path/'c', 100, head='image,audio,split', more=lambda k: ',train')
+    lines = table.read_text().splitlines()
+    table.write_text('\n'.join([*lines, 'images/p0.jpg,wavs/s0.wav,dev', 'images/p0.jpg,wavs/s0.wav,test']) + '\n')
+    for path in sounds_of(table.parent)[100 - lost:]: path.unlink()
+    spec = plan_runs(3, 'facc', results=tmp_path)[0]
+    if not refused: assert len(open_data(spec, table, {'kind': 'pairs'})['train']) == 100 - lost
+    else:
+        with pytest.raises(DataError, match='--audio-root DIR'): open_data(spec, table, {'kind': 'pairs'})
+
+
+def test_the_command_has_the_rule_too(tmp_path, capsys):
+    from sgmim import cli
+    table = own(tmp_path/'c', 10)
+    sounds_of(table.parent)[0].unlink()
+    assert cli.check_data([str(table)]) == 1 and cli.check_data([str(table), '--max-unreadable', '.1']) == 0

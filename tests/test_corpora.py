@@ -354,8 +354,8 @@ COCO_FAULTS = [(lambda d: d[0]['captions'][0].update(uttid='spk_999_12'), {'utti
                (lambda d: d[0]['captions'].append('text'), {'not a record': 1}, 'a text; an object was expected'),
                (lambda d: d[0].update(captions=[]), {'image without captions': 1}, 'data[0]: train2014/'),
                (lambda d: d[0].update(captions={'a': 1}), {'not a record': 1}, 'data[0]: "captions" is an object; a list was expected'),
-               (lambda d: d[1].update(image=5), {'bad path': 1}, 'data[1]: "image" is a number'),
-               (lambda d: d[1].pop('image'), {'missing key': 1}, 'data[1]: no key "image"; it has captions'),
+               (lambda d: d[1].update(image=5), {'bad path': 'all'}, 'data[1].captions[0]: "image" is a number'),
+               (lambda d: d[1].pop('image'), {'missing key': 'all'}, 'data[1].captions[0]: no key "image"; it has captions'),
                (lambda d: d.append([1]), {'not a record': 1}, ']: a list; an object was expected'),
                (lambda d: d[0]['captions'][0].pop('text'), {'no text': 1}, 'no key "text"'),
                (lambda d: d[0]['captions'][0].pop('speaker'), {'no speaker': 1}, 'no key "speaker"'),
@@ -366,7 +366,9 @@ COCO_FAULTS = [(lambda d: d[0]['captions'][0].update(uttid='spk_999_12'), {'utti
 def test_spokencoco_faults(copy, change, kinds, said, karpathy):
     coco_change(copy, change)
     kinds = kinds or {'duplicate': len(read_json(copy/'spokencoco/SpokenCOCO_train.json')['data'][0]['captions'])}
-    if karpathy == 'dataset' and kinds in ({'bad path': 1}, {'missing key': 1}) and '"image"' in said: kinds = {**kinds, 'no spoken captions': 1}      # its name is lost
+    captions = len(read_json(copy/'spokencoco/SpokenCOCO_train.json')['data'][1].get('captions', ()))
+    kinds = {kind: captions if n == 'all' else n for kind, n in kinds.items()}      # all captions of the entry are lost
+    if karpathy == 'dataset' and '"image" is' in said or karpathy == 'dataset' and 'no key "image"' in said: kinds = {**kinds, 'no spoken captions': 1}      # its name is lost
     check_skips(lambda strict: spokencoco(copy/'spokencoco', 'train', karpathy=karpathy, strict=strict), kinds, 'SpokenCOCO_train.json, data[', said)
 
 
@@ -432,7 +434,7 @@ def test_shapes_of_an_unrolled_entry(tmp_path):
         corpus = spokencoco(tmp_path, 'test')
         c = corpus.captions[0]
         assert (c.text, c.speaker, c.uttid, c.words, corpus.image_names[0]) == ('a dog', 's', 'x_7_1', (('A', 0., 1.),), image['image']) and not corpus.skipped
-    for entry, why in (({**image, 'caption': [said]}, 'a list; an object was expected'), ({**image, 'captoin': said}, 'no key "uttid"')):
+    for entry, why in (({**image, 'caption': [said]}, 'a list; an object was expected'), ({**image, 'captoin': said}, 'no key "caption" (is "captoin" meant?)')):
         write_json(tmp_path/'SpokenCOCO_test_unrolled_karpathy.json', {'data': [entry, {**image, 'caption': said}]})
         assert [s.why.startswith(why) for s in spokencoco(tmp_path, 'test').skipped] == [True]
 
@@ -570,7 +572,7 @@ def test_the_least_table(tmp_path):
 
 @pytest.mark.parametrize('text,said', [
     ('image,wav\na,b\n', "has no column 'audio'; its columns are image, wav. Known are image, audio, text"), ('imgae,audio\n', "the column 'imgae' is not known; is 'image' meant?"),
-    ('image,audio,speakr\n', "'speakr' is not known; is 'speaker' meant?"), ('image,audio,image\n', 'the column image is there twice'), ('image;audio\n', 'separated by commas'), ('Image,Audio\n', "is 'image' meant?"),
+    ('image,audio,speakr\n', "'speakr' is not known; is 'speaker' meant?"), ('image,audio,image\n', 'the column image is there twice'), ('image|audio\n', 'separated by commas'), ('Image,Audio\n', "is 'image' meant?"),
     ('image,audio\n', 'not one usable caption'), ('image,audio\na,"b\n', 'line 2: unexpected end of data'), (',\n\n', "has no column 'image'; its columns are"), ('', 'is empty'), ('<html>', 'web page')])
 def test_tables_that_cannot_be(tmp_path, text, said):
     (tmp_path/'mine.csv').write_text(text)
@@ -732,3 +734,310 @@ def test_shards_are_known_by_their_checksums(exported, tmp_path):
     assert a.fingerprint == b.fingerprint and a.marks != b.marks
     start(a, tmp_path/'run')
     with pytest.raises(CheckpointError, match='the training data hold something else'): start(b, tmp_path/'run')
+
+
+# ---- lists that were written on other systems, or by other programs
+
+def backslash(p): return p.replace('/', '\\')
+def dotted(p): return './' + p
+def doubled(p): return p.replace('/', '//')
+def inside(p): return p.replace('/', '/./')
+def blank(p): return p + ' \t'
+def before(p): return '  ' + p
+def quoted(p): return f'"{p}"'
+def marked(p): return f'\u202a{p}\ufeff'
+def mixed(p): return '.\\' + p.replace('/', '\\\\')
+
+WRITTEN = [backslash, dotted, doubled, inside, blank, before, quoted, marked, mixed]
+ROOTS = {'places': ('places/images', 'places'), 'spokencoco': ('spokencoco', 'spokencoco'), 'facc': ('facc/Flicker8k_Dataset', 'facc/flickr_audio/wavs')}
+
+def rewritten(record, how):
+    "A record of a JSON file with its paths changed, at any depth."
+    if isinstance(record, list): return [rewritten(r, how) for r in record]
+    if not isinstance(record, dict): return record
+    return {k: how(v) if k in ('wav', 'image') and isinstance(v, str) else rewritten(v, how) for k, v in record.items()}
+
+@pytest.mark.parametrize('how', WRITTEN)
+@pytest.mark.parametrize('kind, options', [('places', {}), ('spokencoco', {'karpathy': 'unrolled'}), ('spokencoco', {'karpathy': 'dataset'}), ('spokencoco', {'karpathy': 'none'})], ids=str)
+def test_paths_of_official_lists_in_any_form(exported, copy, kind, options, how):
+    "The same corpus, found on the disk, with the same fingerprint."
+    for path in (copy/kind).rglob('*.json'):
+        if path.name != 'dataset_coco.json': write_json(path, {'data': rewritten(read_json(path)['data'], how)})
+    image_root, audio_root = (exported/r for r in ROOTS[kind])
+    want = load_corpus(exported/kind, 'train', **options)
+    got = load_corpus(copy/kind, 'train', image_root=image_root, audio_root=audio_root, **options)
+    assert got.fingerprint == want.fingerprint and not got.skipped and len(present(got, strict=True)) == len(want)
+    assert len(got.notes) == 1 and 'is read as' in got.notes[0] and ('backslash' in got.notes[0]) == ('\\' in how('a/b'))
+
+
+@pytest.mark.parametrize('how', [lambda w: 'wavs\\' + w, lambda w: './wavs/' + w, lambda w: 'wavs//' + w], ids=['backslash', 'dotted', 'doubled'])
+def test_paths_of_facc_lists_in_any_form(exported, copy, how):
+    "One list has the form, the other has not: the speakers, texts and splits still fit."
+    facc_edit(copy, 'flickr_audio/wav2capt.txt', lambda lines: lines.__setitem__(slice(None), [how(line) for line in lines]))
+    facc_edit(copy, 'Flickr_8k.trainImages.txt', lambda lines: lines.__setitem__(slice(None), ['.\\' + line for line in lines]))
+    facc_edit(copy, 'flickr_audio/wav2spk.txt', lambda lines: lines.__setitem__(slice(None), ['wavs/' + line for line in lines]))
+    got = flickr8k_audio(copy/'facc', 'train', image_root=exported/'facc/Flicker8k_Dataset', audio_root=exported/'facc/flickr_audio')
+    want = flickr8k_audio(exported/'facc', 'train')
+    assert len(present(got, strict=True)) == len(want) and not got.skipped and [c.speaker for c in got.captions] == [c.speaker for c in want.captions]
+    assert [c.text for c in got.captions] == [c.text for c in want.captions]
+
+
+def media(folder, rows):
+    "Files for the pairs (image, audio), as they are named; no pixels, no sound."
+    for pair in rows:
+        for name in pair:
+            (folder/name).parent.mkdir(parents=True, exist_ok=True)
+            (folder/name).write_bytes(bytes(99))
+
+PLAIN = [(f'images/p{k}.jpg', f'wavs/s{k}.wav') for k in range(4)]
+
+@pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.jsonl'])
+@pytest.mark.parametrize('how', WRITTEN)
+def test_paths_of_a_table_in_any_form(tmp_path, suffix, how):
+    media(tmp_path, PLAIN)
+    want = pairs(table(tmp_path/'t.csv', [dict(image=i, audio=a) for i, a in PLAIN]))
+    got = pairs(table(tmp_path/f'other/t{suffix}', [dict(image=how(i), audio=how(a)) for i, a in PLAIN]) if (tmp_path/'other').mkdir() is None else None, image_root=tmp_path, audio_root=tmp_path)
+    assert got.fingerprint == want.fingerprint and list(got.uttids) == list(want.uttids) and len(present(got, strict=True)) == 4
+
+
+def test_a_backslash_can_be_part_of_a_name(tmp_path):
+    "What is there as it is listed is taken; so are blanks."
+    rows = [('a\\b.jpg', 'wavs/x .wav'), ('c.jpg ', 'wavs/a\\b.wav')]
+    media(tmp_path, rows)
+    corpus = pairs(table(tmp_path/'t.csv', [dict(image=i, audio=a) for i, a in rows]))
+    assert [*corpus.image_names, *corpus.audio_names] == ['a\\b.jpg', 'c.jpg ', 'wavs/x .wav', 'wavs/a\\b.wav'] and len(present(corpus, strict=True)) == 2 and not corpus.notes
+
+
+def test_two_forms_of_a_path_are_one_picture(tmp_path):
+    rows = [('images/p0.jpg', 'a.wav'), ('images\\p0.jpg', 'b.wav'), ('./images/p1.jpg', 'c.wav')]
+    media(tmp_path, PLAIN)
+    corpus = pairs(table(tmp_path/'t.csv', [dict(image=i, audio=a) for i, a in rows]))
+    assert list(corpus.image_names) == ['images/p0.jpg', 'images/p1.jpg'] and corpus.image_of_caption.tolist() == [0, 0, 1]
+
+
+DISK = {'suffix': ('s{}.wav', 's{}.WAV', 'p{}.JPG', 'p{}.jpg'), 'stem': ('s{}.wav', 'S{}.WAV', 'P{}.jpg', 'p{}.jpg'), 'jpeg': ('s{}.wav', 's{}.wav', 'p{}.jpg', 'p{}.jpeg'),
+        'jpg': ('s{}.wav', 's{}.wav', 'p{}.JPEG', 'p{}.jpg'), 'nfc': ('\u00e9{}.wav', 'e\u0301{}.wav', '\u00fc{}.jpg', 'u\u0308{}.jpg'),
+        'nfd': ('e\u0301{}.wav', '\u00e9{}.wav', 'u\u0308{}.jpg', '\u00fc{}.jpg'), 'hangul': ('\uac00{}.wav', '\u1100\u1161{}.wav', 'p{}.jpg', 'p{}.jpg')}
+
+@pytest.mark.parametrize('listed_sound, sound, listed_picture, picture', DISK.values(), ids=DISK)
+def test_files_that_the_disk_spells_otherwise(tmp_path, listed_sound, sound, listed_picture, picture):
+    media(tmp_path, [('Images/' + picture.format(k), 'wavs/' + sound.format(k)) for k in range(3)])
+    corpus = pairs(table(tmp_path/'t.csv', [dict(image='images/' + listed_picture.format(k), audio='Wavs/' + listed_sound.format(k)) for k in range(3)]))
+    again = pickle.loads(pickle.dumps(corpus))
+    assert len(present(corpus, strict=True)) == 3 and corpus.image_names[0] == 'images/' + listed_picture.format(0)      # the fingerprint is that of the list
+    for c in (corpus, again, present(corpus)): assert c.audio_path(2) == tmp_path/'wavs'/sound.format(2) and c.image_path(1) == tmp_path/'Images'/picture.format(1)
+
+
+def test_another_listed_file_never_stands_in(tmp_path):
+    "Names that differ in case alone can be two recordings; two files alike, or two lines that mean one file, are no answer."
+    media(tmp_path, [('p.jpg', 'a.wav'), ('p.jpg', 'B.wav'), ('p.jpg', 'b.WAV'), ('p.jpg', 'c.WAV')])
+    corpus = pairs(table(tmp_path/'t.csv', [dict(image='p.jpg', audio=a) for a in ('a.wav', 'A.wav', 'b.wav', 'c.wav', 'C.wav', 'maße.wav')]))
+    assert list(present(corpus).audio_names) == ['a.wav'] and corpus.audio_path(1) == tmp_path/'A.wav'
+    said = {s.where: s.why for s in present(corpus).skipped}
+    assert 'there are B.wav and b.WAV, and it is not clear' in said['b.wav'] and 'there is a.wav, and' in said['A.wav'] and said['maße.wav'].endswith('is not there')
+
+
+def test_the_root_is_found_by_another_spelling(tmp_path):
+    (tmp_path/'a').mkdir()
+    media(tmp_path/'b', [('x.JPG', 'x.WAV')])
+    assert find_root(None, [tmp_path/'a', tmp_path/'b'], ['x.jpg'], 'x') == tmp_path/'b'
+
+
+# ---- absolute paths
+
+def absolute(tmp_path, how, image_base, audio_base, suffix='.csv', **options):
+    "The table in tmp/c of pairs that are below the two bases."
+    rows = [dict(image=how(image_base/i), audio=how(audio_base/a)) for i, a in PLAIN]
+    return pairs(table(tmp_path/f'c/t{suffix}', rows), **options)
+
+@pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.jsonl'])
+@pytest.mark.parametrize('how', [str, lambda p: p.as_uri(), lambda p: 'file://localhost' + str(p), lambda p: str(p).replace('/c/', '/c/./'), lambda p: f'"{p}"', lambda p: f'{p} '],
+                         ids=['path', 'uri', 'localhost', 'dot', 'quoted', 'blank'])
+def test_absolute_paths_below_the_root(tmp_path, suffix, how):
+    "They become relative: the corpus is the same as with relative paths, wherever it lies."
+    media(tmp_path/'c', PLAIN)
+    corpus = absolute(tmp_path, how, tmp_path/'c', tmp_path/'c', suffix)
+    want = pairs(table(tmp_path/'c/t.csv', [dict(image=i, audio=a) for i, a in PLAIN]))
+    assert corpus.fingerprint == want.fingerprint and list(corpus.uttids) == list(want.uttids) and not corpus.skipped and len(present(corpus, strict=True)) == 4
+
+
+def test_absolute_paths_below_the_given_roots(tmp_path):
+    (tmp_path/'c').mkdir()
+    media(tmp_path/'x', PLAIN)
+    refused(lambda: absolute(tmp_path, str, tmp_path/'x', tmp_path/'x'), f'and not below {tmp_path}/c', '--image-root DIR')
+    roots = dict(image_root=tmp_path/'x/images', audio_root=tmp_path/'x')
+    corpus = absolute(tmp_path, str, tmp_path/'x', tmp_path/'x', **roots)
+    assert corpus.image_names[0] == 'p0.jpg' and corpus.audio_names[0] == 'wavs/s0.wav' and len(present(corpus, strict=True)) == 4
+    (tmp_path/'link').symlink_to(tmp_path/'x')
+    for base in ('x', 'link'):      # whichever of them is listed, and whichever is named
+        corpus = absolute(tmp_path, str, tmp_path/'link', tmp_path/'x', image_root=tmp_path/base, audio_root=tmp_path/base) if base == 'link' else corpus
+        assert len(present(corpus, strict=True)) == 4
+
+
+def test_absolute_and_relative_paths_in_one_table(tmp_path):
+    media(tmp_path, PLAIN)
+    rows = [dict(image=str(tmp_path/i) if k % 2 else i, audio=a if k % 2 else str(tmp_path/a)) for k, (i, a) in enumerate(PLAIN + PLAIN[:1])]
+    rows[-1]['audio'] = PLAIN[1][1]
+    corpus = pairs(table(tmp_path/'t.csv', rows))
+    assert corpus.n_images == 4 and len(present(corpus, strict=True)) == 5 and all(n[0] != '/' for n in [*corpus.image_names, *corpus.audio_names, *corpus.uttids])
+
+
+@pytest.mark.parametrize('kind', ['places', 'spokencoco'])
+def test_absolute_paths_of_official_lists(exported, copy, kind):
+    base = {r: exported/p for r, p in zip(('image', 'wav'), ROOTS[kind])}
+    def full(records):
+        if isinstance(records, list): return [full(r) for r in records]
+        if not isinstance(records, dict): return records
+        return {k: str(base[k]/v) if k in base and isinstance(v, str) else full(v) for k, v in records.items()}
+    for path in (copy/kind).rglob('*.json'):
+        if path.name != 'dataset_coco.json': write_json(path, {'data': full(read_json(path)['data'])})
+    got = load_corpus(copy/kind, 'train', image_root=base['image'], audio_root=base['wav'])
+    assert got.fingerprint == load_corpus(exported/kind, 'train').fingerprint and len(present(got, strict=True)) == len(got)
+
+
+OUT = ['/etc/passwd', '{root}/../x.wav', '{root}/wavs/../../x.wav', '{root}/out/x.wav', '{root}2/x.wav', 'file:///etc/passwd', '//server/share/x.wav', '\\\\server\\share\\x.wav', 'C:\\data\\x.wav', 'd:/x.wav',
+       'file:///C:/x.wav', '..\\x.wav', 'wavs\\..\\..\\x.wav', ' ../x.wav', '"../x.wav"', '\\x.wav', 'https://example.org/x.wav', '{root}/wavs/leads_out.wav', '/', ' ']
+
+@pytest.mark.parametrize('path', OUT)
+def test_paths_that_lead_out(tmp_path, path):
+    root = tmp_path/'c'
+    media(root, PLAIN)
+    media(tmp_path, [('x.jpg', 'x.wav')])
+    (root/'out').symlink_to(tmp_path)
+    (root/'wavs/leads_out.wav').symlink_to(tmp_path/'x.wav')
+    corpus = pairs(table(root/'t.csv', [dict(image='images/p0.jpg', audio='wavs/s0.wav', uttid='a'), dict(image='images/p1.jpg', audio=path.format(root=root), uttid='b')]))
+    assert corpus.skipped.counts == {'bad path': 1} and len(corpus) == 1 and 'line 3: the audio' in str(corpus.skipped)
+
+
+def test_the_option_is_said_once(tmp_path):
+    (tmp_path/'c').mkdir()
+    said = refused(lambda: absolute(tmp_path, str, tmp_path/'x', tmp_path/'x'), '4 left out (4 bad path)', 'image_root=DIR')
+    assert said.count('--image-root') == said.count('--audio-root') == said.count('Remedy') == 1
+    assert 'List the paths relative' in refused(lambda: absolute(tmp_path, lambda p: 'C:' + str(p).replace('/', '\\'), tmp_path, tmp_path), 'a path of Windows')
+
+
+# ---- tables as programs write them
+
+TABLES = {'crlf': b'image,audio\r\na.jpg,1.wav\r\n', 'cr': b'image,audio\ra.jpg,1.wav\r', 'bom': b'\xef\xbb\xbfimage,audio\na.jpg,1.wav\n', 'semicolon': b'image;audio;text\na.jpg;1.wav;one, two\n',
+          'quoted': b'"image";"audio"\n"a.jpg";"1.wav"\n', 'sep': b'sep=;\r\nimage;audio\r\na.jpg;1.wav\r\n', 'tabs': b'image\taudio\na.jpg\t1.wav\n', 'blank lines': b'\n\nimage,audio\n\na.jpg,1.wav\n\n'}
+
+@pytest.mark.parametrize('content', TABLES.values(), ids=TABLES)
+def test_tables_of_spreadsheets(tmp_path, content):
+    (tmp_path/'t.csv').write_bytes(content)
+    corpus = pairs(tmp_path/'t.csv')
+    assert list(corpus.image_names) == ['a.jpg'] and list(corpus.audio_names) == ['1.wav'] and not corpus.skipped
+
+
+@pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.jsonl'])
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'utf-16-be', 'cp1252'])
+def test_tables_in_other_encodings(tmp_path, suffix, encoding):
+    text = table(tmp_path/f't{suffix}', [dict(image='é.jpg', audio='1.wav')]).read_text(encoding='utf-8').replace('\\u00e9', 'é')
+    (tmp_path/f't{suffix}').write_bytes(text.encode(encoding))
+    refused(lambda: load_corpus(tmp_path/f't{suffix}'), f't{suffix}', 'CSV UTF-8', 'the file is UTF-16' if '16' in encoding else 'not UTF-8')
+
+
+# ---- files of the operating system
+
+APPLE = b'\0\5\x16\7\0\2\0\0Mac OS X        ' + bytes(50)
+BESIDE = ['._{}', '.{}', '.~lock.{}#', '~${}', '{}~', '.#{}', '.{}.swp', 'Thumbs.db', 'desktop.ini', '.DS_Store']
+
+@pytest.mark.parametrize('beside', BESIDE)
+@pytest.mark.parametrize('kind', ['places', 'spokencoco', 'facc', 'csv', 'tsv', 'jsonl'])
+def test_files_of_the_system_are_no_lists(copy, tmp_path, kind, beside):
+    folder = copy/kind
+    if kind in ('csv', 'tsv', 'jsonl'):
+        folder.mkdir()
+        table(folder/f'pairs.{kind}', [dict(image='a.jpg', audio='1.wav', split='train')])
+    want = splits_of(folder)
+    for path in [p for p in folder.rglob('*') if p.is_file()]: (path.parent/beside.format(path.name)).write_bytes(APPLE)
+    for name in ('__MACOSX', '@eaDir', '.ipynb_checkpoints'): shutil.copytree(tmp_path/'copy'/kind, folder/name, ignore=lambda f, names: [n for n in names if n[0] in '@_.'])
+    assert splits_of(folder) == want and recognise(folder) == (kind if kind in ROOTS else 'pairs') and len(load_corpus(folder, 'train'))
+
+
+@pytest.mark.parametrize('name', ['__MACOSX', '@eaDir', '.ipynb_checkpoints', '.Trash-1000', '$RECYCLE.BIN', 'lost+found', '#recycle'])
+def test_folders_of_the_system_are_no_roots(tmp_path, name):
+    media(tmp_path/name, PLAIN)
+    (tmp_path/'other').mkdir()
+    corpus = pairs(table(tmp_path/'t.csv', [dict(image=i, audio=a) for i, a in PLAIN]))
+    assert (corpus.image_root, corpus.audio_root) == (tmp_path, tmp_path)
+    refused(lambda: present(corpus), 'missing', '--audio-root DIR')
+
+
+def test_what_macos_keeps_beside_a_file(tmp_path):
+    for name in ('._pairs.csv', 'pairs.csv', 'train_2020.json'): (tmp_path/name).write_bytes(APPLE)
+    for name in ('._pairs.csv', 'pairs.csv', 'train_2020.json'): refused(lambda: load_corpus(tmp_path/name), name, 'AppleDouble')
+
+
+def test_a_folder_with_lists_of_its_own_is_no_root(tmp_path):
+    "Another corpus inside the folder: its files of the same names are not taken."
+    media(tmp_path/'other', PLAIN)
+    table(tmp_path/'other/pairs.csv', [dict(image=i, audio=a) for i, a in PLAIN])
+    corpus = pairs(table(tmp_path/'t.csv', [dict(image=i, audio=a) for i, a in PLAIN]))
+    assert corpus.audio_root == corpus.image_root == tmp_path
+    (tmp_path/'other/pairs.csv').unlink()
+    assert pairs(tmp_path/'t.csv').audio_root == tmp_path/'other'
+
+
+# ---- one recording for two pictures; keys that are misspelt
+
+@pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.jsonl'])
+def test_one_recording_for_two_pictures(tmp_path, suffix):
+    "Both pairs stay, with names of their own; the same pair twice is a duplicate."
+    rows = [dict(image=i, audio=a) for i, a in (('a', 's'), ('b', 's'), ('a', 's'), ('b', 's'), ('b', './s'), ('c', 't'))]
+    corpus = pairs(table(tmp_path/f't{suffix}', rows))
+    assert list(corpus.uttids) == ['s', 's b', 't'] and [corpus.image_names[c.image] for c in corpus.captions] == ['a', 'b', 'c'] and corpus.skipped.counts == {'duplicate': 3}
+
+
+SLIPS = ['captons', 'caption_s', 'Captions', 'captionss', 'captionns', 'CAPTIONS']
+
+@pytest.mark.parametrize('key', SLIPS)
+@pytest.mark.parametrize('karpathy', ['none', 'dataset'])
+def test_all_captions_of_a_misspelt_key_are_counted(copy, key, karpathy):
+    def change(data): data[0][key] = data[0].pop('captions')*2
+    coco_change(copy, change)
+    n = len(read_json(copy/'spokencoco/SpokenCOCO_train.json')['data'][0][key])
+    corpus = spokencoco(copy/'spokencoco', 'train', karpathy=karpathy)
+    assert corpus.skipped.counts == {'missing key': n} and n > 2 and f'no key "captions" (is "{key}" meant?)' in str(corpus.skipped)
+
+
+@pytest.mark.parametrize('kind, old, new', [('places', 'text_alignment', 'text_alignmnt'), ('places', 'scenelabel', 'scene_label'), ('places', 'text_alignment', 'Text_Alignment'), ('spokencoco', 'text_alignment', 'textalignment')])
+def test_optional_keys_that_are_misspelt(copy, kind, old, new):
+    path = copy/kind/{'places': 'metadata/train_2020.json', 'spokencoco': 'SpokenCOCO_train_unrolled_karpathy_with_alignments.json'}[kind]
+    data = read_json(path)['data']
+    for r in [data[1], data[1].get('caption', {})]:
+        if old in r: r[new] = r.pop(old)
+    if kind == 'spokencoco': data[1]['caption'][new] = data[1].pop(new, '') or data[1]['caption'].pop(new)
+    write_json(path, {'data': data})
+    corpus = load_corpus(copy/kind, 'train')
+    assert corpus.skipped.counts == {'misspelt key': 1} and f'no key "{old}" (is "{new}" meant?)' in str(corpus.skipped) and not corpus.skipped.left_out
+
+
+@pytest.mark.parametrize('old, new', [('speaker', 'speakr'), ('text', 'txt'), ('uttid', 'utt_id'), ('alignment', 'alignmnt')])
+def test_misspelt_keys_in_a_line_of_jsonl(tmp_path, old, new):
+    full = dict(image='a', audio='s', speaker='x', text='t', uttid='u', alignment='0__A__1')
+    corpus = pairs(table(tmp_path/'t.jsonl', [full, {new if k == old else k: v for k, v in full.items()} | {'audio': 'r'} | ({'uttid': 'v'} if old != 'uttid' else {})]))
+    assert len(corpus) == 2 and corpus.skipped.counts == {'misspelt key': 1} and f'line 2: no key "{old}" (is "{new}" meant?)' in str(corpus.skipped)
+
+
+def test_keys_of_karpathys_listing(copy):
+    changed(copy/'spokencoco/dataset_coco.json', lambda images: images[1].update(file_name=images[1].pop('filename')), 'images')
+    refused(lambda: spokencoco(copy/'spokencoco', 'test', karpathy='dataset'), 'images[1]', 'no key "filename" (is "file_name" meant?)')
+
+
+# ---- FACC: what its names say
+
+@pytest.mark.parametrize('line, kind, said', [('train000000_scene_7.wav train000000_scene.jpg #8', 'wrong number', 'train000000_scene_7.wav ends in _7, and its line says #8'),
+                                              ('train000000_scene_7.wav train000001_scene.jpg #7', 'recording of another image', 'is of train000000_scene.jpg, and is listed under train000001_scene.jpg')])
+def test_facc_names_against_their_lines(copy, line, kind, said):
+    facc_edit(copy, 'flickr_audio/wav2capt.txt', lambda lines: lines.append(line))
+    facc_edit(copy, 'flickr_audio/wav2spk.txt', lambda lines: lines.append('train000000_scene_7.wav 1'))
+    n = len(flickr8k_audio(copy/'facc', 'train'))
+    corpus = flickr8k_audio(copy/'facc', 'train')
+    assert corpus.skipped.counts == {kind: 1} and said in str(corpus.skipped) and bool(corpus.skipped.left_out) == (kind != 'wrong number')
+    assert kind != 'wrong number' or corpus.captions[n - 1].text == ''      # either text may be the wrong one
+
+
+@pytest.mark.parametrize('path', ['', 'flickr_audio', 'flickr_audio/wav2capt.txt'])
+def test_flickr_audio_without_the_lists(copy, path):
+    for p in (copy/'facc').glob('Flickr_8k.*'): p.unlink()
+    for call in (lambda: splits_of(copy/'facc'/path), lambda: load_corpus(copy/'facc'/path, 'train')): refused(call, 'holds no Flickr_8k.trainImages.txt', 'put them into', 'facc')
