@@ -176,12 +176,15 @@ def _repaired(path) -> bytes | None:
     with open(path, 'rb') as f:
         head = f.read(65_536)
         def rest(): return head + f.read()
-        if head[:3] == b'ID3': return (blob := rest())[_id3_bytes(blob):]
+        if head[:3] == b'ID3': return (blob := rest())[_id3_bytes(blob):].lstrip(b'\0')
         if head[:4] == b'RIFF': return _wav_to_its_end(head[:4096]) and _wav_to_its_end(rest())
         if head[:4] == b'.snd' and head[8:12] == bytes(4): return head[:8] + b'\xff' * 4 + rest()[12:]
         if head[:4] == b'fLaC':
             f.seek(max(0, os.path.getsize(path) - 128))
-            if f.read(3) == b'TAG': f.seek(0); return f.read()[:-128]
+            if f.read(3) == b'TAG':
+                f.seek(0)
+                return f.read()[:-128]
+        if head[:1] == b'\0' and _mp3_frame(head.lstrip(b'\0')[:4]): return rest().lstrip(b'\0')      # padding in front
 
 # %% ../nbs/01_audio.ipynb #b317cc08
 SOUND_FORMATS = ('WAV', 'WAVEX', 'RF64', 'W64', 'AIFF', 'AU', 'CAF', 'NIST', 'FLAC', 'OGG', 'MP3') # whose end can be checked

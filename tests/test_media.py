@@ -1,5 +1,5 @@
 "Sound and image files as they come: every format, every defect, and the transforms."
-import io, math, pickle, subprocess, sys, warnings
+import io, math, os, pickle, struct, subprocess, sys, warnings
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,136 @@ def test_a_header_that_promises_terabytes(tmp_path):
     x[21] |= 0x0F                                          # the highest bits of FLAC's 36-bit sample count
     (tmp_path / 'a.flac').write_bytes(x)
     with pytest.raises(DataError): audio.load_audio(tmp_path / 'a.flac')
+
+
+# what a container says of itself: 2 s of a tone that comes and goes
+
+two = (.3 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE) * np.linspace(0, 1, 2 * RATE)).astype(np.float32)
+ID3V2 = b'ID3\3\0\0' + bytes([0, 1, 28, 32]) + bytes(20_000)
+ID3V1 = b'TAG' + bytes(125)
+
+def encoded(kind, subtype=None, wave=two, rate=RATE, **options):
+    soundfile.write(out := io.BytesIO(), wave, rate, format=kind, subtype=subtype, **options)
+    return out.getvalue()
+
+def put(blob, at, new): return blob[:at] + new + blob[at + len(new):]
+def of_length(flac, n): return put(flac, 21, bytes([flac[21] & 0xF0 | n >> 32 & 15]) + (n & 0xFFFFFFFF).to_bytes(4, 'big'))
+def bare(mp3): return mp3[audio._mp3_frame(mp3[:4])[0]:]       # without its Xing or Info header
+
+def not_last(ogg):
+    "The last page without its mark, its checksum made anew."
+    at = ogg.rfind(b'OggS')
+    page = put(put(ogg[at:], 5, bytes([ogg[at + 5] & ~4])), 22, bytes(4))
+    crc = 0
+    for byte in page:
+        crc ^= byte << 24
+        for _ in range(8): crc = (crc << 1 ^ 0x04C11DB7 if crc >> 31 else crc << 1) & 0xFFFFFFFF
+    return ogg[:at] + put(page, 22, struct.pack('<I', crc))
+
+WAVE, FLAC, OGG, AIFF, AU = (encoded(kind) for kind in ('WAV', 'FLAC', 'OGG', 'AIFF', 'AU'))
+WHOLE = {
+    **{f'wav of size {n:x}': put(WAVE, 40, struct.pack('<I', n)) for n in (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000)},
+    'wav after a tag': ID3V2 + WAVE, 'wav before a tag': WAVE + ID3V1, 'wav before junk': WAVE + bytes(999), 'wav before a chunk': WAVE + b'LIST\4\0\0\0abcd',
+    'wav with an odd chunk': WAVE[:36] + b'LIST\5\0\0\0abcde\0' + WAVE[36:],
+    'flac of no length': of_length(FLAC, 0), 'flac of no length before a tag': of_length(FLAC, 0) + ID3V1, 'flac after a tag': ID3V2 + FLAC,
+    'flac before a tag': FLAC + ID3V1, 'flac before zeros': FLAC + bytes(1000),
+    'ogg not marked as ended': not_last(OGG), 'ogg before zeros': OGG + bytes(100_000), 'ogg before a tag': OGG + ID3V1, 'ogg after a tag': ID3V2 + OGG,
+    'au of size -1': put(AU, 8, b'\xff' * 4), 'au of size 0': put(AU, 8, bytes(4)), 'aiff of size 0': put(AIFF, AIFF.find(b'SSND') + 4, bytes(4)),
+    **{f'{kind}, whole': encoded(kind) for kind in ('WAVEX', 'RF64', 'W64', 'CAF', 'NIST')}}
+
+@pytest.mark.parametrize('name', ['a.wav', 'a.raw', 'a.gsm', 'a'])
+@pytest.mark.parametrize('blob', WHOLE.values(), ids=WHOLE)
+def test_whole_recordings_are_read_whole(tmp_path, blob, name):
+    "Whatever their header says of the length, whatever stands around them, and whatever they are called."
+    (tmp_path / name).write_bytes(blob)
+    assert abs(len(audio.load_audio(tmp_path / name)) - 2 * RATE) <= 2
+    n, rate = audio.sound_length(tmp_path / name)
+    assert rate == RATE and n in (0, 2 * RATE)
+
+
+@pytest.mark.parametrize('rate', [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize('channels', [1, 2])
+@pytest.mark.parametrize('mode', ['CONSTANT', 'AVERAGE', 'VARIABLE'])
+def test_an_mp3_is_as_long_as_its_frames(tmp_path, rate, channels, mode):
+    "Without a Xing header, with tags of any size around it, padded; quiet first or loud first."
+    wave = np.interp(np.arange(2 * rate) / rate, np.arange(2 * RATE) / RATE, two)
+    for x in (wave, wave[::-1]):
+        whole = encoded('MP3', wave=np.stack([x] * channels, 1), rate=rate, bitrate_mode=mode, compression_level=.4)
+        for blob in (whole, bare(whole), ID3V2 + whole, ID3V2 + bare(whole), bare(whole) + ID3V1, bare(whole) + b'APETAGEX' + bytes(24) + ID3V1, bytes(500) + bare(whole), ID3V2 + bytes(99) + bare(whole)):
+            (tmp_path / 'a.mp3').write_bytes(blob)
+            assert abs(len(audio.load_audio(tmp_path / 'a.mp3')) / RATE - 2) < 4 * 1152 / rate
+            n, r = audio.sound_length(tmp_path / 'a.mp3')
+            assert abs(n / r - 2) < 4 * 1152 / rate
+        (tmp_path / 'a.mp3').write_bytes(whole + whole)        # its header speaks of the first half alone
+        assert abs(len(audio.load_audio(tmp_path / 'a.mp3')) / RATE - 4) < 8 * 1152 / rate
+
+
+CUT = {**{f'{kind} cut': encoded(kind)[:-9000] for kind in ('WAV', 'WAVEX', 'RF64', 'W64', 'AIFF', 'AU', 'CAF', 'NIST')}, 'wav cut after a tag': ID3V2 + WAVE[:-9000],
+       'flac cut': FLAC[:-900], 'flac of no length cut': of_length(FLAC, 0)[:-900], 'flac longer than it is': of_length(FLAC, 40_000),
+       'ogg cut': OGG[:-1], 'ogg cut in a header': OGG + b'Ogg', 'opus cut': encoded('OGG', 'OPUS')[:-40], 'ADPCM cut': encoded('WAV', 'IMA_ADPCM')[:-9000],
+       'mp3 without a header cut': bare(encoded('MP3', bitrate_mode='CONSTANT', compression_level=.5))[:-50],
+       'mp3 cut': encoded('MP3')[:-2000]}
+
+@pytest.mark.parametrize('blob', CUT.values(), ids=CUT)
+def test_cut_recordings_are_refused(tmp_path, blob):
+    (tmp_path / 'a.wav').write_bytes(blob)
+    with pytest.raises(DataError, match='truncated|cannot be read as sound'): audio.load_audio(tmp_path / 'a.wav')
+
+
+def test_an_end_that_is_not_marked_is_said(tmp_path):
+    (tmp_path / 'a.ogg').write_bytes(not_last(OGG))
+    with pytest.warns(UserWarning, match='a.ogg does not mark its last page'): audio.load_audio(tmp_path / 'a.ogg')
+
+
+def test_recordings_one_after_the_other_are_refused(tmp_path):
+    (tmp_path / 'a.ogg').write_bytes(OGG + OGG)
+    with pytest.raises(DataError, match='several recordings'): audio.load_audio(tmp_path / 'a.ogg')
+
+
+@pytest.mark.parametrize('name', ['a.raw', 'a.gsm', 'a.vox', 'a.pcm', 'a.sln', 'a.au', 'a.ul', 'a.wav'])
+def test_sound_without_a_header_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes((two * 32767).astype('<i2').tobytes())
+    with pytest.raises(DataError, match='cannot be read as sound'): audio.load_audio(tmp_path / name)
+
+
+@pytest.mark.parametrize('kind', ['VOC', 'SVX', 'IRCAM', 'MAT5', 'PVF'])
+def test_formats_whose_end_cannot_be_checked_are_refused(tmp_path, kind):
+    (tmp_path / 'a.wav').write_bytes(encoded(kind, 'PCM_16'))
+    with pytest.raises(DataError, match=f'in the format {kind}.*Convert it to wav or flac'): audio.load_audio(tmp_path / 'a.wav')
+
+
+@pytest.mark.parametrize('channels', [(0, 1), (1, 0), (0, 0, 1)])
+def test_one_channel_that_speaks_is_not_silence(tmp_path, channels):
+    soundfile.write(tmp_path / 'a.wav', np.stack([two * c for c in channels], 1), RATE)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert np.abs(audio.load_audio(tmp_path / 'a.wav')).max() > .05
+
+
+def test_channels_that_cancel_each_other_are_said(tmp_path):
+    soundfile.write(tmp_path / 'a.wav', np.stack([two, -two], 1), RATE)
+    with pytest.warns(UserWarning, match='channels cancel each other'): audio.load_audio(tmp_path / 'a.wav')
+
+
+def test_nan_in_any_channel(tmp_path):
+    soundfile.write(tmp_path / 'a.wav', np.stack([two, two * np.nan], 1), RATE, subtype='FLOAT')
+    with pytest.raises(DataError, match='NaN'): audio.load_audio(tmp_path / 'a.wav')
+
+
+@pytest.mark.parametrize('subtype', ['FLOAT', 'DOUBLE'])
+@pytest.mark.parametrize('peak, divided_by, said', [(1.3, 1, None), (7.9, 1, None), (300., 2**15, '16-bit'), (32_767., 2**15, '16-bit'), (8e6, 2**23, '24-bit'), (2e9, 2**31, '32-bit')])
+def test_integers_written_as_floats(tmp_path, subtype, peak, divided_by, said):
+    x = two / np.abs(two).max() * peak
+    soundfile.write(tmp_path / 'a.wav', x, RATE, subtype=subtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        np.testing.assert_allclose(audio.load_audio(tmp_path / 'a.wav'), x / divided_by, rtol=1e-5, atol=1e-6)
+    assert [said in str(w.message) for w in caught] == [True] * bool(said)
+
+
+def test_floats_beyond_any_integer_are_refused(tmp_path):
+    soundfile.write(tmp_path / 'a.wav', two * 1e13, RATE, subtype='FLOAT')
+    with pytest.raises(DataError, match='float samples up to'): audio.load_audio(tmp_path / 'a.wav')
 
 
 def test_silence_warns_and_loads(tmp_path):
@@ -306,6 +436,50 @@ def make_strip(p): Image.new('L', (1, 500)).save(p, 'PNG')
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def jpeg_with_exif(*entries, order='<', count=None):
+    "A JPEG of 64 x 48 pixels with orientation 6 and `entries` (tag, type, count, four bytes) in its EXIF block."
+    Image.fromarray((np.random.default_rng(0).random((48, 64, 3)) * 255).astype(np.uint8)).save(out := io.BytesIO(), 'JPEG')
+    rows = [(0x112, 3, 1, struct.pack(order + 'HH', 6, 0)), *entries]
+    block = b'Exif\0\0' + (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(order + 'IH', 8, len(rows) if count is None else count)
+    block += b''.join(struct.pack(order + 'HHI', *r[:3]) + r[3] for r in rows) + bytes(4)
+    return out.getvalue()[:2] + b'\xff\xe1' + struct.pack('>H', len(block) + 2) + block + out.getvalue()[2:]
+
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('tag', [0x11A, 0x128, 0x132, 0x8769, 0x8825, 0x927C, 0x829A, 0x201, 0xFFFF])
+def test_broken_exif_entries_do_not_matter(tmp_path, tag, order):
+    "Of any type, count and value: the pixels are whole, and the orientation can be read."
+    for kind in range(14):
+        for count, value in ((0, bytes(4)), (4, b'abc\0'), (2**32 - 1, b'\xff' * 4), (1000, struct.pack('<I', 20))):
+            (tmp_path / 'a.jpg').write_bytes(jpeg_with_exif((tag, kind, count, value), order=order))
+            assert image.load_image(tmp_path / 'a.jpg').size == (48, 64), (kind, count)
+
+
+@pytest.mark.parametrize('count', [0, 50, 65_535])
+def test_a_broken_exif_directory(tmp_path, count):
+    (tmp_path / 'a.jpg').write_bytes(jpeg_with_exif(count=count))
+    assert image.load_image(tmp_path / 'a.jpg').size == ((48, 64) if count else (64, 48))
+
+
+@pytest.mark.parametrize('error', [TypeError, KeyError, ZeroDivisionError, AttributeError, OverflowError, AssertionError, RecursionError, MemoryError, RuntimeError])
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
+    Image.new('RGB', (20, 20)).save(tmp_path / 'a.png')
+    def broken(self): raise error('inside')
+    monkeypatch.setattr('PIL.ImageFile.ImageFile.load', broken)
+    with pytest.raises(DataError, match=f'a.png cannot be decoded .{error.__name__}: inside'): image.load_image(tmp_path / 'a.png')
+
+
+POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n'
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.eps', 'a.png'])
+@pytest.mark.parametrize('blob', [POSTSCRIPT, b'\xc5\xd0\xd3\xc6' + struct.pack('<II', 32, len(POSTSCRIPT)) + bytes(20) + POSTSCRIPT, b'\xd7\xcd\xc6\x9a\0\0' + bytes(60)],
+                         ids=['eps', 'eps with a preview', 'wmf'])
+def test_no_other_program_is_started(tmp_path, monkeypatch, name, blob):
+    (tmp_path / name).write_bytes(blob)
+    def started(*args, **kwargs): raise AssertionError('another program was started')
+    for function in ('Popen', 'check_call', 'run'): monkeypatch.setattr(subprocess, function, started)
+    with pytest.raises(DataError, match='no image of a format that is read here'): image.load_image(tmp_path / name)
+
+
 @pytest.mark.parametrize('make, text', [
     (lambda p: None, 'is not there'), (lambda p: p.mkdir(), 'is not there'), (lambda p: p.write_bytes(b''), 'is empty'),
     (lambda p: p.write_text('<html>404</html>'), 'no image'), (make_bomb, 'more than'), (make_huge_bomb, 'cannot be decoded'), (make_strip, 'a strip')])
