@@ -64,6 +64,98 @@ def test_files_that_are_no_records(tmp_path):
     assert not any('fine.json' in p for p in problems) and len(problems) == 7
 
 
+# --- records that contradict themselves
+
+SUMMARY = 'table_4/scenes/summary-seed1.json'
+
+
+def real(name=SUMMARY): return read_json(ROOT / 'results' / name)
+
+
+def both_sides(record, split='test-seen'):
+    "Set all ranks of a split to 1, with the recalls, medians and intervals that follow."
+    for side in R.SIDES:
+        d = record['metrics']['tests'][split][side]
+        d |= {'ranks': R.pack([1] * d['n_queries']), 'median_rank': 1., 'interval': {k: [100., 100.] for k in R.RECALLS}, **dict.fromkeys(R.RECALLS, 100.)}
+    record['metrics']['tests'][split]['mean'] = dict.fromkeys(R.RECALLS, 100.)
+
+
+A2I, I2A = 'metrics.tests.test-seen.audio_to_image', 'metrics.tests.test-unseen.image_to_audio'
+
+
+@pytest.mark.parametrize('path, value, words', [
+    (f'{A2I}.ranks', R.pack([1] * 1000), f'{A2I}.recall_at_1 is'), (f'{A2I}.ranks', R.pack([1] * 999), 'there are 999 ranks'), (f'{A2I}.ranks', R.pack([1001] * 1000), 'not within 1 and n_items = 1000'),
+    (f'{A2I}.ranks', R.pack([0] * 1000), 'from 0 to 0'), (f'{A2I}.ranks', '1.5 ' * 1000, 'not a string of integers'), (f'{A2I}.ranks', KeyError, f'{A2I}.ranks is missing'), (f'{A2I}.ranks', None, 'not a string'),
+    (f'{A2I}.recall_at_1', 29., 'its ranks give'), (f'{I2A}.recall_at_5', 50., f'{I2A}.recall_at_5 is 50.0'), (f'{I2A}.recall_at_10', 60., 'its ranks give'), (f'{I2A}.median_rank', 3., 'median_rank is 3.0'),
+    (f'{A2I}.interval.recall_at_1', [20., 40.], 'interval.recall_at_1 is [20.0, 40.0]'), (f'{A2I}.interval.recall_at_10', 3., 'interval'), (f'{A2I}.n_queries', 500, 'n_queries is 500, and there are 1000 ranks'),
+    (f'{A2I}.n_items', 2000, '1000 queries and 2000 items need groups'), (f'{I2A}.n_items', 2000, 'not as many as the items of the other'), (f'{A2I}.groups', R.pack([*range(999), 998]), '999 groups for 1000 images'),
+    (f'{A2I}.groups', R.pack(range(1, 1001)), 'from 0 without gaps'), (f'{A2I}.groups', R.pack(range(999)), 'one per query'), ('metrics.tests.test-novel.mean.recall_at_1', 30., 'mean.recall_at_1 is 30.0'),
+    ('seed', 7, 'config.train.seed is 1'), ('config.train.seed', 0, 'config.train.seed is 0'), ('command', "sgmim_reproduce --table 4 --seeds 3,", 'the seed in command is 3'), ('spec.row', '+ Recon', "config.model.reconstruction is 'summary'"),
+    ('spec.budget', 'compute', 'summary-seed1-compute.json'), ('spec.label', 'places', 'table_4/places/'), ('spec.table', 1, 'the record is of table_1/'),
+    ('metrics.best.score', [99., 99.], 'metrics.dev has'), ('metrics.best.step', 5, 'metrics.best.step is 5'), ('metrics.dev.0', {'step': 218, 'recall_at_1': 90., 'recall_at_5': 95., 'recall_at_10': 99.}, 'the best on dev is step 218'), ('metrics.best', {'step': 983}, 'metrics.best.score is missing'),
+    ('steps', 900, 'steps is 900'), ('pairs_seen', 7, 'pairs_seen is 7'), ('config.train.epochs', 9., 'steps is 983'), ('wall_seconds', 3., 'the curves end after'), ('metrics.curves.lr', '1 2', 'not all of one length'),
+    ('config.data', 'scenes', 'config.data is'), ('metrics.tests.test-seen', 5, 'not built as it should be')])
+def test_a_falsified_record_is_found(path, value, words, tmp_path):
+    target = tmp_path / SUMMARY
+    target.parent.mkdir(parents=True)
+    record = real()
+    *way, last = path.split('.')
+    *way, last = [int(p) if p.isdigit() else p for p in (*way, last)]
+    part = record
+    for p in way: part = part[p]
+    if value is KeyError: del part[last]
+    else: part[last] = value
+    target.write_text(json.dumps(record))
+    problems = R.check_results(tmp_path)
+    assert any(words in p for p in problems) and all(p.startswith(SUMMARY + ': ') for p in problems), problems
+    assert R.collect(tmp_path, 4, 'scenes', stale=lambda r: []).records == {}
+
+
+def test_consistent_perfection_is_above_what_a_perfect_listener_reaches():
+    record = real()
+    both_sides(record)
+    assert 'test-seen.audio_to_image: R@1 is 100, and a perfect listener reaches 64.5' in str(R.check_record(record))
+
+
+def test_a_file_under_another_name_is_found(tmp_path):
+    for name in ('table_4/scenes/summary-seed2.json', 'table_4/scenes-lam32/summary-seed1.json', 'table_4/scenes/recon-seed1.json', 'summary-seed1.json'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_json(tmp_path / name, real())
+        assert f'{name}: the record is of {SUMMARY}' in R.check_results(tmp_path)
+
+
+def test_a_copy_under_another_seed_is_found(tmp_path):
+    copied = edit(edit(edit(real(), 'seed', 9), 'config.train.seed', 9), 'command', '')
+    copied['command'] = 'sgmim_reproduce'
+    for r in (real(), copied): put(tmp_path, r)
+    problems = R.check_results(tmp_path)
+    assert len(problems) == 2 and 'identical results in table_4/scenes/summary-seed1.json' in problems[1]
+    assert not R.collect(tmp_path, 4, 'scenes', stale=lambda r: [])
+
+
+@pytest.mark.parametrize('name, path, value, words', [
+    ('demo.json', 'metrics.training.best.score', [99., 99.], 'metrics.training.dev has'), ('demo.json', 'metrics.test-seen.image_to_audio.recall_at_1', 24.25, 'not a whole number'), ('demo.json', 'seed', 3, 'config.train.seed is 0'),
+    ('demo.json', 'metrics.test-seen.audio_to_image.recall_at_1', 30., 'outside its interval'), ('demo.json', 'metrics.caption_dependence.right_over_wrong', .1, 'right_over_wrong is 0.1'), ('demo.json', 'pairs_seen', 1, 'pairs_seen'),
+    ('eval-scenes-tiny.json', 'metrics.test-seen.audio_to_image.recall_at_1', 60., 'contradicts R@1 = 60'), ('eval-scenes-tiny.json', 'metrics.test-seen.mean.recall_at_5', 90., 'not the mean'),
+    ('words-scenes-tiny.json', 'metrics.test-seen.last layer.boundaries.20 ms.found.f1', .3, 'f1 is 0.3'), ('words-scenes-tiny.json', 'metrics.test-seen.last layer.boundaries.20 ms.found.r_value', .9, 'r_value is 0.9'),
+    ('words-scenes-tiny.json', 'metrics.test-seen.last layer.attention.thing.favour', 3., 'favour is 3.0'), ('grounding-scenes-tiny.json', 'metrics.test-seen.kind.thing.pointing.minus_centre.value', .5, 'minus_centre is 0.5'),
+    ('grounding-scenes-tiny.json', 'metrics.test-seen.kind.thing.pointing.model.value', .95, 'outside its interval'), ('dependence-scenes.json', 'metrics.test-seen.overall.wrong_minus_right.value', .2, 'wrong_minus_right is 0.2'),
+    ('gradients-scenes.json', 'metrics.test-seen.+ Recon.parts.image encoder.ratio.value', .5, 'ratio is 0.5'), ('mistakes-scenes.json', 'metrics.test-seen.VG-HuBERT (M).thing.less_chance.value', .1, 'less_chance is 0.1')])
+def test_another_falsified_record_is_found(name, path, value, words):
+    assert R.check_record(real(name)) == []
+    problems = R.check_record(edit(real(name), path, value))
+    assert any(words in p for p in problems), problems
+
+
+def test_a_tuning_record_belongs_to_its_file(tmp_path):
+    name = 'tuning/scenes/summary-seed0-lam=32-mim-onset=1..json'
+    (tmp_path / 'tuning/scenes').mkdir(parents=True)
+    write_json(tmp_path / name, real(name))
+    assert R.check_results(tmp_path) == []
+    (tmp_path / name).rename(tmp_path / 'tuning/scenes/summary-seed1-lam=32.json')
+    assert 'the record is of tuning/scenes/summary-seed0' in R.check_results(tmp_path)[0]
+
+
 # --- the paper's numbers: check sums of the print, made from the paper's text by another program: the sum, and the sum by place, in tenths
 
 SUMS = {
@@ -184,13 +276,15 @@ def test_what_is_accepted_as_the_same(tmp_path):
 def fake(row, seed, skill, queries=200, label='scenes', table=4, budget='steps', captions=1, tests=('test-seen', 'test-unseen', 'test-novel'), spread=0.):
     "A record whose hits are drawn: a query is as hard for every model; a seed moves the skill by up to `spread`."
     hard, skill = np.random.default_rng(5).normal(size=(2, queries * captions)), skill + spread * np.random.default_rng([9, seed]).normal()
-    def side(z, groups):
-        ranks = np.clip(np.exp(1.2 * (z - skill) + 1), 1, 999).astype(int)
-        return {'ranks': R.pack(ranks), 'groups': groups, 'queries': 'q', 'n_queries': len(ranks), 'n_items': queries, **{f'recall_at_{k}': 100 * float((ranks <= k).mean()) for k in R.KS}}
+    def side(z, groups, items):
+        ranks = np.clip(np.exp(1.2 * (z - skill) + 1), 1, items).astype(int)
+        return {'ranks': R.pack(ranks), 'groups': groups, 'queries': 'q', 'n_queries': len(ranks), 'n_items': items, **{f'recall_at_{k}': 100 * float((ranks <= k).mean()) for k in R.KS}}
     noise = np.random.default_rng([seed, sum(map(ord, row))]).normal(size=hard.shape) * .2
-    test = {'audio_to_image': side((hard + noise)[0], None if captions == 1 else R.pack(np.repeat(np.arange(queries), captions))), 'image_to_audio': side((hard + noise)[1, :queries], None)}
-    config = {'model': {'lam': 2.}, 'train': {'lr': .1}, 'data': {'kind': 'scenes'}}
-    r = run_record('reproduce', config, seed, {'train': {'name': 'made up', 'fingerprint': 'f'}}, {'tests': {t: test for t in tests}, 'best': {'step': 1, 'score': [1., 2.]}, 'dev': [{'step': 1}], 'curves': {'step': '1'}}, 1800.,
+    test = {'audio_to_image': side((hard + noise)[0], None if captions == 1 else R.pack(np.repeat(np.arange(queries), captions)), queries),
+            'image_to_audio': side((hard + noise)[1, :queries], None, queries * captions)}
+    config = {'model': {'lam': 2.}, 'train': {'lr': .1, 'seed': seed}, 'data': {'kind': 'scenes'}}
+    dev = {'best': {'step': 1, 'score': [1., 2.]}, 'dev': [{'step': 1, 'recall_at_1': 1., 'recall_at_10': 2.}]}
+    r = run_record('reproduce', config, seed, {'train': {'name': 'made up', 'fingerprint': 'f'}}, {'tests': {t: test for t in tests}, **dev, 'curves': {'step': '1'}}, 1800.,
                    spec={'table': table, 'row': row, 'label': label, 'budget': budget, 'changes': []}, steps=10, pairs_seen=100)
     return {**r, 'code': {**r['code'], 'modules': R.code_digests()}}
 
