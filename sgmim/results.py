@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUMBER', 'NOTHING', 'FIELDS', 'KINDS', 'RUN', 'LOCAL', 'SIDES', 'KS', 'RECALLS', 'QUOTIENTS', 'OTHERS', 'NUMBERS',
-           'NUMBERS_OF', 'SILENT', 'PRINTED', 'PAPER', 'ROW_OF', 'CORPUS', 'NAMES', 'STUDENT', 'PAIRS', 'BASELINE',
+           'NUMBERS_OF', 'SILENT', 'PRINTED', 'PAPER', 'ROW_OF', 'CORPUS', 'NAMES', 'LEAST_SEEDS', 'PAIRS', 'BASELINE',
            'at', 'leaves', 'leaf_problems', 'recall_problems', 'pack', 'unpack', 'pack_curves', 'pack_result',
            'interval', 'as_integers', 'differs', 'group_problems', 'rank_problems', 'count_problems', 'pool_problems',
            'numbers_in', 'derived', 'derived_problems', 'best_problems', 'size_problems', 'curve_problems',
@@ -12,10 +12,11 @@ __all__ = ['NUMBER', 'NOTHING', 'FIELDS', 'KINDS', 'RUN', 'LOCAL', 'SIDES', 'KS'
            'copied', 'check_record', 'contradictions', 'check_file', 'home', 'check_results', 'results_folder',
            'essence', 'digest', 'code_digests', 'code_digest', 'same_numbers', 'caught_up', 'end_of',
            'claim_same_numbers', 'fingerprint_of', 'is_stale', 'PaperTable', 'read_printed', 'rows_of', 'paper_table',
-           'Found', 'collect', 'Estimate', 'hits', 'contrast', 'estimate', 'between', 'verdict', 'judge', 'number',
-           'what_was_found', 'weight_said', 'oracles', 'measured_table', 'claimed', 'differences', 'differences_table',
-           'beside_the_paper', 'hours', 'in_words', 'cost_line', 'conclusions', 'table4_figure', 'Variant', 'known',
-           'compared', 'set_aside', 'variants_table', 'tally', 'gains', 'variant_says', 'forest_figure']
+           'Found', 'collect', 'student_tail', 'student_quantile', 'Estimate', 'hits', 'contrast', 'estimate',
+           'between', 'endpoint', 'verdicts', 'verdict', 'judge', 'number', 'what_was_found', 'weight_said', 'oracles',
+           'measured_table', 'claimed', 'differences', 'differences_table', 'beside_the_paper', 'hours', 'in_words',
+           'cost_line', 'conclusions', 'table4_figure', 'Variant', 'known', 'compared', 'set_aside', 'variants_table',
+           'judged_gains', 'gains', 'variant_says', 'forest_figure']
 
 # %% ../nbs/30_results.ipynb #c8663ced
 import ast, hashlib, importlib.util, math, os, re
@@ -620,26 +621,59 @@ def collect(folder, table, data, budget='steps', stale=None):
     return found
 
 # %% ../nbs/30_results.ipynb #f79c59e9
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)     # 97.5 %, 1 to 20 degrees of freedom
+LEAST_SEEDS = 4     # for an interval over seeds, and for a verdict
+
+def student_tail(t, df):
+    "Chance that Student's t with an integer `df` of degrees of freedom is further from 0 than `t` (Abramowitz & Stegun, 26.7.3 and 26.7.4)."
+    angle = math.atan2(abs(t), math.sqrt(df))
+    term, total = math.cos(angle) if df % 2 else 1., 0.
+    for k in range(2 + df % 2, df + 1, 2):
+        total += term
+        term *= math.cos(angle)**2*(k - 1)/k
+    inside = math.sin(angle)*total
+    return max(0., 1 - ((angle + inside)*2/math.pi if df % 2 else inside))
+
+@lru_cache
+def student_quantile(df, tail=.05):
+    "The t whose `student_tail` is `tail`."
+    low, high = 0., 1.
+    while student_tail(high, df) > tail: high *= 2
+    for _ in range(60):
+        middle = (low + high)/2
+        low, high = (middle, high) if student_tail(middle, df) > tail else (low, middle)
+    return high
 
 @dataclass(frozen=True)
 class Estimate:
-    "A recall in per cent, or a difference of two: its `value`, the 95 % interval over queries (`low`, `high`), and the value of `each` seed."
+    "A recall in per cent, or a difference of two: its `value`, the 95 % interval over queries (`low`, `high`), the value of `each` seed, and what one query changes (`step`)."
     value: float
     low: float
     high: float
     each: tuple
+    step: float = 0.
 
     @property
     def sd(self): return float(np.std(self.each, ddof=1)) if len(self.each) > 1 else None
 
     @property
-    def over_seeds(self):
-        "95 % interval of the mean over seeds (low, high); None for one seed."
-        if len(self.each) < 2: return None
-        n = len(self.each)
-        half = (STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96 + 2.5/(n - 1))*self.sd/math.sqrt(n)
+    def error(self):
+        "Standard error over queries and seeds; None for fewer than `LEAST_SEEDS` seeds."
+        if len(self.each) < LEAST_SEEDS: return None
+        return math.hypot(self.sd/math.sqrt(len(self.each)), max((self.high - self.low)/(2*1.96), self.step/math.sqrt(12)))
+
+    @property
+    def both(self):
+        "95 % interval over queries and seeds (low, high); None for fewer than `LEAST_SEEDS` seeds."
+        if self.error is None: return None
+        half = student_quantile(len(self.each) - 1)*self.error
         return self.value - half, self.value + half
+
+    @property
+    def p(self):
+        "Chance of a value so far from 0 if there were no difference; None for fewer than `LEAST_SEEDS` seeds."
+        if self.error is None: return None
+        return student_tail(self.value/self.error, len(self.each) - 1) if self.error else 1.
+
 
 # %% ../nbs/30_results.ipynb #58fff821
 def hits(record, split, side):
@@ -664,7 +698,9 @@ def contrast(split, terms, sides=SIDES, keep=None):
         parts.append((values.mean(0), groups))
         each = each + values.mean(1)/len(sides)
     low, high = interval(parts)
-    return {k: Estimate(float(each[:, i].mean()), float(low[i]), float(high[i]), tuple(map(float, each[:, i]))) for i, k in enumerate(KS)}
+    step = max(100/len(v) for v, _ in parts)/len(sides)
+    return {k: Estimate(float(each[:, i].mean()), float(low[i]), float(high[i]), tuple(map(float, each[:, i])), step)
+            for i, k in enumerate(KS)}
 
 def estimate(found, split, row, minus=None, sides=SIDES):
     "{k: `Estimate`} of R@k of a row on a split; with `minus`, of the difference `row` - `minus`. See `contrast`."
@@ -675,19 +711,30 @@ def between(found_a, row_a, found_b, row_b, split, sides=SIDES):
     return contrast(split, [(1, found_a, row_a), (-1, found_b, row_b)], sides)
 
 # %% ../nbs/30_results.ipynb #fc3885ed
-def verdict(e):
-    "What an `Estimate` of a difference says: 'resolved: higher', 'resolved: lower', 'not resolved', or 'not resolved (one seed)'."
-    if e.over_seeds is None: return 'not resolved (one seed)'
-    side = lambda low, high: (low > 0) - (high < 0)
-    a, b = side(e.low, e.high), side(*e.over_seeds)
-    return ('resolved: higher' if a > 0 else 'resolved: lower') if a == b != 0 else 'not resolved'
+def endpoint(tests):
+    "The test among `tests` that verdicts are about: 'test-seen', 'test', else the first; None if there is none."
+    return next((t for t in ('test-seen', 'test', *tests) if t in tests), None)
 
-def judge(claimed, e):
-    "What a measured difference `e` (None: not measured) says, and whether its sign is that of the difference `claimed` by the paper (None: it has none)."
-    if e is None: return 'no record'
-    said = verdict(e)
-    if claimed is None or not said.startswith('resolved'): return said
-    return f'{said}, {"as in" if e.value*claimed > 0 else "unlike"} the paper'
+def verdicts(family, level=.05):
+    """{key: words} for differences {key: `Estimate` or None} that are judged together, with Holm's correction: 'resolved: higher', 'resolved: lower',
+    'not resolved', 'too few seeds (n of 4)' or 'no record'."""
+    seeds = {key: len(e.each) for key, e in family.items() if e is not None}
+    words = {key: 'no record' if key not in seeds else f'too few seeds ({seeds[key]} of {LEAST_SEEDS})' for key in family}
+    judged = sorted((key for key, n in seeds.items() if n >= LEAST_SEEDS), key=lambda key: family[key].p)
+    words |= dict.fromkeys(judged, 'not resolved')
+    for rank, key in enumerate(judged):
+        if family[key].p > level/(len(judged) - rank): break
+        words[key] = f'resolved: {"higher" if family[key].value > 0 else "lower"}'
+    return words
+
+def verdict(e):
+    "`verdicts` of a single difference."
+    return verdicts({0: e})[0]
+
+def judge(words, claimed, e):
+    "The verdict `words` on a measured difference `e`, and whether its sign is that of the difference `claimed` by the paper (None: it has none)."
+    if claimed is None or not words.startswith('resolved'): return words
+    return f'{words}, {"as in" if e.value*claimed > 0 else "unlike"} the paper'
 
 # %% ../nbs/30_results.ipynb #c12ecbc2
 def number(e, sign=False):
@@ -749,27 +796,35 @@ def claimed(table, split, row, minus):
     return {k: round(a - b, 2) for k, a, b in zip(KS, mean(numbers[row]), mean(numbers[minus]))}
 
 def differences(found, ks=(1, 10)):
-    "[(test, row, minus, k, the paper's difference, `Estimate` or None, verdict in words)] for the pairs that a table compares, on all tests."
-    tests = found.tests or PAPER[found.table].splits
-    out = []
-    for t in tests:
-        for row, minus in PAIRS[found.table]:
-            says = claimed(found.table, t, row, minus)
-            e = estimate(found, t, row, minus) if found.seeds(row, minus) else {}
-            out += [(t, row, minus, k, says[k], e.get(k), judge(says[k], e.get(k))) for k in ks]
+    """[(test, row, minus, k, the paper's difference, `Estimate` or None, words)] for the pairs that a table compares, on all tests. `words`: the verdict at the
+    endpoint (R@1 on one test), '' elsewhere. At equal compute the paper's differences are None: it trained all rows for as many epochs."""
+    tests, pairs, out = found.tests or PAPER[found.table].splits, PAIRS[found.table], []
+    main = endpoint(tests)
+    measured = {(t, *pair): estimate(found, t, *pair) if found.seeds(*pair) else {} for t in tests for pair in pairs}
+    judged = verdicts({pair: measured[main, *pair].get(1) for pair in pairs})
+    for (t, *pair), e in measured.items():
+        says = claimed(found.table, t, *pair) if found.budget == 'steps' else dict.fromkeys(KS)
+        for k in ks:
+            words = judge(judged[tuple(pair)], says[k], e.get(k)) if (t, k) == (main, 1) else '' if e else 'no record'
+            out.append((t, *pair, k, says[k], e.get(k), words))
     return out
 
 # %% ../nbs/30_results.ipynb #12e23ba2
 def differences_table(found, ks=(1, 10)):
     "The paired differences between rows as Markdown, the paper's beside them; '' if there is no record."
     if not found: return ''
-    lines = ['| test | row − row | | the paper\'s | measured here | over seeds | |', '|---|---|---|---:|---:|---:|---|']
+    main = endpoint(found.tests)
+    lines = ['| test | row − row | | the paper\'s | measured here | over queries and seeds | |', '|---|---|---|---:|---:|---:|---|']
     for t, row, minus, k, says, e, words in differences(found, ks):
-        own = '' if says is None else f'{says:+.1f}'
-        seeds = '' if e is None or e.over_seeds is None else f'[{e.over_seeds[0]:+.1f}, {e.over_seeds[1]:+.1f}], n = {len(e.each)}'
+        own, seeds = '' if says is None else f'{says:+.1f}', ''
+        if e is not None: seeds = f'[{e.both[0]:+.1f}, {e.both[1]:+.1f}], n = {len(e.each)}' if e.both else f'n = {len(e.each)}'
         lines.append(f'| {t} | {row} − {minus} | R@{k} | {own} | {"no record" if e is None else f"{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]"} | {seeds} | {words} |')
-    return '\n'.join([*lines, '', 'Mean of both directions, paired; intervals are 95 %: over queries, then over seeds. *Resolved* only if both leave 0 out on the same side.'
-                      + ('' if found.label in CORPUS.values() else ' The paper\'s differences are on its own corpus, and it gives no intervals; "as in" and "unlike the paper" are about the sign alone.')])
+    note = ('Mean of both directions, paired; intervals are 95 %: over queries, then over queries and seeds (four seeds or more). '
+            f'Verdicts are about R@1 on {main} alone, with Holm\'s correction over the pairs of this table.')
+    if found.budget == 'compute': note += ' The paper has no rows of equal compute.'
+    elif found.label not in CORPUS.values():
+        note += ' The paper\'s differences are on its own corpus, and it gives no intervals; "as in" and "unlike the paper" are about the sign alone.'
+    return '\n'.join([*lines, '', note])
 
 # %% ../nbs/30_results.ipynb #af12d084
 def beside_the_paper(found):
@@ -804,17 +859,17 @@ def cost_line(found, command):
     return f'`{command}`: {took}.'
 
 # %% ../nbs/30_results.ipynb #dea75271
-def conclusions(*found, ks=(1, 10)):
-    "What reproduces, what does not, what is open and what could not be run: sentences as Markdown, for what was found on each data."
+def conclusions(*found):
+    "What reproduces, what does not, what is open and what could not be run: sentences as Markdown, for what was found on each data, about R@1 on one test."
     lines = []
     for f in found:
-        own = f.label == CORPUS[f.table]
+        own, main = f.label == CORPUS[f.table], endpoint(f.tests)
         where = f'**On {NAMES.get(f.label, f.label)}**' + (', equal compute' if f.budget == 'compute' else '')
         if not f: lines.append(f'- {where}: no record' + (' that counts (there are stale ones).' if f.stale else '.' + ' Neither confirmed nor refuted here: it has not been run.'*own))
-        for k in ks if f else ():
-            by = {}
-            for t, row, minus, _, _, _, words in differences(f, (k,)): by.setdefault(words, []).append(f'{row} − {minus} ({t})')
-            lines += [f'- {where}, R@{k}, {words}: {", ".join(which)}.' for words, which in sorted(by.items())]
+        by = {}
+        for t, row, minus, _, _, _, words in differences(f, (1,)) if f else ():
+            if t == main: by.setdefault(words, []).append(f'{row} − {minus}')
+        lines += [f'- {where}, R@1 on {main}, {words}: {", ".join(which)}.' for words, which in sorted(by.items())]
     if any(f and f.label not in CORPUS.values() for f in found): lines.append('- What is found on synthetic scenes with a small model says how the method behaves there. It neither confirms nor refutes a number of the paper.')
     return '\n'.join(lines)
 
@@ -857,7 +912,7 @@ class Variant:
     @property
     def changed(self): return ' '.join([*self.changes, *self.sizes, *['random initial weights']*(self.weights == 'random')])
 
-    def command(self, seeds=3, table=4, data='scenes'):
+    def command(self, seeds=4, table=4, data='scenes'):
         "What makes its records."
         rows = ' '.join(f"'{r}'" for r in self.rows)
         parts = [f'sgmim_reproduce --table {table} --data {data} --label {self.label} --rows {rows}'] + ['--set ' + ' '.join(self.changes)]*bool(self.changes) + ['--sizes ' + ' '.join(self.sizes)]*bool(self.sizes)
@@ -888,22 +943,23 @@ def variants_table(base, variants, split='test-seen', k=1):
     cell = lambda e: '' if e is None else f'{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]'
     lines = [f'| variant, {split} | changed | row | seeds | R@1 | R@10 | − base\'s row, R@{k} | − baseline, R@{k} | verdict |', '|---|---|---|---:|---:|---:|---:|---:|---|']
     plan = Variant('*base*', base.label, (), (BASELINE, *dict.fromkeys(r for v in variants for r in v.rows if r != BASELINE)))
-    for v, found in {plan: base, **variants}.items():
-        for row in v.rows:
-            d = compared(base, v, found, row, split, k)
-            if v is plan: d['change'] = None
-            said = [f'{what}: {verdict(d[key])}' for key, what in (('change', 'changed'), ('gain', 'over the baseline')) if d[key]]
-            n, first, tenth = len(found.seeds(row)), d['recall'] and number(known(split, 1, (1, found, row))), d['recall'] and number(known(split, 10, (1, found, row)))
-            lines.append(f'| {v.name} | {f"`{v.changed}`" if v.changed else ""} | {row} | {n or ""} | {first or "no record"} | {tenth or ""} | {cell(d["change"])} | {cell(d["gain"])}{", of its own" if v.own and v is not plan and d["gain"] else ""} | {"; ".join(said)} |')
+    every = {(v, row): compared(base, v, found, row, split, k) for v, found in {plan: base, **variants}.items() for row in v.rows}
+    for row in plan.rows: every[plan, row]['change'] = None
+    judged = verdicts({(key, part): d[part] for key, d in every.items() for part in ('change', 'gain') if d[part]})
+    if (split, k) != (endpoint(base.tests), 1): judged = {}
+    for (v, row), d in every.items():
+        found = variants.get(v, base)
+        said = [f'{what}: {judged[(v, row), part]}' for part, what in (('change', 'changed'), ('gain', 'over the baseline')) if ((v, row), part) in judged]
+        n, first, tenth = len(found.seeds(row)), d['recall'] and number(known(split, 1, (1, found, row))), d['recall'] and number(known(split, 10, (1, found, row)))
+        lines.append(f'| {v.name} | {f"`{v.changed}`" if v.changed else ""} | {row} | {n or ""} | {first or "no record"} | {tenth or ""} | {cell(d["change"])} | {cell(d["gain"])}{", of its own" if v.own and v is not plan and d["gain"] else ""} | {"; ".join(said)} |')
     note = set_aside([base, *variants.values()])
     return '\n'.join([*lines, *(['', note] if note else [])])
 
 # %% ../nbs/30_results.ipynb #8213cbad
-def tally(estimates):
-    "What the differences {test: `Estimate` or None} say, in words: on which tests they are resolved, and which way."
-    by = {}
-    for test, e in estimates.items(): by.setdefault('no record' if e is None else verdict(e), []).append(test)
-    return '; '.join(words if words == 'no record' and len(by) == 1 else f'{words} on {", ".join(tests)}' for words, tests in sorted(by.items(), key=lambda b: not b[0].startswith('resolved')))
+def judged_gains(lines):
+    "{name: words}: the verdicts on differences {name: {test: `Estimate` or None}} (see `gains`) at the endpoint, judged together."
+    main = endpoint(list(dict.fromkeys(t for of in lines.values() for t in of)))
+    return verdicts({name: of.get(main) for name, of in lines.items()})
 
 def gains(base, variants=None, tests=(), k=1):
     "{name: {test: `Estimate` or None}}: what each row of the base, and each row of `variants` {`Variant`: `Found`}, gains in R@k over the baseline it is to be compared with."
@@ -915,7 +971,7 @@ def gains(base, variants=None, tests=(), k=1):
     return lines
 
 def variant_says(base, variant, found, k=1):
-    "What the records of a variant say, as sentences made by rule, Markdown."
+    "What the records of a variant say, with 95 % intervals over queries, Markdown. Verdicts are for `variants_table`, where all variants are judged together."
     tests, out = base.tests or found.tests or PAPER[base.table].splits, []
     for row in (r for r in variant.rows if r != BASELINE):
         d = {t: compared(base, variant, found, row, t, k) for t in tests}
@@ -923,26 +979,28 @@ def variant_says(base, variant, found, k=1):
         if not found.seeds(row): out.append(f'{who}: **no record**' + (' that counts (there are stale ones).' if (row in {r for r, _ in found.stale}) else '.'))
         else:
             seeds, which = len(found.seeds(row)), 'its own baseline' if variant.own else f'the base\'s {BASELINE}'
-            said = [(f'R@{k} over {which}', 'gain'), ("that gain less the base's" if variant.own else "R@{k} over the base's same row".format(k=k), 'more' if variant.own else 'change')]
-            numbers = lambda key: ', '.join(f'{x[key].value:+.1f}' if x[key] else '–' for x in d.values())
-            out.append(f'{who} ({seeds} seed{"s" if seeds != 1 else ""}): ' + '. '.join(f'{what[0].upper() + what[1:]} is {numbers(key)} ({", ".join(tests)}): {tally({t: x[key] for t, x in d.items()})}' for what, key in said) + '.')
+            said = [(f'R@{k} over {which}', 'gain'), ("that gain less the base's" if variant.own else f"R@{k} over the base's same row", 'more' if variant.own else 'change')]
+            cell = lambda e: f'{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]' if e else '–'
+            few = f' Too few seeds for a verdict ({seeds} of {LEAST_SEEDS}).' if seeds < LEAST_SEEDS else ''
+            out.append(f'{who} ({seeds} seed{"s" if seeds != 1 else ""}): ' + '. '.join(f'{what[0].upper() + what[1:]} is {", ".join(cell(x[key]) for x in d.values())} ({", ".join(tests)})' for what, key in said) + '.' + few)
     return '\n\n'.join(out)
 
 # %% ../nbs/30_results.ipynb #c7af3f3b
 def forest_figure(lines, title=None, xlabel='gain in R@1 over the baseline, points'):
-    """Differences {name: {test: `Estimate` or None}} (see `gains`), a panel for each test: the value with its 95 % interval over queries (thick) and over seeds (thin), and each seed as a small dot; filled where the verdict is *resolved*.
+    """Differences {name: {test: `Estimate` or None}} (see `gains`), a panel for each test: the value with its 95 % interval over queries (thick) and over queries and seeds (thin; four seeds or more), and each seed as a small dot; filled where the verdict at the endpoint is *resolved*.
     `DataError` if there is none at all."""
     tests = list(dict.fromkeys(t for of in lines.values() for t in of))
     if not any(e for of in lines.values() for e in of.values()): raise DataError('no record of any of ' + ', '.join(lines))
+    main, judged = endpoint(tests), judged_gains(lines)
     fig = Picture(2.1 + 2.2*len(tests), .9 + .27*len(lines))
     for ax, t in zip(fig.subplots(1, len(tests), squeeze=False, sharey=True)[0], tests):
-        for y, of in enumerate(lines.values()):
+        for y, (name, of) in enumerate(lines.items()):
             if not (e := of.get(t)):
                 ax.text(0, y, 'no record', fontsize=6.5, color='#999999', ha='center', va='center', bbox=dict(facecolor='white', edgecolor='none', pad=1))
                 continue
-            said = verdict(e)
+            said = judged[name] if t == main else ''
             colour = colours(2)['lower' in said] if said.startswith('resolved') else INK
-            if e.over_seeds: ax.plot(e.over_seeds, [y, y], color=colour, lw=.8)
+            if e.both: ax.plot(e.both, [y, y], color=colour, lw=.8)
             ax.plot([e.low, e.high], [y, y], color=colour, lw=3, alpha=.45, solid_capstyle='butt')
             ax.scatter(e.each, np.full(len(e.each), y + .22), s=4, color=colour, alpha=.6, linewidths=0)
             ax.plot(e.value, y, 'o', ms=4.5, color=colour, mfc=colour if said.startswith('resolved') else 'white')
