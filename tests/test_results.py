@@ -598,3 +598,13 @@ def test_with_records_the_page_about_variants_shows_them(tmp_path, monkeypatch):
     assert 'resolvably better than the baseline in R@1 on test-seen: no row; resolvably worse: + Summary' in text and sum(hasattr(s, 'savefig') for s in shown) == 1
     assert '**nine tenths hidden**, + Summary (4 seeds): R@1 over the base\'s VG-HuBERT (M) is +' in text and '**half hidden**, + Summary: **no record** that counts' in text and 'model.mask_ratio: 0.4, now 0.5' in text
     assert '**a quarter of the data**, + Summary (4 seeds): R@1 over its own baseline' in text and 'Reconstruction helps: nine tenths hidden.' in text and 'Reconstruction does harm: + Summary.' in text
+
+
+def test_without_benchmarks_the_page_about_scaling_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('SGMIM_RESULTS', str(tmp_path))
+    cells = {c['id']: ''.join(c['source']) for c in json.loads((ROOT / 'nbs/tutorials/scaling_up.ipynb').read_text())['cells']}
+    names = {}
+    for key in ('5145dc32', '80edddec', 'a9444fbd', '26246fd9', 'dd1de80f', 'f3c32cbe'): exec(cells[key], names)
+    said = capsys.readouterr().out
+    assert 'No record: python benchmarks/shards.py' in said and 'No record: python benchmarks/loader.py' in said
+    assert 'kB a pair' not in said and 'one process brings' not in said and '10^9' in said
