@@ -260,13 +260,11 @@ def command_of(spec):
 
 # %% ../nbs/31_reproduce.ipynb #7870df1c
 def state_of(spec, results, prints=None, accepted=()):
-    "('done', path), ('stale', reasons) or ('missing', None): the record of a run. A run of another table with the same row, data and seed counts."
+    "('done', path), ('stale', reasons) or ('missing', None): the record of a run. A run of another table with the same row, data and seed counts; a record that is broken or contradicts itself is stale."
     homes, reasons = [replace(spec, table=t, budget=b) for b in dict.fromkeys((spec.budget, 'steps')) for t in (spec.table, *(n for n in PAPER if n != spec.table))] if spec.tests else [spec], None
     for home in homes:      # at equal compute '+ Summary', and what costs as much, is the run that it is at equal steps
         if not (path := home.path(results)).is_file(): continue
-        try: record = read_json(path)
-        except DataError as e: why = [str(e)]
-        else: why = spec.why_stale(record, prints, accepted) if isinstance(record, dict) and record.get('kind') in ('reproduce', 'tune') else ['not the record of a run']
+        why = check_file(path, results) or spec.why_stale(read_json(path), prints, accepted)
         if not why: return 'done', path
         if home.budget == spec.budget: reasons = reasons or why
     return ('stale', reasons) if reasons else ('missing', None)

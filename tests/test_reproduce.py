@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from conftest import ROOT
 from sgmim import reproduce as P
 from sgmim import results as R
 from sgmim import train as T
@@ -279,7 +280,7 @@ def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
     assert not (tmp_path / 'r').exists() and '2 to run' in capsys.readouterr().out
     P.reproduce_command(argv)
     out = capsys.readouterr().out
-    assert out.count('minutes; table_4/ci/') == 2 and '+ Summary: 1 seed' in out and 'not resolved (one seed)' in out
+    assert out.count('minutes; table_4/ci/') == 2 and '+ Summary: 1 seed' in out and 'too few seeds (1 of 4)' in out
     assert R.check_results(tmp_path / 'r') == []
     P.reproduce_command([*argv, '--same-numbers', 'why not'])
     assert capsys.readouterr().out == 'nothing has changed\n'
@@ -297,3 +298,12 @@ def test_equal_compute_is_equal_within_what_counts():
         return s.why_stale({'config': config, 'code': {'modules': s.code}})
     assert why('compute', 0.) == why('compute', NEAR/2) == why('compute', -NEAR/2) == []
     assert 'train.epochs' in why('compute', 2*NEAR)[0] and 'train.epochs' in why('steps', NEAR/2)[0]
+
+
+def test_a_falsified_record_is_run_again(tmp_path):
+    name = 'table_4/scenes/summary-seed1.json'
+    record = read_json(ROOT / 'results' / name)
+    record['metrics']['tests']['test-seen']['audio_to_image']['recall_at_1'] = 40.
+    write_json(tmp_path / name, record)
+    kind, why = P.state_of(P.plan_runs(4, rows=['+ Summary'], seeds=[1], results=ROOT / 'results')[0], tmp_path)
+    assert kind == 'stale' and any('its ranks give' in w for w in why)
