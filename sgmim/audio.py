@@ -226,7 +226,7 @@ def _is_short(path, f) -> bool:
     if f.format == 'NIST':
         with open(path, 'rb') as source: said = re.search(rb'sample_count -i (\d+)', source.read(4096))
         return bool(said) and int(said[1]) > f.frames
-    sizes = re.findall(r'(?:SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)', f.extra_info) if f.format in ('AIFF', 'AU', 'W64', 'RF64') else ()
+    sizes = re.findall(r'(?:data|SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)', f.extra_info) # libsndfile's log
     return any(int(there) < int(said) < 0x7FFF0000 for said, there in sizes) or _wav_bytes_missing(path) > 0
 
 def _decode(path, max_seconds):

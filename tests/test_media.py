@@ -212,7 +212,7 @@ def test_one_channel_that_speaks_is_not_silence(tmp_path, channels):
 
 
 def test_channels_that_cancel_each_other_are_said(tmp_path):
-    soundfile.write(tmp_path / 'a.wav', np.stack([two, -two], 1), RATE)
+    soundfile.write(tmp_path / 'a.wav', np.stack([two, -two], 1), RATE, subtype='FLOAT')
     with pytest.warns(UserWarning, match='channels cancel each other'): audio.load_audio(tmp_path / 'a.wav')
 
 
@@ -465,7 +465,7 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
     Image.new('RGB', (20, 20)).save(tmp_path / 'a.png')
     def broken(self): raise error('inside')
     monkeypatch.setattr('PIL.ImageFile.ImageFile.load', broken)
-    with pytest.raises(DataError, match=f'a.png cannot be decoded .{error.__name__}: inside'): image.load_image(tmp_path / 'a.png')
+    with pytest.raises(DataError, match=f"a.png cannot be decoded .{error.__name__}: '?inside"): image.load_image(tmp_path / 'a.png')
 
 
 POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n'
