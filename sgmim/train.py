@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optimiser', 'Snapshots', 'replace_folder', 'Stop',
            'keep_memory', 'Feed', 'frames_of', 'corpus_pairs', 'shortest', 'image_transform', 'pool', 'evaluate',
-           'is_corpus', 'autocast', 'make_optimiser', 'train_step', 'gradients', 'Run', 'fit', 'build', 'prepare',
-           'say', 'log', 'check', 'Fitted', 'finish']
+           'autocast', 'make_optimiser', 'train_step', 'gradients', 'Run', 'fit', 'build', 'prepare', 'say', 'log',
+           'check', 'Fitted', 'finish']
 
 # %% ../nbs/23_train.ipynb #851a53c6
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from .core import (CheckpointError, ConfigError, DataError, SgmimError, atomic_write, code_version, config_to_dict, load_checkpoint, load_state,
                         run_record, save_checkpoint, set_seed, stable_hash, write_json)
 from .data.corpus import Corpus, measure
-from .data.loaders import Order, Pairs, ahead, pool_loader, train_loader
+from .data.loaders import (Order, Pairs, ahead, check_batch, check_batches, is_corpus, pool_loader, read_item,
+                                train_loader)
 from .data.scenes import cache_folder
 from .figures import curves_figure, save_figure
 from .image import eval_transform, train_transform
@@ -185,6 +187,7 @@ class Feed:
             first = step
             torch.manual_seed(stable_hash(self.config.seed, 'pass', step) % 2**63)   # a loader that shuffles draws its order from this
             for batch in self.data:
+                check_batch(batch, f'batch {step - first}')
                 if step >= start: yield batch if self.rows is None else {k: v[self.rows(len(v))] for k, v in batch.items()}
                 step += 1
                 if step == self.steps: return
@@ -219,10 +222,16 @@ def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, spe
         if lengths: measure(corpus, cache_folder())
         side = model and round(model.image_size*2 if augment != 'none' else model.image_size/model.crop_pct)
         return Pairs(corpus, max_seconds, model and image_transform(model, augment), pad=pad, speed=speed, side=side, skip=True, shortest=shortest(model) if model else 1)
-    first = corpus.image(0)
-    fits = model is None or (augment == 'none' and first.shape[:2] == (model.image_size, model.image_size))
-    small = first.nbytes*(int(max(corpus.image_of_caption)) + 1) < 2**31      # 2 GiB
-    return Pairs(corpus, max_seconds, None if fits else image_transform(model, augment), keep and small, pad=pad, speed=speed)
+    pairs = Pairs(corpus, max_seconds, pad=pad, speed=speed, shortest=shortest(model) if model else 1)
+    last = int(pairs.image_of_caption.max())
+    first, _ = (read_item(corpus, 'image', i) for i in (int(pairs.image_of_caption[0]), last))    # the last: an index too high shows here
+    if keep and first.nbytes*(last + 1) < 2**31: pairs._kept = {}      # 2 GiB
+    if model is not None: pairs.transform = image_transform(model, augment)
+    if model is not None and augment == 'none' and first.shape[:2] == (model.image_size, model.image_size):
+        pairs.transform = partial(_unless_fits, model.image_size, pairs.transform)
+    return pairs
+
+def _unless_fits(size, transform, image): return image if image.shape[:2] == (size, size) else transform(image)
 
 def shortest(model):
     "Samples of one frame: the receptive field of the convolutions of a configuration."
@@ -244,9 +253,8 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=10., workers=0
     Of each caption the first `max_seconds` (10 in VG-HuBERT's code, 25 for Places). `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the work, and all get the result."""
     device = device or next(model.parameters()).device
     if is_corpus(data): data = pool(model.config, data, max_seconds, batch_size, workers)
+    elif not isinstance(data, pool_loader): data = check_batches(data)
     return embed(model, data, device, max_unreadable, team).metrics(similarity=model.config.similarity, team=team)
-
-def is_corpus(data): return hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
 
 # %% ../nbs/23_train.ipynb #29f35d7a
 @contextlib.contextmanager
