@@ -11,7 +11,6 @@ __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optim
 # %% ../nbs/23_train.ipynb #851a53c6
 import contextlib, ctypes, json, math, shutil, signal, sys, threading, time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -226,12 +225,11 @@ def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, spe
     last = int(pairs.image_of_caption.max())
     first, _ = (read_item(corpus, 'image', i) for i in (int(pairs.image_of_caption[0]), last))    # the last: an index too high shows here
     if keep and first.nbytes*(last + 1) < 2**31: pairs._kept = {}      # 2 GiB
-    if model is not None: pairs.transform = image_transform(model, augment)
-    if model is not None and augment == 'none' and first.shape[:2] == (model.image_size, model.image_size):
-        pairs.transform = partial(_unless_fits, model.image_size, pairs.transform)
+    if model is not None:
+        pairs.transform = image_transform(model, augment)
+        fits = (model.image_size, model.image_size)
+        if augment == 'none' and first.shape[:2] == fits: pairs.as_they_are = fits
     return pairs
-
-def _unless_fits(size, transform, image): return image if image.shape[:2] == (size, size) else transform(image)
 
 def shortest(model):
     "Samples of one frame: the receptive field of the convolutions of a configuration."

@@ -183,7 +183,7 @@ class Pairs(torch.utils.data.Dataset):
         self.lengths = np.full(len(self.image_of_caption), self.max_samples)
         if self.measured: self.lengths[known > 0] = np.minimum(known[known > 0], self.max_samples)      # 0: unreadable; such are not all to come in one bucket
         self.frames = None    # a list of float32 (T, C): outputs of a frozen front end, given instead of sound
-        self._kept = {} if keep else None
+        self._kept, self.as_they_are = {} if keep else None, None     # (H, W) of pictures that need no transform, if any
 
     def __len__(self): return len(self.image_of_caption)
     def collate(self, items): return collate(items, self.max_samples if self.pad else None)
@@ -194,7 +194,7 @@ class Pairs(torch.utils.data.Dataset):
         if image is None:
             image = self.corpus.image(i, self.side) if self.files else read_item(self.corpus, 'image', i)
             if self._kept is not None: self._kept[i] = image
-        if self.transform is None: return image
+        if self.transform is None or image.shape[:2] == self.as_they_are: return image
         if draw is not None: torch.manual_seed(draw)
         return self.transform(image)
 
