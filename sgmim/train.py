@@ -186,7 +186,7 @@ class Feed:
             first = step
             torch.manual_seed(stable_hash(self.config.seed, 'pass', step) % 2**63)   # a loader that shuffles draws its order from this
             for batch in self.data:
-                check_batch(batch, f'batch {step - first}')
+                check_batch(batch, f'batch {step - first}', least=2 if self.rows is None else 1)
                 if step >= start: yield batch if self.rows is None else {k: v[self.rows(len(v))] for k, v in batch.items()}
                 step += 1
                 if step == self.steps: return
@@ -223,7 +223,8 @@ def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, spe
         return Pairs(corpus, max_seconds, model and image_transform(model, augment), pad=pad, speed=speed, side=side, skip=True, shortest=shortest(model) if model else 1)
     pairs = Pairs(corpus, max_seconds, pad=pad, speed=speed, shortest=shortest(model) if model else 1)
     last = int(pairs.image_of_caption.max())
-    first, _ = (read_item(corpus, 'image', i) for i in (int(pairs.image_of_caption[0]), last))    # the last: an index too high shows here
+    first = read_item(corpus, 'image', int(pairs.image_of_caption[0]))
+    read_item(corpus, 'image', last)      # an index that is too high shows here
     if keep and first.nbytes*(last + 1) < 2**31: pairs._kept = {}      # 2 GiB
     if model is not None:
         pairs.transform = image_transform(model, augment)

@@ -64,11 +64,11 @@ def test_what_is_no_dev(dev, said):
     (dict(captions=[{'samples': 3000}]*16), r'captions\[0\] \(dict\) has no attribute `samples`.*SimpleNamespace'), (dict(captions=['a dog']*16), r'captions\[0\] \(str\)'),
     (dict(captions=[SimpleNamespace(samples=9)]*7 + [SimpleNamespace()]*9), r'captions\[7\]'), (dict(captions=[SimpleNamespace(samples=None)]*16), r'captions\[0\]'),
     (dict(captions=[SimpleNamespace(samples=2.5)]*16), 'whole numbers.*float64'), (dict(captions=[SimpleNamespace(samples=-1)]*16), 'must be 0 or more'),
-    (dict(captions=[]), '0 captions, and image_of_caption has 16'), (dict(image_of_caption=list(range(9))), '16 captions, and image_of_caption has 9'),
+    (dict(captions=(c for c in [1])), 'captions is of type generator'), (dict(captions=[]), '0 captions, and image_of_caption has 16'), (dict(image_of_caption=list(range(9))), '16 captions, and image_of_caption has 9'),
     (dict(image_of_caption=[], captions=[]), 'no captions'), (dict(image_of_caption=np.arange(16.)), 'whole numbers.*float64'), (dict(image_of_caption=np.ones(16, bool)), 'whole numbers.*bool'),
     (dict(image_of_caption=np.arange(16).reshape(4, 4)), r'shape \(4, 4\)'), (dict(image_of_caption=[*range(15), -1]), '-1 at caption 15'), (dict(image_of_caption=None), 'NoneType'),
     (dict(image_of_caption=[None]*16), 'object'), (dict(image_of_caption=dict(enumerate(range(16)))), 'of type dict'),
-    (dict(image_of_caption=[*range(15), 16]), r'image 16: image\(16\) of Toy raised IndexError')])
+    (dict(image_of_caption=[*range(15), 16]), r'image 16 cannot be read: image\(16\) of Toy raised IndexError')])
 def test_columns_that_cannot_be(changes, said):
     corpus = toy(**changes)
     with pytest.raises(DataError, match=said): quick(corpus)
@@ -159,7 +159,7 @@ def test_whatever_a_corpus_raises(error, name, what):
     def item(k):
         if k == 3: raise error
         return good(k)
-    with pytest.raises(DataError, match=rf'{what}: {name}\(3\) of Toy raised {type(error).__name__}') as e: quick(toy(**{name: item}))
+    with pytest.raises(DataError, match=rf'{what} cannot be read: {name}\(3\) of Toy raised {type(error).__name__}') as e: quick(toy(**{name: item}))
     assert e.value.__cause__ is error
     pair = Pairs(toy(**{name: item}), skip=True)[3]
     assert pair['unreadable'][0] == 'caption 3' and type(error).__name__ in pair['unreadable'][1]
@@ -169,7 +169,7 @@ def test_a_damaged_pil_picture(tmp_path):
     "PIL reads the pixels late."
     Image.fromarray(RGB).save(tmp_path/'x.png')
     (tmp_path/'x.png').write_bytes((tmp_path/'x.png').read_bytes()[:900])
-    with pytest.raises(DataError, match='image 3 cannot be decoded'): quick(toy(image=lambda i: Image.open(tmp_path/'x.png') if i == 3 else RGB))
+    with pytest.raises(DataError, match='image 3 cannot be read'): quick(toy(image=lambda i: Image.open(tmp_path/'x.png') if i == 3 else RGB))
 
 
 # ---- batches
