@@ -801,7 +801,7 @@ def differences(found, ks=(1, 10)):
     tests, pairs, out = found.tests or PAPER[found.table].splits, PAIRS[found.table], []
     main = endpoint(tests)
     measured = {(t, *pair): estimate(found, t, *pair) if found.seeds(*pair) else {} for t in tests for pair in pairs}
-    judged = verdicts({pair: measured[main, *pair].get(1) for pair in pairs})
+    judged = verdicts({pair: measured[(main, *pair)].get(1) for pair in pairs})
     for (t, *pair), e in measured.items():
         says = claimed(found.table, t, *pair) if found.budget == 'steps' else dict.fromkeys(KS)
         for k in ks:

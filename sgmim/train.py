@@ -6,10 +6,10 @@
 __all__ = ['RECIPES', 'RUNNING', 'LOOKED', 'FREE', 'AUDIO_SIZES', 'TrainConfig', 'recipe', 'optimiser_state', 'restore_optimiser',
            'Snapshots', 'replace_folder', 'alone', 'only_run', 'Stop', 'keep_memory', 'mark', 'alike', 'weights_marks',
            'batch_mark', 'Feed', 'content_marks', 'dev_marks', 'frames_of', 'corpus_pairs', 'shortest',
-           'image_transform', 'evaluation_cut', 'pool', 'evaluate', 'is_corpus', 'autocast', 'make_optimiser',
-           'train_step', 'gradients', 'Run', 'run_differences', 'start_differences', 'files_differences',
-           'dev_differences', 'compare_run', 'recover_best', 'fit', 'build', 'prepare', 'say', 'check_front_end',
-           'untrained', 'log', 'check', 'Fitted', 'finish']
+           'image_transform', 'evaluation_cut', 'pool', 'evaluate', 'autocast', 'make_optimiser', 'train_step',
+           'gradients', 'Run', 'run_differences', 'start_differences', 'files_differences', 'dev_differences',
+           'compare_run', 'recover_best', 'fit', 'build', 'prepare', 'say', 'check_front_end', 'untrained', 'log',
+           'check', 'Fitted', 'finish']
 
 # %% ../nbs/23_train.ipynb #851a53c6
 import contextlib, ctypes, errno, json, math, os, random, shutil, signal, socket, sys, threading, time, warnings
@@ -26,7 +26,8 @@ from .core import (CheckpointError, ConfigError, DataError, SgmimError, atomic_w
                         run_record, save_checkpoint, set_seed, stable_hash, write_json)
 from .data.check import CAPS
 from .data.corpus import Corpus, measure
-from .data.loaders import Order, Pairs, ahead, pool_loader, train_loader
+from .data.loaders import (Order, Pairs, ahead, check_batch, check_batches, is_corpus, pool_loader, read_item,
+                                train_loader)
 from .data.scenes import cache_folder
 from .figures import curves_figure, save_figure
 from .image import eval_transform, train_transform
@@ -274,6 +275,7 @@ class Feed:
             first = step
             torch.manual_seed(stable_hash(self.config.seed, 'pass', step) % 2**63)   # a loader that shuffles draws its order from this
             for batch in self.data:
+                check_batch(batch, f'batch {step - first}', least=2 if self.rows is None else 1)
                 self._look(step, batch)
                 if step >= start: yield batch if self.rows is None else {k: v[self.rows(len(v))] for k, v in batch.items()}
                 step += 1
@@ -310,7 +312,8 @@ def content_marks(data):
     if not is_corpus(data): return _loader_marks(data)
     images = np.unique(data.image_of_caption)
     spread = lambda n: np.linspace(0, n - 1, min(n, 8)).astype(int).tolist()
-    return [_mark_of(data.image, int(images[k])) for k in spread(len(images))] + [_mark_of(data.audio, j) for j in spread(len(data))]
+    sample = [('image', int(images[k])) for k in spread(len(images))] + [('audio', j) for j in spread(len(data.image_of_caption))]
+    return [_mark_of(data, name, k) for name, k in sample]
 
 def _loader_marks(data):
     "The length of a loader and the mark of its first batch; what can be iterated only once is left alone."
@@ -322,8 +325,8 @@ def _loader_marks(data):
     finally:
         torch.set_rng_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])
 
-def _mark_of(read, k):
-    try: return mark([read(k)])
+def _mark_of(data, name, k):
+    try: return mark([read_item(data, name, k)])
     except (DataError, OSError): return None
 
 def dev_marks(dev):
@@ -351,10 +354,16 @@ def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, spe
         if lengths: measure(corpus, cache_folder())
         side = model and round(model.image_size*2 if augment != 'none' else model.image_size/model.crop_pct)
         return Pairs(corpus, max_seconds, model and image_transform(model, augment), pad=pad, speed=speed, side=side, skip=True, shortest=shortest(model) if model else 1)
-    first = corpus.image(0)
-    fits = model is None or (augment == 'none' and first.shape[:2] == (model.image_size, model.image_size))
-    small = first.nbytes*(int(max(corpus.image_of_caption)) + 1) < 2**31      # 2 GiB
-    return Pairs(corpus, max_seconds, None if fits else image_transform(model, augment), keep and small, pad=pad, speed=speed)
+    pairs = Pairs(corpus, max_seconds, pad=pad, speed=speed, shortest=shortest(model) if model else 1)
+    last = int(pairs.image_of_caption.max())
+    first = read_item(corpus, 'image', int(pairs.image_of_caption[0]))
+    read_item(corpus, 'image', last)      # an index that is too high shows here
+    if keep and first.nbytes*(last + 1) < 2**31: pairs._kept = {}      # 2 GiB
+    if model is not None:
+        pairs.transform = image_transform(model, augment)
+        fits = (model.image_size, model.image_size)
+        if augment == 'none' and first.shape[:2] == fits: pairs.as_they_are = fits
+    return pairs
 
 def shortest(model):
     "Samples of one frame: the receptive field of the convolutions of a configuration."
@@ -381,9 +390,8 @@ def evaluate(model, data, device=None, batch_size=64, max_seconds=None, workers=
     Of each caption the first `max_seconds` (None: 10, and 25 for Places Audio, as in VG-HuBERT's code). `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the work, and all get the result."""
     device = device or next(model.parameters()).device
     if is_corpus(data): data = pool(model.config, data, max_seconds, batch_size, workers)
+    elif not isinstance(data, pool_loader): data = check_batches(data)
     return embed(model, data, device, max_unreadable, team).metrics(similarity=model.config.similarity, team=team)
-
-def is_corpus(data): return hasattr(data, 'image_of_caption') and hasattr(data, 'audio')
 
 # %% ../nbs/23_train.ipynb #29f35d7a
 @contextlib.contextmanager
@@ -690,6 +698,8 @@ def prepare(model, feed, dev, config, device, progress):
     if config.cache_frames and model.config.padding_matters:
         raise ConfigError("cache_frames needs conv_norm='layer', zero_padded_frames=True and valid_frames='convolution': otherwise a caption depends on how far its batch is padded")
     if config.cache_frames: feed.pairs.frames = frames_of(model, feed.pairs, device, progress=progress)
+    for n, d in dev.items():
+        if not is_corpus(d) and iter(d) is not d: check_batch(next(iter(d), None), f'the first batch of dev set {n}', train=False)
     pools = {n: pool(model.config, d, config.eval_seconds, workers=feed.workers) if is_corpus(d) else d for n, d in dev.items()}
     if config.cache_frames:
         for p in (p for n, p in pools.items() if is_corpus(dev[n])): p.pairs.frames = frames_of(model, p.pairs, device)

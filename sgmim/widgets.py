@@ -65,6 +65,12 @@ class Explorer:
             what()
             self.said.value = ''
         except (SgmimError, Refusal, OSError) as e: self.said.value = f'<p role="alert" style="color:#D55E00">{html.escape(str(e))}</p>'
+    def close(self):
+        "Take the widget, with all that is in it, off the page and out of the kernel."
+        def close(widget):
+            for child in getattr(widget, 'children', ()): close(child)
+            widget.close()
+        close(self.box)
     def _ipython_display_(self):
         from IPython.display import Javascript, display
         display(self.box, Javascript(_NAMES))

@@ -66,7 +66,7 @@ class Parrot(nn.Module):
     "A 'model' whose target is the grey value of the image, and whose decoder repeats the level of what it hears (`share` of it)."
     def __init__(self, share=1.):
         super().__init__()
-        self.config = SimpleNamespace(reconstruction='summary', image_size=32, padding_matters=False, mim_normalise_target=False)
+        self.config = SimpleNamespace(reconstruction='summary', image_size=32, crop_pct=1., conv_kernel=(), conv_stride=(), padding_matters=False, mim_normalise_target=False)
         self.share, self.zero = share, nn.Parameter(torch.zeros(1))
 
     def draw_mask(self, image, generator=None): return random_mask(len(image), 16, .75, generator)
@@ -476,7 +476,7 @@ class Twin(nn.Module):
     "Two losses of known gradients: the second is `a` times the first, plus something at a right angle to it."
     def __init__(self, a, b):
         super().__init__()
-        self.config, self.decoder, self.a, self.b = SimpleNamespace(lam=2., padding_matters=False, image_size=32), True, a, b
+        self.config, self.decoder, self.a, self.b = SimpleNamespace(lam=2., padding_matters=False, conv_kernel=(), conv_stride=(), image_size=32, crop_pct=1.), True, a, b
         self.image_proj, self.audio_proj = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     def forward(self, batch, generator=None):
         x, y = self.image_proj.sum(), self.audio_proj.sum()

@@ -1,5 +1,5 @@
 "Sound and image files as they come: every format, every defect, and the transforms."
-import io, math, os, pickle, struct, subprocess, sys, warnings
+import io, math, pickle, struct, subprocess, sys, warnings
 from pathlib import Path
 
 import numpy as np

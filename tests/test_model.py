@@ -394,6 +394,25 @@ def test_hidden_places_are_told_apart_by_position_alone():
         d.position.zero_(); same = d(torch.randn(1, 5, 32), m)[0][m.mask[0]]
     assert out.var(0).sum() > 1e-4 and same.var(0).sum() < 1e-8
 
+def test_every_place_of_the_decoder_has_its_position():
+    "Visible patches too: two of them exchanged are another image. What enters the first layer is the patch, or the mask token, plus its position."
+    d, m, visible = Decoder(16, 32, None, heads=4).eval(), random_mask(2, 16, generator=seeded()), torch.randn(2, 5, 32)
+    entered = []
+    d.layers[0].register_forward_hook(lambda layer, inputs, out: entered.append(inputs[0]))
+    with torch.no_grad(): d(visible, m)
+    expected = scatter_patches(visible[:, 1:], m, d.mask_token) + d.position
+    assert torch.equal(entered[0][:, 1:], expected) and torch.equal(entered[0][:, 0], visible[:, 0])
+    assert (d.position[~m.mask[0]].norm(dim=1) > 1).all()
+
+def test_positions_are_row_then_column():
+    "The first half of the width depends on the row alone, the second on the column alone; patches are in reading order."
+    p = sincos_positions(5, 16).view(5, 5, 16)      # (row, column, D)
+    assert torch.equal(p[:, :, :8], p[:, :1, :8].expand(5, 5, 8)) and torch.equal(p[:, :, 8:], p[:1, :, 8:].expand(5, 5, 8))
+    wavelength = torch.tensor([1., 10., 100., 1000.])
+    for k in range(5):
+        wave = torch.cat([(k / wavelength).sin(), (k / wavelength).cos()])
+        close(p[k, 2, :8], wave); close(p[2, k, 8:], wave)
+
 def test_decoder_context_faults():
     m, v = random_mask(1, 16), torch.randn(1, 5, 32)
     with pytest.raises(ConfigError, match='give it a context'): Decoder(16, 32, 12, heads=4)(v, m)

@@ -45,7 +45,7 @@ def snapshots(out): return sorted(p.name for p in (out/'checkpoints').iterdir())
 def losses(fitted, name='loss'): return [h[name] for h in fitted.history if name in h]
 
 
-class Crash(Exception): pass
+class Crash(BaseException): pass      # an `Exception` of a corpus becomes a `DataError`
 
 def at(k, action):
     "A hook that acts at the k-th reading of a waveform: with batches of 8, within step (k-1)//8, counted from 0."

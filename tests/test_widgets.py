@@ -96,6 +96,15 @@ def test_back_from_a_recording(model, corpus):
     assert len(drawn) == 2                                      # once for each change
 
 
+def test_closing_leaves_other_explorers_alone(model, corpus):
+    kept, closed = MaskingExplorer(model, corpus), MaskingExplorer(model, corpus)
+    was = kept.shown.value
+    closed.close()
+    assert closed.box.comm is None and all(c.comm is None for c in closed.controls.values()) and kept.box.comm is not None
+    kept.controls['seed'].value = 7
+    assert kept.shown.value != was and kept.said.value == ''
+
+
 def test_each_layer_is_another_picture(model, corpus):
     explorer = AttentionExplorer(model, corpus)
     seen = set()
@@ -165,6 +174,12 @@ def lab(tmp_path_factory):
     cell = lambda source: {'cell_type': 'code', 'id': secrets.token_hex(4), 'metadata': {}, 'execution_count': None, 'outputs': [], 'source': source}
     kernel = {'name': 'sgmim-test', 'display_name': 'sgmim', 'language': 'python'}
     (home/'notes/widgets.ipynb').write_text(json.dumps({'cells': [cell(c) for c in CELLS], 'metadata': {'kernelspec': kernel}, 'nbformat': 4, 'nbformat_minor': 5}))
+    book = json.loads((ROOT/'nbs/36_widgets.ipynb').read_text())
+    for c in book['cells']: c |= {'outputs': [], 'execution_count': None} if c['cell_type'] == 'code' else {}
+    (home/'notes/36_widgets.ipynb').write_text(json.dumps(book | {'metadata': {'kernelspec': kernel}}))
+    whole = home/'settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings'
+    whole.parent.mkdir(parents=True)
+    whole.write_text(json.dumps({'windowingMode': 'none'}))      # all cells are in the page, not only those in view
     spec = home/'data/kernels/sgmim-test'
     spec.mkdir(parents=True)
     (spec/'kernel.json').write_text(json.dumps({'argv': [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], 'display_name': 'sgmim', 'language': 'python'}))
@@ -174,7 +189,7 @@ def lab(tmp_path_factory):
     folders = {f'JUPYTER_{k}_DIR': str(home/k.lower()) for k in ('CONFIG', 'RUNTIME', 'DATA')} | {'IPYTHONDIR': str(home/'ipython'), 'JUPYTERLAB_SETTINGS_DIR': str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(home/'workspaces')}
     with open(home/'log', 'w') as log:
         server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={home/"notes"}',
-                                   '--LabApp.extension_manager=readonly', '--LabApp.news_url='], stdout=log, stderr=subprocess.STDOUT, cwd=home,
+                                   '--LabApp.extension_manager=readonly', '--LabApp.news_url=', '--LabApp.expose_app_in_browser=True'], stdout=log, stderr=subprocess.STDOUT, cwd=home,
                                   env={**os.environ, **folders, 'PYTHONPATH': str(ROOT), 'SGMIM_CACHE': str(home/'cache'), 'OMP_NUM_THREADS': '1'})
         address, end = f'http://127.0.0.1:{port}', time.monotonic() + 60
         try:
@@ -196,6 +211,36 @@ def browser(tmp_path):
     with chromium(tmp_path/'chromium', (1280, 3600)) as driver: yield driver
 
 
+def ready(browser):
+    return browser.execute_script("return !!document.querySelector('.jp-Toolbar-kernelName') && document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
+
+
+def test_widgets_outlive_run_all(lab, browser):
+    "All cells of the widgets' own notebook are run; then a slider of each explorer still changes its picture."
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+    def until(test): return WebDriverWait(browser, 90, .2).until(lambda _: test())
+    browser.get(lab.replace('widgets.ipynb', '36_widgets.ipynb'))
+    until(lambda: browser.find_elements(By.CSS_SELECTOR, '.jp-CodeCell') and ready(browser))
+    browser.execute_script("""
+        const {commands, shell} = window.jupyterapp
+        shell.currentWidget.sessionContext.ready.then(() => commands.execute('notebook:run-all-cells')).then(() => { window.allRun = true })""")
+    until(lambda: browser.execute_script('return window.allRun') and ready(browser))
+    errors = browser.find_elements(By.CSS_SELECTOR, '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]')
+    assert not [e.text for e in errors if 'Error' in e.text]
+    explorers = [c for c in browser.find_elements(By.CSS_SELECTOR, '.jp-CodeCell') if c.find_elements(By.CSS_SELECTOR, '.noUi-handle')]
+    assert len(explorers) == 3
+    for cell in explorers:
+        def picture(): return [i.get_attribute('src') for i in cell.find_elements(By.CSS_SELECTOR, '.jp-OutputArea img')]
+        until(picture)
+        was, handle = picture(), cell.find_element(By.CSS_SELECTOR, '.noUi-handle')
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
+        handle.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+        until(lambda: picture() and picture() != was)
+        assert not cell.find_elements(By.CSS_SELECTOR, '[role=alert]')
+
+
 def test_in_jupyterlab(lab, browser, corpus, tmp_path):
     "All cells are run; sliders are moved with the keyboard, a word is pressed, the direction is changed; each time something else is shown. Every picture says what it is."
     from selenium.webdriver.common.by import By
@@ -210,7 +255,7 @@ def test_in_jupyterlab(lab, browser, corpus, tmp_path):
             raise
     browser.get(lab)
     until(lambda: browser.execute_script("return document.querySelectorAll('.jp-CodeCell').length") == len(CELLS))
-    until(lambda: browser.execute_script("return !!document.querySelector('.jp-Toolbar-kernelName') && document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'"))
+    until(lambda: ready(browser))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, '.jp-CodeCell .cm-content'))[0].click()
     for _ in CELLS: browser.switch_to.active_element.send_keys(Keys.SHIFT, Keys.ENTER)
     output = lambda n: browser.find_elements(By.CSS_SELECTOR, '.jp-CodeCell')[n]

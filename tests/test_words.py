@@ -189,6 +189,16 @@ def test_rounding_does_not_decide():
     assert not matches([.1], [.1201], .02)
 
 
+@pytest.mark.parametrize('tolerance', [.02, .06, .125, .5])
+def test_the_tolerance_itself_is_within(tolerance):
+    "A boundary exactly `tolerance` off is right, on both sides; a thousandth of a second more is wrong."
+    for true in (0., 1., .75):
+        for off in (tolerance, -tolerance):
+            assert len(matches([true + off], [true], tolerance)) == 1
+            assert not matches([true + off*(1 + .001/tolerance)], [true], tolerance)
+    assert boundary_counts([[0, .5 + tolerance, 2]], [[0, .5, 2]], tolerance).tolist() == [[1, 1, 1]]
+
+
 def test_the_ends_do_not_count():
     assert boundary_counts([[0, .5, 1]], [[0, .5, 1]]).tolist() == [[1, 1, 1]]
     assert boundary_counts([[], [.3], [.1, .9], [0, .2, .5, 1]], [[0, .4, 1], [0, 1], [0, .5, 1], []]).tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 1], [0, 2, 0]]
