@@ -185,13 +185,13 @@ def _digest(blob): return hashlib.blake2b(blob, digest_size=16).hexdigest()
 # %% ../nbs/00_core.ipynb #42db8911
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64') # of which weights are accepted
 
-def tensor_fault(v, integers=()):
-    """Why a tensor cannot be a weight, as text; None if it can: dense, with its own data, of a type in FLOATS or `integers`."""
+def tensor_fault(v, types=FLOATS):
+    """Why a tensor cannot be a weight, as text; None if it can: dense, with its own data, of one of `types`."""
     dtype = str(v.dtype).removeprefix('torch.')
     for odd, text in ((v.is_quantized, 'quantised'), (v.is_nested, 'nested'), (str(v.layout) != 'torch.strided', f'sparse ({v.layout})'),
                       (v.device.type == 'meta', 'without data (on the meta device)')):
         if odd: return text
-    if dtype not in (*FLOATS, *integers): return f'{dtype}, not one of {", ".join((*FLOATS, *integers))}'
+    if dtype not in types: return f'{dtype}, not one of {", ".join(types)}'
     stored = v.untyped_storage().nbytes() // v.element_size()
     return f'of {v.numel():,} values, of which only {stored:,} are stored' if v.numel() > stored else None
 
@@ -222,8 +222,8 @@ def check_state(module, tensors, what='checkpoint', ignore=()):
     missing = [k for k in own if k not in tensors and not skip(k)]
     extra = [k for k in tensors if k not in own and not skip(k)]
     both = [(k, v, tensors[k]) for k, v in own.items() if k in tensors]
-    integers = lambda v: () if v.is_floating_point() else (str(v.dtype).removeprefix('torch.'),)
-    kind = [f'{k} {fault}' for k, v, t in both if (fault := tensor_fault(t, integers(v)))]
+    types = lambda v: FLOATS if v.is_floating_point() else (str(v.dtype).removeprefix('torch.'),)
+    kind = [f'{k} {fault}' for k, v, t in both if (fault := tensor_fault(t, types(v)))]
     wrong = [f'{k} {tuple(t.shape)} where the model has {tuple(v.shape)}' for k, v, t in both
              if not t.is_nested and t.shape != v.shape]
     if missing or extra or wrong or kind:
