@@ -15,7 +15,8 @@ __all__ = ['ALLOWED', 'MAX_NAMES', 'MAX_STEPS', 'MAX_WORK', 'NESTING', 'NOT_WEIG
            'model_card', 'export_model']
 
 # %% ../nbs/19_checkpoints.ipynb #51984fc5
-import dataclasses, difflib, hashlib, io, math, mmap, pickle, pickletools, re, struct, tarfile, types, warnings, zipfile
+import dataclasses, difflib, hashlib, io, math, mmap, pickle, pickletools, re, struct
+import tarfile, types, warnings, zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,10 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .core import (CheckpointError, ConfigError, DataError, atomic_write, check_header, check_state, check_tensors, config_to_dict, load_state,
-                        pick_device, read_json, write_json)
-from .models.sgmim import OLD_NAMES, SGMIM, EncoderConfig, SGMIMConfig, check_fit, load_backbones, vg_hubert
+from .core import (CheckpointError, ConfigError, DataError, atomic_write, check_header, check_state,
+                        check_tensors, config_to_dict, load_state, pick_device, read_json, write_json)
+from .models.sgmim import (OLD_NAMES, SGMIM, EncoderConfig, SGMIMConfig, check_fit, load_backbones,
+                                vg_hubert)
 
 # %% ../nbs/19_checkpoints.ipynb #75505135
 class Inert:
@@ -62,7 +64,7 @@ def inert_pickle(
         def find_class(self, module, name):
             if (module, name) in ALLOWED: return Allowed(ALLOWED[module, name])
             seen.add(f'{module}.{name}')
-            if len(seen) > MAX_NAMES: raise pickle.UnpicklingError(f'it names more than {MAX_NAMES} classes or functions')
+            if len(seen) > MAX_NAMES: raise pickle.UnpicklingError(f'it names more than {MAX_NAMES} classes')
             return type('Inert', (Inert,), {'name': f'{module}.{name}'})
     def load(file, **options): return Unpickler(file, **options).load()
     return types.SimpleNamespace(__name__='inert_pickle', Unpickler=Unpickler, load=load)
@@ -81,59 +83,92 @@ def load_torch(
         return torch.load(path, map_location='cpu', weights_only=False, pickle_module=inert_pickle(seen), mmap=zipped)
 
 # %% ../nbs/19_checkpoints.ipynb #b2a90d46
-MAX_STEPS, MAX_WORK = 1_000_000, 10_000_000 # instructions of a pickle (a tensor takes some 20); values inside the values that they take
-NESTING = ('TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'FROZENSET') # make values whose hash goes through all that they hold
+MAX_STEPS = 1_000_000  # instructions of a pickle; a tensor takes some 20
+MAX_WORK = 10_000_000  # values inside the values that its instructions take
+NESTING = ('TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'FROZENSET')  # their hash goes through all values inside
 
 def scan_pickle(file) -> None:
-    "Walk through the next pickle of an open file, to its end, without running it; `UnpicklingError` if it could exhaust memory, stack or time."
-    sizes, memo, work = [], {}, 0 # values inside each value on the stack (None: a mark), inside each in the memo; all that were taken
+    "Walk to the end of a pickle without running it; `UnpicklingError` if it could exhaust memory, stack or time."
+    # values inside each value of the stack (None: a mark), inside each of the memo, and inside all that were taken
+    sizes, memo, work = [], {}, 0
     for step, (op, arg, _) in enumerate(pickletools.genops(file)):
         if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
             place = len(memo) if arg is None else arg
-            if place > MAX_STEPS: raise pickle.UnpicklingError(f'it puts a value at place {place:,} of its memo')
+            if place > MAX_STEPS:
+                raise pickle.UnpicklingError(f'it puts a value at place {place:,} of its memo')
             memo[place] = sizes[-1]
-        elif op.name in ('GET', 'BINGET', 'LONG_BINGET'): sizes.append(memo[arg])
-        elif op.name == 'DUP': sizes.append(sizes[-1])
+        elif op.name in ('GET', 'BINGET', 'LONG_BINGET'):
+            sizes.append(memo[arg])
+        elif op.name == 'DUP':
+            sizes.append(sizes[-1])
         elif op.name not in ('PROTO', 'FRAME'):
             inside = sum(size or 0 for size in _taken(op, sizes))
             work += inside
             size = 1 + inside if op.name in NESTING else 1
             sizes += [None if kind is pickletools.markobject else size for kind in op.stack_after]
-        if isinstance(arg, int) and abs(arg) >> 256: raise pickle.UnpicklingError('it holds a whole number of more than 256 bits')
+        if isinstance(arg, int) and abs(arg) >> 256:
+            raise pickle.UnpicklingError('it holds a whole number of more than 256 bits')
         if step > MAX_STEPS or work > MAX_WORK:
-            raise pickle.UnpicklingError(f'it has more than {MAX_STEPS:,} instructions, or tuples in tuples that hold too many values')
+            raise pickle.UnpicklingError(
+                f'it has more than {MAX_STEPS:,} instructions, or tuples in tuples that hold too many values'
+            )
 
 def _taken(op, sizes: list) -> list:
     "Take from the stack what an instruction takes: the sizes of these values."
-    if pickletools.markobject not in op.stack_before: return [sizes.pop() for _ in op.stack_before]
+    if pickletools.markobject not in op.stack_before:
+        return [sizes.pop() for _ in op.stack_before]
     taken = []
-    while (size := sizes.pop()) is not None: taken.append(size)
-    return taken + [sizes.pop() for _ in range(op.stack_before.index(pickletools.markobject))] # what lies below the mark
+    while (size := sizes.pop()) is not None:
+        taken.append(size)
+    return taken + [
+        sizes.pop() for _ in range(op.stack_before.index(pickletools.markobject))
+    ]  # those below the mark
 
 # %% ../nbs/19_checkpoints.ipynb #90ab4e7d
-def scan_archive(path: Path, data) -> None:
-    "Look through the directory and the pickles of an archive of `torch.save`, whose bytes are `data`; `CheckpointError` for any other."
-    with zipfile.ZipFile(path) as z: entries = z.infolist()
+def scan_archive(
+    path: Path,
+    data,  # its bytes
+) -> None:
+    "Look through an archive of `torch.save`, its directory and its pickles; `CheckpointError` for any other."
+    with zipfile.ZipFile(path) as z:
+        entries = z.infolist()
     names = [e.filename for e in entries]
-    if any(n.endswith('constants.pkl') for n in names): raise CheckpointError(f'{path} is a TorchScript archive, which is a program. Save its state_dict')
+    if any(n.endswith('constants.pkl') for n in names):
+        raise CheckpointError(f'{path} is a TorchScript archive, which is a program. Save its state_dict')
     if not any(n.endswith('data.pkl') for n in names):
-        raise CheckpointError(f'{path} cannot be read as torch: it is a zip archive that torch.save has not written. Unpack it, and give the file inside')
+        raise CheckpointError(
+            f'{path} cannot be read as torch: it is a zip archive that torch.save has not written. '
+            'Unpack it, and give the file inside'
+        )
     if packed := [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED]:
-        raise CheckpointError(f'{path} is a compressed archive ({packed[0]}); torch.save writes none. Unpack it, or save it again with torch')
+        raise CheckpointError(
+            f'{path} is a compressed archive ({packed[0]}); torch.save writes none. '
+            'Unpack it, or save it again with torch'
+        )
     claimed = sum(e.file_size for e in entries)
     if claimed > len(data) or len(set(names)) < len(names):
-        raise CheckpointError(f'{path} has {len(data):,} bytes, but its {len(names):,} entries claim {claimed:,}, or share names: it is damaged or made up')
+        raise CheckpointError(
+            f'{path} has {len(data):,} bytes, but its {len(names):,} entries claim {claimed:,}, '
+            'or share names: it is damaged or made up'
+        )
     for e in entries:
         if e.filename.endswith('.pkl'):
-            start = e.header_offset + 30 + sum(struct.unpack('<HH', data[e.header_offset + 26:e.header_offset + 30])) # after the entry's name
-            scan_pickle(io.BytesIO(data[start:start + e.file_size]))
+            head = (
+                e.header_offset + 26
+            )  # of the entry: here stand two lengths, of what comes before its content
+            start = head + 4 + sum(struct.unpack('<HH', data[head : head + 4]))
+            scan_pickle(io.BytesIO(data[start : start + e.file_size]))
 
 def scan_file(path: Path, kind: str) -> None:
-    "Look through a file of a kind of `kind_of` before it is read; an error if it could exhaust memory or stack."
-    if kind == 'safetensors': return check_header(path)
+    "Look through a file of a kind of `kind_of` before it is read; an error if it could exhaust the machine."
+    if kind == 'safetensors':
+        return check_header(path)
     with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if kind == 'torch': return scan_archive(path, data)
-        for _ in range(5 if kind == 'torch (legacy)' else 1): scan_pickle(data) # magic number, version, machine, object, keys
+        if kind == 'torch':
+            return scan_archive(path, data)
+        pickles = 5 if kind == 'torch (legacy)' else 1  # magic number, version, machine, object, keys
+        for _ in range(pickles):
+            scan_pickle(data)
 
 # %% ../nbs/19_checkpoints.ipynb #f133629d
 NOT_WEIGHTS = {b'<!doctype': 'a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser',
@@ -283,17 +318,21 @@ def config_beside(folder: Path) -> dict | None:
     except DataError as e: raise CheckpointError(f'{e}. Fetch the file again, or leave it out') from e
 
 def in_folder(folder: Path, names: tuple = FILES + VG_FILES, progress=None) -> Path:
-    "The weights file of a folder: the first of `names`, else its one snapshot of VG-HuBERT. `CheckpointError` for none, or for several to choose from."
+    "The weights file of a folder: the first of `names`, else its one snapshot. `CheckpointError` for none or a choice."
     there = [n for n in names if (folder/n).is_file()]
     snapshots = sorted(p.name for p in folder.glob('snapshot_*.pth') if p.name not in there)
     if not there + snapshots:
-        first, last = [n for n in names if n in VG_FILES], [n for n in names if n not in VG_FILES] or ['snapshot_N.pth']
-        raise CheckpointError(f'the folder {folder} has no VG-HuBERT ({", ".join(first)}) and none of {", ".join(last)}; it has {", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"}')
+        first = [n for n in names if n in VG_FILES]
+        last = [n for n in names if n not in VG_FILES] or ['snapshot_N.pth']
+        raise CheckpointError(f'the folder {folder} has no VG-HuBERT ({", ".join(first)}) and none of {", ".join(last)}; '
+                              f'it has {", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"}')
     rest = [n for n in there if n in VG_FILES] + snapshots # which of these is a choice between models
     if there[:1] == rest[:1] and rest[0] not in VG_WHOLE and len(rest) > 1:
-        raise CheckpointError(f'the folder {folder} has {", ".join(rest)}: give the path of the one that you mean')
+        raise CheckpointError(f'the folder {folder} has {", ".join(rest)}: '
+                              'give the path of the one that you mean')
     took = (there + snapshots)[0]
-    if progress and len(rest) > 1: progress(f'{folder}: took {took} of {", ".join(rest)}; give the path of a file to take another')
+    if progress and len(rest) > 1:
+        progress(f'{folder}: took {took} of {", ".join(rest)}; give the path of a file to take another')
     return folder/took
 
 def locate(
@@ -352,11 +391,13 @@ def drop(state: dict, source: Source, extra: tuple, layout: str) -> Weights:
     return kept
 
 def count_layers(tensors: dict, before: str, what: str) -> int:
-    "Number of layers whose tensors' names start with `before` and an index. Raises `CheckpointError` unless the indices are 0, 1, 2, … without a gap."
+    "Number of layers, by names that start with `before` and an index; `CheckpointError` unless these are 0, 1, 2, …"
     found = {m[1] for k in tensors if (m := re.match(rf'{before}([^.]*)\.', k))}
     if odd := sorted(found - {str(i) for i in range(len(found))}):
-        raise CheckpointError(f'{what}: {len(found)} layers have tensors, so their numbers under {before.replace(chr(92), "")} must be 0 to {len(found) - 1}, '
-                              f'but {", ".join(i[:12] for i in odd[:4])} is among them: layers are missing, or the file was changed')
+        raise CheckpointError(f'{what}: {len(found)} layers have tensors, so their numbers under '
+                              f'{before.replace(chr(92), "")} must be 0 to {len(found) - 1}, '
+                              f'but {", ".join(i[:12] for i in odd[:4])} is among them: '
+                              'layers are missing, or the file was changed')
     return len(found)
 
 def compare(what: str, found: dict, wanted: dict) -> None:
@@ -422,60 +463,90 @@ def hubert_weights(
     return drop(tensors, source, AUDIO_LEFT, "fairseq's names" if fairseq else "transformers' names")
 
 # %% ../nbs/19_checkpoints.ipynb #9716b2e8
-VIT_NAMES = [(r'^embeddings\.cls_token$', 'cls_token'), (r'^embeddings\.position_embeddings$', 'pos_embed'), (r'^embeddings\.mask_token$', 'mask_token'),
-             (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'), (r'^(encoder\.layer|layers)\.', 'blocks.'), (r'^layernorm\.', 'norm.'),
-             (r'\.attention\.(attention\.query|q_proj)\.', '.attn.q.'), (r'\.attention\.(attention\.key|k_proj)\.', '.attn.k.'),
-             (r'\.attention\.(attention\.value|v_proj)\.', '.attn.v.'), (r'\.attention\.(output\.dense|o_proj)\.', '.attn.proj.'),
-             (r'\.intermediate\.dense\.', '.mlp.fc1.'), (r'\.output\.dense\.', '.mlp.fc2.'), (r'\.layernorm_before\.', '.norm1.'), (r'\.layernorm_after\.', '.norm2.')]
+VIT_NAMES = [
+    (r'^embeddings\.cls_token$', 'cls_token'),
+    (r'^embeddings\.position_embeddings$', 'pos_embed'),
+    (r'^embeddings\.mask_token$', 'mask_token'),
+    (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
+    (r'^(encoder\.layer|layers)\.', 'blocks.'),
+    (r'^layernorm\.', 'norm.'),
+    (r'\.attention\.(attention\.query|q_proj)\.', '.attn.q.'),
+    (r'\.attention\.(attention\.key|k_proj)\.', '.attn.k.'),
+    (r'\.attention\.(attention\.value|v_proj)\.', '.attn.v.'),
+    (r'\.attention\.(output\.dense|o_proj)\.', '.attn.proj.'),
+    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
+    (r'\.output\.dense\.', '.mlp.fc2.'),
+    (r'\.layernorm_before\.', '.norm1.'),
+    (r'\.layernorm_after\.', '.norm2.'),
+]
 
 def vit_name(name: str) -> str:
-    "A tensor's name in timm's ViT, from transformers'; query, key and value, which are one tensor in timm, become `attn.q`, `attn.k`, `attn.v`."
-    for old, new in VIT_NAMES: name = re.sub(old, new, name)
+    "A tensor's name in timm's ViT, from transformers'; query, key and value become `attn.q`, `attn.k`, `attn.v`."
+    for old, new in VIT_NAMES:
+        name = re.sub(old, new, name)
     return name
 
 def timm_tensors(tensors: dict, what: str) -> dict:
-    "Tensors under transformers' names -> under timm's, with query, key and value joined. Raises `CheckpointError` where one of the three is missing."
+    "Tensors under timm's names, from transformers'; query, key and value are joined. `CheckpointError` if one is missing."
     named, joined = {vit_name(k): v for k, v in tensors.items()}, {}
     for k, v in named.items():
-        if not (m := re.fullmatch(r'(blocks\.[^.]+\.attn\.)[qkv](\.\w+)', k)): joined[k] = v; continue
+        if not (m := re.fullmatch(r'(blocks\.[^.]+\.attn\.)[qkv](\.\w+)', k)):
+            joined[k] = v
+            continue
         parts = [named.get(f'{m[1]}{p}{m[2]}') for p in 'qkv']
-        if any(p is None or p.shape[1:] != v.shape[1:] for p in parts): raise CheckpointError(f'{what}: query, key and value of {m[1]}*{m[2]} are not all there, or of different widths')
+        if any(p is None or p.shape[1:] != v.shape[1:] for p in parts):
+            raise CheckpointError(
+                f'{what}: query, key and value of {m[1]}*{m[2]} are not all there, or of different widths'
+            )
         joined.setdefault(f'{m[1]}qkv{m[2]}', parts)
     return {k: torch.cat(v) if isinstance(v, list) else v for k, v in joined.items()}
 
 # %% ../nbs/19_checkpoints.ipynb #c08b5f14
-NOT_PLAIN = {r'\.(ls1\.gamma|layer_scale1)': 'layer scale', r'(^|\.)(reg_token|register_tokens)$': 'register tokens'} # DINOv2
+NOT_PLAIN = {
+    r'\.(ls1\.gamma|layer_scale1)': 'layer scale',
+    r'(^|\.)(reg_token|register_tokens)$': 'register tokens',
+}  # DINOv2
 
 def vit_sizes(tensors: dict, what: str = 'this ViT') -> dict:
     "Sizes of a ViT by the shapes of its tensors (timm's names), as fields of `EncoderConfig`; those it cannot tell are missing."
     shape, sizes = {k: tuple(v.shape) for k, v in tensors.items()}, {}
-    if len(s := shape.get('patch_embed.proj.weight', ())) == 4: sizes |= dict(image_width=s[0], patch_size=s[2])
+    if len(s := shape.get('patch_embed.proj.weight', ())) == 4:
+        sizes |= dict(image_width=s[0], patch_size=s[2])
     if more := [said for mark, said in NOT_PLAIN.items() if any(re.search(mark, k) for k in tensors)]:
-        raise CheckpointError(f'{what} has {" and ".join(more)} and patches of {sizes.get("patch_size", "?")} pixels, as DINOv2: it does not fit, '
-                              'for the image encoder is a plain ViT. Take weights of MAE, DINO (the first) or a plain ViT of timm')
+        raise CheckpointError(
+            f'{what} has {" and ".join(more)} and patches of {sizes.get("patch_size", "?")} '
+            'pixels, as DINOv2: it does not fit, for the image encoder is a plain ViT. '
+            'Take weights of MAE, DINO (the first) or a plain ViT of timm'
+        )
     sizes['image_depth'] = count_layers(tensors, r'blocks\.', what)
     if len(s := shape.get('pos_embed', ())) == 3 and 'patch_size' in sizes:
         side = math.isqrt(max(s[1] - 1, 0))
         if side * side != s[1] - 1:
-            raise CheckpointError(f'{what}: its positional embedding has {s[1]} rows, which are not [CLS] and a square of patches')
+            raise CheckpointError(
+                f'{what}: its positional embedding has {s[1]} rows, '
+                'which are not [CLS] and a square of patches'
+            )
         sizes['image_size'] = side * sizes['patch_size']
     return sizes
 
 # %% ../nbs/19_checkpoints.ipynb #cada0966
 IMAGE_MARK = r'(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight' # timm's name, transformers'
-IMAGE_LEFT = ('head.', 'decoder_', 'mask_token', 'decoder.', 'pooler.', 'classifier.', 'embeddings.mask_token') # heads; MAE's decoder
-VIT_FIELDS = dict(hidden_size='image_width', num_hidden_layers='image_depth', num_attention_heads='image_heads', patch_size='patch_size')
+IMAGE_LEFT = ('head.', 'decoder_', 'mask_token', 'decoder.', 'pooler.', 'classifier.',
+              'embeddings.mask_token') # heads; MAE's decoder
+VIT_FIELDS = dict(hidden_size='image_width', num_hidden_layers='image_depth', num_attention_heads='image_heads',
+                  patch_size='patch_size')
 VIT_FIXED = dict(hidden_act='gelu', qkv_bias=True)
 
 def image_weights(
-    source, # file, folder, hub name such as 'facebook/vit-mae-base', or timm name such as 'vit_base_patch16_224.mae'
+    source, # file, folder, hub name such as 'facebook/vit-mae-base', or timm's 'vit_base_patch16_224.mae'
     config: EncoderConfig | None = None, # of the model to be filled; None: any ViT
     entry: str | None = None, # where in the file, such as DINO's 'student'; None: found, DINO's teacher first
     download: bool = False, # go to the network for a name that is not in the cache
     progress=None, # called with a line of text
 ) -> Weights: # in timm's names
     "The tensors of a published ViT (MAE, DINO, timm). Raises `CheckpointError` where it is none, or not of the model's size."
-    state, source, hf = open_source(source, IMAGE_MARK, 'vision transformer', IMAGE_LEFT, entry, download, progress)
+    state, source, hf = open_source(source, IMAGE_MARK, 'vision transformer', IMAGE_LEFT, entry,
+                                    download, progress)
     what, wanted = f'the vision transformer in {source.name}', {} if config is None else vars(config)
     hf = hf if isinstance(hf, dict) else {}
     theirs = 'embeddings.patch_embeddings.projection.weight' in state
@@ -517,7 +588,8 @@ def load_pretrained(
     image_w = None if image is None else image_weights(image, model.config, download=download, progress=progress)
     audio_w = None if audio is None else hubert_weights(audio, model.config, download=download, progress=progress)
     if image_w is not None: check_state(model.image_encoder.vit, image_w, f'{image}, as image weights,')
-    if audio_w is not None: check_state(model.audio_encoder.hubert, audio_w, f'{audio}, as audio weights,', AUDIO_LEFT)
+    if audio_w is not None:
+        check_state(model.audio_encoder.hubert, audio_w, f'{audio}, as audio weights,', AUDIO_LEFT)
     load_backbones(model, image_w, audio_w, generator)
     depth, n = model.config.audio_depth, model.config.reinit_layers if audio_w else 0
     report = Report({k: w.source for k, w in (('image', image_w), ('audio', audio_w)) if w is not None},
@@ -547,25 +619,27 @@ def vg_config(tensors: dict, args: dict, what: str = 'this VG-HuBERT') -> SGMIMC
     base = vg_hubert()
     compare(f'{what}: the convolutional block of this VG-HuBERT', {k: v for k, v in sizes.items() if k.startswith('conv_')}, vars(base))
     try: return dataclasses.replace(base, **sizes, reinit_layers=min(base.reinit_layers, sizes['audio_depth']))
-    except (ConfigError, ArithmeticError) as e: raise CheckpointError(f'{what}: these tensors make no VG-HuBERT: {e}') from e
+    except (ConfigError, ArithmeticError) as e:
+        raise CheckpointError(f'{what}: these tensors make no VG-HuBERT: {e}') from e
 
 # %% ../nbs/19_checkpoints.ipynb #ee138e04
 def vg_args(path: Path) -> tuple: # the settings by name, the classes that the file names
-    "args.pkl, the settings of a VG-HuBERT. Raises `CheckpointError` where they are of another architecture than this library has."
+    "args.pkl, the settings of a VG-HuBERT. `CheckpointError` where they are of another architecture."
     read, _, names = read_file(path)
     args = read if isinstance(read, dict) else getattr(read, 'state', None)
-    if not isinstance(args, dict): raise CheckpointError(f'{path} holds no settings by name; leave it out, and the shapes of the tensors will do')
+    if not isinstance(args, dict): raise CheckpointError(f'{path} holds no settings by name; leave it out, '
+                                                      'and the shapes of the tensors will do')
     compare(f'VG-HuBERT as {path} describes it', args, VG_FIXED)
     return args, names
 
 def check_whole(state: dict, path: Path) -> None:
-    "Raise `CheckpointError` where tensors are of VG-HuBERT's audio encoder alone, as those of vg-hubert-word.pth."
+    "Raise `CheckpointError` for VG-HuBERT's audio encoder alone, as in vg-hubert-word.pth."
     if any(k.startswith('trm.') for k in state) or not any(re.search(AUDIO_MARK + '$', k) for k in state): return
-    raise CheckpointError(f'{path} holds an audio encoder without an image encoder or projections: no whole model. Give it as audio weights '
-                          '(hubert_weights; --audio-weights), or take vg-hubert-syllable.pth or best_bundle.pth')
+    raise CheckpointError(f'{path} holds an audio encoder without an image encoder or projections: no whole model. '
+                          'Give it as audio weights (hubert_weights; --audio-weights), or take vg-hubert-syllable.pth or best_bundle.pth')
 
 def vg_hubert_model(
-    source, # folder with best_bundle.pth (and args.pkl) or vg-hubert-syllable.pth, the .pth file, or the hub name 'hjvm/VG-HuBERT'
+    source, # folder with best_bundle.pth or vg-hubert-syllable.pth, such a file, or the hub name 'hjvm/VG-HuBERT'
     config: SGMIMConfig | None = None, # None: the preset, with sizes from the file
     device=None, # None: CUDA if there is one, else CPU
     download: bool = False, # go to the network for a name that is not in the cache
@@ -587,7 +661,8 @@ def vg_hubert_model(
     model = SGMIM(config)
     load_state(model, tensors, what=str(path))
     layout = f'{kind}, entry {entry!r}, VG-HuBERT\'s names' + ('' if args else '; no args.pkl beside it')
-    report = Source(path.name if Path(source).exists() else f'{name}/{path.name}', layout, path.stat().st_size, digest(path), len(tensors),
+    name = path.name if Path(source).exists() else f'{name}/{path.name}'
+    report = Source(name, layout, path.stat().st_size, digest(path), len(tensors),
                     tuple(k for k in state if k.startswith(VG_LEFT)), beside, not_read)
     return model.to(pick_device(device)).eval(), Report({'model': report})
 

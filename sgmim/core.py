@@ -154,11 +154,12 @@ def save_checkpoint(folder, tensors, meta):
 MAX_HEADER = 2**24 # bytes of a safetensors header; 100 or so are usual for a tensor
 
 def check_header(path):
-    "Raise `CheckpointError` where the header of a safetensors file is missing, or says that it is larger than MAX_HEADER."
+    "Raise `CheckpointError` where a safetensors file has no header, or one of more than MAX_HEADER bytes."
     with open(path, 'rb') as f: head = f.read(8)
     size = int.from_bytes(head, 'little')
     if len(head) < 8 or size > MAX_HEADER:
-        raise CheckpointError(f'{path}: not a safetensors file (its header has {size:,} bytes; at most {MAX_HEADER:,} are read)')
+        raise CheckpointError(f'{path}: not a safetensors file '
+                              f'(its header has {size:,} bytes; at most {MAX_HEADER:,} are read)')
 
 def load_checkpoint(folder):
     "(tensors, meta) of a checkpoint folder, on the CPU; `CheckpointError` if missing, truncated, or not a pair."
@@ -183,39 +184,57 @@ def load_checkpoint(folder):
 def _digest(blob): return hashlib.blake2b(blob, digest_size=16).hexdigest()
 
 # %% ../nbs/00_core.ipynb #42db8911
-FLOATS = ('float16', 'bfloat16', 'float32', 'float64') # of which weights are accepted
+FLOATS = ('float16', 'bfloat16', 'float32', 'float64')  # of which weights are accepted
 
 def tensor_fault(v, types=FLOATS):
-    """Why a tensor cannot be a weight, as text; None if it can: dense, with its own data, of one of `types`."""
+    "Why a tensor cannot be a weight, as text. None if it can: dense, with its own data, of one of `types`."
     dtype = str(v.dtype).removeprefix('torch.')
-    for odd, text in ((v.is_quantized, 'quantised'), (v.is_nested, 'nested'), (str(v.layout) != 'torch.strided', f'sparse ({v.layout})'),
-                      (v.device.type == 'meta', 'without data (on the meta device)')):
-        if odd: return text
-    if dtype not in types: return f'{dtype}, not one of {", ".join(types)}'
+    for odd, text in (
+        (v.is_quantized, 'quantised'),
+        (v.is_nested, 'nested'),
+        (str(v.layout) != 'torch.strided', f'sparse ({v.layout})'),
+        (v.device.type == 'meta', 'without data (on the meta device)'),
+    ):
+        if odd:
+            return text
+    if dtype not in types:
+        return f'{dtype}, not one of {", ".join(types)}'
     stored = v.untyped_storage().nbytes() // v.element_size()
     return f'of {v.numel():,} values, of which only {stored:,} are stored' if v.numel() > stored else None
 
 def check_tensors(
-    tensors, # name -> tensor, of one file
-    where, # the file, for messages
-    file_bytes=None, # its size; None: not checked
+    tensors,  # name -> tensor, of one file
+    where,  # the file, for messages
+    file_bytes=None,  # its size; None: not checked
 ):
-    "Raise `CheckpointError` unless all tensors can be weights, together fit into their file, and hold finite numbers (as float32)."
-    def names(bad): return f'{", ".join(bad[:8])}{", …" if len(bad) > 8 else ""}'
+    "Raise `CheckpointError` unless all tensors can be weights, fit into their file, and are finite (as float32)."
+
+    def names(bad):
+        return f'{", ".join(bad[:8])}{", …" if len(bad) > 8 else ""}'
+
     if bad := [f'{k} is {fault}' for k, v in tensors.items() if (fault := tensor_fault(v))]:
-        raise CheckpointError(f'{where} holds tensors that cannot be loaded as weights: {names(bad)}. Save dense floating-point tensors')
+        raise CheckpointError(
+            f'{where} holds tensors that cannot be loaded as weights: {names(bad)}. '
+            'Save dense floating-point tensors'
+        )
     claimed = sum(v.numel() * v.element_size() for v in tensors.values())
     if file_bytes is not None and claimed > file_bytes:
-        raise CheckpointError(f'{where} has {file_bytes:,} bytes, but its tensors claim {claimed:,}: the file is damaged or made up')
+        raise CheckpointError(
+            f'{where} has {file_bytes:,} bytes, but its tensors claim {claimed:,}: '
+            'the file is damaged or made up'
+        )
     if bad := [k for k, v in tensors.items() if not _finite(v.float())]:
-        raise CheckpointError(f'{where} holds values that are not finite, in {names(bad)}: '
-                              'the file is damaged, its training failed, or its numbers are too large for float32')
+        raise CheckpointError(
+            f'{where} holds values that are not finite, in {names(bad)}: '
+            'the file is damaged, its training failed, or a number is too large for float32'
+        )
 
-def _finite(v): return bool(v.sum().isfinite()) or bool(v.isfinite().all()) # the sum is fast, but may overflow
+def _finite(v):
+    return bool(v.sum().isfinite()) or bool(v.isfinite().all())  # a sum is fast, but may overflow
 
 # %% ../nbs/00_core.ipynb #5be90c11
 def check_state(module, tensors, what='checkpoint', ignore=()):
-    """Raise `CheckpointError` unless `tensors` has the names, shapes and types of `module`'s; it lists all that differ.
+    """Raise `CheckpointError` unless `tensors` has the names, shapes and types of `module`'s; list all faults.
     Names starting with one of `ignore` may be missing or left over; any type in FLOATS goes for any other."""
     own = module.state_dict()
     skip = lambda k: any(k.startswith(p) for p in ignore)
@@ -224,11 +243,22 @@ def check_state(module, tensors, what='checkpoint', ignore=()):
     both = [(k, v, tensors[k]) for k, v in own.items() if k in tensors]
     types = lambda v: FLOATS if v.is_floating_point() else (str(v.dtype).removeprefix('torch.'),)
     kind = [f'{k} {fault}' for k, v, t in both if (fault := tensor_fault(t, types(v)))]
-    wrong = [f'{k} {tuple(t.shape)} where the model has {tuple(v.shape)}' for k, v, t in both
-             if not t.is_nested and t.shape != v.shape]
+    wrong = [
+        f'{k} {tuple(t.shape)} where the model has {tuple(v.shape)}'
+        for k, v, t in both
+        if not t.is_nested and t.shape != v.shape
+    ]
     if missing or extra or wrong or kind:
-        parts = [f'{len(v)} {n}: {", ".join(v[:8])}{", …" if len(v) > 8 else ""}' for n, v in
-                 (('missing', missing), ('unexpected', extra), ('of another shape', wrong), ('of another type', kind)) if v]
+        parts = [
+            f'{len(v)} {n}: {", ".join(v[:8])}{", …" if len(v) > 8 else ""}'
+            for n, v in (
+                ('missing', missing),
+                ('unexpected', extra),
+                ('of another shape', wrong),
+                ('of another type', kind),
+            )
+            if v
+        ]
         raise CheckpointError(f'{what} does not fit {type(module).__name__}: ' + '; '.join(parts))
 
 def load_state(module, tensors, what='checkpoint', ignore=()):

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from ..core import (WEIGHTS, CheckpointError, ConfigError, DataError, config_from_dict, config_to_dict, load_checkpoint,
-                        check_header, check_state, check_tensors, load_state, pick_device, read_json, save_checkpoint)
+                        check_header, check_state, check_tensors, load_state, pick_device, read_json,
+                        save_checkpoint)
 from ..losses import info_nce, mim_loss, total_loss
 from .audio_encoder import AudioEncoder, AudioOutput, hubert_config, summarise
 from .decoder import Decoder
@@ -331,27 +332,43 @@ def save_model(model: SGMIM, folder, extra_meta: dict | None = None) -> None:
 def read_exported(folder) -> tuple[dict, dict]:
     "(tensors, config.json) of a folder in the Hugging Face hub's layout; `CheckpointError` if broken."
     from safetensors.torch import load_file
-    path = Path(folder)/'model.safetensors'
+
+    path = Path(folder) / 'model.safetensors'
     check_header(path)
-    try: tensors = load_file(path)
-    except Exception as e: # of safetensors, of torch, or of the file system
-        raise CheckpointError(f'{path} cannot be read ({e}): truncated, or not a safetensors file. Copy it again.') from e
-    try: return tensors, read_json(path.parent/'config.json')
-    except DataError as e: raise CheckpointError(f'{e}. Copy the folder again, whole.') from e
+    try:
+        tensors = load_file(path)
+    except Exception as e:  # of safetensors, of torch, or of the file system
+        raise CheckpointError(
+            f'{path} cannot be read ({e}): truncated, or not a safetensors file. Copy it again.'
+        ) from e
+    try:
+        return tensors, read_json(path.parent / 'config.json')
+    except DataError as e:
+        raise CheckpointError(f'{e}. Copy the folder again, whole.') from e
 
 def check_fit(
-    config: SGMIMConfig, # from a file, so it may say anything
-    tensors: dict, # name -> tensor
-    where, # the file or folder, for messages
+    config: SGMIMConfig,  # from a file, so it may say anything
+    tensors: dict,  # name -> tensor
+    where,  # the file or folder, for messages
 ) -> None:
-    "Raise `CheckpointError` unless a model of `config` has exactly these tensors. The model is not built: this takes no memory."
-    layers = config.image_depth + config.audio_depth + (config.decoder_depth if config.reconstruction != 'none' else 0)
-    if 12 * layers + len(config.conv_dim) > len(tensors): # a layer has 12 tensors at least, a convolution has 1
-        raise CheckpointError(f'{where}: its configuration has {layers:,} layers and {len(config.conv_dim):,} convolutions, '
-                              f'which the {len(tensors):,} tensors do not make up: missing tensors, or a configuration that was changed')
+    "Raise `CheckpointError` unless a model of `config` has exactly these tensors; no model is built."
+    layers = (
+        config.image_depth
+        + config.audio_depth
+        + (config.decoder_depth if config.reconstruction != 'none' else 0)
+    )
+    if 12 * layers + len(config.conv_dim) > len(
+        tensors
+    ):  # a layer has 12 tensors at least, a convolution has 1
+        raise CheckpointError(
+            f'{where}: its configuration has {layers:,} layers and {len(config.conv_dim):,} '
+            f'convolutions, which {len(tensors):,} tensors do not make up: '
+            'tensors are missing, or the configuration was changed'
+        )
     try:
-        with torch.device('meta'): empty = SGMIM(config)
-    except Exception as e: # a size that no tensor can have
+        with torch.device('meta'):
+            empty = SGMIM(config)
+    except Exception as e:  # a size that no tensor can have
         raise CheckpointError(f'{where}: its configuration makes no model ({type(e).__name__}: {e})') from e
     check_state(empty, tensors, what=str(where))
 
@@ -367,7 +384,7 @@ def load_model(
     if not isinstance(meta, dict) or not isinstance(meta.get('config'), dict):
         raise CheckpointError(f'{folder} holds no SG-MIM model: its config.json has no entry "config"')
     try: saved = config_from_dict(SGMIMConfig, meta['config'], where=f'{folder}/config.json')
-    except (ValueError, TypeError, ArithmeticError) as e: # `ConfigError`, or a number too large to compute with
+    except (ValueError, TypeError, ArithmeticError) as e: # `ConfigError`, or too large a number
         raise CheckpointError(f'{e}; {folder}/config.json was changed, or written by another version') from e
     if config is not None and (found := config_difference(saved, config)):
         raise CheckpointError(f'the model in {folder} has another configuration: ' + '; '.join(found))
