@@ -88,8 +88,8 @@ MAX_WORK = 10_000_000  # values inside the values that its instructions take
 NESTING = ('TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'FROZENSET')  # their hash goes through all values inside
 
 def scan_pickle(file) -> None:
-    "Walk to the end of a pickle without running it; `UnpicklingError` if it could exhaust memory, stack or time."
-    # values inside each value of the stack (None: a mark), inside each of the memo, and inside all that were taken
+    "Walk to the end of a pickle without running it; `UnpicklingError` if it could exhaust the machine."
+    # values inside each value of the stack (None: a mark), inside each of the memo, inside all that were taken
     sizes, memo, work = [], {}, 0
     for step, (op, arg, _) in enumerate(pickletools.genops(file)):
         if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
@@ -120,9 +120,8 @@ def _taken(op, sizes: list) -> list:
     taken = []
     while (size := sizes.pop()) is not None:
         taken.append(size)
-    return taken + [
-        sizes.pop() for _ in range(op.stack_before.index(pickletools.markobject))
-    ]  # those below the mark
+    below = op.stack_before.index(pickletools.markobject) # values below the mark that it takes, too
+    return taken + [sizes.pop() for _ in range(below)]
 
 # %% ../nbs/19_checkpoints.ipynb #90ab4e7d
 def scan_archive(
@@ -153,9 +152,7 @@ def scan_archive(
         )
     for e in entries:
         if e.filename.endswith('.pkl'):
-            head = (
-                e.header_offset + 26
-            )  # of the entry: here stand two lengths, of what comes before its content
+            head = e.header_offset + 26 # two lengths stand here, of what comes before the content
             start = head + 4 + sum(struct.unpack('<HH', data[head : head + 4]))
             scan_pickle(io.BytesIO(data[start : start + e.file_size]))
 
@@ -213,8 +210,8 @@ def read_file(
     return content, kind, tuple(sorted(seen))
 
 # %% ../nbs/19_checkpoints.ipynb #816383ac
-ENTRIES = ('dual_encoder', 'model', 'teacher', 'state_dict', 'model_state_dict', # VG-HuBERT; fairseq, MAE; DINO; Lightning; common use
-           'audio_encoder') # VG-HuBERT's audio encoder alone
+# VG-HuBERT; fairseq, MAE; DINO; Lightning; common use; VG-HuBERT's audio encoder alone
+ENTRIES = ('dual_encoder', 'model', 'teacher', 'state_dict', 'model_state_dict', 'audio_encoder')
 
 def find_state(
     content, # of `read_file`
@@ -284,8 +281,9 @@ def digest(path) -> str:
 # %% ../nbs/19_checkpoints.ipynb #7db5076c
 PAPER_IMAGE, PAPER_AUDIO = 'vit_base_patch16_224.mae', 'facebook/hubert-base-ls960' # the paper's starting points (§3.2)
 FILES = ('model.safetensors', 'pytorch_model.bin', 'weights.safetensors') # of a folder or repository, best first
-VG_HUB, VG_WHOLE = 'hjvm/VG-HuBERT', ('best_bundle.pth', 'vg-hubert-syllable.pth') # VG-HuBERT: both encoders, under two names
-VG_FILES = (*VG_WHOLE, 'snapshot_20.pth', 'vg-hubert-word.pth') # the last two: an earlier epoch, under two names
+VG_HUB = 'hjvm/VG-HuBERT'
+VG_WHOLE = ('best_bundle.pth', 'vg-hubert-syllable.pth') # both encoders, under two names
+VG_FILES = (*VG_WHOLE, 'snapshot_20.pth', 'vg-hubert-word.pth') # the last two: an earlier epoch
 OFFICIAL = {PAPER_AUDIO: 'https://dl.fbaipublicfiles.com/hubert/hubert_base_ls960.pt',
             'timm/' + PAPER_IMAGE: 'https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth',
             'timm/vit_small_patch8_224.dino': 'https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth'}
@@ -318,14 +316,15 @@ def config_beside(folder: Path) -> dict | None:
     except DataError as e: raise CheckpointError(f'{e}. Fetch the file again, or leave it out') from e
 
 def in_folder(folder: Path, names: tuple = FILES + VG_FILES, progress=None) -> Path:
-    "The weights file of a folder: the first of `names`, else its one snapshot. `CheckpointError` for none or a choice."
+    "The weights file of a folder: the first of `names`, else its one snapshot; `CheckpointError` if unclear."
     there = [n for n in names if (folder/n).is_file()]
     snapshots = sorted(p.name for p in folder.glob('snapshot_*.pth') if p.name not in there)
     if not there + snapshots:
+        has = ', '.join(sorted(p.name for p in folder.iterdir())[:8])
         first = [n for n in names if n in VG_FILES]
         last = [n for n in names if n not in VG_FILES] or ['snapshot_N.pth']
-        raise CheckpointError(f'the folder {folder} has no VG-HuBERT ({", ".join(first)}) and none of {", ".join(last)}; '
-                              f'it has {", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"}')
+        raise CheckpointError(f'the folder {folder} has no VG-HuBERT ({", ".join(first)}) '
+                              f'and none of {", ".join(last)}; it has {has or "nothing"}')
     rest = [n for n in there if n in VG_FILES] + snapshots # which of these is a choice between models
     if there[:1] == rest[:1] and rest[0] not in VG_WHOLE and len(rest) > 1:
         raise CheckpointError(f'the folder {folder} has {", ".join(rest)}: '
@@ -391,7 +390,7 @@ def drop(state: dict, source: Source, extra: tuple, layout: str) -> Weights:
     return kept
 
 def count_layers(tensors: dict, before: str, what: str) -> int:
-    "Number of layers, by names that start with `before` and an index; `CheckpointError` unless these are 0, 1, 2, …"
+    "Number of layers, by the indices after `before` in names; `CheckpointError` unless these are 0, 1, 2, …"
     found = {m[1] for k in tensors if (m := re.match(rf'{before}([^.]*)\.', k))}
     if odd := sorted(found - {str(i) for i in range(len(found))}):
         raise CheckpointError(f'{what}: {len(found)} layers have tensors, so their numbers under '
@@ -481,13 +480,13 @@ VIT_NAMES = [
 ]
 
 def vit_name(name: str) -> str:
-    "A tensor's name in timm's ViT, from transformers'; query, key and value become `attn.q`, `attn.k`, `attn.v`."
+    "A tensor's name in timm's ViT, from transformers'; query, key, value become `attn.q`, `attn.k`, `attn.v`."
     for old, new in VIT_NAMES:
         name = re.sub(old, new, name)
     return name
 
 def timm_tensors(tensors: dict, what: str) -> dict:
-    "Tensors under timm's names, from transformers'; query, key and value are joined. `CheckpointError` if one is missing."
+    "Tensors under timm's names, from transformers'; query, key and value are joined into `attn.qkv`."
     named, joined = {vit_name(k): v for k, v in tensors.items()}, {}
     for k, v in named.items():
         if not (m := re.fullmatch(r'(blocks\.[^.]+\.attn\.)[qkv](\.\w+)', k)):
@@ -530,11 +529,11 @@ def vit_sizes(tensors: dict, what: str = 'this ViT') -> dict:
     return sizes
 
 # %% ../nbs/19_checkpoints.ipynb #cada0966
-IMAGE_MARK = r'(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight' # timm's name, transformers'
+IMAGE_MARK = r'(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight' # timm, transformers
 IMAGE_LEFT = ('head.', 'decoder_', 'mask_token', 'decoder.', 'pooler.', 'classifier.',
               'embeddings.mask_token') # heads; MAE's decoder
-VIT_FIELDS = dict(hidden_size='image_width', num_hidden_layers='image_depth', num_attention_heads='image_heads',
-                  patch_size='patch_size')
+VIT_FIELDS = dict(hidden_size='image_width', num_hidden_layers='image_depth',
+                  num_attention_heads='image_heads', patch_size='patch_size')
 VIT_FIXED = dict(hidden_act='gelu', qkv_bias=True)
 
 def image_weights(
@@ -557,8 +556,9 @@ def image_weights(
     sizes = vit_sizes(state, what)
     compare(what, {k: v for k, v in sizes.items() if k != 'image_size'}, wanted)
     if wanted and sizes.get('image_size', config.image_size) != config.image_size:
-        raise CheckpointError(f'the positional embedding in {source.name} is for images of {sizes["image_size"]} pixels a side, the model takes '
-                              f'{config.image_size}: it is not resized here. Take weights for {config.image_size} pixels, or set image_size={sizes["image_size"]}')
+        raise CheckpointError(f'the positional embedding in {source.name} is for images of {sizes["image_size"]} pixels '
+                              f'a side, the model takes {config.image_size}: it is not resized here. Take weights for '
+                              f'{config.image_size} pixels, or set image_size={sizes["image_size"]}')
     return drop(state, source, IMAGE_LEFT, "transformers' names" if theirs else "timm's names")
 
 # %% ../nbs/19_checkpoints.ipynb #2d4b875d
@@ -612,12 +612,14 @@ def vg_name(name: str) -> str:
 def vg_config(tensors: dict, args: dict, what: str = 'this VG-HuBERT') -> SGMIMConfig:
     "The preset `vg-hubert`, with what the tensors (in `SGMIM`'s names) and the settings say of sizes."
     def part(prefix): return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    sizes = {**vit_sizes(part('image_encoder.vit.'), what), **hubert_sizes(part('audio_encoder.hubert.'), what)}
+    sizes = vit_sizes(part('image_encoder.vit.'), what) | hubert_sizes(part('audio_encoder.hubert.'), what)
     for side in ('image', 'audio'): sizes[f'{side}_heads'] = max(sizes.get(f'{side}_width', 64) // 64, 1) # 64 a head, in ViT-S, ViT-B and HuBERT Base
     sizes |= dict(audio_heads=args.get('encoder_attention_heads', sizes['audio_heads']), decoder_heads=sizes['image_heads'])
-    if len(s := tuple(getattr(tensors.get('audio_proj.2.weight'), 'shape', ()))) == 2: sizes['embed_dim'] = s[0]
+    if 'audio_proj.2.weight' in tensors and len(s := tensors['audio_proj.2.weight'].shape) == 2:
+        sizes['embed_dim'] = s[0]
     base = vg_hubert()
-    compare(f'{what}: the convolutional block of this VG-HuBERT', {k: v for k, v in sizes.items() if k.startswith('conv_')}, vars(base))
+    convs = {k: v for k, v in sizes.items() if k.startswith('conv_')}
+    compare(f'{what}: the convolutional block of this VG-HuBERT', convs, vars(base))
     try: return dataclasses.replace(base, **sizes, reinit_layers=min(base.reinit_layers, sizes['audio_depth']))
     except (ConfigError, ArithmeticError) as e:
         raise CheckpointError(f'{what}: these tensors make no VG-HuBERT: {e}') from e
@@ -634,12 +636,14 @@ def vg_args(path: Path) -> tuple: # the settings by name, the classes that the f
 
 def check_whole(state: dict, path: Path) -> None:
     "Raise `CheckpointError` for VG-HuBERT's audio encoder alone, as in vg-hubert-word.pth."
-    if any(k.startswith('trm.') for k in state) or not any(re.search(AUDIO_MARK + '$', k) for k in state): return
-    raise CheckpointError(f'{path} holds an audio encoder without an image encoder or projections: no whole model. '
-                          'Give it as audio weights (hubert_weights; --audio-weights), or take vg-hubert-syllable.pth or best_bundle.pth')
+    if any(k.startswith('trm.') for k in state): return
+    if not any(re.search(AUDIO_MARK + '$', k) for k in state): return
+    raise CheckpointError(f'{path} holds an audio encoder without an image encoder or projections: '
+                          'no whole model. Give it as audio weights (hubert_weights; --audio-weights), '
+                          'or take vg-hubert-syllable.pth or best_bundle.pth')
 
 def vg_hubert_model(
-    source, # folder with best_bundle.pth or vg-hubert-syllable.pth, such a file, or the hub name 'hjvm/VG-HuBERT'
+    source, # folder with best_bundle.pth or vg-hubert-syllable.pth, a file, or the hub name 'hjvm/VG-HuBERT'
     config: SGMIMConfig | None = None, # None: the preset, with sizes from the file
     device=None, # None: CUDA if there is one, else CPU
     download: bool = False, # go to the network for a name that is not in the cache

@@ -374,11 +374,11 @@ def run_evaluation(a):
 
 # %% ../nbs/32_cli.ipynb #47cb872a
 def open_checkpoint(path):
-    "The model at `path`: ours, exported, or VG-HuBERT's (a file, its folder, or its name on the hub, if in the cache)."
+    "The model at `path`: ours, exported, or VG-HuBERT's (file, folder, or hub name that is in the cache)."
     from sgmim.checkpoints import FILES, VG_HUB, vg_hubert_model
     from sgmim.models.sgmim import load_model
     if (path/'best').is_dir(): path = path/'best'
-    ours = any((path/name).is_file() for name in (*FILES, 'config.json'))
+    ours = any((path/name).is_file() for name in FILES)
     theirs = path.is_file() or str(path) == VG_HUB or (path.is_dir() and any(path.glob('*.pth')))
     if theirs and not ours:
         return vg_hubert_model(path, device='cpu', progress=lambda line: print(line, file=sys.stderr))[0]

@@ -207,7 +207,7 @@ def check_tensors(
     where,  # the file, for messages
     file_bytes=None,  # its size; None: not checked
 ):
-    "Raise `CheckpointError` unless all tensors can be weights, fit into their file, and are finite (as float32)."
+    "Raise `CheckpointError` unless tensors can be weights, fit into their file, and are finite in float32."
 
     def names(bad):
         return f'{", ".join(bad[:8])}{", …" if len(bad) > 8 else ""}'
@@ -234,7 +234,7 @@ def _finite(v):
 
 # %% ../nbs/00_core.ipynb #5be90c11
 def check_state(module, tensors, what='checkpoint', ignore=()):
-    """Raise `CheckpointError` unless `tensors` has the names, shapes and types of `module`'s; list all faults.
+    """Raise `CheckpointError` unless `tensors` has the names, shapes and types of `module`'s; list faults.
     Names starting with one of `ignore` may be missing or left over; any type in FLOATS goes for any other."""
     own = module.state_dict()
     skip = lambda k: any(k.startswith(p) for p in ignore)
