@@ -381,11 +381,15 @@ def run_evaluation(a):
 
 # %% ../nbs/32_cli.ipynb #47cb872a
 def open_checkpoint(path):
-    "The model at `path`: ours, exported, or VG-HuBERT's bundle."
+    "The model at `path`: ours, exported, or VG-HuBERT's (file, folder, or hub name that is in the cache)."
+    from sgmim.checkpoints import FILES, VG_HUB, vg_hubert_model
     from sgmim.models.sgmim import load_model
-    from sgmim.checkpoints import vg_hubert_model
     if (path/'best').is_dir(): path = path/'best'
-    return vg_hubert_model(path, device='cpu')[0] if path.is_file() or (path/'best_bundle.pth').is_file() else load_model(path, device='cpu')
+    ours = any((path/name).is_file() for name in FILES)
+    theirs = path.is_file() or str(path) == VG_HUB or (path.is_dir() and any(path.glob('*.pth')))
+    if theirs and not ours:
+        return vg_hubert_model(path, device='cpu', progress=lambda line: print(line, file=sys.stderr))[0]
+    return load_model(path, device='cpu')
 
 def state_digest(model):
     "A hash of the configuration and of all weights: which model this was."

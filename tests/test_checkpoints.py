@@ -10,6 +10,7 @@ import json
 import operator
 import os
 import pickle
+import resource
 import struct
 import subprocess
 import sys
@@ -28,14 +29,15 @@ import timm
 import torch
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from sgmim.checkpoints import (PAPER_AUDIO, PAPER_IMAGE, Inert, Weights, export_model, find_state, hubert_weights, image_weights, inert_pickle, kind_of,
-                               load_pretrained, locate, model_card, read_file, timm_repo, vg_hubert_model, vg_name)
-from sgmim.core import CheckpointError, read_json, write_json
+from sgmim.checkpoints import (PAPER_AUDIO, PAPER_IMAGE, VG_HUB, Inert, Weights, export_model, find_state, hubert_weights, image_weights, inert_pickle, kind_of,
+                               load_pretrained, locate, model_card, read_file, scan_pickle, timm_repo, vg_hubert_model, vg_name)
+from sgmim.core import CheckpointError, config_to_dict, read_json, save_checkpoint, write_json
 from sgmim.models.audio_encoder import hubert_config
 from sgmim.models.sgmim import SGMIM, SGMIMConfig, load_backbones, load_model, paper, scenes_tiny, vg_hubert
 from torch import nn
 from torch.nn import functional as F
-from transformers import HubertForCTC, HubertModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (HubertForCTC, HubertModel, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel,
+                          Wav2Vec2Config, Wav2Vec2Model)
 
 SMALL = replace(scenes_tiny(), image_size=48, image_width=64, image_depth=2, image_heads=2, audio_width=64, audio_depth=2, audio_heads=4, audio_hidden=96,
                 conv_dim=(24,) * 7, conv_kernel=paper().conv_kernel, conv_stride=paper().conv_stride, conv_norm='group', conv_bias=False,
@@ -450,6 +452,119 @@ def test_encoders_of_a_bundle(tmp_path):
     assert 'cls_token' in audio.source.left_out and torch.equal(model.image_encoder.vit.norm.bias, m.image_encoder.vit.norm.bias)
 
 
+# ---- transformers' names for a ViT
+
+VIT_SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256, image_size=48, patch_size=12, layer_norm_eps=1e-6) # MAE's own eps, and the model's
+MAE_SIZES = dict(mask_ratio=0., decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=64)
+
+def features_of(model, image):
+    "All patches of an image, in order: for MAE, noise that rises from patch to patch shuffles nothing."
+    if not isinstance(model, ViTMAEModel): return model(image).last_hidden_state
+    return model(image, noise=torch.arange(16.).expand(len(image), -1)).last_hidden_state
+
+@pytest.mark.parametrize('saved', ['old names', 'new names'])
+@pytest.mark.parametrize('kind', ['ViTMAEForPreTraining', 'ViTMAEModel', 'ViTModel', 'ViTForImageClassification'])
+@torch.no_grad()
+def test_vit_of_transformers(tmp_path, kind, saved):
+    torch.manual_seed(0)
+    mae = 'MAE' in kind
+    hf = shaken(globals()[kind]((ViTMAEConfig if mae else ViTConfig)(**VIT_SIZES, **(MAE_SIZES if mae else {}))))
+    hf.save_pretrained(tmp_path) # writes the names of the files on the hub
+    if saved == 'new names': save_file(hf.state_dict(), tmp_path / 'model.safetensors')
+    names = set(load_file(tmp_path / 'model.safetensors'))
+    assert any('attention.attention.query' in k for k in names) == (saved == 'old names')
+    model, image, said = empty_model(SMALL), torch.randn(2, 3, 48, 48, generator=seeded()), []
+    report = load_pretrained(model, image=tmp_path, progress=said.append)
+    close(model.image_encoder(image), features_of(getattr(hf, 'vit', hf), image))
+    assert report.sources['image'].tensors == len(model.image_encoder.vit.state_dict()) and "transformers' names" in str(report)
+    vit = {k.removeprefix('vit.') for k in names}
+    assert len(report.sources['image'].left_out) == sum(k.startswith(('decoder.', 'pooler.', 'classifier.')) for k in vit) # told, not lost
+
+@torch.no_grad()
+def test_vit_mae_base_at_full_size(big):
+    with torch.device('meta'): hf = ViTMAEForPreTraining(ViTMAEConfig())
+    torch.save({k: torch.zeros(v.shape, dtype=torch.float16) for k, v in hf.state_dict().items() if k.startswith('vit.')}, big / 'pytorch_model.bin')
+    w = image_weights(big / 'pytorch_model.bin', paper())
+    with torch.device('meta'): own = SGMIM(replace(paper(), reconstruction='none')).image_encoder.vit.state_dict()
+    assert {k: v.shape for k, v in w.items()} == {k: v.shape for k, v in own.items()}
+
+def test_faults_of_a_vit_of_transformers(tmp_path):
+    hf = ViTModel(ViTConfig(**VIT_SIZES)); hf.save_pretrained(tmp_path)
+    state, config = load_file(tmp_path / 'model.safetensors'), read_json(tmp_path / 'config.json')
+    for change, words in (({'num_attention_heads': 4}, 'image_heads 4 where the model has 2'), ({'hidden_act': 'relu'}, "hidden_act 'relu'"), ({'qkv_bias': False}, 'qkv_bias False')):
+        write_json(tmp_path / 'config.json', {**config, **change})
+        with pytest.raises(CheckpointError, match=words): image_weights(tmp_path, SMALL)
+    write_json(tmp_path / 'config.json', config)
+    key = 'encoder.layer.1.attention.attention.key.weight'
+    for bad, words in (({k: v for k, v in state.items() if k != key}, r'query, key and value of blocks.1.attn.\*.weight are not all there'),
+                       ({**state, key: torch.zeros(64, 63)}, 'or of different widths'), ({**state, key: state[key].to(torch.int8)}, f'{key} is int8'),
+                       ({**state, 'encoder.layer.7.layernorm_before.bias': torch.zeros(64)}, 'must be 0 to 2, but 7 is among them'),
+                       ({k: v for k, v in state.items() if k != 'layernorm.bias'}, f'{tmp_path}, as image weights, .*1 missing: norm.bias')):
+        save_file(bad, tmp_path / 'model.safetensors')
+        with pytest.raises(CheckpointError, match=words): load_pretrained(empty_model(SMALL), image=tmp_path)
+
+@pytest.mark.parametrize('extra,words', [({'blocks.0.ls1.gamma': torch.ones(64)}, 'layer scale and patches of 12 pixels, as DINOv2'),
+                                         ({'reg_token': torch.ones(1, 4, 64)}, 'register tokens and patches'),
+                                         ({'pos_embed': torch.ones(1, 196, 64)}, 'positional embedding has 196 rows, which are not'),
+                                         ({'pos_embed': torch.ones(1, 198, 64), 'dist_token': torch.ones(1, 1, 64)}, '198 rows')])
+def test_a_vit_that_is_not_plain_is_named(tmp_path, vit, extra, words):
+    save_file({**vit.state_dict(), **extra}, tmp_path / 'v.safetensors')
+    with pytest.raises(CheckpointError, match=f'v.safetensors.*{words}'): image_weights(tmp_path / 'v.safetensors', SMALL)
+
+def test_missing_tensors_name_the_file(tmp_path):
+    hubert = {k: v for k, v in small_hubert().state_dict().items() if k != 'encoder.layer_norm.bias'}
+    save_file(hubert, tmp_path / 'h.safetensors')
+    with pytest.raises(CheckpointError, match=f'{tmp_path}/h.safetensors, as audio weights, .*1 missing: encoder.layer_norm.bias'):
+        load_pretrained(empty_model(SMALL), audio=tmp_path / 'h.safetensors')
+
+
+# ---- the files of VG-HuBERT that are on the hub
+
+def vg_files(folder, *names):
+    "Files of VG-HuBERT in small: the whole model, or its audio encoder alone, by name."
+    _, state = vg_state()
+    audio = {k.removeprefix('audio_encoder.'): v for k, v in state.items() if k.startswith('audio_encoder.')}
+    for name in names: torch.save({'audio_encoder': audio} if 'word' in name or 'snapshot' in name else {'dual_encoder': state}, folder / name)
+    return state, audio
+
+def test_vg_hubert_audio_encoder_alone(tmp_path):
+    _, audio = vg_files(tmp_path, 'vg-hubert-word.pth')
+    path = tmp_path / 'vg-hubert-word.pth'
+    for source in (path, tmp_path): # the file, or its folder
+        w = hubert_weights(source, SMALL)
+        assert len(w) == len(audio) - 1 and w.source.left_out == ('cls_token',) and "'audio_encoder'" in w.source.layout
+    assert torch.equal(w['encoder.layers.1.feed_forward.output_dense.weight'], audio['encoder.layers.1.fc2.weight'])
+    for source in (path, tmp_path):
+        with pytest.raises(CheckpointError, match=r'vg-hubert-word.pth holds an audio encoder without an image encoder.*--audio-weights'): vg_hubert_model(source, VG_SMALL)
+
+@pytest.mark.parametrize('names,took', [(['vg-hubert-syllable.pth'], 0), (['snapshot_20.pth', 'best_bundle.pth'], 1), (['vg-hubert-syllable.pth', 'vg-hubert-word.pth'], 0), (['best_bundle.pth', 'snapshot_3.pth'], 0)])
+def test_folder_of_vg_hubert(tmp_path, names, took):
+    vg_files(tmp_path, *names); said = []
+    _, report = vg_hubert_model(tmp_path, VG_SMALL, 'cpu', progress=said.append)
+    assert report.sources['model'].name == names[took]
+    assert len(names) == 1 or any(f'took {names[took]} of ' in line and names[1 - took] in line for line in said)
+    assert image_weights(tmp_path, SMALL)['norm.bias'].shape == (64,)
+
+def test_folder_with_a_choice_of_vg_hubert(tmp_path):
+    vg_files(tmp_path, 'snapshot_20.pth', 'snapshot_30.pth')
+    with pytest.raises(CheckpointError, match='has snapshot_20.pth, snapshot_30.pth: give the path of the one'): hubert_weights(tmp_path, SMALL)
+    (tmp_path / 'snapshot_20.pth').unlink()
+    assert hubert_weights(tmp_path, SMALL).source.left_out == ('cls_token',)
+
+def test_vg_hubert_by_its_name_on_the_hub(tmp_path, monkeypatch):
+    vg_files(tmp_path, 'vg-hubert-syllable.pth', 'vg-hubert-word.pth')
+    (tmp_path / 'args.pkl').write_bytes(pickle.dumps(argparse.Namespace(encoder_attention_heads=4)))
+    files = {p.name: p for p in tmp_path.iterdir()}
+    fake_hub(monkeypatch, files)
+    with pytest.raises(CheckpointError, match=f'no weights for {VG_HUB}: it is not in the cache'): vg_hubert_model(VG_HUB, VG_SMALL)
+    _, report = vg_hubert_model(VG_HUB, VG_SMALL, 'cpu', download=True)
+    assert report.sources['model'].name == f'{VG_HUB}/vg-hubert-syllable.pth' and 'no args.pkl' not in str(report)
+    fake_hub(monkeypatch, {}, files)
+    assert hubert_weights(VG_HUB, SMALL).source.name == VG_HUB
+    from sgmim import cli
+    with pytest.raises(CheckpointError, match='conv_dim'): cli.open_checkpoint(Path(VG_HUB)) # found, and read: the small one has other convolutions
+
+
 # ---- names on the hub; never the network
 
 def fake_hub(monkeypatch, present, cached=(), fails=None):
@@ -641,6 +756,167 @@ def test_plain_files_name_nothing(tmp_path):
         content, kind, names = read_file(tmp_path / 'y.pt')
         got = find_state(content, 'y.pt')[0]
         assert names == ('argparse.Namespace',) and all(torch.equal(got[k], v) and got[k].dtype == v.dtype and type(got[k]) is torch.Tensor for k, v in state.items())
+
+
+# ---- files that would exhaust the machine, or hold what is no weight
+
+def limited(gigabytes=3):
+    "Less address space for what follows, so that a test of a bomb fails and does not take the machine with it."
+    @contextlib.contextmanager
+    def within():
+        old, used = resource.getrlimit(resource.RLIMIT_AS), int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + gigabytes * 2**30, old[1]))
+        try: yield
+        finally: resource.setrlimit(resource.RLIMIT_AS, old)
+    return within()
+
+def no_model_is_built(monkeypatch):
+    "Building a model fails where it would take memory: on any device but torch's meta device."
+    build = SGMIM.__init__
+    def checked(self, config):
+        assert torch.empty(0).device.type == 'meta', 'a model was built before its file was checked'
+        build(self, config)
+    monkeypatch.setattr(SGMIM, '__init__', checked)
+
+FC1 = 'audio_encoder.encoder.layers.1.fc1.weight'
+SIZES = {'layer of audio': {'audio_encoder.encoder.layers.999999.fc1.weight': torch.zeros(1)}, 'block of image': {'trm.blocks.999999.norm1.bias': torch.zeros(1)},
+         'gap': {'trm.blocks.3.norm1.bias': torch.zeros(1)}, 'index that is no number': {'trm.blocks.x.norm1.bias': torch.zeros(1)}, 'leading zero': {'trm.blocks.01.norm1.bias': torch.zeros(1)},
+         'index of 5,000 digits': {f'trm.blocks.{"9" * 5000}.norm1.bias': torch.zeros(1)}, 'convolution': {'audio_encoder.feature_extractor.conv_layers.999999.0.weight': torch.zeros(1)},
+         'many layers': {f'trm.blocks.{i}.norm1.bias': torch.zeros(1) for i in range(2, 400)}, 'width': {'trm.patch_embed.proj.weight': torch.zeros(10**9, 0, 12, 12)},
+         'patches': {'trm.pos_embed': torch.zeros(1, 10**12 + 1, 0)}, 'embedding': {'audio_cls_token_proj.2.weight': torch.zeros(10**12, 0)},
+         'hidden width': {'audio_encoder.encoder.layers.0.fc1.weight': torch.zeros(10**12, 0)}, 'positional kernel': {'audio_encoder.pos_conv.0.weight_v': torch.zeros(64, 0, 10**12)},
+         'scalar': {'audio_cls_token_proj.2.weight': torch.tensor(1.)}}
+
+@pytest.mark.parametrize('what', SIZES)
+def test_sizes_are_checked_before_a_model_is_built(tmp_path, monkeypatch, what):
+    c = replace(vg_hubert(), image_width=64, image_heads=1, image_depth=2, audio_width=64, audio_heads=1, audio_depth=2, audio_hidden=96, embed_dim=24, reinit_layers=2,
+                decoder_heads=1, patch_size=12, image_size=48)
+    _, state = vg_state()
+    torch.save({'dual_encoder': {**state, **SIZES[what]}}, tmp_path / 'b.pth')
+    no_model_is_built(monkeypatch); monkeypatch.setattr(sgmim.checkpoints, 'vg_hubert', lambda: replace(c, conv_dim=SMALL.conv_dim))
+    with limited(), pytest.raises(CheckpointError, match='b.pth'): vg_hubert_model(tmp_path / 'b.pth')
+
+@pytest.mark.parametrize('read,extra', [(image_weights, {'blocks.999999.norm1.bias': torch.zeros(1)}), (hubert_weights, {'encoder.layers.999999.layer_norm.bias': torch.zeros(1)})])
+def test_layers_of_one_encoder_have_no_gap(tmp_path, vit, read, extra):
+    save_file({**vit.state_dict(), **small_hubert().state_dict(), **extra}, tmp_path / 'x.safetensors')
+    with pytest.raises(CheckpointError, match='x.safetensors: 3 layers have tensors.*must be 0 to 2, but 999999 is among them'): read(tmp_path / 'x.safetensors', SMALL)
+
+CONFIGS = {'depth': dict(image_depth=10**6), 'audio depth': dict(audio_depth=10**6), 'decoder depth': dict(decoder_depth=10**6), 'one layer more': dict(image_depth=3),
+           'image': dict(image_size=12 * 10**6), 'image beyond floats': dict(image_size=12 * 10**400), 'width': dict(image_width=64 * 10**9), 'hidden': dict(audio_hidden=10**12),
+           'embedding': dict(embed_dim=10**12), 'ratio': dict(image_mlp_ratio=1e12), 'infinite ratio': dict(image_mlp_ratio=float('inf')), 'decoder ratio': dict(decoder_mlp_ratio=1e12),
+           'convolutions': dict(conv_dim=[24] * 10**5, conv_kernel=[2] * 10**5, conv_stride=[2] * 10**5), 'kernel': dict(conv_kernel=[10**12] * 7), 'positions': dict(pos_kernel=10**12),
+           'channels': dict(conv_dim=[10**12] * 7), 'decoder width': dict(decoder_width=4 * 10**9, decoder_heads=2), 'heads': dict(audio_heads=10**9), 'patches': dict(patch_size=1)}
+
+@pytest.fixture(scope='module')
+def small_model(): return SGMIM(replace(SMALL, reconstruction='summary'))
+
+@pytest.mark.parametrize('what', CONFIGS)
+def test_config_json_is_compared_with_the_tensors(tmp_path, monkeypatch, small_model, what):
+    save_checkpoint(tmp_path / 'ours', small_model.state_dict(), {'config': config_to_dict(small_model.config)}); export_model(small_model, tmp_path / 'exported')
+    no_model_is_built(monkeypatch)
+    for folder in (tmp_path / 'ours', tmp_path / 'exported'):
+        config = read_json(folder / 'config.json'); config['config'].update(CONFIGS[what])
+        (folder / 'config.json').write_text(json.dumps(config)) # infinity too, as JSON has it not
+        with limited(), pytest.raises(CheckpointError, match=folder.name): load_model(folder, device='cpu')
+
+@pytest.mark.parametrize('heads', [10**9, 0, -1, '12', 2., [1], pytest.param(10**5000, id='5,000 digits')])
+def test_heads_of_args_pkl(tmp_path, heads):
+    _, state = vg_state(); torch.save({'dual_encoder': state}, tmp_path / 'best_bundle.pth')
+    (tmp_path / 'args.pkl').write_bytes(pickle.dumps(argparse.Namespace(encoder_attention_heads=heads)))
+    with pytest.raises(CheckpointError, match='best_bundle.pth|args.pkl'): vg_hubert_model(tmp_path)
+
+def nested(): return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)
+
+ODD = {**{d: lambda v, d=d: v.to(getattr(torch, d)) for d in ('int8', 'uint8', 'int32', 'int64', 'bool', 'complex64', 'float8_e4m3fn')},
+       'quantised': lambda v: torch.quantize_per_tensor(v, .1, 0, torch.qint8), 'sparse': lambda v: v.to_sparse(), 'sparse_csr': lambda v: v.to_sparse_csr(),
+       'sparse ': lambda v: torch.sparse_coo_tensor(torch.zeros(2, 1), torch.ones(1), (10**9, 10**9)), 'meta': lambda v: torch.empty(10**9, 10**9, device='meta'), 'nested': lambda v: nested(),
+       'of which only 1 are stored': lambda v: torch.zeros(1, 1).expand(10**6, 10**6), 'values, of which': lambda v: torch.zeros(96).expand(64, 96).T,
+       'not finite': lambda v: v * float('nan'), 'not finite, in': lambda v: v / 0, 'too large for float32': lambda v: torch.full_like(v, 1e300, dtype=torch.float64)}
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('said', ODD)
+def test_what_is_no_weight(tmp_path, said):
+    _, state = vg_state()
+    for zipped in (True, False)[:1 if 'float8' in said else 2]: # the old format has no float8
+        torch.save({'dual_encoder': {**state, FC1: ODD[said](state[FC1])}}, tmp_path / 'b.pth', _use_new_zipfile_serialization=zipped)
+        with limited(), pytest.raises(CheckpointError, match=f'b.pth holds .*{said}') as e: vg_hubert_model(tmp_path / 'b.pth', VG_SMALL)
+        assert 'encoder.layers.1.feed_forward.intermediate_dense.weight' in str(e.value)
+        with limited(), pytest.raises(CheckpointError, match=f'b.pth holds .*{said}'): hubert_weights(tmp_path / 'b.pth', SMALL)
+
+@pytest.mark.parametrize('said', ['int8', 'bool', 'complex64', 'float8_e4m3fn', 'not finite', 'not finite, in', 'too large for float32'])
+def test_what_is_no_weight_in_a_model_of_ours(tmp_path, small_model, said):
+    key = 'image_encoder.vit.norm.bias'
+    state = {**small_model.state_dict(), key: ODD[said](small_model.state_dict()[key] + 1)}
+    save_checkpoint(tmp_path / 'ours', state, {'config': config_to_dict(small_model.config)})
+    export_model(small_model, tmp_path / 'exported'); save_file({k: v.clone() for k, v in state.items()}, tmp_path / 'exported' / 'model.safetensors')
+    for folder in (tmp_path / 'ours', tmp_path / 'exported'):
+        with pytest.raises(CheckpointError, match=f'{folder.name}/.*safetensors holds .*{said}') as e: load_model(folder, device='cpu')
+        assert key in str(e.value)
+
+def test_halves_doubles_and_views_are_weights(tmp_path):
+    m, state = vg_state()
+    wide = torch.zeros(96, 128); wide[:, ::2] = state[FC1]
+    for change in ({k: v.bfloat16() for k, v in state.items()}, {k: v.double() for k, v in state.items()}, {FC1: state[FC1].T.contiguous().T}, {FC1: wide[:, ::2]}):
+        torch.save({'dual_encoder': {**state, **change}}, tmp_path / 'b.pth')
+        close(vg_hubert_model(tmp_path / 'b.pth', VG_SMALL, 'cpu')[0].state_dict()[vg_name(FC1)], m.state_dict()[vg_name(FC1)], 1e-2)
+
+def test_tensors_that_together_claim_more_than_their_file(tmp_path):
+    _, state = vg_state()
+    torch.save({'dual_encoder': {**state, **{f'trm.x{i}': torch.zeros(1)[0] for i in range(3)}, **dict.fromkeys((f'trm.y{i}' for i in range(100)), torch.zeros(10**5))}}, tmp_path / 'b.pth')
+    with pytest.raises(CheckpointError, match='b.pth has .* bytes, but its tensors claim'): vg_hubert_model(tmp_path / 'b.pth', VG_SMALL)
+
+def zip_again(path, change, compression=zipfile.ZIP_STORED):
+    "What torch.save writes, packed again entry by entry: (name, bytes) -> bytes."
+    buffer = io.BytesIO(); torch.save({'model': {'w': torch.ones(777)}}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, 'w', compression) as new:
+        for item in old.infolist(): new.writestr(item.filename, change(item.filename, old.read(item)))
+
+@pytest.mark.parametrize('entry', ['data/0', 'data.pkl', 'byteorder', ''])
+@pytest.mark.parametrize('compression', [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_zip_bombs(tmp_path, entry, compression):
+    zip_again(tmp_path / 'b.pth', lambda name, data: bytes(10**7) if entry and name.endswith(entry) else data, compression)
+    with limited(1), pytest.raises(CheckpointError, match='b.pth is a compressed archive'): read_file(tmp_path / 'b.pth')
+
+def test_zip_directory_that_lies(tmp_path):
+    zip_again(tmp_path / 'b.pth', lambda name, data: data); blob = bytearray((tmp_path / 'b.pth').read_bytes())
+    at = blob.rfind(b'PK\1\2'); blob[at + 20:at + 28] = struct.pack('<II', 2**32 - 16, 2**32 - 16)
+    (tmp_path / 'b.pth').write_bytes(blob)
+    with pytest.raises(CheckpointError, match='entries claim 4,29'): read_file(tmp_path / 'b.pth')
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / 'twice.pth', 'w') as z:
+        warnings.simplefilter('ignore')
+        for _ in range(2): z.writestr('a/data.pkl', b'\x80\x02}.')
+    with pytest.raises(CheckpointError, match='or share names'): read_file(tmp_path / 'twice.pth')
+
+BOMBS = {'place in the memo': b'\x80\x02K\x01r\x00\x00\x00\x20.', 'tuple in a tuple': b'\x80\x02}()' + b'\x85' * 10**5 + b'K\x01u.', 'set in a set': b'\x80\x04(' + b'(' * 10**5 + b'\x91' * 10**5 + b'K\x01d.',
+         'shared tuples as a key': b'\x80\x02}((K\x01tq\x00' + b''.join(b'0(' + (b'h' + bytes([i])) * 10 + b'tq' + bytes([i + 1]) for i in range(40)) + b'K\x01u.',
+         'many names': b'\x80\x02' + b''.join(b'ca\nb%d\n0' % i for i in range(2000)) + b'}.', 'bytes': b'\x80\x04\x8e' + struct.pack('<Q', 10**12) + b'x.',
+         'bytearray': b'\x80\x05\x96' + struct.pack('<Q', 10**12) + b'x.', 'frame': b'\x80\x04\x95' + struct.pack('<Q', 10**12) + b'}.', 'number': b'\x80\x02\x8b' + struct.pack('<i', 2**31 - 1) + b'1.',
+         'many sets': b'\x80\x04(' + b'\x8f' * 1_000_001 + b'l.', 'digits': b'\x80\x02I' + b'9' * 10**5 + b'\n.'}
+
+@pytest.mark.parametrize('name', BOMBS)
+def test_pickles_that_would_exhaust_the_machine(tmp_path, name):
+    path = tmp_path / 'b.pth'
+    for write in (zip_with, legacy_with, lambda path, data: path.write_bytes(data)):
+        write(path, BOMBS[name])
+        with limited(1), pytest.raises(CheckpointError, match='b.pth cannot be read as'): read_file(path)
+
+def test_large_and_nested_pickles_are_read():
+    for content in ({'indices': list(range(10**5))}, [[[[(1, (2, (3,)))] * 50] * 50]], {(1, 2): {3, 4}, 'a': frozenset([5])}, 10**40):
+        for protocol in range(6): scan_pickle(io.BytesIO(pickle.dumps(content, protocol)))
+    loop = ([],); loop[0].append(loop)
+    for protocol in range(6): scan_pickle(io.BytesIO(pickle.dumps(loop, protocol)))
+
+@pytest.mark.parametrize('header,body,length', [
+    ({'a': dict(dtype='F32', shape=[2], data_offsets=[0, 8]), 'b': dict(dtype='F32', shape=[2], data_offsets=[4, 12])}, 12, None),
+    ({'a': dict(dtype='F32', shape=[10**9], data_offsets=[0, 4 * 10**9])}, 12, None), ({'a': dict(dtype='F32', shape=[2**62, 8], data_offsets=[0, 8])}, 8, None),
+    (b'{"a":' + b'[' * 10**5, 0, None), (b'{}', 0, 500 * 2**20), (b'{' + b' ' * 2**24 + b'}', 0, None)])
+def test_safetensors_that_lie(tmp_path, header, body, length):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (tmp_path / 'model.safetensors').write_bytes(struct.pack('<Q', length or len(text)) + text + bytes(body))
+    write_json(tmp_path / 'config.json', {'config': {}})
+    with limited(1):
+        with pytest.raises(CheckpointError, match='model.safetensors'): read_file(tmp_path / 'model.safetensors')
+        with pytest.raises(CheckpointError, match='model.safetensors'): load_model(tmp_path)
 
 
 # ---- export

@@ -379,3 +379,31 @@ def test_import_without_torch(module):
     done = run_python(f'import sys, {module}; print(*sys.modules)')
     assert 'sgmim' in done.stdout.split(), done.stderr
     assert not {'torch', 'transformers', 'timm', 'matplotlib', 'PIL', 'soundfile'} & set(done.stdout.split())
+
+
+# ---- tensors that are no weights
+
+@pytest.mark.parametrize('dtype,own,fits', [('float16', 'float32', True), ('bfloat16', 'float32', True), ('float64', 'float32', True), ('int8', 'float32', False), ('complex64', 'float32', False),
+                                            ('bool', 'float32', False), ('int64', 'int64', True), ('float32', 'int64', False), ('int32', 'int64', False)])
+def test_load_state_takes_floats_for_floats_alone(dtype, own, fits):
+    module = torch.nn.Module(); module.register_buffer('w', torch.zeros(2, dtype=getattr(torch, own)))
+    value = torch.tensor([0, 1]).to(getattr(torch, dtype))
+    if fits:
+        load_state(module, {'w': value})
+        assert module.w.tolist() == [0, 1] and module.w.dtype == getattr(torch, own)
+    else:
+        with pytest.raises(CheckpointError, match=f'1 of another type: w {dtype}'): load_state(module, {'w': value})
+        assert module.w.tolist() == [0, 0]
+
+@pytest.mark.parametrize('text', ['[' * 100_000, '{"a": ' + '9' * 5000 + '}'])
+def test_json_that_python_refuses(tmp_path, text):
+    (tmp_path/'x.json').write_text(text)
+    with pytest.raises(DataError, match='x.json: JSON that cannot be read'): read_json(tmp_path/'x.json')
+
+def test_header_of_safetensors_that_lies(tmp_path):
+    from hashlib import blake2b
+    save_checkpoint(tmp_path, {'a': torch.ones(1)}, {})
+    blob = (2**30).to_bytes(8, 'little') + (tmp_path/'weights.safetensors').read_bytes()[8:]
+    (tmp_path/'weights.safetensors').write_bytes(blob)
+    write_json(tmp_path/'config.json', {'weights': {'bytes': len(blob), 'blake2b': blake2b(blob, digest_size=16).hexdigest()}})
+    refused(tmp_path, 'its header has 1,073,741,824 bytes')

@@ -6,7 +6,7 @@
 __all__ = ['CHOICES', 'PRESETS', 'ROWS', 'BEFORE', 'IMAGE_EXTRA', 'AUDIO_EXTRA', 'OLD_NAMES', 'EncoderConfig', 'SGMIMConfig',
            'check_config', 'paper', 'scenes_tiny', 'vg_hubert', 'table4_rows', 'momentum_at', 'ema_update',
            'build_image_encoder', 'build_audio_encoder', 'projection', 'DualEncoder', 'SGMIM', 'config_difference',
-           'read_config', 'save_model', 'read_exported', 'load_model', 'load_backbones']
+           'read_config', 'save_model', 'read_exported', 'check_fit', 'load_model', 'load_backbones']
 
 # %% ../../nbs/18_models_sgmim.ipynb #84bc4a9c
 import copy, dataclasses, math
@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from ..core import (WEIGHTS, CheckpointError, ConfigError, DataError, config_from_dict, config_to_dict, load_checkpoint,
-                        load_state, pick_device, read_json, save_checkpoint)
+                        check_header, check_state, check_tensors, load_state, pick_device, read_json,
+                        save_checkpoint)
 from ..losses import info_nce, mim_loss, total_loss
 from .audio_encoder import AudioEncoder, AudioOutput, hubert_config, padding_matters, summarise
 from .decoder import Decoder
@@ -341,16 +342,51 @@ def save_model(model: SGMIM, folder, extra_meta: dict | None = None) -> None:
     "Write weights and configuration to `folder`; each file is whole or absent."
     save_checkpoint(folder, model.state_dict(), {'model': 'sgmim', 'config': config_to_dict(model.config), **(extra_meta or {})})
 
+# %% ../../nbs/18_models_sgmim.ipynb #d08f3b62
 def read_exported(folder) -> tuple[dict, dict]:
     "(tensors, config.json) of a folder in the Hugging Face hub's layout; `CheckpointError` if broken."
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
-    folder = Path(folder)
-    try: return load_file(folder/'model.safetensors'), read_json(folder/'config.json')
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f'{folder}/model.safetensors cannot be read ({e}): truncated, or not a safetensors file. Copy it again.') from e
-    except DataError as e: raise CheckpointError(f'{e}. Copy the folder again, whole.') from e
 
+    path = Path(folder) / 'model.safetensors'
+    check_header(path)
+    try:
+        tensors = load_file(path)
+    except Exception as e:  # of safetensors, of torch, or of the file system
+        raise CheckpointError(
+            f'{path} cannot be read ({e}): truncated, or not a safetensors file. Copy it again.'
+        ) from e
+    try:
+        return tensors, read_json(path.parent / 'config.json')
+    except DataError as e:
+        raise CheckpointError(f'{e}. Copy the folder again, whole.') from e
+
+def check_fit(
+    config: SGMIMConfig,  # from a file, so it may say anything
+    tensors: dict,  # name -> tensor
+    where,  # the file or folder, for messages
+) -> None:
+    "Raise `CheckpointError` unless a model of `config` has exactly these tensors; no model is built."
+    layers = (
+        config.image_depth
+        + config.audio_depth
+        + (config.decoder_depth if config.reconstruction != 'none' else 0)
+    )
+    if 12 * layers + len(config.conv_dim) > len(
+        tensors
+    ):  # a layer has 12 tensors at least, a convolution has 1
+        raise CheckpointError(
+            f'{where}: its configuration has {layers:,} layers and {len(config.conv_dim):,} '
+            f'convolutions, which {len(tensors):,} tensors do not make up: '
+            'tensors are missing, or the configuration was changed'
+        )
+    try:
+        with torch.device('meta'):
+            empty = SGMIM(config)
+    except Exception as e:  # a size that no tensor can have
+        raise CheckpointError(f'{where}: its configuration makes no model ({type(e).__name__}: {e})') from e
+    check_state(empty, tensors, what=str(where))
+
+# %% ../../nbs/18_models_sgmim.ipynb #e6b25d94
 def load_model(
     folder, # written by `save_model`, or by `sgmim.checkpoints.export_model`
     config: SGMIMConfig | None = None, # if given, the checkpoint must be of this configuration
@@ -362,9 +398,13 @@ def load_model(
     if not isinstance(meta, dict) or not isinstance(meta.get('config'), dict):
         raise CheckpointError(f'{folder} holds no SG-MIM model: its config.json has no entry "config"')
     try: saved = read_config(meta['config'], where=f'{folder}/config.json')
-    except ConfigError as e: raise CheckpointError(f'{e}; the checkpoint was changed, or written by another version') from e
+    except (ValueError, TypeError, ArithmeticError) as e: # `ConfigError`, or too large a number
+        raise CheckpointError(f'{e}; {folder}/config.json was changed, or written by another version') from e
     if config is not None and (found := config_difference(saved, config)):
         raise CheckpointError(f'the model in {folder} has another configuration: ' + '; '.join(found))
+    weights = Path(folder)/('model.safetensors' if exported else WEIGHTS)
+    check_tensors(tensors, weights, weights.stat().st_size)
+    check_fit(saved, tensors, folder)
     model = SGMIM(saved)
     load_state(model, tensors, what=str(folder))
     return model.to(pick_device(device)).eval()
