@@ -36,7 +36,7 @@ from sgmim.models.audio_encoder import hubert_config
 from sgmim.models.sgmim import SGMIM, SGMIMConfig, load_backbones, load_model, paper, scenes_tiny, vg_hubert
 from torch import nn
 from torch.nn import functional as F
-from transformers import (HubertForCTC, HubertModel, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel,
+from transformers import (HubertForCTC, HubertModel, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel,
                           Wav2Vec2Config, Wav2Vec2Model)
 
 SMALL = replace(scenes_tiny(), image_size=48, image_width=64, image_depth=2, image_heads=2, audio_width=64, audio_depth=2, audio_heads=4, audio_hidden=96,

@@ -320,15 +320,16 @@ class Corpus:
                  for k in sorted(np.random.default_rng(n).permutation(n)[:128].tolist())]
         with ThreadPoolExecutor(8) as pool: return [self.content, *pool.map(_bytes_hash, paths)]
 
-def _bytes_hash(path):
-    try: return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    except OSError: return None
-
+# %% ../../nbs/07_data_corpus.ipynb #4e1a9c27
 def factorise(names):
     "List of names -> (sorted distinct names as `Strings`, codes (n,) int64)."
     distinct = sorted(set(names))
     code = {s: k for k, s in enumerate(distinct)}
     return Strings(distinct), np.fromiter((code[s] for s in names), np.int64, len(names))
+
+def _bytes_hash(path):
+    try: return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    except OSError: return None
 
 # %% ../../nbs/07_data_corpus.ipynb #4bc55fb5
 EMPTY_WAV = 44      # bytes: a header alone
