@@ -345,6 +345,7 @@ def evaluate(argv=None):
     "sgmim_eval: the retrieval table of a checkpoint."
     p = argparse.ArgumentParser('sgmim_eval', description='Recalls of a checkpoint, both directions.')
     p.add_argument('checkpoint', nargs='?', help="a training's folder (its best model), a checkpoint, what sgmim_export wrote, or VG-HuBERT's released bundle (default: the shipped scenes-tiny)")
+    p.add_argument('--download', action='store_true', help='fetch a VG-HuBERT that is named by its repository on the hub')
     corpus_options(p)
     option(p, 'split', 'default: the test splits of the corpus')
     p.add_argument('--images', type=above(2), default=1000, help='images of the embedded corpus')
@@ -365,7 +366,7 @@ def run_evaluation(a):
     from sgmim.retrieval import format_table
     from sgmim.train import evaluation_cut
     began, code, device, folder = time.perf_counter(), code_version(), pick_device(a.device), Path(a.checkpoint or shipped('scenes-tiny'))
-    model = open_checkpoint(folder).to(device)
+    model = open_checkpoint(folder, a.download).to(device)
     if a.data: splits = open_splits(a, a.split, 'test', max_missing=a.max_unreadable)
     else: splits = {s: load_scenes(s, a.images, size=model.config.image_size) for s in a.split or ('test-seen', 'test-unseen', 'test-novel')}
     seconds = a.max_seconds or max(evaluation_cut(c) for c in splits.values())
@@ -380,15 +381,15 @@ def run_evaluation(a):
                                         {s: r.to_dict() for s, r in results.items()}, time.perf_counter() - began, device, code, remarks=notes))
 
 # %% ../nbs/32_cli.ipynb #47cb872a
-def open_checkpoint(path):
-    "The model at `path`: ours, exported, or VG-HuBERT's (file, folder, or hub name that is in the cache)."
+def open_checkpoint(path, download=False):
+    "The model at `path`: ours, exported, or VG-HuBERT's (file, folder, or hub name, which is fetched only if `download`)."
     from sgmim.checkpoints import FILES, VG_HUB, vg_hubert_model
     from sgmim.models.sgmim import load_model
     if (path/'best').is_dir(): path = path/'best'
     ours = any((path/name).is_file() for name in FILES)
     theirs = path.is_file() or str(path) == VG_HUB or (path.is_dir() and any(path.glob('*.pth')))
     if theirs and not ours:
-        return vg_hubert_model(path, device='cpu', progress=lambda line: print(line, file=sys.stderr))[0]
+        return vg_hubert_model(path, device='cpu', download=download, progress=lambda line: print(line, file=sys.stderr))[0]
     return load_model(path, device='cpu')
 
 def state_digest(model):
