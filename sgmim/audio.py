@@ -268,7 +268,7 @@ def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
         raise DataError(f'{path} is empty (0 bytes). Some recordings of Places Audio are: leave the record out.')
     try: wave, native = _decode(path, max_seconds)
     except RuntimeError as e:            # soundfile's errors are RuntimeErrors
-        raise DataError(f'{path} cannot be read as sound ({e}). It is damaged, or no wav, flac, mp3 or ogg file.') from e
+        raise DataError(f'{path} cannot be read as sound ({getattr(e, "error_string", e)}). It is damaged, or no wav, flac, mp3 or ogg file.') from e
     if not np.isfinite(wave).all() or not wave.size: check_audio(wave.ravel(), path, min_samples=1)
     mono = resample(to_mono(wave), native, rate)
     if max_seconds is not None: mono = mono[:round(max_seconds * rate)]
