@@ -27,6 +27,7 @@ import pytest
 import sgmim
 import timm
 import torch
+import transformers
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from sgmim.checkpoints import (PAPER_AUDIO, PAPER_IMAGE, VG_HUB, Inert, Weights, export_model, find_state, hubert_weights, image_weights, inert_pickle, kind_of,
@@ -468,7 +469,7 @@ def features_of(model, image):
 def test_vit_of_transformers(tmp_path, kind, saved):
     torch.manual_seed(0)
     mae = 'MAE' in kind
-    hf = shaken(globals()[kind]((ViTMAEConfig if mae else ViTConfig)(**VIT_SIZES, **(MAE_SIZES if mae else {}))))
+    hf = shaken(getattr(transformers, kind)((ViTMAEConfig if mae else ViTConfig)(**VIT_SIZES, **(MAE_SIZES if mae else {}))))
     hf.save_pretrained(tmp_path) # writes the names of the files on the hub
     if saved == 'new names': save_file(hf.state_dict(), tmp_path / 'model.safetensors')
     names = set(load_file(tmp_path / 'model.safetensors'))
