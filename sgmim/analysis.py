@@ -29,7 +29,7 @@ from .figures import INK, Picture, colours
 from .models.sgmim import SGMIM
 from .patches import PatchMask
 from .retrieval import embed, top_k
-from .train import corpus_pairs, pool
+from .train import corpus_pairs, evaluation_cut, pool
 
 # %% ../nbs/25_analysis.ipynb #0393048d
 CAPTIONS = ('right', 'wrong', 'none')
@@ -112,7 +112,7 @@ def patch_errors(model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: i
     Masks and wrong captions are drawn from `seed`, `pairs` and `batch_size` alone. Evaluation mode."""
     model.eval()
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
-    data, n, variance = corpus_pairs(corpus, 10., model.config), min(pairs, len(corpus)), Variance()
+    data, n, variance = corpus_pairs(corpus, evaluation_cut(corpus), model.config), min(pairs, len(corpus)), Variance()
     k = -(-n//batch_size)      # every k-th caption to a batch: none is small, and captions of one image are apart
     loader = torch.utils.data.DataLoader(data, batch_sampler=[list(range(s, n, k)) for s in range(k)], collate_fn=data.collate)
     found, hidden, caption = {name: [] for name in names}, [], []
@@ -456,7 +456,7 @@ def gradient_split(models, corpus, batches: int = 16, batch_size: int = 32, seed
     {'parts': {part: {'nce', 'mim', 'ratio', 'cosine'}}, 'batches', 'models', 'lam'}; a ratio or cosine with a gradient that is zero is None. Batches and masks depend on `seed` alone."""
     models = [models] if isinstance(models, torch.nn.Module) else list(models)
     config, rng = models[0].config, np.random.default_rng(seed)
-    data, size = corpus_pairs(corpus, 10., config), min(batch_size, len(corpus))
+    data, size = corpus_pairs(corpus, evaluation_cut(corpus), config), min(batch_size, len(corpus))
     order = rng.permutation(len(corpus))[:min(batches, len(corpus)//size)*size].reshape(-1, size)
     rows = {}
     for b, picked in enumerate(order):

@@ -72,10 +72,10 @@ def _wav_bytes_missing(path) -> int:
     return 0
 
 # %% ../nbs/01_audio.ipynb #de11dd77
-def _check_ogg(path) -> None:
-    "Walk the pages of an Ogg file (Vorbis, Opus). `DataError` if one is incomplete or a second recording follows; a warning if the end is not marked."
-    size, at, last, data = os.path.getsize(path), 0, None, False
-    with open(path, 'rb') as f:
+def _check_ogg(path, blob=None) -> None:
+    "Walk the pages of an Ogg file (Vorbis, Opus), or of its content `blob`. `DataError` if one is incomplete or a second recording follows; a warning if the end is not marked."
+    size, at, last, data = os.path.getsize(path) if blob is None else len(blob), 0, None, False
+    with open(path, 'rb') if blob is None else io.BytesIO(blob) as f:
         while (head := f.read(27))[:4] == b'OggS':
             lengths = f.read(head[26]) if len(head) == 27 else b''
             end = at + len(head) + len(lengths) + sum(lengths)
@@ -121,8 +121,15 @@ def _count_mp3(blob: bytes) -> tuple:
         if fits and end > size: return first, n, n > 0
         if fits and (end > size - 4 or blob[end:end + 3] in (b'TAG', b'APE', b'LYR') or _same_kind(blob, end, frame[1])):
             first, kind, n, at = (at if first is None else first), frame[1], n + 1, end
+        elif first is not None and frame and _same_kind(blob, at + frame[0], frame[1]) and _third(blob, at, frame):
+            raise DataError('an mp3 of several recordings of different rates or kinds, of which only the first would be read')
         else: at = (blob.find(b'\xff', at + 1) + size + 1) % (size + 1)      # -1, not found: the end
     return first, n, False
+
+def _third(blob, at, frame):
+    "Whether two more frames of the kind of `frame` follow it: no chance."
+    second = _mp3_frame(blob[at + frame[0]:at + frame[0] + 4])
+    return _same_kind(blob, at + frame[0] + second[0], frame[1])
 
 def _same_kind(blob, at, kind):
     frame = _mp3_frame(blob[at:at + 4])
@@ -131,7 +138,8 @@ def _same_kind(blob, at, kind):
 def _with_mp3_header(blob: bytes, where='the mp3') -> bytes | None:
     """An mp3 with a Xing header that has the right number of frames, from the first frame on; None if it has one already.
     `DataError` if its last frame is incomplete and no header says so."""
-    first, n, cut = _count_mp3(blob)
+    try: first, n, cut = _count_mp3(blob)
+    except DataError as e: raise DataError(f'{where} is {e}. Split it, or convert it to wav or flac.') from None
     if first is None: return None
     length, (version, layer, _) = _mp3_frame(blob[first:first + 4])
     head = blob[first:first + min(length, 64)]
@@ -161,23 +169,46 @@ def _id3_bytes(blob: bytes) -> int:
         at += 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]) + 10 * (blob[at + 5] >> 4 & 1)
     return at
 
-def _wav_to_its_end(blob: bytes) -> bytes | None:
-    "A wav whose data chunk has size 0 although sound follows, with the size of a stream; None for any other."
+def _wav_chunks(blob: bytes):
+    "Yield (name, position, size) of the chunks of a wav, as far as they go."
     at = 12
     while len(blob) >= at + 8:
         name, n = struct.unpack('<4sI', blob[at:at + 8])
-        if name == b'data':
-            streamed = n == 0 and len(blob) > at + 8 and not blob[at + 8:at + 12].strip().isalnum()
-            return blob[:at + 4] + b'\xff' * 4 + blob[at + 8:] if streamed else None
+        yield name, at, n
         at += 8 + n + n % 2
+
+def _past_chunks(blob: bytes, at: int) -> int:
+    "The end of the chunks that begin at a byte: four printable characters and a size that fits, each."
+    while len(blob) >= at + 8 and blob[at:at + 4].strip().isalnum() and (end := at + 8 + int.from_bytes(blob[at + 4:at + 8], 'little')) <= len(blob):
+        at = end + end % 2
+    return at
+
+def _wav_to_its_end(blob: bytes) -> bytes | None:
+    "A wav whose data chunk has size 0 although sound follows, with the size of a stream; None for any other."
+    at = next((at for name, at, n in _wav_chunks(blob) if name == b'data' and n == 0), None)
+    if at is None or _past_chunks(blob, at + 8) >= len(blob): return None      # nothing follows but other chunks
+    return blob[:at + 4] + b'\xff' * 4 + blob[at + 8:]
+
+def _rest_of_wav(path) -> int:
+    "Bytes of a wav behind its sound that are no chunks."
+    with open(path, 'rb') as f:
+        if f.read(4) != b'RIFF': return 0
+        f.seek(0)
+        blob = f.read()
+    at = next((at + 8 + n + n % 2 for name, at, n in _wav_chunks(blob) if name == b'data'), len(blob))
+    return max(0, len(blob) - _past_chunks(blob, at))
 
 def _repaired(path) -> bytes | None:
     "The content of a sound file as libsndfile reads it rightly; None if the file itself will do."
     with open(path, 'rb') as f:
         head = f.read(65_536)
         def rest(): return head + f.read()
-        if head[:3] == b'ID3': return (blob := rest())[_id3_bytes(blob):].lstrip(b'\0')
-        if head[:4] == b'RIFF': return _wav_to_its_end(head[:4096]) and _wav_to_its_end(rest())
+        if head[:3] == b'ID3':
+            blob = (blob := rest())[_id3_bytes(blob):].lstrip(b'\0')
+            return (blob[:4] == b'RIFF' and _wav_to_its_end(blob)) or blob
+        if head[:4] == b'RIFF':
+            data = next((n for name, _, n in _wav_chunks(head) if name == b'data'), 0)      # 0: also where it lies further back
+            return _wav_to_its_end(rest()) if data == 0 else None
         if head[:4] == b'.snd' and head[8:12] == bytes(4): return head[:8] + b'\xff' * 4 + rest()[12:]
         if head[:4] == b'fLaC':
             f.seek(max(0, os.path.getsize(path) - 128))
@@ -231,7 +262,8 @@ def _is_short(path, f) -> bool:
 
 def _decode(path, max_seconds):
     "Samples (n, channels) float32 and their rate. Raises whatever the decoder raises, and `DataError` if the file is cut short."
-    _check_ogg(path)
+    blob = _repaired(path)
+    _check_ogg(path, blob)
     with open_sound(path) as f:
         most = math.inf if max_seconds is None else math.ceil((max_seconds + 0.1) * f.samplerate)
         pieces, left = [], min(f.frames, most)         # piece by piece: a damaged header can promise terabytes
@@ -239,8 +271,10 @@ def _decode(path, max_seconds):
             pieces.append(piece)
             left -= len(piece)
         slack = 2304 if f.format == 'MP3' else 0        # an mp3's length is good to a frame or two
-        known, floating = f.frames < 2**62, f.subtype in ('FLOAT', 'DOUBLE')
+        known, floating, whole = f.frames < 2**62, f.subtype in ('FLOAT', 'DOUBLE'), f.frames < most
         if (known and left > slack) or _is_short(path, f): raise DataError(_CUT.format(path))
+    if whole and blob is None and f.format in ('WAV', 'WAVEX') and (rest := _rest_of_wav(path)) > 4096:
+        warnings.warn(f'{path} holds {rest:,} bytes behind its sound that were not read: its header may be wrong', stacklevel=2)
     wave = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
     return _in_range(wave, path) if floating else wave, f.samplerate
 
@@ -262,11 +296,12 @@ def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
     or not finite. A silent file gives a warning, and so does one whose end is not marked, or that holds integers as floats.
     """
     path = Path(path)
-    if max_seconds is not None and not max_seconds > 0: raise DataError(f'max_seconds is {max_seconds}; give a number > 0')
-    if not path.is_file(): raise DataError(f'{path} is not there. Check the audio folder that the paths are joined to.')
+    if max_seconds is not None and not 0 < max_seconds < math.inf: raise DataError(f'max_seconds is {max_seconds}; give a number > 0')
+    if not os.path.isfile(path): raise DataError(f'{path} is not there. Check the audio folder that the paths are joined to.')
     if path.stat().st_size == 0:
         raise DataError(f'{path} is empty (0 bytes). Some recordings of Places Audio are: leave the record out.')
     try: wave, native = _decode(path, max_seconds)
+    except OSError as e: raise DataError(f'{path} cannot be opened: {e.strerror or e}') from e
     except RuntimeError as e:            # soundfile's errors are RuntimeErrors
         raise DataError(f'{path} cannot be read as sound ({getattr(e, "error_string", e)}). It is damaged, or no wav, flac, mp3 or ogg file.') from e
     if not np.isfinite(wave).all() or not wave.size: check_audio(wave.ravel(), path, min_samples=1)

@@ -15,7 +15,7 @@ __all__ = ['ALLOWED', 'MAX_NAMES', 'MAX_STEPS', 'MAX_WORK', 'NESTING', 'NOT_WEIG
            'model_card', 'export_model']
 
 # %% ../nbs/19_checkpoints.ipynb #51984fc5
-import dataclasses, difflib, hashlib, io, math, mmap, pickle, pickletools, re, struct
+import dataclasses, difflib, hashlib, io, math, mmap, os, pickle, pickletools, re, struct
 import tarfile, types, warnings, zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -177,8 +177,10 @@ NOT_WEIGHTS = {b'<!doctype': 'a web page, not weights: the download was refused 
 def kind_of(path) -> str:
     "'safetensors', 'torch' (zip), 'torch (legacy)' or 'pickle', by the first bytes; `CheckpointError` says what else it is."
     path = Path(path)
-    if not path.is_file(): raise CheckpointError(f'{path} does not exist, or is no file')
-    with open(path, 'rb') as f: head = f.read(512)
+    if not os.path.isfile(path): raise CheckpointError(f'{path} does not exist, or is no file')
+    try:
+        with open(path, 'rb') as f: head = f.read(512)
+    except OSError as e: raise CheckpointError(f'{path} cannot be opened: {e.strerror}') from e
     if not head: raise CheckpointError(f'{path} is empty: the download or the copy failed. Fetch it again')
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 2**30: return 'safetensors' # the length of a header, then JSON
     for start, said in NOT_WEIGHTS.items():
@@ -342,10 +344,10 @@ def locate(
 ) -> tuple: # the file, config.json beside it as a dict (None where there is none), a name for reports
     "The weights file that a source means. Raises `CheckpointError` where there is none."
     path, text = Path(source), str(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         file = in_folder(path, names, progress)
         return file, config_beside(path) if file.name in FILES else None, path.name
-    if path.is_file(): return path, config_beside(path.parent) if path.name in FILES else None, path.name
+    if os.path.isfile(path): return path, config_beside(path.parent) if path.name in FILES else None, path.name
     if re.fullmatch(r'[\w.-]+', text) and path.suffix not in WEIGHT_SUFFIXES: text = timm_repo(text)
     elif not re.fullmatch(r'[\w.-]+/[\w.-]+', text) or path.suffix in WEIGHT_SUFFIXES[:-1]:
         raise CheckpointError(f'{source} does not exist. Give the path of a file or folder, or a name on the hub such as {PAPER_AUDIO} or {PAPER_IMAGE}')
@@ -493,7 +495,7 @@ def timm_tensors(tensors: dict, what: str) -> dict:
             joined[k] = v
             continue
         parts = [named.get(f'{m[1]}{p}{m[2]}') for p in 'qkv']
-        if any(p is None or p.shape[1:] != v.shape[1:] for p in parts):
+        if any(p is None or not p.ndim or p.shape[1:] != v.shape[1:] for p in parts):
             raise CheckpointError(
                 f'{what}: query, key and value of {m[1]}*{m[2]} are not all there, or of different widths'
             )

@@ -21,7 +21,7 @@ from .figures import attention_figure, reconstruction_figure, retrieval_gallery,
 from .models.sgmim import SGMIM, scenes_tiny
 from .pretrain import load_tiny_backbones
 from .retrieval import bootstrap, embed, format_table, top_k
-from .train import fit, recipe
+from .train import fit, pool, recipe
 
 # %% ../nbs/27_demo.ipynb #bbf8eac8
 @dataclass(frozen=True)
@@ -41,9 +41,12 @@ def demo_splits(data=DemoData(), cache=None, progress=True):
     return {name: load_scenes(name, n, captions=k, seed=data.seed, cache=cache, progress=progress) for name, (n, k) in sizes.items()}
 
 # %% ../nbs/27_demo.ipynb #ceaa2962
-def test_results(model, splits, device='cpu'):
-    "{split: (RetrievalResult, Embeddings)} of the test splits."
-    pools = {name: embed(model, eval_loader(Pairs(splits[name], 60.)), device) for name in TESTS}
+def test_results(model, splits, device='cpu', seconds=4.):
+    "{split: (RetrievalResult, Embeddings)} of the test splits; captions are padded to `seconds` where padding matters."
+    def loader(scenes):
+        if model.config.padding_matters: return pool(model.config, scenes, seconds)
+        return eval_loader(Pairs(scenes, 60.))
+    pools = {name: embed(model, loader(splits[name]), device) for name in TESTS}
     return {name: (e.metrics(similarity=model.config.similarity), e) for name, e in pools.items()}
 
 def with_intervals(result, seed=0):
@@ -91,7 +94,7 @@ def run_demo(out='runs/demo', data=DemoData(), config=None, model=None, cache=No
     torch.manual_seed(config.seed)
     fitted = fit(load_tiny_backbones(SGMIM(c)), splits['train'], splits['dev'], config, out=out, device=device, progress=progress, workers=workers)
     clock('training')
-    results = test_results(fitted.model, splits, device)
+    results = test_results(fitted.model, splits, device, config.eval_seconds)
     dependence = caption_dependence(fitted.model, splits['test-seen']) if c.reconstruction in ('frames', 'summary') else None
     clock('evaluation')
     paths = {**figures(fitted.model.cpu(), splits['test-seen'], results['test-seen'][1], out, c.similarity), 'curves': out/'curves.png'}

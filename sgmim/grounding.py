@@ -24,7 +24,7 @@ from .audio import RATE
 from .core import ConfigError, DataError, code_version, rng_for, run_record, write_json
 from .data.captions import word_class
 from .figures import INK, Picture, colours, picture
-from .train import corpus_pairs, image_transform
+from .train import corpus_pairs, evaluation_cut, image_transform
 
 # %% ../nbs/29_grounding.ipynb #9219b113
 class SpokenWord(NamedTuple):
@@ -127,10 +127,10 @@ def heat_maps(patches: torch.Tensor, words: torch.Tensor, similarity: str = 'dot
     return (patches @ words[..., None])[..., 0]
 
 # %% ../nbs/29_grounding.ipynb #065c23a4
-def caption_maps(model, corpus, j: int, variant=DEFAULT, words=None, max_seconds: float = 10.) -> tuple:
+def caption_maps(model, corpus, j: int, variant=DEFAULT, words=None, max_seconds: float | None = None) -> tuple:
     """(words, maps (Q, N)) of caption `j` over its own image, for any corpus with word times; `words`: some of `spoken_words` (None: all).
-    Words after the first `max_seconds` are left out. `DataError` if the files cannot be read."""
-    variant, data = check_variant(variant), corpus_pairs(corpus, max_seconds, model.config)
+    Words after the first `max_seconds` (None: `evaluation_cut`) are left out. `DataError` if the files cannot be read."""
+    variant, data = check_variant(variant), corpus_pairs(corpus, max_seconds or evaluation_cut(corpus), model.config)
     batch = data.collate([data[j]])
     if lost := batch.get('unreadable'): raise DataError(f'{lost[0][0]}: {lost[0][1]}')
     batch = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
@@ -243,12 +243,12 @@ def scored_words(corpus, j: int) -> list[SpokenWord]:
     return said + [w._replace(kind='beside', thing=after.thing) for w, after in zip(words, words[1:]) if w.kind == 'other' and after in said]
 
 # %% ../nbs/29_grounding.ipynb #e7bce0c3
-def ground(model, corpus, pairs: int = 1000, speech=SPEECH, batch_size: int = 50, max_seconds: float = 10.) -> Grounded:
+def ground(model, corpus, pairs: int = 1000, speech=SPEECH, batch_size: int = 50, max_seconds: float | None = None) -> Grounded:
     "Words that are said of things in the first `pairs` captions of the embedded corpus, on the CPU. `DataError` for a corpus without boxes."
     if not hasattr(corpus, 'scene'):
         raise DataError(f'{corpus!r} knows no boxes, so where a word should point is not known: draw its maps with caption_maps or caption_figure; scores need the embedded corpus')
     model.eval()
-    device, data, n = next(model.parameters()).device, corpus_pairs(corpus, max_seconds, model.config), min(pairs, len(corpus))
+    device, data, n = next(model.parameters()).device, corpus_pairs(corpus, max_seconds or evaluation_cut(corpus), model.config), min(pairs, len(corpus))
     words, patches, images, features = [], [], [], {k: [] for k in speech}
     for at in range(0, n, batch_size):
         batch = {k: v.to(device) for k, v in data.collate([data[j] for j in range(at, min(at + batch_size, n))]).items()}

@@ -7,6 +7,7 @@ __all__ = ['MAX_PIXELS', 'MAX_ASPECT', 'FORMATS', 'IMAGENET_MEAN', 'IMAGENET_STD
            'upright', 'load_image', 'normalise', 'denormalise', 'train_transform', 'eval_transform']
 
 # %% ../nbs/02_image.ipynb #b08783c3
+import os
 from pathlib import Path
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ def _sixteen_to_eight(im: Image.Image, where) -> Image.Image:
     "Grey image of 16 bits (or 32, holding 16) → 8 bits."
     x = np.asarray(im).astype(np.int64)
     if x.min() < 0 or x.max() > 65535: raise DataError(f'{where}: grey values from {x.min()} to {x.max()} do not fit in 16 bits')
-    return Image.fromarray(np.round(x / 257).astype(np.uint8))
+    hidden = im.info.get('transparency')      # a grey value that stands for nothing: the white page shows
+    return Image.fromarray(np.where(x == hidden, 255, np.round(x / 257)).astype(np.uint8))
 
 # %% ../nbs/02_image.ipynb #5d2eb076
 def to_rgb(im: Image.Image, where: str = 'the image') -> Image.Image:
@@ -89,7 +91,7 @@ def load_image(path, size: int = None) -> Image.Image:
     below it. Raises `DataError`, naming the file, if it is missing, empty, truncated, no image, or beyond the limits above.
     """
     path = Path(path)
-    if not path.is_file(): raise DataError(f'{path} is not there. Check the image folder that the paths are joined to.')
+    if not os.path.isfile(path): raise DataError(f'{path} is not there. Check the image folder that the paths are joined to.')
     if path.stat().st_size == 0: raise DataError(f'{path} is empty (0 bytes). Download or copy it again.')
     try:
         with open_image(path) as im:
@@ -100,6 +102,7 @@ def load_image(path, size: int = None) -> Image.Image:
     except DataError: raise
     except UnidentifiedImageError as e:
         raise DataError(f'{path} is no image of a format that is read here. Check what it is, convert it, or leave it out.') from e
+    except PermissionError as e: raise DataError(f'{path} cannot be opened: {e.strerror}') from e
     except Exception as e: # a damaged file can make a decoder raise anything
         raise DataError(f'{path} cannot be decoded ({type(e).__name__}: {e}). It is truncated or damaged: '
                         'download or copy it again.') from e

@@ -271,7 +271,7 @@ def size_problems(record):
     if not isinstance(size, int) or not {'train', 'captions'} <= set(data): return []
     expected = max(1, round(epochs*(data['train']*data['captions']//size)))
     found = [f'steps is {steps}, and {epochs} epochs of the data in config are {expected}'] * (steps != expected)
-    return found + [f'pairs_seen is {record["pairs_seen"]}, not steps × batch_size'] * (record['pairs_seen'] != steps*size)
+    return found + [f'pairs_seen is {record["pairs_seen"]}, not (steps - skipped) × batch_size'] * (record['pairs_seen'] != (steps - len(record.get('skipped', ())))*size)
 
 def curve_problems(record):
     "Whether the curves of a run are of one length, rise in step, and end within the run and its time."

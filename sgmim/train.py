@@ -233,11 +233,10 @@ def alike(a, b):
     if isinstance(a, dict): return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
     return all(abs(x - y) <= 1e-4*max(a[0], b[0]) for x, y in zip(a, b))
 
-def weights_marks(model):
-    "{part: mark} of an `SGMIM`: its image encoder, its audio encoder, and all else."
-    state = model.state_dict()
-    parts = {k: k if k in ('image_encoder', 'audio_encoder') else 'all else' for k in dict(model.named_children())}
-    return {p: mark(v for k, v in sorted(state.items()) if parts[k.split('.')[0]] == p) for p in sorted(set(parts.values()))}
+def weights_marks(state):
+    "{part: mark} of the `state_dict` of an `SGMIM`: its image encoder, its audio encoder, and all else."
+    def part(name): return root if (root := name.split('.')[0]) in ('image_encoder', 'audio_encoder') else 'all else'
+    return {p: mark(v for k, v in sorted(state.items()) if part(k) == p) for p in sorted({part(k) for k in state})}
 
 def batch_mark(batch):
     "{key: mark} of a batch; None if some of it could not be read."
@@ -476,8 +475,10 @@ class Run:
         if len(set(steps)) > 1: raise CheckpointError(f'the processes find different checkpoints in {self.folder} (of the steps {steps}): it has to be a folder that all machines share')
         if not found: return
         tensors, meta = found
-        compare_run(self, meta, start)
-        load_state(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}, what=str(self.folder))
+        state = {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}
+        began = getattr(self.model, 'began', None)      # the same model object once more, its training interrupted or done
+        compare_run(self, meta, start and not (began and alike(began, meta['about'].get('start'))))
+        load_state(self.model, state, what=str(self.folder))
         restore_optimiser(self.optimiser, tensors, meta['optimiser'])
         for k in ('history', 'best', 'seconds', 'step', 'sums', 'unreadable', 'skipped', 'seen', 'changed'): setattr(self, k, meta.get(k, []))
         self.pairs = meta.get('pairs', self.step*self.about['train']['batch_size'])       # older snapshots do not count them
@@ -530,7 +531,8 @@ class Run:
     def keep_if_best(self, results):
         "Keep the model if R@1 (then R@10), the mean of both directions and of all dev sets, is the best so far (VG-HuBERT's rule)."
         score = [sum(r.mean[k] for r in results.values())/len(results) for k in (0, 2)]
-        if self.best and score <= self.best['score']: return
+        again = self.best and self.best['step'] == self.step      # a step that is taken anew: its model replaces the one that is there
+        if self.best and score <= self.best['score'] and not again: return
         self.best = {'step': self.step, 'score': score}
         if self.folder and not self.team.first: return
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {**self.best, 'dev': {n: r.to_dict() for n, r in results.items()}}))
@@ -649,10 +651,10 @@ def _fit(given, data, dev, config, out, device, resume, progress, workers, notes
     feed, optimiser = Feed(data, config, workers, model.config, team), make_optimiser(model, config)
     run = Run(out, model, optimiser, {'model': config_to_dict(model.config), 'train': config_to_dict(config), 'data': feed.fingerprint, 'steps': feed.steps}, team)
     if len(set(team.everyone(json.dumps([run.about, str(out)], sort_keys=True, default=str)))) > 1: raise ConfigError(f'the {team.size} processes were given different runs (model, training, data or folder): start one command')
-    if run.folder: run.about |= team.everyone({'start': weights_marks(model), 'content': content_marks(data) if feed.corpus else None, 'dev': dev_marks(dev)})[0]
+    if run.folder: run.about |= team.everyone({'start': weights_marks(model.state_dict()), 'content': content_marks(data) if feed.corpus else None, 'dev': dev_marks(dev)})[0]
     if resume: run.resume(start=not isinstance(given, SGMIMConfig))
     elif run.folder and team.first: shutil.rmtree(run.folder/'checkpoints', ignore_errors=True)
-    feed.seen = run.seen
+    model.began, feed.seen = run.about.get('start'), run.seen
     if not run.step: check_front_end(model, given)
     say(f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train on {device}' + (f' × {team.size}' if team.size > 1 else '') + f', {feed.steps:,} steps'
         + (f', going on from step {run.step:,}' if run.step else ''), progress)
@@ -768,7 +770,7 @@ def finish(run, seconds, device, notes=None):
     elif run.folder and run.team.first: replace_folder(run.folder/'best', lambda part: save_model(run.model, part, {'step': run.step}))
     evals = [h for h in run.history if 'recall_at_10' in h]
     metrics = {'best': run.best, 'dev': evals, 'losses': next((h for h in reversed(run.history) if 'loss' in h), None)}
-    data = run.about['data'] if not run.seen else {**run.about['data'], 'fingerprint': str(stable_hash(*(f'{x:.3g}' for batch in run.seen for m in (batch or {}).values() for x in m or ())))}
+    data = run.about['data'] if not run.seen or run.about['data'].get('fingerprint') else {**run.about['data'], 'fingerprint': str(stable_hash(*(f'{x:.3g}' for batch in run.seen for m in (batch or {}).values() for x in m or ())))}
     record = run_record('train', {'model': run.about['model'], 'train': run.about['train']}, run.about['train']['seed'], data, metrics, seconds, device, run.code[0],
                         steps=run.step, pairs_seen=run.pairs, **(notes or {}), **({'files_changed_at': run.changed} if run.changed else {}), **({'resumed_with': run.code[1:]} if run.code[1:] else {}),
                         **({'processes': run.team.size} if run.team.size > 1 else {}), **({'skipped': run.skipped} if run.skipped else {}),

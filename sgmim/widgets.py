@@ -21,7 +21,7 @@ from .figures import attention_figure, curves_figure, reconstruction_figure, ret
 from .grounding import caption_maps, grounding_figure, seen, spoken_words
 from .patches import random_mask
 from .retrieval import embed
-from .train import corpus_pairs, pool
+from .train import corpus_pairs, evaluation_cut, pool
 from .words import boundaries, frame_times, layer_attention, layer_numbers, segments
 
 # %% ../nbs/36_widgets.ipynb #93149bb1
@@ -130,9 +130,10 @@ def attention_view(model, wave, words=(), layer: int = -1, quantile: float = .7,
 # %% ../nbs/36_widgets.ipynb #2b44be1c
 class AttentionExplorer(Explorer):
     "Attention of [CLS] over the captions of a corpus, or over a recording that is uploaded."
-    def __init__(self, model, corpus, max_seconds: float = 10.):
+    def __init__(self, model, corpus, max_seconds: float | None = None):
         import ipywidgets as W
-        self.model, self.corpus, self.seconds, self.own = model, corpus, max_seconds, None
+        self.model, self.corpus, self.own = model, corpus, None
+        self.seconds = max_seconds or evaluation_cut(corpus)
         depth = len(model.audio_encoder.hubert.encoder.layers)
         self.upload = W.FileUpload(accept='audio/*', description='Upload a recording', layout=W.Layout(width='auto'))
         self.upload.observe(lambda change: self.attempt(self.take), 'value')
@@ -197,7 +198,7 @@ def other_image(corpus, j: int) -> int:
 
 def masking_result(model, corpus, caption: int = 0, ratio: float = .75, seed: int = 0) -> tuple:
     "(figure, number of patches hidden, of all, {what is heard: (what it says, mean error)}) of the image of a caption with three captions: its own, that of another image, none."
-    k, data = other_image(corpus, caption), corpus_pairs(corpus, 10., model.config)
+    k, data = other_image(corpus, caption), corpus_pairs(corpus, evaluation_cut(corpus), model.config)
     batch = data.collate([data[caption], data[k]])
     if lost := batch.pop('unreadable', []): raise DataError(f'{lost[0][0]}: {lost[0][1]}')
     batch = {key: v.to(next(model.parameters()).device) for key, v in batch.items()}

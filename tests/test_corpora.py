@@ -978,6 +978,16 @@ def test_a_folder_with_lists_of_its_own_is_no_root(tmp_path):
     assert pairs(tmp_path/'t.csv').audio_root == tmp_path/'other'
 
 
+def test_splits_that_are_numbers_stay_apart(tmp_path):
+    table(tmp_path/'t.jsonl', [dict(image='a', audio=f'{k}.wav', split=k % 2) for k in range(4)])
+    assert splits_of(tmp_path/'t.jsonl') == ['0', '1'] and len(load_corpus(tmp_path/'t.jsonl', '1')) == 2
+
+
+def test_semicolons_in_a_table_whose_lines_end_with_cr(tmp_path):
+    (tmp_path/'t.csv').write_bytes(b'image;audio;text\ra.jpg;1.wav;one, two\r')
+    assert list(pairs(tmp_path/'t.csv').audio_names) == ['1.wav']
+
+
 # ---- one recording for two pictures; keys that are misspelt
 
 @pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.jsonl'])

@@ -191,6 +191,48 @@ def test_recordings_one_after_the_other_are_refused(tmp_path):
     with pytest.raises(DataError, match='several recordings'): audio.load_audio(tmp_path / 'a.ogg')
 
 
+@pytest.mark.parametrize('tag', [b'', ID3V2])
+def test_recordings_behind_a_tag_are_looked_through(tmp_path, tag):
+    for blob, said in ((OGG + OGG, 'several recordings'), (OGG[:-1], 'truncated')):
+        (tmp_path / 'a.ogg').write_bytes(tag + blob)
+        with pytest.raises(DataError, match=said): audio.load_audio(tmp_path / 'a.ogg')
+
+
+@pytest.mark.parametrize('strip', [bare, lambda x: x])
+@pytest.mark.parametrize('rates', [(44_100, 22_050), (22_050, 44_100), (44_100, 48_000)])
+def test_joined_mp3s_of_different_rates_are_refused(tmp_path, rates, strip):
+    (tmp_path / 'a.mp3').write_bytes(b''.join(strip(encoded('MP3', rate=r)) for r in rates))
+    with pytest.raises(DataError, match='a.mp3 is an mp3 of several recordings.*Split it'): audio.load_audio(tmp_path / 'a.mp3')
+
+
+def test_sound_behind_the_data_chunk_is_said(tmp_path):
+    (tmp_path / 'a.wav').write_bytes(put(WAVE, 40, struct.pack('<I', 16_000)))
+    with pytest.warns(UserWarning, match='holds 48,000 bytes behind its sound'): audio.load_audio(tmp_path / 'a.wav')
+
+
+@pytest.mark.parametrize('front', [b'', ID3V2])
+@pytest.mark.parametrize('filler', [0, 4044, 100_000])
+@pytest.mark.parametrize('start', [b'', b'ABCD'])
+def test_a_wav_of_size_0_behind_anything(tmp_path, front, filler, start):
+    sound = start + WAVE[44 + len(start):]
+    chunk = b'FLLR' + struct.pack('<I', filler) + bytes(filler) if filler else b''
+    (tmp_path / 'a.wav').write_bytes(front + WAVE[:36] + chunk + b'data' + bytes(4) + sound)
+    assert len(audio.load_audio(tmp_path / 'a.wav')) == 2 * RATE
+
+
+@pytest.mark.parametrize('read', [audio.load_audio, image.load_image])
+def test_a_name_that_no_file_can_have(read):
+    with pytest.raises(DataError, match='is not there'): read('x' * 300 + '.wav')
+
+
+def test_a_file_that_may_not_be_opened(tmp_path, monkeypatch):
+    Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
+    def closed(*args, **kwargs): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('builtins.open', closed)
+    for read in (audio.load_audio, image.load_image):
+        with pytest.raises(DataError, match='a.png cannot be opened: Permission denied'): read(tmp_path / 'a.png')
+
+
 @pytest.mark.parametrize('name', ['a.raw', 'a.gsm', 'a.vox', 'a.pcm', 'a.sln', 'a.au', 'a.ul', 'a.wav'])
 def test_sound_without_a_header_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes((two * 32767).astype('<i2').tobytes())
@@ -249,7 +291,7 @@ def test_good_sound_does_not_warn(tmp_path):
         audio.load_audio(str(tmp_path / 'a.wav'))
 
 
-@pytest.mark.parametrize('seconds', [0, -1, math.nan])
+@pytest.mark.parametrize('seconds', [0, -1, math.nan, math.inf])
 def test_max_seconds_has_to_be_positive(tmp_path, seconds):
     with pytest.raises(DataError, match='max_seconds'): audio.load_audio(tmp_path / 'a.wav', max_seconds=seconds)
 

@@ -296,7 +296,7 @@ def test_strings_of_any_kind():
     assert list(s) == names and s[-2] == '\n' and s[4] == 'x'*1000 and list(pickle.loads(pickle.dumps(s))) == names
 
 
-@pytest.mark.parametrize('bad', ['1.0__A', 'x__A__2', '2__A__1', '1____2', '-1__A__2', 'nan__A__2'])
+@pytest.mark.parametrize('bad', ['1.0__A', 'x__A__2', '2__A__1', '1____2', '-1__A__2', 'nan__A__2', '0__A__inf'])
 def test_alignments_that_are_none(bad):
     with pytest.raises(DataError, match='utt: the alignment holds'): parse_words(f'0__OK__1 {bad}', 'utt')
 

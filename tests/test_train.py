@@ -296,6 +296,17 @@ def test_other_initial_weights_are_another_run(tmp_path):
     refused('other initial weights', model=model_of(2), out=tmp_path)       # also of a run that is done
 
 
+@pytest.mark.parametrize('done', [False, True])
+def test_the_same_model_object_goes_on(tmp_path, done):
+    "Its weights are those of the interruption, or the best at the end; elsewhere it begins another run."
+    model = model_of(1)
+    if done: quick(model=model, out=tmp_path/'run')
+    else: interrupted(tmp_path/'run', model=model)
+    assert same(quick(model=model, out=tmp_path/'run'), quick(model=model_of(1)))
+    quick(model=model, out=tmp_path/'other')
+    refused('other initial weights', model=model, out=tmp_path/'run')
+
+
 def test_a_configuration_goes_on_with_whatever_it_began_with(tmp_path):
     interrupted(tmp_path, model=model_of(1))
     assert same(quick(out=tmp_path), quick(model=model_of(1)))

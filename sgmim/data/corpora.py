@@ -671,7 +671,7 @@ def _table(path, rows):
 def _delimiter(path, text):
     "What separates the columns: the tab of a .tsv, the comma of a .csv, or, if the heading has none, what it has: Excel writes semicolons in many countries."
     usual = '\t' if path.suffix.lower() == '.tsv' else ','
-    heading = re.search(r'\S.*', text)[0]
+    heading = text.lstrip().splitlines()[0]      # lines may end with CR alone
     return usual if usual in heading else next((d for d in ';\t,' if d in heading), usual)
 
 def _jsonl(path):
@@ -716,7 +716,10 @@ def _uttid(rows, record, first, n):
     image = rows.paths.short('image', image)
     return audio if rows.paths.short('image', other) == image else f'{audio} {image}'
 
-def _split_of(record): return s.strip() if isinstance(s := record.get('split'), str) else ''
+def _split_of(record):
+    "The split of a record as text ('' if it names none): a number in a .jsonl is a name too."
+    split = record.get('split')
+    return '' if split is None else str(split).strip()
 
 def _splits(table):
     "The splits of a table, in the order of their first line; none if it has no such column."

@@ -107,7 +107,7 @@ def parse_words(text, where=''):
         parts = token.split('__')
         try: start, word, end = float(parts[0]), '__'.join(parts[1:-1]), float(parts[-1])
         except ValueError: start = end = word = None
-        if not word or not 0 <= start <= end: raise DataError(f"{where}: the alignment holds '{token}', which is no start__WORD__end in seconds")
+        if not word or not 0 <= start <= end < float('inf'): raise DataError(f"{where}: the alignment holds '{token}', which is no start__WORD__end in seconds")
         words.append((word, start, end))
     return tuple(words)
 
