@@ -475,10 +475,9 @@ class Run:
         if len(set(steps)) > 1: raise CheckpointError(f'the processes find different checkpoints in {self.folder} (of the steps {steps}): it has to be a folder that all machines share')
         if not found: return
         tensors, meta = found
-        state = {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}
-        began = getattr(self.model, 'began', None)      # the same model object once more, its training interrupted or done
-        compare_run(self, meta, start and not (began and alike(began, meta['about'].get('start'))))
-        load_state(self.model, state, what=str(self.folder))
+        again = alike(getattr(self.model, 'began', None) or {}, meta['about'].get('start'))      # the same model object, interrupted or done
+        compare_run(self, meta, start and not again)
+        load_state(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}, what=str(self.folder))
         restore_optimiser(self.optimiser, tensors, meta['optimiser'])
         for k in ('history', 'best', 'seconds', 'step', 'sums', 'unreadable', 'skipped', 'seen', 'changed'): setattr(self, k, meta.get(k, []))
         self.pairs = meta.get('pairs', self.step*self.about['train']['batch_size'])       # older snapshots do not count them
@@ -531,8 +530,7 @@ class Run:
     def keep_if_best(self, results):
         "Keep the model if R@1 (then R@10), the mean of both directions and of all dev sets, is the best so far (VG-HuBERT's rule)."
         score = [sum(r.mean[k] for r in results.values())/len(results) for k in (0, 2)]
-        again = self.best and self.best['step'] == self.step      # a step that is taken anew: its model replaces the one that is there
-        if self.best and score <= self.best['score'] and not again: return
+        if self.best and score <= self.best['score'] and self.best['step'] != self.step: return      # a step that is taken anew replaces its model
         self.best = {'step': self.step, 'score': score}
         if self.folder and not self.team.first: return
         if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {**self.best, 'dev': {n: r.to_dict() for n, r in results.items()}}))
