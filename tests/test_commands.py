@@ -304,11 +304,11 @@ def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, c
     from sgmim.core import write_json
     from sgmim.models.sgmim import save_model
     from sgmim.reproduce import plan_runs
-    from test_results import fake, put
+    from test_results import as_planned, fake, put
     monkeypatch.setenv('SGMIM_CACHE', str(cache))
     monkeypatch.setenv('SGMIM_RESULTS', str(tmp_path/'results'))
     for s in plan_runs(4, rows=['VG-HuBERT (M)', '+ Summary'], seeds=2, results=tmp_path/'results'):
-        if (s.row, s.seed) != ('+ Summary', 1): put(tmp_path/'results', {**fake(s.row, s.seed, 0.), 'config': s.config, 'preset': s.preset})
+        if (s.row, s.seed) != ('+ Summary', 1): put(tmp_path/'results', as_planned(fake(s.row, s.seed, 0.), s))
         torch.manual_seed(s.seed)
         save_model(SGMIM(s.model), tmp_path/'runs'/s.folder/'best')
         write_json(tmp_path/'runs'/s.folder/'record.json', {'config': {k: s.config[k] for k in ('model', 'train')}})
