@@ -453,6 +453,12 @@ def test_encoders_of_a_bundle(tmp_path):
     assert 'cls_token' in audio.source.left_out and torch.equal(model.image_encoder.vit.norm.bias, m.image_encoder.vit.norm.bias)
 
 
+def test_a_query_without_a_dimension_is_refused(tmp_path):
+    state = {f'encoder.layer.0.attention.attention.{p}.weight': torch.tensor(1.) for p in ('query', 'key', 'value')}
+    save_file(state | {'embeddings.patch_embeddings.projection.weight': torch.zeros(8, 3, 4, 4)}, tmp_path / 'a.safetensors')
+    with pytest.raises(CheckpointError, match='query, key and value'): image_weights(tmp_path / 'a.safetensors')
+
+
 # ---- transformers' names for a ViT
 
 VIT_SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256, image_size=48, patch_size=12, layer_norm_eps=1e-6) # MAE's own eps, and the model's

@@ -25,7 +25,7 @@ from sgmim.data.voice import SEEN, speak
 from sgmim.models.sgmim import PRESETS, SGMIM, load_model, scenes_tiny
 from sgmim.optim import warmup_cosine, warmup_linear
 from sgmim.pretrain import load_tiny_backbones, shipped
-from sgmim.train import Feed, Snapshots, TrainConfig, evaluate, fit, frames_of, make_optimiser, recipe, train_step
+from sgmim.train import Feed, Snapshots, TrainConfig, evaluate, fit, frames_of, make_optimiser, pool, recipe, train_step
 
 # 40 pairs, 5 batches an epoch, 15 steps; dropout, masks, crops and speed all draw random numbers
 QUICK = TrainConfig(epochs=3., batch_size=8, optimiser='adamw', lr=1e-3, schedule='cosine', max_seconds=4., speed=.1, bucket=2, curriculum=.2, save_every=5, log_every=1,
@@ -282,6 +282,21 @@ def interrupted(out, data=None, **kwargs):
 def refused(said, data=None, **kwargs):
     with pytest.raises(CheckpointError, match=said) as e: quick(data, **kwargs)
     return str(e.value)
+
+
+@pytest.mark.parametrize('name, seconds', [('places', 25), ('spokencoco', 10), ('facc', 10), ('', 10)])
+def test_evaluation_takes_as_much_of_a_caption_as_peers_do(name, seconds):
+    corpus = Toy(4)
+    corpus.name = name
+    assert pool(micro(), corpus).pairs.max_samples == seconds*16_000 and pool(micro(), corpus, 3.).pairs.max_samples == 48_000
+
+
+def test_the_demo_pads_its_tests_where_padding_matters():
+    from sgmim import demo
+    splits = {name: Toy(12) for name in demo.TESTS}
+    model = SGMIM(micro(zero_padded_frames=False, valid_frames='any_sample')).eval()
+    found = demo.test_results(model, splits, seconds=1.)['test-seen'][0]
+    assert found.row == evaluate(model, Toy(12), max_seconds=1.).row
 
 
 def test_other_initial_weights_are_another_run(tmp_path):
