@@ -190,13 +190,14 @@ def _wav_to_its_end(blob: bytes) -> bytes | None:
     return blob[:at + 4] + b'\xff' * 4 + blob[at + 8:]
 
 def _rest_of_wav(path) -> int:
-    "Bytes of a wav behind its sound that are no chunks."
+    "Bytes of a wav behind its sound that are no chunks; up to 4 kB count as none, and are not read."
+    size = os.path.getsize(path)
     with open(path, 'rb') as f:
-        if f.read(4) != b'RIFF': return 0
-        f.seek(0)
+        end = next((at + 8 + n + n % 2 for name, at, n in _wav_chunks(f.read(65_536)) if name == b'data'), size)
+        if size - end <= 4096: return 0
+        f.seek(end)
         blob = f.read()
-    at = next((at + 8 + n + n % 2 for name, at, n in _wav_chunks(blob) if name == b'data'), len(blob))
-    return max(0, len(blob) - _past_chunks(blob, at))
+    return max(0, len(blob) - _past_chunks(blob, 0))
 
 def _repaired(path) -> bytes | None:
     "The content of a sound file as libsndfile reads it rightly; None if the file itself will do."
@@ -273,7 +274,7 @@ def _decode(path, max_seconds):
         slack = 2304 if f.format == 'MP3' else 0        # an mp3's length is good to a frame or two
         known, floating, whole = f.frames < 2**62, f.subtype in ('FLOAT', 'DOUBLE'), f.frames < most
         if (known and left > slack) or _is_short(path, f): raise DataError(_CUT.format(path))
-    if whole and blob is None and f.format in ('WAV', 'WAVEX') and (rest := _rest_of_wav(path)) > 4096:
+    if whole and blob is None and f.format in ('WAV', 'WAVEX') and (rest := _rest_of_wav(path)):
         warnings.warn(f'{path} holds {rest:,} bytes behind its sound that were not read: its header may be wrong', stacklevel=2)
     wave = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
     return _in_range(wave, path) if floating else wave, f.samplerate
