@@ -49,8 +49,8 @@ def _check_size(size, where):
 
 # %% ../nbs/02_image.ipynb #62e28c43
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'JPEG2000', 'MPO', 'PPM', 'TGA', 'ICO', 'CUR', 'ICNS', 'DIB', 'PCX', 'DCX',
-           'SGI', 'SUN', 'PSD', 'QOI', 'DDS', 'FTEX', 'BLP', 'FITS', 'FLI', 'GBR', 'IM', 'IMT', 'MCIDAS', 'MSP', 'PCD', 'PIXAR', 'SPIDER',
-           'XBM', 'XPM', 'XVTHUMB') # not EPS, WMF (other programs), GRIB, HDF5, BUFR, MPEG (no decoder), IPTC (opens what it holds)
+           'SGI', 'SUN', 'PSD', 'QOI', 'DDS', 'FTEX', 'BLP', 'FLI', 'GBR', 'IM', 'IMT', 'MCIDAS', 'MSP', 'PCD', 'PIXAR', 'SPIDER',
+           'XBM', 'XPM', 'XVTHUMB') # not EPS, WMF (other programs), GRIB, HDF5, BUFR, MPEG (no decoder), IPTC (opens what it holds), FITS (unpacks without a limit)
 
 def open_image(file) -> Image.Image:
     "A file or path, opened by Pillow but not decoded; only formats that Pillow decodes without another program (`FORMATS`)."
@@ -94,7 +94,7 @@ def load_image(path, size: int = None) -> Image.Image:
     if not os.path.isfile(path): raise DataError(f'{path} is not there. Check the image folder that the paths are joined to.')
     if path.stat().st_size == 0: raise DataError(f'{path} is empty (0 bytes). Download or copy it again.')
     try:
-        with open_image(path) as im:
+        with open(path, 'rb') as file, open_image(file) as im: # not by its path: Pillow then maps raw TIFFs, and turns their memory
             _check_size(im.size, path)
             if size is not None: im.draft('RGB' if im.mode == 'YCbCr' else None, (size, size))
             im.load()

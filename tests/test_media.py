@@ -510,6 +510,17 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
     with pytest.raises(DataError, match=f"a.png cannot be decoded .{error.__name__}: '?inside"): image.load_image(tmp_path / 'a.png')
 
 
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_raw_tiffs_are_upright(tmp_path, orientation):
+    "Pillow maps a raw TIFF into memory if it opens it by its path."
+    pixels = (np.random.default_rng(0).random((48, 64, 3)) * 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.tif', tiffinfo={0x0112: orientation})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
+    assert np.array_equal(np.asarray(image.load_image(tmp_path / 'a.tif')), np.asarray(image.load_image(tmp_path / 'a.png')))
+
+
 POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n'
 
 @pytest.mark.parametrize('name', ['a.jpg', 'a.eps', 'a.png'])
