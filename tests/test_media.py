@@ -513,7 +513,7 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_raw_tiffs_are_upright(tmp_path, orientation):
     "Pillow maps a raw TIFF into memory if it opens it by its path."
-    pixels = (np.random.default_rng(0).random((48, 64, 3)) * 255).astype(np.uint8)
+    pixels = (np.random.default_rng(0).random((48, 64)) * 255).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'a.tif', tiffinfo={0x0112: orientation})
     exif = Image.Exif()
     exif[0x0112] = orientation
