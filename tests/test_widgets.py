@@ -211,6 +211,13 @@ def browser(tmp_path):
     with chromium(tmp_path/'chromium', (1280, 3600)) as driver: yield driver
 
 
+def wait_for(browser, test, seconds=90):
+    "What `test()` returns, once that is true. Jupyter may replace an element while `test` reads it: it is then asked again."
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+    return WebDriverWait(browser, seconds, .2, ignored_exceptions=[StaleElementReferenceException]).until(lambda _: test())
+
+
 def ready(browser):
     return browser.execute_script("return !!document.querySelector('.jp-Toolbar-kernelName') && document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
 
@@ -219,25 +226,24 @@ def test_widgets_outlive_run_all(lab, browser):
     "All cells of the widgets' own notebook are run; then a slider of each explorer still changes its picture."
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
-    def until(test): return WebDriverWait(browser, 90, .2).until(lambda _: test())
+    def until(test): return wait_for(browser, test)
+    def pictures(cell): return browser.execute_script("return [...arguments[0].querySelectorAll('.jp-OutputArea img')].map(i => i.src)", cell)   # in one call: a picture may be replaced at any time
     browser.get(lab.replace('widgets.ipynb', '36_widgets.ipynb'))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, '.jp-CodeCell') and ready(browser))
     browser.execute_script("""
         const {commands, shell} = window.jupyterapp
         shell.currentWidget.sessionContext.ready.then(() => commands.execute('notebook:run-all-cells')).then(() => { window.allRun = true })""")
     until(lambda: browser.execute_script('return window.allRun') and ready(browser))
-    errors = browser.find_elements(By.CSS_SELECTOR, '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]')
-    assert not [e.text for e in errors if 'Error' in e.text]
+    errors = browser.execute_script("""
+        return [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]')].map(e => e.textContent)""")
+    assert not [text for text in errors if 'Error' in text]
     explorers = [c for c in browser.find_elements(By.CSS_SELECTOR, '.jp-CodeCell') if c.find_elements(By.CSS_SELECTOR, '.noUi-handle')]
     assert len(explorers) == 3
     for cell in explorers:
-        def picture(): return [i.get_attribute('src') for i in cell.find_elements(By.CSS_SELECTOR, '.jp-OutputArea img')]
-        until(picture)
-        was, handle = picture(), cell.find_element(By.CSS_SELECTOR, '.noUi-handle')
+        was, handle = until(lambda: pictures(cell)), cell.find_element(By.CSS_SELECTOR, '.noUi-handle')
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
         handle.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-        until(lambda: picture() and picture() != was)
+        until(lambda: pictures(cell) not in ([], was))
         assert not cell.find_elements(By.CSS_SELECTOR, '[role=alert]')
 
 
@@ -245,11 +251,10 @@ def test_in_jupyterlab(lab, browser, corpus, tmp_path):
     "All cells are run; sliders are moved with the keyboard, a word is pressed, the direction is changed; each time something else is shown. Every picture says what it is."
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
     shots = Path(os.environ.get('SGMIM_SHOTS', tmp_path))
     shots.mkdir(parents=True, exist_ok=True)
     def until(test, seconds=90):
-        try: return WebDriverWait(browser, seconds, .2).until(lambda _: test())
+        try: return wait_for(browser, test, seconds)
         except Exception:
             browser.save_screenshot(str(shots/'failed.png'))
             raise
