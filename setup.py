@@ -1,4 +1,5 @@
 "Packaging: every field is read from settings.ini, the file nbdev reads too."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,7 +10,13 @@ ini = ConfigParser(delimiters=["="])
 ini.read(here / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 
-stages = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+stages = {
+    "1": "1 - Planning",
+    "2": "2 - Pre-Alpha",
+    "3": "3 - Alpha",
+    "4": "4 - Beta",
+    "5": "5 - Production/Stable",
+}
 readme = here / "README.md"
 
 setup(
@@ -30,7 +37,9 @@ setup(
         "Programming Language :: Python :: 3",
     ],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["weights/**/*.safetensors", "weights/**/*.json", "static/*"]},  # the small weights and the page of sgmim_app ship in the wheel
+    package_data={
+        cfg["lib_path"]: ["weights/**/*.safetensors", "weights/**/*.json", "static/*"]
+    },  # the small weights and the page of sgmim_app ship in the wheel
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "faiss": ["faiss-cpu"], "mteb": ["mteb>=2"]},
     entry_points={

@@ -14,7 +14,8 @@ __all__ = ['CAPTIONS', 'GAPS', 'BACKGROUND', 'EDGE', 'CLASSES', 'TAKEN', 'WAYS',
            'mistakes_figure', 'gradients_record', 'mistakes_record']
 
 # %% ../nbs/25_analysis.ipynb #407a9455
-import re, time
+import re
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -32,102 +33,146 @@ from .retrieval import embed, top_k
 from .train import corpus_pairs, evaluation_cut, pool
 
 # %% ../nbs/25_analysis.ipynb #0393048d
-CAPTIONS = ('right', 'wrong', 'none')
+CAPTIONS = ("right", "wrong", "none")
+
 
 def wrong_captions(image_id: torch.Tensor) -> torch.Tensor:
     "For each pair of a batch (B,) the index of the next pair with another image: int64 (B,)."
     B = len(image_id)
-    order = (torch.arange(B)[:, None] + torch.arange(1, B)) % B                 # (B, B-1): the others, from the next on
+    order = (torch.arange(B)[:, None] + torch.arange(1, B)) % B  # (B, B-1): the others, from the next on
     differs = image_id.cpu()[order] != image_id.cpu()[:, None]
-    if not differs.any(1).all(): raise ConfigError('all pairs of the batch show one image: there is no wrong caption to take')
+    if not differs.any(1).all():
+        raise ConfigError("all pairs of the batch show one image: there is no wrong caption to take")
     return order.gather(1, differs.int().argmax(1, keepdim=True)).squeeze(1).to(image_id.device)
+
 
 def check_listens(model: SGMIM) -> None:
     "`ConfigError` unless the decoder is guided by speech: the rows + Speech-Guided and + Summary of Table 4."
     row = model.config.reconstruction
-    if row not in ('frames', 'summary'):
-        raise ConfigError(f"the decoder of this model hears nothing (reconstruction='{row}'), so captions cannot be exchanged")
+    if row not in ("frames", "summary"):
+        raise ConfigError(
+            f"the decoder of this model hears nothing (reconstruction='{row}'), so captions cannot be exchanged"
+        )
 
 # %% ../nbs/25_analysis.ipynb #b5532dfd
 def exchange(model: SGMIM, heard, caption: str, image_id: torch.Tensor) -> tuple:
     "(context, padding) for the decoder when `heard` (what `model.hear` gave for a batch) is exchanged: `caption` is one of `CAPTIONS`."
-    if caption not in CAPTIONS: raise ConfigError(f"caption must be one of {CAPTIONS}, got '{caption}'")
+    if caption not in CAPTIONS:
+        raise ConfigError(f"caption must be one of {CAPTIONS}, got '{caption}'")
     context, padding = model.context(heard)
-    if caption == 'none': return torch.zeros_like(context), padding
-    if caption == 'right': return context, padding
+    if caption == "none":
+        return torch.zeros_like(context), padding
+    if caption == "right":
+        return context, padding
     other = wrong_captions(image_id)
     return context[other], padding if padding is None else padding[other]
+
 
 def target_features(model: SGMIM, image: torch.Tensor) -> torch.Tensor:
     "What eq. 4 compares with: the momentum encoder's features of all patches (B, N, D) (or their pixels), normalised if the model's loss does so."
     target = model.target(image)
     return F.layer_norm(target, target.shape[-1:]) if model.config.mim_normalise_target else target
 
+
 @torch.no_grad()
-def reconstruct_with(model: SGMIM, batch: dict, caption: str = 'right', mask: PatchMask | None = None) -> dict:
+def reconstruct_with(
+    model: SGMIM, batch: dict, caption: str = "right", mask: PatchMask | None = None
+) -> dict:
     """`model.reconstruct` with the `caption` 'right', 'wrong' (of the next pair of the batch whose image is another; the last pair takes the first's) or 'none' (zeros).
     Returns predicted and target (B, N, D) and mask (B, N), True = hidden. `ConfigError` for a model that is not guided by speech."""
     check_listens(model)
-    mask = mask or model.draw_mask(batch['image'])
-    context, padding = exchange(model, model.hear(batch), caption, batch['image_id'])
-    predicted = model.decoder(model.image_encoder(batch['image'], mask), mask, context, padding)
-    return dict(predicted=predicted, target=target_features(model, batch['image']), mask=mask.mask)
+    mask = mask or model.draw_mask(batch["image"])
+    context, padding = exchange(model, model.hear(batch), caption, batch["image_id"])
+    predicted = model.decoder(model.image_encoder(batch["image"], mask), mask, context, padding)
+    return dict(predicted=predicted, target=target_features(model, batch["image"]), mask=mask.mask)
 
 # %% ../nbs/25_analysis.ipynb #909acd6d
 class PatchErrors(NamedTuple):
     """Errors at the hidden patches of n pairs. `error`: {condition: (n, N) float64, 0 where visible}, over the target's variance; `hidden` (n, N) bool, True = hidden;
     `caption` and `image` (n,): their numbers in the corpus."""
+
     error: dict
     hidden: np.ndarray
     caption: np.ndarray
     image: np.ndarray
 
+
 class Variance:
     "Variance of vectors that come in parts, averaged over their dimensions."
-    def __init__(self): self.n, self.sum, self.square = 0, 0., 0.
+
+    def __init__(self):
+        self.n, self.sum, self.square = 0, 0.0, 0.0
+
     def add(self, x):
         "x (n, D)."
         x = x.double()
         self.n, self.sum, self.square = self.n + len(x), self.sum + x.sum(0), self.square + x.square().sum(0)
+
     @property
-    def value(self): return float(((self.square - self.sum**2/self.n)/(self.n - 1)).mean())
+    def value(self):
+        return float(((self.square - self.sum**2 / self.n) / (self.n - 1)).mean())
 
 # %% ../nbs/25_analysis.ipynb #362d5be0
 def conditions(model: SGMIM, batch: dict, names, take_out=None):
     "Yields (name, (context, padding)) for each of the conditions `names`; `take_out(batch, heard, kind)` gives what is heard without the words of a class."
-    if 'alone' in names and model.config.reconstruction != 'plain':
-        raise ConfigError(f"'alone' is for a model whose decoder never heard anything (+ Recon, reconstruction='plain'), not '{model.config.reconstruction}'")
-    if any(n != 'alone' for n in names):
+    if "alone" in names and model.config.reconstruction != "plain":
+        raise ConfigError(
+            f"'alone' is for a model whose decoder never heard anything (+ Recon, reconstruction='plain'), not '{model.config.reconstruction}'"
+        )
+    if any(n != "alone" for n in names):
         check_listens(model)
         heard = model.hear(batch)
     for name in names:
-        if name == 'alone': yield name, (None, None)
-        elif name.startswith('no '): yield name, model.context(take_out(batch, heard, name[3:]))
-        else: yield name, exchange(model, heard, name, batch['image_id'])
+        if name == "alone":
+            yield name, (None, None)
+        elif name.startswith("no "):
+            yield name, model.context(take_out(batch, heard, name[3:]))
+        else:
+            yield name, exchange(model, heard, name, batch["image_id"])
 
 # %% ../nbs/25_analysis.ipynb #f275d488
 @torch.no_grad()
-def patch_errors(model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: int = 0, batch_size: int = 64, take_out=None) -> PatchErrors:
+def patch_errors(
+    model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: int = 0, batch_size: int = 64, take_out=None
+) -> PatchErrors:
     """Error at every hidden patch of the first `pairs` captions of a corpus, under each of the conditions `names` (see `conditions`).
     Masks and wrong captions are drawn from `seed`, `pairs` and `batch_size` alone. Evaluation mode."""
     model.eval()
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
-    data, n, variance = corpus_pairs(corpus, evaluation_cut(corpus), model.config), min(pairs, len(corpus)), Variance()
-    k = -(-n//batch_size)      # every k-th caption to a batch: none is small, and captions of one image are apart
-    loader = torch.utils.data.DataLoader(data, batch_sampler=[list(range(s, n, k)) for s in range(k)], collate_fn=data.collate)
+    data, n, variance = (
+        corpus_pairs(corpus, evaluation_cut(corpus), model.config),
+        min(pairs, len(corpus)),
+        Variance(),
+    )
+    k = -(
+        -n // batch_size
+    )  # every k-th caption to a batch: none is small, and captions of one image are apart
+    loader = torch.utils.data.DataLoader(
+        data, batch_sampler=[list(range(s, n, k)) for s in range(k)], collate_fn=data.collate
+    )
     found, hidden, caption = {name: [] for name in names}, [], []
     for batch in loader:
         batch = {k: v.to(device) for k, v in batch.items() if torch.is_tensor(v)}
-        mask = model.draw_mask(batch['image'], generator)
-        visible, target = model.image_encoder(batch['image'], mask), target_features(model, batch['image'])
+        mask = model.draw_mask(batch["image"], generator)
+        visible, target = model.image_encoder(batch["image"], mask), target_features(model, batch["image"])
         for name, context in conditions(model, batch, names, take_out):
-            found[name].append(((model.decoder(visible, mask, *context) - target).double().square().mean(-1)*mask.mask).cpu())
+            found[name].append(
+                (
+                    (model.decoder(visible, mask, *context) - target).double().square().mean(-1) * mask.mask
+                ).cpu()
+            )
         variance.add(target[mask.mask])
-        hidden.append(mask.mask.cpu()); caption.append(batch['index'].cpu())
+        hidden.append(mask.mask.cpu())
+        caption.append(batch["index"].cpu())
     caption = torch.cat(caption).numpy()
     order = np.argsort(caption)
-    error = {name: torch.cat(e).numpy()[order]/variance.value for name, e in found.items()}
-    return PatchErrors(error, torch.cat(hidden).numpy()[order], caption[order], np.asarray(corpus.image_of_caption)[caption[order]])
+    error = {name: torch.cat(e).numpy()[order] / variance.value for name, e in found.items()}
+    return PatchErrors(
+        error,
+        torch.cat(hidden).numpy()[order],
+        caption[order],
+        np.asarray(corpus.image_of_caption)[caption[order]],
+    )
 
 # %% ../nbs/25_analysis.ipynb #aad68a3b
 def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, batch_size: int = 64) -> dict:
@@ -135,61 +180,91 @@ def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, ba
     Returns {'right', 'wrong', 'none', 'right_over_wrong', 'pairs'}; the masks are drawn from `seed` and equal for the three."""
     check_listens(model)
     e = patch_errors(model, corpus, CAPTIONS, pairs, seed, batch_size)
-    error = {c: float(e.error[c].sum()/e.hidden.sum()) for c in CAPTIONS}
-    return {**error, 'right_over_wrong': error['right']/error['wrong'], 'pairs': len(e.caption)}
+    error = {c: float(e.error[c].sum() / e.hidden.sum()) for c in CAPTIONS}
+    return {**error, "right_over_wrong": error["right"] / error["wrong"], "pairs": len(e.caption)}
 
 # %% ../nbs/25_analysis.ipynb #ee901b40
 def resample_weights(groups, n: int = 1000, seed: int = 0) -> np.ndarray:
     "How often each item is drawn in each of `n` bootstrap resamples, (n, items): items of one group (items,) are drawn together."
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     size, rng = member.max() + 1, np.random.default_rng(seed)
-    return np.stack([np.bincount(rng.integers(0, size, size), minlength=size)[member] for _ in range(n)]).astype(float)
+    return np.stack(
+        [np.bincount(rng.integers(0, size, size), minlength=size)[member] for _ in range(n)]
+    ).astype(float)
 
-def estimate(weights, total, count, minus=None, level: float = .95) -> dict | None:
+
+def estimate(weights, total, count, minus=None, level: float = 0.95) -> dict | None:
     """sum(total)/sum(count) over items and its interval from the resamples `weights` (n, items): {'value', 'interval', 'n'}, n the whole count.
     `minus`: a (total, count) whose ratio is taken off, in every resample too. None where there is nothing to count."""
-    terms = [(np.asarray(t, float), np.asarray(c, float)) for t, c in ((total, count), *([minus] if minus else []))]
-    if any(c.sum() == 0 for _, c in terms): return None
-    with np.errstate(invalid='ignore', divide='ignore'): drawn = [(weights @ t)/(weights @ c) for t, c in terms]
-    value = [t.sum()/c.sum() for t, c in terms]
+    terms = [
+        (np.asarray(t, float), np.asarray(c, float)) for t, c in ((total, count), *([minus] if minus else []))
+    ]
+    if any(c.sum() == 0 for _, c in terms):
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = [(weights @ t) / (weights @ c) for t, c in terms]
+    value = [t.sum() / c.sum() for t, c in terms]
     value, drawn = (value[0] - value[1], drawn[0] - drawn[1]) if minus else (value[0], drawn[0])
-    low, high = np.nanquantile(drawn, [(1 - level)/2, (1 + level)/2])      # a resample may hold none of a rare kind
-    return {'value': round(float(value), 5), 'interval': [round(float(low), 5), round(float(high), 5)], 'n': int(terms[0][1].sum())}
+    low, high = np.nanquantile(
+        drawn, [(1 - level) / 2, (1 + level) / 2]
+    )  # a resample may hold none of a rare kind
+    return {
+        "value": round(float(value), 5),
+        "interval": [round(float(low), 5), round(float(high), 5)],
+        "n": int(terms[0][1].sum()),
+    }
 
 # %% ../nbs/25_analysis.ipynb #675330b3
-GAPS = (('wrong', 'right'), ('none', 'right'), ('alone', 'right'))
+GAPS = (("wrong", "right"), ("none", "right"), ("alone", "right"))
+
 
 def compare(errors: PatchErrors, weights, where=None) -> dict:
     """Mean error of each condition at the hidden patches `where` (n, N) bool (None: all), and the paired differences between them:
     {'right': estimate, …, 'wrong_minus_right': estimate, …}."""
     here = errors.hidden if where is None else errors.hidden & where
-    count, total = here.sum(1), {name: (e*here).sum(1) for name, e in errors.error.items() if not name.startswith('no ')}
+    count, total = (
+        here.sum(1),
+        {name: (e * here).sum(1) for name, e in errors.error.items() if not name.startswith("no ")},
+    )
     found = {name: estimate(weights, t, count) for name, t in total.items()}
-    return found | {f'{a}_minus_{b}': estimate(weights, total[a] - total[b], count) for a, b in GAPS if a in total and b in total}
+    return found | {
+        f"{a}_minus_{b}": estimate(weights, total[a] - total[b], count)
+        for a, b in GAPS
+        if a in total and b in total
+    }
+
 
 def depends(gap: dict | None) -> bool:
     "Is the interval of a difference wholly above 0?"
-    return gap is not None and gap['interval'][0] > 0
+    return gap is not None and gap["interval"][0] > 0
 
 # %% ../nbs/25_analysis.ipynb #fd8ca432
 BACKGROUND, EDGE = -1, -2
 
+
 def patch_shares(scene, config) -> np.ndarray:
     "How much of each patch each thing of a `Scene` fills, (things, N) in [0, 1], for images cut as the model of `config` sees them."
-    size, grid = config.image_size, config.image_size//config.patch_size
-    whole = round(size/config.crop_pct)
-    cut = (whole - size)//2
-    masks = draw_masks(scene, whole)[:, cut:cut + size, cut:cut + size]
-    return masks.reshape(len(masks), grid, config.patch_size, grid, config.patch_size).mean((2, 4)).reshape(len(masks), grid**2)
+    size, grid = config.image_size, config.image_size // config.patch_size
+    whole = round(size / config.crop_pct)
+    cut = (whole - size) // 2
+    masks = draw_masks(scene, whole)[:, cut : cut + size, cut : cut + size]
+    return (
+        masks.reshape(len(masks), grid, config.patch_size, grid, config.patch_size)
+        .mean((2, 4))
+        .reshape(len(masks), grid**2)
+    )
+
 
 def patch_owner(shares: np.ndarray) -> np.ndarray:
     "The number of the thing that each patch shows, (N,); `BACKGROUND` where there is none, `EDGE` where none fills half."
-    if not len(shares): return np.full(shares.shape[1], BACKGROUND)
-    return np.where(shares.max(0) >= .5, shares.argmax(0), np.where(shares.sum(0) > 0, EDGE, BACKGROUND))
+    if not len(shares):
+        return np.full(shares.shape[1], BACKGROUND)
+    return np.where(shares.max(0) >= 0.5, shares.argmax(0), np.where(shares.sum(0) > 0, EDGE, BACKGROUND))
 
 # %% ../nbs/25_analysis.ipynb #1dc9de52
 class Mention(NamedTuple):
     "Words said of a thing: `thing`, its category; `kind`, 'thing', 'colour' or 'size'; `word` (a name may be two words); `start` and `end` in seconds; `event`, the numbers of the spoken words."
+
     thing: str
     kind: str
     word: str
@@ -197,85 +272,129 @@ class Mention(NamedTuple):
     end: float
     event: tuple
 
+
 def mentions(caption) -> list[Mention]:
     "All `Mention`s of a spoken caption of the embedded corpus, in the order of speech. `DataError` for a caption of another corpus."
-    if not hasattr(caption, 'things'): raise DataError('this caption does not say what it speaks of: only captions of the embedded corpus do')
+    if not hasattr(caption, "things"):
+        raise DataError(
+            "this caption does not say what it speaks of: only captions of the embedded corpus do"
+        )
     heard, found, at = [(t, e) for e, (w, _, _) in enumerate(caption.words) for t in w.lower().split()], [], 0
     said = [t for t, _ in heard]
     for category, _, _ in caption.things:
         first, length = _find_name(said, category, at)
         begin = first
-        while begin > at and word_class(said[begin - 1]) in ('colour', 'size'): begin -= 1
+        while begin > at and word_class(said[begin - 1]) in ("colour", "size"):
+            begin -= 1
         for a, b in [(i, i + 1) for i in range(begin, first)] + [(first, first + length)]:
             event = tuple(dict.fromkeys(e for _, e in heard[a:b]))
-            kind = 'thing' if a == first else word_class(said[a])
-            found.append(Mention(category, kind, ' '.join(said[a:b]), caption.words[event[0]][1], caption.words[event[-1]][2], event))
+            kind = "thing" if a == first else word_class(said[a])
+            found.append(
+                Mention(
+                    category,
+                    kind,
+                    " ".join(said[a:b]),
+                    caption.words[event[0]][1],
+                    caption.words[event[-1]][2],
+                    event,
+                )
+            )
         at = first + length
     return found
+
 
 def _find_name(said, category, at):
     "(place, length) of the first name of a category in the words `said` from `at` on."
     names = [n.split() for n in thing_names(category)]
-    found = [(i, -len(n)) for n in names for i in range(at, len(said)) if said[i:i + len(n)] == n]
-    if not found: raise DataError(f"the words {' '.join(said)!r} do not name the {category} that this caption is said to speak of")
+    found = [(i, -len(n)) for n in names for i in range(at, len(said)) if said[i : i + len(n)] == n]
+    if not found:
+        raise DataError(
+            f"the words {' '.join(said)!r} do not name the {category} that this caption is said to speak of"
+        )
     return min(found)[0], -min(found)[1]
 
 # %% ../nbs/25_analysis.ipynb #12723eca
-CLASSES = ('thing', 'colour', 'size', 'place', 'other')
+CLASSES = ("thing", "colour", "size", "place", "other")
+
 
 def word_spans(caption) -> dict:
     "{class: [(start, end), …]} in seconds: when a spoken caption of the embedded corpus names things, colours, sizes and places, and when it says words of function ('other')."
     of = {e: m.kind for m in mentions(caption) for e in m.event}
     spans = {c: [] for c in CLASSES}
     for e, (word, start, end) in enumerate(caption.words):
-        kind = of.get(e) or ('place' if word_class(word) == 'place' else 'other')
+        kind = of.get(e) or ("place" if word_class(word) == "place" else "other")
         spans[kind].append((start, end))
     return spans
 
-TAKEN = (*CLASSES, 'first thing')
+
+TAKEN = (*CLASSES, "first thing")
+
 
 def taken_spans(caption, kind: str) -> list:
     "[(start, end), …] of what is taken out of a caption: the words of a class; or, 'first thing', just the name of the thing that is named first."
-    if kind != 'first thing': return word_spans(caption)[kind]
-    return [(m.start, m.end) for m in mentions(caption) if m.kind == 'thing'][:1]
+    if kind != "first thing":
+        return word_spans(caption)[kind]
+    return [(m.start, m.end) for m in mentions(caption) if m.kind == "thing"][:1]
 
 # %% ../nbs/25_analysis.ipynb #d62da057
 def frame_times(encoder, T: int) -> np.ndarray:
     "Middle, in seconds, of the sound that each of the first T frames of an audio encoder is computed from."
-    return (np.arange(T)*encoder.hop + encoder.shortest/2)/RATE
+    return (np.arange(T) * encoder.hop + encoder.shortest / 2) / RATE
+
 
 def silenced(batch: dict, rows, spans) -> dict:
     "The sound of some rows of a batch, zero during `spans` [(start, end), …] (seconds) of each row."
-    audio = batch['audio'][rows]      # a copy
+    audio = batch["audio"][rows]  # a copy
     for wave, r in zip(audio, rows.tolist()):
-        for start, end in spans[r]: wave[round(start*RATE):round(end*RATE)] = 0
-    return {'audio': audio, 'audio_len': batch['audio_len'][rows], 'index': batch['index'][rows]}
+        for start, end in spans[r]:
+            wave[round(start * RATE) : round(end * RATE)] = 0
+    return {"audio": audio, "audio_len": batch["audio_len"][rows], "index": batch["index"][rows]}
+
 
 def with_rows(heard, part, rows):
     "What was heard, with some rows exchanged for those of `part`."
-    return type(heard)(*(old if old is None else old.index_copy(0, rows, new) for old, new in zip(heard, part)))
+    return type(heard)(
+        *(old if old is None else old.index_copy(0, rows, new) for old, new in zip(heard, part))
+    )
 
 # %% ../nbs/25_analysis.ipynb #9d1f7bd1
-WAYS = ('sound', 'frames')
+WAYS = ("sound", "frames")
 
-def word_remover(model: SGMIM, corpus, way: str = 'sound'):
+
+def word_remover(model: SGMIM, corpus, way: str = "sound"):
     "A function (batch, heard, kind) → what is heard without what `taken_spans` names, for `patch_errors`."
-    if way not in WAYS: raise ConfigError(f"words are taken out of the 'sound' or of the 'frames', not '{way}'")
+    if way not in WAYS:
+        raise ConfigError(f"words are taken out of the 'sound' or of the 'frames', not '{way}'")
+
     def take_out(batch, heard, kind):
-        spans = [taken_spans(corpus.captions[j], kind) for j in batch['index'].tolist()]
-        if way == 'sound':
-            rows = torch.tensor([r for r, times in enumerate(spans) if times], dtype=torch.int64, device=batch['audio'].device)
+        spans = [taken_spans(corpus.captions[j], kind) for j in batch["index"].tolist()]
+        if way == "sound":
+            rows = torch.tensor(
+                [r for r, times in enumerate(spans) if times], dtype=torch.int64, device=batch["audio"].device
+            )
             return with_rows(heard, model.hear(silenced(batch, rows, spans)), rows) if len(rows) else heard
         middle = frame_times(model.audio_encoder, heard.frames.shape[1])
-        gone = np.array([np.any([(s <= middle) & (middle < e) for s, e in times] or [middle < 0], axis=0) for times in spans])
-        return heard._replace(frames=heard.frames.masked_fill(torch.from_numpy(gone).to(heard.frames.device)[..., None], 0))
+        gone = np.array(
+            [
+                np.any([(s <= middle) & (middle < e) for s, e in times] or [middle < 0], axis=0)
+                for times in spans
+            ]
+        )
+        return heard._replace(
+            frames=heard.frames.masked_fill(torch.from_numpy(gone).to(heard.frames.device)[..., None], 0)
+        )
+
     return take_out
 
 # %% ../nbs/25_analysis.ipynb #7fb9a678
 class PatchTruth:
     "What the hidden patches of `PatchErrors` show, and what was said of it: masks (n, N) bool by question."
+
     def __init__(self, corpus, errors: PatchErrors, config):
-        self.scenes, self.captions = [corpus.scene(i) for i in errors.image], [corpus.captions[j] for j in errors.caption]
+        self.scenes, self.captions = (
+            [corpus.scene(i) for i in errors.image],
+            [corpus.captions[j] for j in errors.caption],
+        )
         of = {i: patch_owner(patch_shares(corpus.scene(i), config)) for i in set(errors.image.tolist())}
         self.owner = np.stack([of[i] for i in errors.image.tolist()])
         self.background, self.edge, self.thing = self.owner == BACKGROUND, self.owner == EDGE, self.owner >= 0
@@ -285,179 +404,371 @@ class PatchTruth:
         where = np.zeros_like(self.thing)
         for row, owner, scene, caption in zip(where, self.owner, self.scenes, self.captions):
             for k, thing in enumerate(scene.things):
-                if choose(thing, caption): row |= owner == k
+                if choose(thing, caption):
+                    row |= owner == k
         return where
 
     def spoken_of(self, kind: str) -> np.ndarray:
         "Patches of what the words `kind` of `TAKEN` are said of: their things; for place words background, where one is said; none for words of function."
-        if kind == 'other': return np.zeros_like(self.thing)
-        if kind == 'place': return self.background & np.array([bool(word_spans(c)['place']) for c in self.captions])[:, None]
-        if kind == 'first thing': return self.things(lambda thing, caption: thing.category == mentions(caption)[0].thing)
-        return self.things(lambda thing, caption: any((m.thing, m.kind) == (thing.category, kind) for m in mentions(caption)))
+        if kind == "other":
+            return np.zeros_like(self.thing)
+        if kind == "place":
+            return self.background & np.array([bool(word_spans(c)["place"]) for c in self.captions])[:, None]
+        if kind == "first thing":
+            return self.things(lambda thing, caption: thing.category == mentions(caption)[0].thing)
+        return self.things(
+            lambda thing, caption: any((m.thing, m.kind) == (thing.category, kind) for m in mentions(caption))
+        )
 
 # %% ../nbs/25_analysis.ipynb #becfa1b9
-ATTRIBUTES = ('colour', 'size', 'place')
+ATTRIBUTES = ("colour", "size", "place")
+
 
 def said_or_not(errors: PatchErrors, truth: PatchTruth, weights, attribute: str) -> dict:
     "Errors at the patches of what has an attribute, where it was said and where not, and the differences. Gain: error with no caption less error with the right one."
     spoken = truth.spoken_of(attribute)
-    there = truth.background if attribute == 'place' else truth.things(lambda thing, _: getattr(thing, attribute) is not None)
-    here = {'said': errors.hidden & there & spoken, 'unsaid': errors.hidden & there & ~spoken}
-    sums = lambda values, w: ((values*w).sum(1), w.sum(1))
-    right, gain = errors.error['right'], errors.error['none'] - errors.error['right']
-    return {**{k: compare(errors, weights, w) for k, w in here.items()},
-            'error_unsaid_minus_said': estimate(weights, *sums(right, here['unsaid']), minus=sums(right, here['said'])),
-            'gain_said_minus_unsaid': estimate(weights, *sums(gain, here['said']), minus=sums(gain, here['unsaid']))}
+    there = (
+        truth.background
+        if attribute == "place"
+        else truth.things(lambda thing, _: getattr(thing, attribute) is not None)
+    )
+    here = {"said": errors.hidden & there & spoken, "unsaid": errors.hidden & there & ~spoken}
+
+    def sums(values, w):
+        return ((values * w).sum(1), w.sum(1))
+
+    right, gain = errors.error["right"], errors.error["none"] - errors.error["right"]
+    return {
+        **{k: compare(errors, weights, w) for k, w in here.items()},
+        "error_unsaid_minus_said": estimate(
+            weights, *sums(right, here["unsaid"]), minus=sums(right, here["said"])
+        ),
+        "gain_said_minus_unsaid": estimate(
+            weights, *sums(gain, here["said"]), minus=sums(gain, here["unsaid"])
+        ),
+    }
+
 
 def without_words(errors: PatchErrors, truth: PatchTruth, weights, kind: str) -> dict:
     """What taking out the words `kind` of `TAKEN` adds to the error, in the captions that have them: at what they are said of ('own'), at other things ('other_things'), at the 'background',
     at 'all' hidden patches; paired differences; how many 'captions', and 'seconds' taken out of each."""
     spans = [taken_spans(c, kind) for c in truth.captions]
-    more, own, said = errors.error[f'no {kind}'] - errors.error['right'], truth.spoken_of(kind), errors.hidden & np.array([bool(s) for s in spans])[:, None]
-    sums = {k: ((more*w).sum(1), w.sum(1)) for k, w in (('own', said & own), ('other_things', said & truth.thing & ~own), ('background', said & truth.background), ('all', said))}
+    more, own, said = (
+        errors.error[f"no {kind}"] - errors.error["right"],
+        truth.spoken_of(kind),
+        errors.hidden & np.array([bool(s) for s in spans])[:, None],
+    )
+    sums = {
+        k: ((more * w).sum(1), w.sum(1))
+        for k, w in (
+            ("own", said & own),
+            ("other_things", said & truth.thing & ~own),
+            ("background", said & truth.background),
+            ("all", said),
+        )
+    }
     seconds = [sum(e - s for s, e in times) for times in spans if times]
-    return {**{k: estimate(weights, *v) for k, v in sums.items()}, **{f'own_minus_{k}': estimate(weights, *sums['own'], minus=sums[k]) for k in ('other_things', 'background')},
-            'captions': len(seconds), 'seconds': round(float(np.mean(seconds)), 3) if seconds else 0.}
+    return {
+        **{k: estimate(weights, *v) for k, v in sums.items()},
+        **{
+            f"own_minus_{k}": estimate(weights, *sums["own"], minus=sums[k])
+            for k in ("other_things", "background")
+        },
+        "captions": len(seconds),
+        "seconds": round(float(np.mean(seconds)), 3) if seconds else 0.0,
+    }
 
 # %% ../nbs/25_analysis.ipynb #50d56d66
-def speech_dependence(model: SGMIM, corpus, pairs: int = 1000, seed: int = 0, recon: SGMIM | None = None, way: str = 'sound', resamples: int = 1000, batch_size: int = 64) -> dict:
+def speech_dependence(
+    model: SGMIM,
+    corpus,
+    pairs: int = 1000,
+    seed: int = 0,
+    recon: SGMIM | None = None,
+    way: str = "sound",
+    resamples: int = 1000,
+    batch_size: int = 64,
+) -> dict:
     """{'overall', 'patch', 'category', 'said', 'silenced'}: masked errors by condition with paired bootstrap intervals over images; see `compare`, `said_or_not` and `without_words`.
     `recon`: a model of the row + Recon, cut and masked alike. `way`: words are taken out of the 'sound' or of the 'frames'. Corpora without scenes get 'overall' alone.
     `ConfigError` for a model that is not guided by speech."""
     check_listens(model)
-    known = hasattr(corpus, 'scene')
-    names = CAPTIONS + (tuple(f'no {c}' for c in TAKEN) if known else ())
+    known = hasattr(corpus, "scene")
+    names = CAPTIONS + (tuple(f"no {c}" for c in TAKEN) if known else ())
     errors = patch_errors(model, corpus, names, pairs, seed, batch_size, word_remover(model, corpus, way))
-    if recon is not None: errors = with_recon(errors, patch_errors(recon, corpus, ('alone',), pairs, seed, batch_size))
+    if recon is not None:
+        errors = with_recon(errors, patch_errors(recon, corpus, ("alone",), pairs, seed, batch_size))
     weights = resample_weights(errors.image, resamples, seed)
-    found = {'overall': compare(errors, weights), 'pairs': len(errors.caption)}
-    if not known: return found
+    found = {"overall": compare(errors, weights), "pairs": len(errors.caption)}
+    if not known:
+        return found
     truth = PatchTruth(corpus, errors, model.config)
     categories = sorted({t.category for s in truth.scenes for t in s.things})
-    return found | {'patch': {k: compare(errors, weights, getattr(truth, k)) for k in ('thing', 'edge', 'background')},
-                    'category': {c: compare(errors, weights, truth.things(lambda thing, _: thing.category == c)) for c in categories},
-                    'said': {a: said_or_not(errors, truth, weights, a) for a in ATTRIBUTES},
-                    'silenced': {c: without_words(errors, truth, weights, c) for c in TAKEN}}
+    return found | {
+        "patch": {k: compare(errors, weights, getattr(truth, k)) for k in ("thing", "edge", "background")},
+        "category": {
+            c: compare(errors, weights, truth.things(lambda thing, _: thing.category == c))
+            for c in categories
+        },
+        "said": {a: said_or_not(errors, truth, weights, a) for a in ATTRIBUTES},
+        "silenced": {c: without_words(errors, truth, weights, c) for c in TAKEN},
+    }
+
 
 def with_recon(errors: PatchErrors, alone: PatchErrors) -> PatchErrors:
     "The errors of a model, and of + Recon at the same hidden patches."
     if errors.hidden.shape != alone.hidden.shape or (errors.hidden != alone.hidden).any():
-        raise ConfigError('the + Recon model hides other patches: it needs the same image size, patch size and mask_ratio')
+        raise ConfigError(
+            "the + Recon model hides other patches: it needs the same image size, patch size and mask_ratio"
+        )
     return errors._replace(error={**errors.error, **alone.error})
 
 # %% ../nbs/25_analysis.ipynb #651c812f
 def shown(e: dict | None, digits: int = 3) -> str:
     "An estimate as text: value and interval."
-    return '–' if e is None else f'{e["value"]:.{digits}f} ({e["interval"][0]:.{digits}f} to {e["interval"][1]:.{digits}f})'
+    return (
+        "–"
+        if e is None
+        else f"{e['value']:.{digits}f} ({e['interval'][0]:.{digits}f} to {e['interval'][1]:.{digits}f})"
+    )
+
 
 def markdown_table(head, rows) -> str:
     "A table in Markdown; all columns but the first are set to the right."
-    line = lambda cells: '| ' + ' | '.join(map(str, cells)) + ' |'
-    return '\n'.join([line(h.replace('_', ' ') for h in head), '|---|' + '---:|'*(len(head) - 1), *map(line, rows)])
+
+    def line(cells):
+        return "| " + " | ".join(map(str, cells)) + " |"
+
+    return "\n".join(
+        [line(h.replace("_", " ") for h in head), "|---|" + "---:|" * (len(head) - 1), *map(line, rows)]
+    )
+
 
 def dependence_tables(found: dict) -> dict:
     "{'patches', 'silenced', 'said'}: what `speech_dependence` gave, as tables in Markdown; those that the corpus allows."
-    names = [n for n in ('right', 'alone', 'none', 'wrong', 'none_minus_right', 'wrong_minus_right') if n in found['overall']]
-    groups, parts = {'all': found['overall'], **found.get('patch', {})}, ('own', 'other_things', 'background', 'own_minus_other_things')
-    tables = {'patches': markdown_table(['patches', 'hidden', *names], [[k, f'{d["right"]["n"]:,}', *(shown(d[n]) for n in names)] for k, d in groups.items() if d['right']])}
-    if 'silenced' in found:
-        tables['silenced'] = markdown_table(['taken out', 'captions', 'seconds', *parts], [[k, d['captions'], f'{d["seconds"]:.2f}', *(shown(d[p]) for p in parts)] for k, d in found['silenced'].items()])
-        gaps, n = ('error_unsaid_minus_said', 'gain_said_minus_unsaid'), lambda e: e['right']['n'] if e['right'] else 0
-        tables['said'] = markdown_table(['', 'patches said', 'unsaid', *gaps], [[k, n(d['said']), n(d['unsaid']), *(shown(d[g]) for g in gaps)] for k, d in found['said'].items()])
+    names = [
+        n
+        for n in ("right", "alone", "none", "wrong", "none_minus_right", "wrong_minus_right")
+        if n in found["overall"]
+    ]
+    groups, parts = (
+        {"all": found["overall"], **found.get("patch", {})},
+        ("own", "other_things", "background", "own_minus_other_things"),
+    )
+    tables = {
+        "patches": markdown_table(
+            ["patches", "hidden", *names],
+            [
+                [k, f"{d['right']['n']:,}", *(shown(d[n]) for n in names)]
+                for k, d in groups.items()
+                if d["right"]
+            ],
+        )
+    }
+    if "silenced" in found:
+        tables["silenced"] = markdown_table(
+            ["taken out", "captions", "seconds", *parts],
+            [
+                [k, d["captions"], f"{d['seconds']:.2f}", *(shown(d[p]) for p in parts)]
+                for k, d in found["silenced"].items()
+            ],
+        )
+        gaps, n = (
+            ("error_unsaid_minus_said", "gain_said_minus_unsaid"),
+            lambda e: e["right"]["n"] if e["right"] else 0,
+        )
+        tables["said"] = markdown_table(
+            ["", "patches said", "unsaid", *gaps],
+            [
+                [k, n(d["said"]), n(d["unsaid"]), *(shown(d[g]) for g in gaps)]
+                for k, d in found["said"].items()
+            ],
+        )
     return tables
 
 # %% ../nbs/25_analysis.ipynb #908c0e9c
-SHOWN = (('right', 'right caption'), ('alone', '+ Recon, no speech'), ('none', 'no caption'), ('wrong', 'wrong caption'))
+SHOWN = (
+    ("right", "right caption"),
+    ("alone", "+ Recon, no speech"),
+    ("none", "no caption"),
+    ("wrong", "wrong caption"),
+)
+
 
 def _bars(ax, groups, names):
     "Bars of estimates with their intervals: groups {label: {name: estimate or None}}, a colour and a place for each of `names` {name: label}."
-    width = .8/len(names)
+    width = 0.8 / len(names)
     for i, ((name, label), colour) in enumerate(zip(names.items(), colours(len(names)))):
-        there = [(x + width*(i - (len(names) - 1)/2), g[name]) for x, g in enumerate(groups.values()) if g.get(name)]
-        x, value = [x for x, _ in there], [e['value'] for _, e in there]
-        spread = [[e['value'] - e['interval'][0] for _, e in there], [e['interval'][1] - e['value'] for _, e in there]]
-        ax.bar(x, value, width*.92, color=colour, label=label)
-        ax.errorbar(x, value, np.maximum(spread, 0) if there else None, fmt='none', ecolor=INK, elinewidth=.9, capsize=2)
-    ax.set_xticks(range(len(groups)), list(groups), fontsize=8.5); ax.set_xlim(-.6, len(groups) - .4); ax.tick_params(axis='y', labelsize=8)
-    ax.spines[['top', 'right']].set_visible(False); ax.axhline(0, color=INK, lw=.6)
+        there = [
+            (x + width * (i - (len(names) - 1) / 2), g[name])
+            for x, g in enumerate(groups.values())
+            if g.get(name)
+        ]
+        x, value = [x for x, _ in there], [e["value"] for _, e in there]
+        spread = [
+            [e["value"] - e["interval"][0] for _, e in there],
+            [e["interval"][1] - e["value"] for _, e in there],
+        ]
+        ax.bar(x, value, width * 0.92, color=colour, label=label)
+        ax.errorbar(
+            x,
+            value,
+            np.maximum(spread, 0) if there else None,
+            fmt="none",
+            ecolor=INK,
+            elinewidth=0.9,
+            capsize=2,
+        )
+    ax.set_xticks(range(len(groups)), list(groups), fontsize=8.5)
+    ax.set_xlim(-0.6, len(groups) - 0.4)
+    ax.tick_params(axis="y", labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.axhline(0, color=INK, lw=0.6)
     low, high = ax.get_ylim()
-    ax.set_ylim(low, low + 1.35*(high - low))      # room for the legend
-    ax.legend(frameon=False, fontsize=7.5, loc='upper left')
+    ax.set_ylim(low, low + 1.35 * (high - low))  # room for the legend
+    ax.legend(frameon=False, fontsize=7.5, loc="upper left")
+
 
 def dependence_figure(found: dict, title: str | None = None):
     "The errors of `speech_dependence` by what the hidden patch shows, and what taking out a class of words adds to them; bars with 95 % intervals."
-    groups = {'all': found['overall'], **{f'{k}': v for k, v in found.get('patch', {}).items()}}
-    silenced = found.get('silenced')
-    fig = Picture(4.2 + 4.2*bool(silenced), 2.8)
+    groups = {"all": found["overall"], **{f"{k}": v for k, v in found.get("patch", {}).items()}}
+    silenced = found.get("silenced")
+    fig = Picture(4.2 + 4.2 * bool(silenced), 2.8)
     axes = fig.subplots(1, 1 + bool(silenced), squeeze=False)[0]
-    _bars(axes[0], groups, {k: label for k, label in SHOWN if k in found['overall']})
-    axes[0].set_title('masked error, by what the patch shows', fontsize=9.5, color=INK); axes[0].set_ylabel('error / variance', fontsize=8.5)
+    _bars(axes[0], groups, {k: label for k, label in SHOWN if k in found["overall"]})
+    axes[0].set_title("masked error, by what the patch shows", fontsize=9.5, color=INK)
+    axes[0].set_ylabel("error / variance", fontsize=8.5)
     if silenced:
-        _bars(axes[1], {k.replace(' ', '\n'): v for k, v in silenced.items()}, {'own': 'at what they are said of', 'other_things': 'at other things', 'background': 'at the background'})
-        axes[1].set_title('added by taking words out', fontsize=9.5, color=INK); axes[1].set_xlabel('words taken out', fontsize=8.5)
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+        _bars(
+            axes[1],
+            {k.replace(" ", "\n"): v for k, v in silenced.items()},
+            {
+                "own": "at what they are said of",
+                "other_things": "at other things",
+                "background": "at the background",
+            },
+        )
+        axes[1].set_title("added by taking words out", fontsize=9.5, color=INK)
+        axes[1].set_xlabel("words taken out", fontsize=8.5)
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/25_analysis.ipynb #20cf23d5
 def category_figure(found: dict, title: str | None = None):
     "Masked error of each category with the right, no and a wrong caption, sorted by the harm of the wrong one; points with 95 % intervals."
-    rows = sorted(((k, d) for k, d in found['category'].items() if d['right']), key=lambda r: r[1]['wrong_minus_right']['value'])
-    fig = Picture(5.2, .7 + .19*len(rows))
-    ax, names = fig.subplots(), [(k, label) for k, label in SHOWN if k in found['overall']]
-    for i, ((name, label), colour, mark) in enumerate(zip(names, colours(len(names)), 'osD^')):
-        value, y = np.array([[d[name]['value'], *d[name]['interval']] for _, d in rows]), np.arange(len(rows)) + .22*((len(names) - 1)/2 - i)
-        ax.hlines(y, value[:, 1], value[:, 2], color=colour, lw=.9)
+    rows = sorted(
+        ((k, d) for k, d in found["category"].items() if d["right"]),
+        key=lambda r: r[1]["wrong_minus_right"]["value"],
+    )
+    fig = Picture(5.2, 0.7 + 0.19 * len(rows))
+    ax, names = fig.subplots(), [(k, label) for k, label in SHOWN if k in found["overall"]]
+    for i, ((name, label), colour, mark) in enumerate(zip(names, colours(len(names)), "osD^")):
+        value, y = (
+            np.array([[d[name]["value"], *d[name]["interval"]] for _, d in rows]),
+            np.arange(len(rows)) + 0.22 * ((len(names) - 1) / 2 - i),
+        )
+        ax.hlines(y, value[:, 1], value[:, 2], color=colour, lw=0.9)
         ax.plot(value[:, 0], y, mark, color=colour, ms=3, label=label)
-    ax.set_yticks(range(len(rows)), [k for k, _ in rows], fontsize=7.5); ax.tick_params(axis='x', labelsize=8); ax.grid(axis='y', color='#eeeeee')
-    ax.set_xlabel('error / variance, at patches that show it', fontsize=8.5); ax.set_ylim(-1, len(rows))
-    ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, fontsize=7.5, loc='lower center', bbox_to_anchor=(.45, 1), ncols=4)
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+    ax.set_yticks(range(len(rows)), [k for k, _ in rows], fontsize=7.5)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.grid(axis="y", color="#eeeeee")
+    ax.set_xlabel("error / variance, at patches that show it", fontsize=8.5)
+    ax.set_ylim(-1, len(rows))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=7.5, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=4)
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/25_analysis.ipynb #ef16b82c
-def dependence_record(model: SGMIM, splits: dict, pairs: int = 1000, seed: int = 0, recon: SGMIM | None = None, way: str = 'sound', resamples: int = 1000,
-                      about: dict | None = None, record=None) -> dict:
+def dependence_record(
+    model: SGMIM,
+    splits: dict,
+    pairs: int = 1000,
+    seed: int = 0,
+    recon: SGMIM | None = None,
+    way: str = "sound",
+    resamples: int = 1000,
+    about: dict | None = None,
+    record=None,
+) -> dict:
     """`speech_dependence` on `splits` {name: corpus} as a run record, metrics[split]. `about`: more for its config (which checkpoint, which + Recon model); `record`: file to write."""
     start, code = time.perf_counter(), code_version()
-    metrics = {name: speech_dependence(model, corpus, pairs, seed, recon, way, resamples) for name, corpus in splits.items()}
-    config = {**(about or {}), 'row': model.config.reconstruction, 'with_recon': recon is not None, 'pairs': pairs, 'mask_ratio': model.config.mask_ratio, 'way': way, 'resamples': resamples}
-    return keep_record('dependence', config, seed, splits, metrics, start, next(model.parameters()).device, code, record)
+    metrics = {
+        name: speech_dependence(model, corpus, pairs, seed, recon, way, resamples)
+        for name, corpus in splits.items()
+    }
+    config = {
+        **(about or {}),
+        "row": model.config.reconstruction,
+        "with_recon": recon is not None,
+        "pairs": pairs,
+        "mask_ratio": model.config.mask_ratio,
+        "way": way,
+        "resamples": resamples,
+    }
+    return keep_record(
+        "dependence", config, seed, splits, metrics, start, next(model.parameters()).device, code, record
+    )
+
 
 def keep_record(kind, config, seed, splits, metrics, start, device, code, record=None) -> dict:
     "The run record of an analysis of `splits` {name: corpus} that began at `start`; written to the file `record`, if one is given."
-    data = {name: {'name': repr(c), 'fingerprint': getattr(c, 'fingerprint', None)} for name, c in splits.items()}
+    data = {
+        name: {"name": repr(c), "fingerprint": getattr(c, "fingerprint", None)} for name, c in splits.items()
+    }
     made = run_record(kind, config, seed, data, metrics, time.perf_counter() - start, device, code)
-    if record: write_json(record, made)
+    if record:
+        write_json(record, made)
     return made
 
 # %% ../nbs/25_analysis.ipynb #38b90303
 def part_of(name: str) -> str:
     "The part of the model that a parameter is of: 'image front' (patches, positions, last norm), 'image layer 0', …; 'audio front' (projection and positions of the frames, [CLS]), 'audio layer 0', …; 'projections'; 'decoder'."
-    if match := re.match(r'(image|audio)_encoder\..*?\.(?:blocks|layers)\.(\d+)\.', name): return f'{match[1]} layer {match[2]}'
-    top = name.split('.')[0]
-    return {'image_encoder': 'image front', 'audio_encoder': 'audio front', 'image_proj': 'projections', 'audio_proj': 'projections'}.get(top, top)
+    if match := re.match(r"(image|audio)_encoder\..*?\.(?:blocks|layers)\.(\d+)\.", name):
+        return f"{match[1]} layer {match[2]}"
+    top = name.split(".")[0]
+    return {
+        "image_encoder": "image front",
+        "audio_encoder": "audio front",
+        "image_proj": "projections",
+        "audio_proj": "projections",
+    }.get(top, top)
+
 
 def loss_gradients(model: SGMIM, batch: dict, generator: torch.Generator | None = None) -> dict:
     "{part: (gradient of L_NCE, gradient of λ L_MIM)} on one batch, flat (P,), zeros where a loss does not reach; with the whole 'image encoder' and 'audio encoder' first. `ConfigError` for a model without a decoder."
-    if model.decoder is None: raise ConfigError("this model has no decoder (reconstruction='none'): there is one gradient alone")
+    if model.decoder is None:
+        raise ConfigError("this model has no decoder (reconstruction='none'): there is one gradient alone")
     names, params = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad))
     with torch.enable_grad():
         out = model(batch, generator=generator)
-        both = [torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True) for loss in (out['loss_nce'], model.config.lam*out['loss_mim'])]
-    found = {'image encoder': [], 'audio encoder': []}
+        both = [
+            torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+            for loss in (out["loss_nce"], model.config.lam * out["loss_mim"])
+        ]
+    found = {"image encoder": [], "audio encoder": []}
     for name, p, *g in zip(names, params, *both):
         part, g = part_of(name), [torch.zeros_like(p) if d is None else d for d in g]
-        for key in {part, f'{part.split()[0]} encoder'} & {part, *found}: found.setdefault(key, []).append(g)
-    return {part: tuple(torch.cat([g[k].flatten() for g in some]) for k in (0, 1)) for part, some in found.items() if some}
+        for key in {part, f"{part.split()[0]} encoder"} & {part, *found}:
+            found.setdefault(key, []).append(g)
+    return {
+        part: tuple(torch.cat([g[k].flatten() for g in some]) for k in (0, 1))
+        for part, some in found.items()
+        if some
+    }
 
 # %% ../nbs/25_analysis.ipynb #e91c8840
-def gradient_split(models, corpus, batches: int = 16, batch_size: int = 32, seed: int = 0, resamples: int = 1000) -> dict:
+def gradient_split(
+    models, corpus, batches: int = 16, batch_size: int = 32, seed: int = 0, resamples: int = 1000
+) -> dict:
     """Norms of the gradients of L_NCE and of λ L_MIM in each part of a model (or of several: the seeds of a row), their ratio and their cosine, on `batches` random batches of a corpus, in evaluation mode; intervals over batches.
     {'parts': {part: {'nce', 'mim', 'ratio', 'cosine'}}, 'batches', 'models', 'lam'}; a ratio or cosine with a gradient that is zero is None. Batches and masks depend on `seed` alone."""
     models = [models] if isinstance(models, torch.nn.Module) else list(models)
     config, rng = models[0].config, np.random.default_rng(seed)
     data, size = corpus_pairs(corpus, evaluation_cut(corpus), config), min(batch_size, len(corpus))
-    order = rng.permutation(len(corpus))[:min(batches, len(corpus)//size)*size].reshape(-1, size)
+    order = rng.permutation(len(corpus))[: min(batches, len(corpus) // size) * size].reshape(-1, size)
     rows = {}
     for b, picked in enumerate(order):
         batch = data.collate([data[int(j)] for j in picked])
@@ -465,50 +776,100 @@ def gradient_split(models, corpus, batches: int = 16, batch_size: int = 32, seed
             model.eval()
             device = next(model.parameters()).device
             on = {k: v.to(device) for k, v in batch.items() if torch.is_tensor(v)}
-            for part, (nce, mim) in loss_gradients(model, on, torch.Generator().manual_seed(seed + b)).items():
-                rows.setdefault(part, []).append([float(nce.norm()), float(mim.norm()), float(nce.double() @ mim.double())])
-    weights, one = resample_weights(np.repeat(np.arange(len(order)), len(models)), resamples, seed), np.ones(len(order)*len(models))
-    return {'parts': {part: _split(np.array(r), weights, one) for part, r in rows.items()}, 'batches': len(order), 'models': len(models), 'lam': config.lam}
+            for part, (nce, mim) in loss_gradients(
+                model, on, torch.Generator().manual_seed(seed + b)
+            ).items():
+                rows.setdefault(part, []).append(
+                    [float(nce.norm()), float(mim.norm()), float(nce.double() @ mim.double())]
+                )
+    weights, one = (
+        resample_weights(np.repeat(np.arange(len(order)), len(models)), resamples, seed),
+        np.ones(len(order) * len(models)),
+    )
+    return {
+        "parts": {part: _split(np.array(r), weights, one) for part, r in rows.items()},
+        "batches": len(order),
+        "models": len(models),
+        "lam": config.lam,
+    }
+
 
 def _split(rows, weights, one):
     "Estimates from (|g_NCE|, |g_MIM|, their product) of each batch, (n, 3)."
     nce, mim, dot = rows.T
-    both = (nce*mim > 0).all()
-    return {'nce': estimate(weights, nce, one), 'mim': estimate(weights, mim, one), 'ratio': estimate(weights, mim, nce) if nce.any() else None, 'cosine': estimate(weights, dot/(nce*mim), one) if both else None}
+    both = (nce * mim > 0).all()
+    return {
+        "nce": estimate(weights, nce, one),
+        "mim": estimate(weights, mim, one),
+        "ratio": estimate(weights, mim, nce) if nce.any() else None,
+        "cosine": estimate(weights, dot / (nce * mim), one) if both else None,
+    }
+
 
 def gradient_table(found: dict) -> str:
     "What `gradient_split` gave, {name: found}, as Markdown: the norms of both gradients, ratio and cosine in every part."
-    several, cell = len(found) > 1, lambda e: '–' if e is None else shown(e, 3)
-    rows = [[part, *([name] if several else []), *(cell(d[k]) for k in ('nce', 'mim', 'ratio', 'cosine'))] for part in dict.fromkeys(p for f in found.values() for p in f['parts']) for name, f in found.items() if (d := f['parts'].get(part))]
-    return markdown_table(['part', *(['model'] if several else []), 'norm, NCE', 'norm, λ MIM', 'ratio', 'cosine'], rows)
+    several, cell = len(found) > 1, lambda e: "–" if e is None else shown(e, 3)
+    rows = [
+        [part, *([name] if several else []), *(cell(d[k]) for k in ("nce", "mim", "ratio", "cosine"))]
+        for part in dict.fromkeys(p for f in found.values() for p in f["parts"])
+        for name, f in found.items()
+        if (d := f["parts"].get(part))
+    ]
+    return markdown_table(
+        ["part", *(["model"] if several else []), "norm, NCE", "norm, λ MIM", "ratio", "cosine"], rows
+    )
 
 # %% ../nbs/25_analysis.ipynb #fb12e174
-MISTAKES = ('place', 'thing', 'extra', 'colour', 'size', 'nothing')
+MISTAKES = ("place", "thing", "extra", "colour", "size", "nothing")
+
 
 def _marks(rows, names):
     "(len(rows), len(names)) float32: 1 where a row, a set, has a name."
     where = {n: i for i, n in enumerate(names)}
     made = np.zeros((len(rows), len(where)), np.float32)
     for r, row in enumerate(rows):
-        for n in row: made[r, where[n]] = 1
+        for n in row:
+            made[r, where[n]] = 1
     return made
+
 
 def contradictions(corpus) -> dict:
     "{kind: (differs, can)}, bool (captions, images): does image i contradict caption j in a thing of this kind, and could it? `DataError` for a corpus that does not know what its captions speak of."
-    if not hasattr(corpus, 'scene'): raise DataError('only the embedded corpus knows what its captions say and what its pictures show')
+    if not hasattr(corpus, "scene"):
+        raise DataError("only the embedded corpus knows what its captions say and what its pictures show")
     captions, scenes = corpus.captions, corpus.scenes
+
     def against(said, shown):
         names = sorted({n for row in (*said, *shown) for n in row}, key=repr)
         return _marks(said, names), _marks(shown, names)
-    said, shown = against([{t[0] for t in c.things} for c in captions], [{t.category for t in s.things} for s in scenes])
+
+    said, shown = against(
+        [{t[0] for t in c.things} for c in captions], [{t.category for t in s.things} for s in scenes]
+    )
     place, places = against([{c.place} - {None} for c in captions], [{s.place} for s in scenes])
-    always, spoken = np.ones((len(captions), len(scenes)), bool), np.repeat(place.any(1)[:, None], len(scenes), 1)
-    found = {'place': (spoken & (place @ places.T == 0), spoken), 'thing': (said @ (1 - shown).T > 0, always), 'extra': ((1 - said) @ shown.T > 0, always)}
-    for k, kind in ((1, 'colour'), (2, 'size')):
-        facts, truths = against([{(t[0], t[k]) for t in c.things if t[k]} for c in captions], [{(t.category, getattr(t, kind)) for t in s.things} for s in scenes])
-        there = _marks([{t[0] for t in c.things if t[k]} for c in captions], names := sorted({n for c in captions for n in (t[0] for t in c.things)})) @ _marks([{t.category for t in s.things} & set(names) for s in scenes], names).T
+    always, spoken = (
+        np.ones((len(captions), len(scenes)), bool),
+        np.repeat(place.any(1)[:, None], len(scenes), 1),
+    )
+    found = {
+        "place": (spoken & (place @ places.T == 0), spoken),
+        "thing": (said @ (1 - shown).T > 0, always),
+        "extra": ((1 - said) @ shown.T > 0, always),
+    }
+    for k, kind in ((1, "colour"), (2, "size")):
+        facts, truths = against(
+            [{(t[0], t[k]) for t in c.things if t[k]} for c in captions],
+            [{(t.category, getattr(t, kind)) for t in s.things} for s in scenes],
+        )
+        there = (
+            _marks(
+                [{t[0] for t in c.things if t[k]} for c in captions],
+                names := sorted({n for c in captions for n in (t[0] for t in c.things)}),
+            )
+            @ _marks([{t.category for t in s.things} & set(names) for s in scenes], names).T
+        )
         found[kind] = facts @ truths.T < there, there > 0
-    return found | {'nothing': (~np.any([d for d, _ in found.values()], axis=0), always)}
+    return found | {"nothing": (~np.any([d for d, _ in found.values()], axis=0), always)}
 
 # %% ../nbs/25_analysis.ipynb #0e9707e5
 def mistake_shares(corpus, chosen, base=None, resamples: int = 1000, seed: int = 0) -> dict:
@@ -516,73 +877,188 @@ def mistake_shares(corpus, chosen, base=None, resamples: int = 1000, seed: int =
     {'wrong': share of wrong answers, kind of `MISTAKES`: {'of_wrong': among the wrong answers where it can occur, 'by_chance': the same of a random wrong picture, 'less_chance', 'of_all': among all answers, 'of_all_less_base'}}."""
     own, marks = np.asarray(corpus.image_of_caption), contradictions(corpus)
     weights, at = resample_weights(own, resamples, seed), np.arange(len(own))
+
     def count(chosen, differs, can):
         chosen = np.atleast_2d(chosen)
         wrong = chosen != own
-        others = [(m.sum(1) - m[at, own])/(len(corpus.scenes) - 1) for m in (differs, can)]
-        return {'of_wrong': ((differs[at, chosen] & wrong).sum(0), (can[at, chosen] & wrong).sum(0)), 'by_chance': tuple(x*wrong.sum(0) for x in others), 'of_all': ((differs[at, chosen] & wrong).sum(0), can[at, chosen].sum(0))}
-    share = lambda a, b=None: estimate(weights, *a, minus=b)
+        others = [(m.sum(1) - m[at, own]) / (len(corpus.scenes) - 1) for m in (differs, can)]
+        return {
+            "of_wrong": ((differs[at, chosen] & wrong).sum(0), (can[at, chosen] & wrong).sum(0)),
+            "by_chance": tuple(x * wrong.sum(0) for x in others),
+            "of_all": ((differs[at, chosen] & wrong).sum(0), can[at, chosen].sum(0)),
+        }
+
+    def share(a, b=None):
+        return estimate(weights, *a, minus=b)
+
     everything = np.ones((len(own), len(corpus.scenes)), bool)
-    found = {'wrong': share(count(chosen, everything, everything)['of_all'])}
+    found = {"wrong": share(count(chosen, everything, everything)["of_all"])}
     for kind, marked in marks.items():
         n = count(chosen, *marked)
-        found[kind] = {**{k: share(v) for k, v in n.items()}, 'less_chance': share(n['of_wrong'], n['by_chance'])}
-        if base is not None: found[kind]['of_all_less_base'] = share(n['of_all'], count(base, *marked)['of_all'])
+        found[kind] = {
+            **{k: share(v) for k, v in n.items()},
+            "less_chance": share(n["of_wrong"], n["by_chance"]),
+        }
+        if base is not None:
+            found[kind]["of_all_less_base"] = share(n["of_all"], count(base, *marked)["of_all"])
     return found
+
 
 def same_answers(corpus, a, b=None, resamples: int = 1000, seed: int = 0) -> dict | None:
     "Share of the captions that two models answer with the same image. `a`, `b` (models, captions): model by model (seed by seed) if there are as many of both, else every one with every one; without `b`, every two of `a` (None for one)."
     a, b = np.atleast_2d(a), None if b is None else np.atleast_2d(b)
-    if b is None: pairs = [(x, y) for k, x in enumerate(a) for y in a[k + 1:]]
-    else: pairs = list(zip(a, b)) if len(a) == len(b) else [(x, y) for x in a for y in b]
+    if b is None:
+        pairs = [(x, y) for k, x in enumerate(a) for y in a[k + 1 :]]
+    else:
+        pairs = list(zip(a, b)) if len(a) == len(b) else [(x, y) for x in a for y in b]
     own = np.asarray(corpus.image_of_caption)
-    return estimate(resample_weights(own, resamples, seed), np.sum([x == y for x, y in pairs], 0), np.full(len(own), len(pairs))) if pairs else None
+    return (
+        estimate(
+            resample_weights(own, resamples, seed),
+            np.sum([x == y for x, y in pairs], 0),
+            np.full(len(own), len(pairs)),
+        )
+        if pairs
+        else None
+    )
+
 
 def retrieved(model: SGMIM, corpus) -> np.ndarray:
     "The image that a model answers each caption of a corpus with, (captions,)."
     e = embed(model, pool(model.config, corpus), next(model.parameters()).device)
     chosen = np.empty(len(corpus), int)
-    chosen[e.index.numpy()] = e.image_id.numpy()[top_k(e.z_audio, e.z_image, 1, model.config.similarity)[0][:, 0]]
+    chosen[e.index.numpy()] = e.image_id.numpy()[
+        top_k(e.z_audio, e.z_image, 1, model.config.similarity)[0][:, 0]
+    ]
     return chosen
+
 
 def mistakes(models, corpus, resamples: int = 1000, seed: int = 0) -> dict:
     "`mistake_shares` of a model, or of several taken together (the seeds of a row)."
-    return mistake_shares(corpus, [retrieved(m, corpus) for m in ([models] if isinstance(models, torch.nn.Module) else models)], resamples=resamples, seed=seed)
+    return mistake_shares(
+        corpus,
+        [retrieved(m, corpus) for m in ([models] if isinstance(models, torch.nn.Module) else models)],
+        resamples=resamples,
+        seed=seed,
+    )
 
 # %% ../nbs/25_analysis.ipynb #1c5c1778
 def mistakes_tables(found: dict) -> dict:
     "{'wrong', 'all'}: what `mistake_shares` gave, {name: found}, in per cent as Markdown: among the wrong answers, with those of a random wrong picture, and among all answers."
-    def cell(e, sign=''): return '–' if e is None else f'{100*e["value"]:{sign}.1f} ({100*e["interval"][0]:{sign}.1f} to {100*e["interval"][1]:{sign}.1f})'
-    head, first = ['', 'wrong answers', *MISTAKES], next(iter(found.values()))
-    wrong = [[name, cell(f['wrong']), *(cell(f[k]['of_wrong']) for k in MISTAKES)] for name, f in found.items()] + [['*a random wrong picture*', '', *(cell(first[k]['by_chance']) for k in MISTAKES)]]
-    every = [[name, cell(f['wrong']), *(cell(f[k]['of_all']) for k in MISTAKES)] for name, f in found.items()]
-    every += [[f'{name}, less the first', '', *(cell(f[k]['of_all_less_base'], '+') for k in MISTAKES)] for name, f in found.items() if 'of_all_less_base' in f[MISTAKES[0]]]
-    return {'wrong': markdown_table(head, wrong), 'all': markdown_table(head, every)}
+
+    def cell(e, sign=""):
+        return (
+            "–"
+            if e is None
+            else f"{100 * e['value']:{sign}.1f} ({100 * e['interval'][0]:{sign}.1f} to {100 * e['interval'][1]:{sign}.1f})"
+        )
+
+    head, first = ["", "wrong answers", *MISTAKES], next(iter(found.values()))
+    wrong = [
+        [name, cell(f["wrong"]), *(cell(f[k]["of_wrong"]) for k in MISTAKES)] for name, f in found.items()
+    ] + [["*a random wrong picture*", "", *(cell(first[k]["by_chance"]) for k in MISTAKES)]]
+    every = [[name, cell(f["wrong"]), *(cell(f[k]["of_all"]) for k in MISTAKES)] for name, f in found.items()]
+    every += [
+        [f"{name}, less the first", "", *(cell(f[k]["of_all_less_base"], "+") for k in MISTAKES)]
+        for name, f in found.items()
+        if "of_all_less_base" in f[MISTAKES[0]]
+    ]
+    return {"wrong": markdown_table(head, wrong), "all": markdown_table(head, every)}
+
 
 def mistakes_figure(found: dict, title: str | None = None):
     "Shares among the wrong answers, {name: `mistake_shares`}, beside those of a random wrong picture; bars with 95 % intervals."
     fig = Picture(7.4, 2.7)
-    groups = {kind: {**{name: f[kind]['of_wrong'] for name, f in found.items()}, 'random': next(iter(found.values()))[kind]['by_chance']} for kind in MISTAKES}
-    _bars(ax := fig.subplots(), groups, {**{name: name for name in found}, 'random': 'a random wrong picture'})
-    ax.set_ylabel('share of wrong answers', fontsize=8.5); ax.legend(frameon=False, fontsize=7.5, loc='center left', bbox_to_anchor=(1, .5))
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+    groups = {
+        kind: {
+            **{name: f[kind]["of_wrong"] for name, f in found.items()},
+            "random": next(iter(found.values()))[kind]["by_chance"],
+        }
+        for kind in MISTAKES
+    }
+    _bars(
+        ax := fig.subplots(), groups, {**{name: name for name in found}, "random": "a random wrong picture"}
+    )
+    ax.set_ylabel("share of wrong answers", fontsize=8.5)
+    ax.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/25_analysis.ipynb #62bb2b21
-def gradients_record(groups: dict, splits: dict, batches: int = 16, batch_size: int = 32, seed: int = 0, resamples: int = 1000, about: dict | None = None, record=None) -> dict:
+def gradients_record(
+    groups: dict,
+    splits: dict,
+    batches: int = 16,
+    batch_size: int = 32,
+    seed: int = 0,
+    resamples: int = 1000,
+    about: dict | None = None,
+    record=None,
+) -> dict:
     "`gradient_split` of `groups` {name: [model]} on `splits` {name: corpus} as a run record, metrics[split][name]."
     start, code = time.perf_counter(), code_version()
-    metrics = {s: {name: gradient_split(models, corpus, batches, batch_size, seed, resamples) for name, models in groups.items()} for s, corpus in splits.items()}
-    config = {**(about or {}), 'rows': {name: models[0].config.reconstruction for name, models in groups.items()}, 'batches': batches, 'batch_size': batch_size, 'resamples': resamples}
-    return keep_record('gradients', config, seed, splits, metrics, start, next(next(iter(groups.values()))[0].parameters()).device, code, record)
+    metrics = {
+        s: {
+            name: gradient_split(models, corpus, batches, batch_size, seed, resamples)
+            for name, models in groups.items()
+        }
+        for s, corpus in splits.items()
+    }
+    config = {
+        **(about or {}),
+        "rows": {name: models[0].config.reconstruction for name, models in groups.items()},
+        "batches": batches,
+        "batch_size": batch_size,
+        "resamples": resamples,
+    }
+    return keep_record(
+        "gradients",
+        config,
+        seed,
+        splits,
+        metrics,
+        start,
+        next(next(iter(groups.values()))[0].parameters()).device,
+        code,
+        record,
+    )
 
-def mistakes_record(groups: dict, splits: dict, seed: int = 0, resamples: int = 1000, about: dict | None = None, record=None) -> dict:
+
+def mistakes_record(
+    groups: dict, splits: dict, seed: int = 0, resamples: int = 1000, about: dict | None = None, record=None
+) -> dict:
     "`mistake_shares` of `groups` {name: [model]} on `splits` {name: corpus} as a run record, metrics[split][name], with the share of `same_answers` as the first group and between the models of a group; all but the first are compared with the first."
     start, code, metrics = time.perf_counter(), code_version(), {}
     for s, corpus in splits.items():
         chosen = {name: [retrieved(m, corpus) for m in models] for name, models in groups.items()}
         first = next(iter(chosen))
-        metrics[s] = {name: {**mistake_shares(corpus, c, None if name == first else chosen[first], resamples, seed),
-                             'same': {'as_first': None if name == first else same_answers(corpus, c, chosen[first], resamples, seed), 'between_seeds': same_answers(corpus, c, None, resamples, seed)}} for name, c in chosen.items()}
-    config = {**(about or {}), 'rows': {name: models[0].config.reconstruction for name, models in groups.items()}, 'seeds': {name: len(m) for name, m in groups.items()}, 'resamples': resamples}
-    return keep_record('mistakes', config, seed, splits, metrics, start, next(next(iter(groups.values()))[0].parameters()).device, code, record)
+        metrics[s] = {
+            name: {
+                **mistake_shares(corpus, c, None if name == first else chosen[first], resamples, seed),
+                "same": {
+                    "as_first": None
+                    if name == first
+                    else same_answers(corpus, c, chosen[first], resamples, seed),
+                    "between_seeds": same_answers(corpus, c, None, resamples, seed),
+                },
+            }
+            for name, c in chosen.items()
+        }
+    config = {
+        **(about or {}),
+        "rows": {name: models[0].config.reconstruction for name, models in groups.items()},
+        "seeds": {name: len(m) for name, m in groups.items()},
+        "resamples": resamples,
+    }
+    return keep_record(
+        "mistakes",
+        config,
+        seed,
+        splits,
+        metrics,
+        start,
+        next(next(iter(groups.values()))[0].parameters()).device,
+        code,
+        record,
+    )

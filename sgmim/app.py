@@ -8,7 +8,19 @@ __all__ = ['MAX_BYTES', 'MAX_SECONDS', 'MAX_SAMPLES', 'MAX_TEXT', 'PAGE', 'SOUND
            'Handler', 'Server', 'can_speak', 'app', 'app_command']
 
 # %% ../nbs/34_app.ipynb #4f2020b8
-import argparse, base64, contextlib, inspect, io, json, re, secrets, sys, tempfile, threading, time, wave
+import argparse
+import base64
+import contextlib
+import inspect
+import io
+import json
+import re
+import secrets
+import sys
+import tempfile
+import threading
+import time
+import wave
 from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -34,49 +46,82 @@ from .train import image_transform
 from .words import boundaries, frame_times, segments
 
 # %% ../nbs/34_app.ipynb #2ed577c6
-MAX_BYTES = 16*2**20       # of a recording: two minutes of stereo at studio quality
-MAX_SECONDS = 60.          # of a recording; only the first seconds are heard, see `sgmim_index --max-seconds`
-MAX_SAMPLES = 12_000_000   # frames times channels: 48 MB when decoded
-MAX_TEXT = 300             # letters of a typed sentence
+MAX_BYTES = 16 * 2**20  # of a recording: two minutes of stereo at studio quality
+MAX_SECONDS = 60.0  # of a recording; only the first seconds are heard, see `sgmim_index --max-seconds`
+MAX_SAMPLES = 12_000_000  # frames times channels: 48 MB when decoded
+MAX_TEXT = 300  # letters of a typed sentence
+
 
 class Refusal(Exception):
     "A request that is answered with an HTTP `status` (4xx or 5xx) and a sentence."
+
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
         self.status = status
 
+
 def sound_format(blob: bytes) -> str:
     "'wav', 'flac', 'ogg' or 'mp3', by the first bytes; `Refusal` (415) for anything else."
-    if blob[:4] == b'RIFF' and blob[8:12] == b'WAVE': return 'wav'
-    if blob[:4] == b'fLaC': return 'flac'
-    if blob[:4] == b'OggS': return 'ogg'
-    if blob[:3] == b'ID3' or (len(blob) > 1 and blob[0] == 0xFF and blob[1] & 0xE6 == 0xE2): return 'mp3'      # a tag, or a frame of layer III
-    raise Refusal(415, 'This is no wav, flac, mp3 or ogg file, whatever it is called. Send a recording.')
+    if blob[:4] == b"RIFF" and blob[8:12] == b"WAVE":
+        return "wav"
+    if blob[:4] == b"fLaC":
+        return "flac"
+    if blob[:4] == b"OggS":
+        return "ogg"
+    if blob[:3] == b"ID3" or (len(blob) > 1 and blob[0] == 0xFF and blob[1] & 0xE6 == 0xE2):
+        return "mp3"  # a tag, or a frame of layer III
+    raise Refusal(415, "This is no wav, flac, mp3 or ogg file, whatever it is called. Send a recording.")
 
 # %% ../nbs/34_app.ipynb #44b17ad9
 def decode_upload(blob: bytes, max_seconds: float) -> tuple:
     "(waveform (L,) of the first `max_seconds`, seconds in all) of a recording that somebody sent; `Refusal` (4xx) with a sentence for whatever is none, or too long."
     import soundfile
-    if not blob: raise Refusal(400, 'The recording is empty.')
+
+    if not blob:
+        raise Refusal(400, "The recording is empty.")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'recording.' + sound_format(blob))
+        path = Path(folder, "recording." + sound_format(blob))
         path.write_bytes(blob)
         try:
             said = soundfile.info(str(path))
-            if not (1000 <= said.samplerate <= 384_000 and 1 <= said.channels <= 8): raise Refusal(422, f'The recording claims {said.channels} channels at {said.samplerate} Hz, which no recording of speech has.')
-            seconds = said.frames/said.samplerate
-            if seconds > MAX_SECONDS or said.frames*said.channels > MAX_SAMPLES: raise Refusal(413, f'The recording claims to last {_clock(seconds)}; at most {MAX_SECONDS:.0f} seconds can be sent. Cut out the sentence that you want to ask.')
+            if not (1000 <= said.samplerate <= 384_000 and 1 <= said.channels <= 8):
+                raise Refusal(
+                    422,
+                    f"The recording claims {said.channels} channels at {said.samplerate} Hz, which no recording of speech has.",
+                )
+            seconds = said.frames / said.samplerate
+            if seconds > MAX_SECONDS or said.frames * said.channels > MAX_SAMPLES:
+                raise Refusal(
+                    413,
+                    f"The recording claims to last {_clock(seconds)}; at most {MAX_SECONDS:.0f} seconds can be sent. Cut out the sentence that you want to ask.",
+                )
             sound = load_audio(path, max_seconds=max_seconds)
-            if np.abs(sound).max() < 1e-4: raise Refusal(422, 'The recording is silent. Is the microphone on?')
+            if np.abs(sound).max() < 1e-4:
+                raise Refusal(422, "The recording is silent. Is the microphone on?")
             return sound, seconds
-        except (DataError, RuntimeError, ValueError, TypeError, OSError) as e: raise Refusal(422, 'The recording cannot be used: ' + _without(str(e), path)) from e
+        except (DataError, RuntimeError, ValueError, TypeError, OSError) as e:
+            raise Refusal(422, "The recording cannot be used: " + _without(str(e), path)) from e
 
-def _clock(seconds): return f'{seconds/3600:,.1f} hours' if seconds > 5400 else f'{seconds/60:.0f} minutes' if seconds > 120 else f'{seconds:.0f} seconds'
-def _without(text, path): return text.replace(str(path), 'it').replace(repr(str(path)), 'it')      # where this computer keeps its files is nobody's business
+
+def _clock(seconds):
+    return (
+        f"{seconds / 3600:,.1f} hours"
+        if seconds > 5400
+        else f"{seconds / 60:.0f} minutes"
+        if seconds > 120
+        else f"{seconds:.0f} seconds"
+    )
+
+
+def _without(text, path):
+    return text.replace(str(path), "it").replace(
+        repr(str(path)), "it"
+    )  # where this computer keeps its files is nobody's business
 
 # %% ../nbs/34_app.ipynb #7493b192
 class Query(NamedTuple):
     "A question that was asked: the `batch` of its sound, its vector `z` (E,), the attention `W` (H, T), the middle of frame 0 and the step in seconds, the `seconds` heard, and its `parts` (word or '', start s, end s)."
+
     batch: dict
     z: np.ndarray
     W: np.ndarray
@@ -85,250 +130,447 @@ class Query(NamedTuple):
     seconds: float
     parts: tuple
 
-def parts_of(W: np.ndarray, first: float, hop: float, seconds: float, quantile: float = .7, most: int = 24) -> tuple:
+
+def parts_of(
+    W: np.ndarray, first: float, hop: float, seconds: float, quantile: float = 0.7, most: int = 24
+) -> tuple:
     "('', start, end) of the stretches of a sound between the half-way points of the segments (see `sgmim.words.segments`) that some head attends to; fewer segments where there would be more than `most`."
-    for q in (quantile, .9, .95, .99, 1.):
-        ends = np.clip(np.r_[0., boundaries(segments(W, q, hop, first), seconds)[1:-1], seconds], 0, seconds)
-        if len(ends) - 1 <= most: break
-    return tuple(('', float(a), float(b)) for a, b in zip(ends, ends[1:]) if b > a)[:most]
+    for q in (quantile, 0.9, 0.95, 0.99, 1.0):
+        ends = np.clip(np.r_[0.0, boundaries(segments(W, q, hop, first), seconds)[1:-1], seconds], 0, seconds)
+        if len(ends) - 1 <= most:
+            break
+    return tuple(("", float(a), float(b)) for a, b in zip(ends, ends[1:]) if b > a)[:most]
+
 
 @torch.inference_mode()
-def hear(model, sound: np.ndarray, max_seconds: float = 10., words=()) -> Query:
+def hear(model, sound: np.ndarray, max_seconds: float = 10.0, words=()) -> Query:
     "Encode a waveform (L,) at 16 kHz. `words`: ((word, start s, end s), …) where they are known."
     batch = sound_batch(model, [sound], max_seconds)
-    encoder, n = model.audio_encoder, int(batch['audio_len'][0])
+    encoder, n = model.audio_encoder, int(batch["audio_len"][0])
     out = encoder(**batch)
     T = int((~out.frame_mask[0]).sum())
-    W = out.attention[0, :, -out.frames.shape[1]:][:, :T].float().cpu().numpy()
+    W = out.attention[0, :, -out.frames.shape[1] :][:, :T].float().cpu().numpy()
     first, hop = frame_times(encoder, n, T)
-    said = tuple((w, s, min(e, n/RATE)) for w, s, e in words if s < n/RATE)
-    return Query(batch, to_unit(model, model.audio_proj(out.cls))[0], W, first, hop, n/RATE, said or parts_of(W, first, hop, n/RATE))
+    said = tuple((w, s, min(e, n / RATE)) for w, s, e in words if s < n / RATE)
+    return Query(
+        batch,
+        to_unit(model, model.audio_proj(out.cls))[0],
+        W,
+        first,
+        hop,
+        n / RATE,
+        said or parts_of(W, first, hop, n / RATE),
+    )
 
 # %% ../nbs/34_app.ipynb #95eb96c7
 class Searcher:
     "What the page asks for, apart from HTTP: one question at a time, the last `keep` of them remembered by a random name."
+
     def __init__(self, index: Index, model, top: int = 24, keep: int = 32):
-        if index.about['kind'] != 'images': raise ConfigError(f'{index.folder} holds recordings, and the app searches images: give it an index made with sgmim_index --images')
+        if index.about["kind"] != "images":
+            raise ConfigError(
+                f"{index.folder} holds recordings, and the app searches images: give it an index made with sgmim_index --images"
+            )
         self.index, self.model, self.top, self.keep = index, model, top, keep
         self.lock, self.queries, self.features = threading.Lock(), OrderedDict(), {}
-        self.decoding = threading.BoundedSemaphore(2)       # pictures at a time: a large one takes memory
-        self.colours = ['#%02x%02x%02x' % tuple(round(255*v) for v in to_rgb(c)) for c in colours(model.config.audio_heads)]
+        self.decoding = threading.BoundedSemaphore(2)  # pictures at a time: a large one takes memory
+        self.colours = [
+            "#%02x%02x%02x" % tuple(round(255 * v) for v in to_rgb(c))
+            for c in colours(model.config.audio_heads)
+        ]
 
     def ask(self, heard, seconds, words=(), **more) -> dict:
         "The answer to a question, as the page reads it."
         began = time.perf_counter()
         with self.lock:
-            query = hear(self.model, heard, self.index.about['max_seconds'], words)
+            query = hear(self.model, heard, self.index.about["max_seconds"], words)
             name = secrets.token_urlsafe(12)
             self.queries[name] = query
-            while len(self.queries) > self.keep: self.features.pop(self.queries.popitem(last=False)[0], None)
+            while len(self.queries) > self.keep:
+                self.features.pop(self.queries.popitem(last=False)[0], None)
         hits = self.index.search(query.z, self.top)
-        rounded = lambda x: np.round(np.asarray(x, float), 4).tolist()
-        heard = heard[:round(query.seconds*RATE)]
-        return {'query': name, 'seconds': round(seconds, 3), 'heard': round(query.seconds, 3), **more,
-                'envelope': rounded([np.abs(piece).max() for piece in np.array_split(heard, min(300, len(heard)))]/max(np.abs(heard).max(), 1e-9)),
-                'attention': {'first': query.first, 'hop': query.hop, 'heads': rounded(query.W/np.maximum(query.W.max(1, keepdims=True), 1e-9))},
-                'parts': [{'word': w, 'start': round(s, 3), 'end': round(e, 3), 'kind': word_class(w)} for w, s, e in query.parts],
-                'hits': [{'rank': h.rank, 'score': round(h.score, 5), 'row': h.row, 'name': printable(h.path)} for h in hits], 'took': round(time.perf_counter() - began, 4)}
+
+        def rounded(x):
+            return np.round(np.asarray(x, float), 4).tolist()
+
+        heard = heard[: round(query.seconds * RATE)]
+        return {
+            "query": name,
+            "seconds": round(seconds, 3),
+            "heard": round(query.seconds, 3),
+            **more,
+            "envelope": rounded(
+                [np.abs(piece).max() for piece in np.array_split(heard, min(300, len(heard)))]
+                / max(np.abs(heard).max(), 1e-9)
+            ),
+            "attention": {
+                "first": query.first,
+                "hop": query.hop,
+                "heads": rounded(query.W / np.maximum(query.W.max(1, keepdims=True), 1e-9)),
+            },
+            "parts": [
+                {"word": w, "start": round(s, 3), "end": round(e, 3), "kind": word_class(w)}
+                for w, s, e in query.parts
+            ],
+            "hits": [
+                {"rank": h.rank, "score": round(h.score, 5), "row": h.row, "name": printable(h.path)}
+                for h in hits
+            ],
+            "took": round(time.perf_counter() - began, 4),
+        }
 
     def say(self, text: str) -> dict:
         "The answer to a typed sentence, said by the built-in voice; with the sound, a wav file in base64."
-        if len(text) > MAX_TEXT or '\0' in text: raise Refusal(413, f'A sentence of at most {MAX_TEXT} letters can be said.')
-        try: said = speak(text.encode('utf-8', 'replace').decode(), SPEAKERS['en-us-m3'])
-        except DataError as e: raise Refusal(422, 'There is no word in this that could be said.') from e
-        except SgmimError as e: raise Refusal(501, str(e)) from e
+        if len(text) > MAX_TEXT or "\0" in text:
+            raise Refusal(413, f"A sentence of at most {MAX_TEXT} letters can be said.")
+        try:
+            said = speak(text.encode("utf-8", "replace").decode(), SPEAKERS["en-us-m3"])
+        except DataError as e:
+            raise Refusal(422, "There is no word in this that could be said.") from e
+        except SgmimError as e:
+            raise Refusal(501, str(e)) from e
         out = io.BytesIO()
-        with wave.open(out, 'wb') as f:
-            f.setparams((1, 2, RATE, 0, 'NONE', None))
-            f.writeframes((np.clip(said.wave, -1, 1)*32767).astype('<i2').tobytes())
-        return self.ask(said.wave, len(said.wave)/RATE, said.words, said=text, sound=base64.b64encode(out.getvalue()).decode())
+        with wave.open(out, "wb") as f:
+            f.setparams((1, 2, RATE, 0, "NONE", None))
+            f.writeframes((np.clip(said.wave, -1, 1) * 32767).astype("<i2").tobytes())
+        return self.ask(
+            said.wave,
+            len(said.wave) / RATE,
+            said.words,
+            said=text,
+            sound=base64.b64encode(out.getvalue()).decode(),
+        )
 
     def picture(self, row: int, side: int = 320) -> bytes:
         "The square of picture `row` that the model sees, as a JPEG: decoded and written anew, so that nothing of the file but its picture is sent."
         with self.decoding:
-            picture = eval_transform(side, round(side/self.model.config.crop_pct), normalised=False)(load_image(self._path(row), side))
+            picture = eval_transform(side, round(side / self.model.config.crop_pct), normalised=False)(
+                load_image(self._path(row), side)
+            )
         out = io.BytesIO()
-        Image.fromarray(np.asarray(picture)).save(out, 'JPEG', quality=88)
+        Image.fromarray(np.asarray(picture)).save(out, "JPEG", quality=88)
         return out.getvalue()
 
     def _path(self, row):
-        if not 0 <= row < len(self.index): raise Refusal(404, f'There is no picture {row}; the index has {len(self.index):,}.')
-        try: return inside(self.index.root, self.index.files[row].path)
-        except DataError as e: raise Refusal(404, f'Picture {row} cannot be shown: {_without(str(e), self.index.root)}. Run sgmim_index again.') from e
+        if not 0 <= row < len(self.index):
+            raise Refusal(404, f"There is no picture {row}; the index has {len(self.index):,}.")
+        try:
+            return inside(self.index.root, self.index.files[row].path)
+        except DataError as e:
+            raise Refusal(
+                404,
+                f"Picture {row} cannot be shown: {_without(str(e), self.index.root)}. Run sgmim_index again.",
+            ) from e
 
     def maps(self, name: str, row: int) -> dict:
         "The heat map of each part of query `name` over picture `row`: {'grid', 'values' (parts, grid²), 'low', 'high'}; one scale."
         path = self._path(row)
-        with self.decoding: picture = image_transform(self.model.config)(load_image(path, round(self.model.config.image_size/self.model.config.crop_pct)))
+        with self.decoding:
+            picture = image_transform(self.model.config)(
+                load_image(path, round(self.model.config.image_size / self.model.config.crop_pct))
+            )
         with self.lock, torch.inference_mode():
-            if name not in self.queries: raise Refusal(404, 'That question is no longer remembered: ask it again.')
+            if name not in self.queries:
+                raise Refusal(404, "That question is no longer remembered: ask it again.")
             query, device = self.queries[name], next(self.model.parameters()).device
             if name not in self.features:
-                words = [SpokenWord(0, 0, w, '', s, e) for w, s, e in query.parts]
-                self.features[name] = word_features(self.model, query.batch, [0]*len(words), words, (DEFAULT.speech,))[DEFAULT.speech]
+                words = [SpokenWord(0, 0, w, "", s, e) for w, s, e in query.parts]
+                self.features[name] = word_features(
+                    self.model, query.batch, [0] * len(words), words, (DEFAULT.speech,)
+                )[DEFAULT.speech]
             patches = patch_features(self.model, normalise(np.asarray(picture)[None]).to(device))[0]
             maps = heat_maps(patches, self.features[name], DEFAULT.similarity).float().cpu().numpy()
-        return {'grid': round(maps.shape[1]**.5), 'values': np.round(maps.astype(float), 5).tolist(), 'low': float(maps.min()), 'high': float(maps.max())}
+        return {
+            "grid": round(maps.shape[1] ** 0.5),
+            "values": np.round(maps.astype(float), 5).tolist(),
+            "low": float(maps.min()),
+            "high": float(maps.max()),
+        }
 
 # %% ../nbs/34_app.ipynb #95fd7d5e
-PAGE = {'/': ('search.html', 'text/html; charset=utf-8'), '/search.css': ('search.css', 'text/css; charset=utf-8'), '/search.js': ('search.js', 'text/javascript; charset=utf-8')}
-SOUND_TYPES = ('audio/wav', 'audio/x-wav', 'audio/wave', 'audio/vnd.wave', 'audio/flac', 'audio/x-flac', 'audio/ogg', 'audio/mpeg', 'audio/mp3')
-HEADERS = {'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-           'X-Content-Type-Options': 'nosniff', 'X-Frame-Options': 'DENY', 'Referrer-Policy': 'no-referrer', 'Cross-Origin-Resource-Policy': 'same-origin', 'Cross-Origin-Opener-Policy': 'same-origin',
-           'Permissions-Policy': 'microphone=(self), camera=(), geolocation=()', 'Cache-Control': 'no-store'}
+PAGE = {
+    "/": ("search.html", "text/html; charset=utf-8"),
+    "/search.css": ("search.css", "text/css; charset=utf-8"),
+    "/search.js": ("search.js", "text/javascript; charset=utf-8"),
+}
+SOUND_TYPES = (
+    "audio/wav",
+    "audio/x-wav",
+    "audio/wave",
+    "audio/vnd.wave",
+    "audio/flac",
+    "audio/x-flac",
+    "audio/ogg",
+    "audio/mpeg",
+    "audio/mp3",
+)
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Cache-Control": "no-store",
+}
+
 
 def check_origin(handler):
     "`Refusal` (403) unless a request is meant for this server, and comes from its own page or from no page."
     h, hosts = handler.headers, handler.server.hosts
-    if len(said := h.get_all('Host') or []) != 1 or said[0].lower() not in hosts: raise Refusal(403, f'This server is {handler.server.address} and answers to no other name.')
-    if (origin := h.get('Origin')) is not None and origin.lower() not in {f'http://{x}' for x in hosts}: raise Refusal(403, 'Requests of other pages are not answered.')
-    if h.get('Sec-Fetch-Site', 'none') not in ('none', 'same-origin') and h.get('Sec-Fetch-Mode') != 'navigate': raise Refusal(403, 'Requests of other pages are not answered.')
+    if len(said := h.get_all("Host") or []) != 1 or said[0].lower() not in hosts:
+        raise Refusal(403, f"This server is {handler.server.address} and answers to no other name.")
+    if (origin := h.get("Origin")) is not None and origin.lower() not in {f"http://{x}" for x in hosts}:
+        raise Refusal(403, "Requests of other pages are not answered.")
+    if (
+        h.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
+        and h.get("Sec-Fetch-Mode") != "navigate"
+    ):
+        raise Refusal(403, "Requests of other pages are not answered.")
 
 # %% ../nbs/34_app.ipynb #101b0fa3
-def read_body(handler, most: int, types: tuple, seconds: float = 60.) -> bytes:
+def read_body(handler, most: int, types: tuple, seconds: float = 60.0) -> bytes:
     "The body of a request; `Refusal` if it is of another type, too large, of unknown length, cut short, or slow."
-    h, n = handler.headers, handler.headers.get('Content-Length', '')
-    if h.get_content_type() not in types: raise Refusal(415, f'Send {types[0]}, not {printable(h.get_content_type())[:60]}.')
-    if 'Transfer-Encoding' in h or not re.fullmatch('[0-9]{1,15}', n): raise Refusal(411, 'Say how long the request is (Content-Length).')
+    h, n = handler.headers, handler.headers.get("Content-Length", "")
+    if h.get_content_type() not in types:
+        raise Refusal(415, f"Send {types[0]}, not {printable(h.get_content_type())[:60]}.")
+    if "Transfer-Encoding" in h or not re.fullmatch("[0-9]{1,15}", n):
+        raise Refusal(411, "Say how long the request is (Content-Length).")
     size, got, until = int(n), bytearray(), time.monotonic() + seconds
     if size > most:
-        left = min(size, 4*most)            # read some of it, so that the sender comes to see the answer
-        while left > 0 and time.monotonic() < until and (piece := handler.rfile.read1(min(left, 65_536))): left -= len(piece)
-        raise Refusal(413, f'That is {size/2**20:,.1f} MiB; at most {most/2**20:,.3g} MiB can be sent.')
+        left = min(size, 4 * most)  # read some of it, so that the sender comes to see the answer
+        while left > 0 and time.monotonic() < until and (piece := handler.rfile.read1(min(left, 65_536))):
+            left -= len(piece)
+        raise Refusal(413, f"That is {size / 2**20:,.1f} MiB; at most {most / 2**20:,.3g} MiB can be sent.")
     while len(got) < size:
-        if time.monotonic() > until: raise Refusal(408, 'The request came too slowly.')
-        if not (piece := handler.rfile.read1(min(size - len(got), 65_536))): raise Refusal(400, 'The request ended before all of it had come.')
+        if time.monotonic() > until:
+            raise Refusal(408, "The request came too slowly.")
+        if not (piece := handler.rfile.read1(min(size - len(got), 65_536))):
+            raise Refusal(400, "The request ended before all of it had come.")
         got += piece
     return bytes(got)
+
 
 @contextlib.contextmanager
 def turn(places: threading.Semaphore):
     "A place among the few questions that may wait at a time; `Refusal` (503) if there is none."
-    if not places.acquire(blocking=False): raise Refusal(503, 'Several questions are being answered already: ask again in a moment.')
-    try: yield
-    finally: places.release()
+    if not places.acquire(blocking=False):
+        raise Refusal(503, "Several questions are being answered already: ask again in a moment.")
+    try:
+        yield
+    finally:
+        places.release()
 
 # %% ../nbs/34_app.ipynb #507a0547
 class Answers(BaseHTTPRequestHandler):
     "One connection: how answers and refusals are sent, whatever they are."
-    protocol_version, server_version, sys_version, timeout = 'HTTP/1.1', 'sgmim', '', 20
-    def log_message(self, *args): pass
-    def send_error(self, code, message=None, explain=None): self.refuse(405 if code == 501 else int(code), f'The request cannot be understood ({message or int(code)}).')      # http.server's own
+
+    protocol_version, server_version, sys_version, timeout = "HTTP/1.1", "sgmim", "", 20
+
+    def log_message(self, *args):
+        pass
+
+    def send_error(self, code, message=None, explain=None):
+        self.refuse(
+            405 if code == 501 else int(code), f"The request cannot be understood ({message or int(code)})."
+        )  # http.server's own
 
     def reply(self, status, content_type, body: bytes):
         self.send_response(status)
-        for name, value in {'Content-Type': content_type, 'Content-Length': str(len(body)), **HEADERS}.items(): self.send_header(name, value)
-        if self.close_connection: self.send_header('Connection', 'close')
+        for name, value in {
+            "Content-Type": content_type,
+            "Content-Length": str(len(body)),
+            **HEADERS,
+        }.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
-        if self.command != 'HEAD': self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    def json(self, value, status=200): self.reply(status, 'application/json; charset=utf-8', json.dumps(value).encode())
+    def json(self, value, status=200):
+        self.reply(status, "application/json; charset=utf-8", json.dumps(value).encode())
 
     def refuse(self, status, sentence):
-        self.close_connection = True        # what is left of the request is not read as a next one
-        self.json({'error': sentence}, status)
+        self.close_connection = True  # what is left of the request is not read as a next one
+        self.json({"error": sentence}, status)
 
     def answer(self, routes):
         "Call the function that `routes` has for the path, with the number at its end and the fields of its query."
         try:
             check_origin(self)
             target = urlsplit(self.path)
-            path, number = (target.path, '') if target.path in routes else target.path.rpartition('/')[::2]
-            if path not in routes or target.netloc or (number and not re.fullmatch('[0-9]{1,9}', number)): raise Refusal(404, 'There is nothing at this address.')
-            try: call = inspect.signature(routes[path]).bind(*([int(number)] if number else []), **{k: v[-1] for k, v in parse_qs(target.query, max_num_fields=4).items()})
-            except (TypeError, ValueError) as e: raise Refusal(400, 'The request is not of the form that the page sends.') from e
+            path, number = (target.path, "") if target.path in routes else target.path.rpartition("/")[::2]
+            if path not in routes or target.netloc or (number and not re.fullmatch("[0-9]{1,9}", number)):
+                raise Refusal(404, "There is nothing at this address.")
+            try:
+                call = inspect.signature(routes[path]).bind(
+                    *([int(number)] if number else []),
+                    **{k: v[-1] for k, v in parse_qs(target.query, max_num_fields=4).items()},
+                )
+            except (TypeError, ValueError) as e:
+                raise Refusal(400, "The request is not of the form that the page sends.") from e
             routes[path](*call.args, **call.kwargs)
-        except Refusal as e: self.refuse(e.status, str(e))
-        except DataError as e: self.refuse(422, f'This cannot be used: {_without(str(e), self.server.searcher.index.root)}')
-        except (ConnectionError, TimeoutError): self.close_connection = True
+        except Refusal as e:
+            self.refuse(e.status, str(e))
+        except DataError as e:
+            self.refuse(422, f"This cannot be used: {_without(str(e), self.server.searcher.index.root)}")
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
         except Exception as e:
-            print(f'sgmim_app: {type(e).__name__}: {e}', file=sys.stderr)
-            self.refuse(500, 'Something went wrong here; the terminal in which sgmim_app runs says what.')
+            print(f"sgmim_app: {type(e).__name__}: {e}", file=sys.stderr)
+            self.refuse(500, "Something went wrong here; the terminal in which sgmim_app runs says what.")
 
 # %% ../nbs/34_app.ipynb #21eb0a10
 class Handler(Answers):
     "What there is at which address."
-    def do_GET(self): self.answer({**dict.fromkeys(PAGE, self.page), '/about': self.about, '/image': self.image, '/map': self.map})
+
+    def do_GET(self):
+        self.answer(
+            {**dict.fromkeys(PAGE, self.page), "/about": self.about, "/image": self.image, "/map": self.map}
+        )
+
     do_HEAD = do_GET
-    def do_POST(self): self.answer({'/search': self.search, '/say': self.say})
+
+    def do_POST(self):
+        self.answer({"/search": self.search, "/say": self.say})
 
     def page(self, **ignored):
         name, kind = PAGE[urlsplit(self.path).path]
-        self.reply(200, kind, (files('sgmim')/'static'/name).read_bytes())
+        self.reply(200, kind, (files("sgmim") / "static" / name).read_bytes())
 
     def about(self):
         s = self.server.searcher
-        self.json({'items': len(s.index), 'checkpoint': Path(s.index.about['checkpoint']).name, 'max_seconds': s.index.about['max_seconds'], 'max_bytes': MAX_BYTES,
-                   'voice': self.server.voice, 'colours': s.colours})
+        self.json(
+            {
+                "items": len(s.index),
+                "checkpoint": Path(s.index.about["checkpoint"]).name,
+                "max_seconds": s.index.about["max_seconds"],
+                "max_bytes": MAX_BYTES,
+                "voice": self.server.voice,
+                "colours": s.colours,
+            }
+        )
 
-    def image(self, row: int): self.reply(200, 'image/jpeg', self.server.searcher.picture(row))
+    def image(self, row: int):
+        self.reply(200, "image/jpeg", self.server.searcher.picture(row))
 
     def map(self, query: str, row: str):
-        if not re.fullmatch('[0-9]{1,9}', row): raise Refusal(400, 'A picture is asked for by its number.')
-        with turn(self.server.places): self.json(self.server.searcher.maps(query, int(row)))
+        if not re.fullmatch("[0-9]{1,9}", row):
+            raise Refusal(400, "A picture is asked for by its number.")
+        with turn(self.server.places):
+            self.json(self.server.searcher.maps(query, int(row)))
 
     def search(self):
         blob, s = read_body(self, MAX_BYTES, SOUND_TYPES), self.server.searcher
-        with turn(self.server.places): self.json(s.ask(*decode_upload(blob, s.index.about['max_seconds'])))
+        with turn(self.server.places):
+            self.json(s.ask(*decode_upload(blob, s.index.about["max_seconds"])))
 
     def say(self):
-        try: text = json.loads(read_body(self, 8*MAX_TEXT, ('application/json',)))['text'].strip()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise Refusal(400, 'Send {"text": "a sentence"}.') from e
-        with turn(self.server.places): self.json(self.server.searcher.say(text))
+        try:
+            text = json.loads(read_body(self, 8 * MAX_TEXT, ("application/json",)))["text"].strip()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise Refusal(400, 'Send {"text": "a sentence"}.') from e
+        with turn(self.server.places):
+            self.json(self.server.searcher.say(text))
 
 # %% ../nbs/34_app.ipynb #d4905b8a
 class Server(ThreadingHTTPServer):
     "Serves `searcher` at (host, port); port 0: any that is free. `names`: further names that this computer is called by, where it is not to be loopback."
-    daemon_threads, allow_reuse_address, request_queue_size = True, sys.platform != 'win32', 32
-    def __init__(self, searcher: Searcher, host: str = '127.0.0.1', port: int = 0, names=()):
-        self.searcher, self.connections, self.places = searcher, threading.BoundedSemaphore(64), threading.BoundedSemaphore(4)
+
+    daemon_threads, allow_reuse_address, request_queue_size = True, sys.platform != "win32", 32
+
+    def __init__(self, searcher: Searcher, host: str = "127.0.0.1", port: int = 0, names=()):
+        self.searcher, self.connections, self.places = (
+            searcher,
+            threading.BoundedSemaphore(64),
+            threading.BoundedSemaphore(4),
+        )
         super().__init__((host, port), Handler)
-        self.hosts = {f'{name.lower()}:{self.server_port}' for name in ('127.0.0.1', 'localhost', host, *names)}
-        if self.server_port == 80: self.hosts |= {name.rpartition(':')[0] for name in self.hosts}
+        self.hosts = {
+            f"{name.lower()}:{self.server_port}" for name in ("127.0.0.1", "localhost", host, *names)
+        }
+        if self.server_port == 80:
+            self.hosts |= {name.rpartition(":")[0] for name in self.hosts}
         self.voice = can_speak()
 
     @property
-    def address(self): return f'http://{self.server_address[0]}:{self.server_port}/'
+    def address(self):
+        return f"http://{self.server_address[0]}:{self.server_port}/"
 
     def process_request(self, request, client):
-        if self.connections.acquire(blocking=False): super().process_request(request, client)
-        else: self.shutdown_request(request)
+        if self.connections.acquire(blocking=False):
+            super().process_request(request, client)
+        else:
+            self.shutdown_request(request)
 
     def process_request_thread(self, request, client):
-        try: super().process_request_thread(request, client)
-        finally: self.connections.release()
+        try:
+            super().process_request_thread(request, client)
+        finally:
+            self.connections.release()
 
     def handle_error(self, request, client):
         "A connection that broke is no news; anything else is a line in the terminal."
         e = sys.exc_info()[1]
-        if not isinstance(e, (ConnectionError, TimeoutError)): print(f'sgmim_app: {type(e).__name__}: {e}', file=sys.stderr)
+        if not isinstance(e, (ConnectionError, TimeoutError)):
+            print(f"sgmim_app: {type(e).__name__}: {e}", file=sys.stderr)
+
 
 def can_speak() -> bool:
     "Is the built-in voice there?"
-    try: return speak('a', SPEAKERS['en-us-m3']) is not None
-    except SgmimError: return False
+    try:
+        return speak("a", SPEAKERS["en-us-m3"]) is not None
+    except SgmimError:
+        return False
 
 # %% ../nbs/34_app.ipynb #1cfe5e3f
 def app(argv=None):
     "What `sgmim_app` does."
-    p = argparse.ArgumentParser('sgmim_app', description='Search the images of an index by speaking, in a browser on this computer. Ctrl-C stops.')
-    p.add_argument('index', help='folder that sgmim_index --images wrote')
-    p.add_argument('--port', type=above(0), default=8600, help='(default %(default)s; 0: any that is free)')
-    p.add_argument('--host', default='127.0.0.1', help='address to listen at (default %(default)s: this computer only). Whoever can reach it can search, and see the images; browsers give no microphone to pages of other computers')
-    p.add_argument('--name', nargs='*', default=(), help='further names that browsers may call this computer by, where --host is not loopback')
-    p.add_argument('--top', type=above(1), default=24, help='how many images (default %(default)s)')
-    p.add_argument('--checkpoint', help='where the checkpoint is now, if it has moved')
-    option(p, 'device'); option(p, 'threads')
+    p = argparse.ArgumentParser(
+        "sgmim_app",
+        description="Search the images of an index by speaking, in a browser on this computer. Ctrl-C stops.",
+    )
+    p.add_argument("index", help="folder that sgmim_index --images wrote")
+    p.add_argument("--port", type=above(0), default=8600, help="(default %(default)s; 0: any that is free)")
+    p.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at (default %(default)s: this computer only). Whoever can reach it can search, and see the images; browsers give no microphone to pages of other computers",
+    )
+    p.add_argument(
+        "--name",
+        nargs="*",
+        default=(),
+        help="further names that browsers may call this computer by, where --host is not loopback",
+    )
+    p.add_argument("--top", type=above(1), default=24, help="how many images (default %(default)s)")
+    p.add_argument("--checkpoint", help="where the checkpoint is now, if it has moved")
+    option(p, "device")
+    option(p, "threads")
     a = p.parse_args(argv)
-    if a.threads: torch.set_num_threads(a.threads)
+    if a.threads:
+        torch.set_num_threads(a.threads)
     index = Index.open(a.index)
     searcher = Searcher(index, open_model(index, a.checkpoint, a.device), a.top)
-    try: server = Server(searcher, a.host, a.port, a.name)
-    except (OSError, OverflowError) as e: raise ConfigError(f'cannot listen at {a.host}, port {a.port} ({e}): another program may use it; choose another with --port') from e
-    if not server.server_address[0].startswith('127.'): print(f'warning: {a.host} can be reached from other computers, and there is no password', file=sys.stderr)
+    try:
+        server = Server(searcher, a.host, a.port, a.name)
+    except (OSError, OverflowError) as e:
+        raise ConfigError(
+            f"cannot listen at {a.host}, port {a.port} ({e}): another program may use it; choose another with --port"
+        ) from e
+    if not server.server_address[0].startswith("127."):
+        print(
+            f"warning: {a.host} can be reached from other computers, and there is no password",
+            file=sys.stderr,
+        )
     with server:
-        print(f'{len(index):,} images at {server.address} (Ctrl-C stops)', flush=True)
-        with contextlib.suppress(KeyboardInterrupt): server.serve_forever()
+        print(f"{len(index):,} images at {server.address} (Ctrl-C stops)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+
 
 def app_command(argv=None):
     "sgmim_app INDEX."

@@ -8,36 +8,50 @@ __all__ = ['RATE', 'MIN_SAMPLES', 'SOUND_FORMATS', 'MAX_PEAK', 'audio_problems',
            'mel_filters', 'power_spectrum', 'log_mel', 'deltas', 'mfcc']
 
 # %% ../nbs/01_audio.ipynb #3a2629b6
-import contextlib, io, math, os, re, struct, warnings
+import contextlib
+import io
+import math
+import os
+import re
+import struct
 from pathlib import Path
+
 import numpy as np
+
 from .core import DataError, atomic_write
 
 # %% ../nbs/01_audio.ipynb #5209b493
-RATE = 16_000        # Hz; what HuBERT was trained on
-MIN_SAMPLES = 400    # the receptive field of HuBERT's CNN: a shorter waveform gives it not one frame
+RATE = 16_000  # Hz; what HuBERT was trained on
+MIN_SAMPLES = 400  # the receptive field of HuBERT's CNN: a shorter waveform gives it not one frame
 
 # %% ../nbs/01_audio.ipynb #d75dd95b
 def audio_problems(wave: np.ndarray, min_samples: int = MIN_SAMPLES) -> list:
     "Names of what is wrong with `wave` (L,): any of 'empty', 'too short', 'not finite', 'silent'; an empty list if nothing is."
     wave = np.asarray(wave)
-    if wave.size == 0: return ['empty']
-    found = ['too short'] if wave.size < min_samples else []
-    if not np.isfinite(wave).all(): return found + ['not finite']
-    return found + (['silent'] if np.abs(wave).max() < 1e-5 else [])     # 1e-5: below half a step of 16 bit
+    if wave.size == 0:
+        return ["empty"]
+    found = ["too short"] if wave.size < min_samples else []
+    if not np.isfinite(wave).all():
+        return found + ["not finite"]
+    return found + (["silent"] if np.abs(wave).max() < 1e-5 else [])  # 1e-5: below half a step of 16 bit
 
 # %% ../nbs/01_audio.ipynb #736916ce
-def check_audio(wave: np.ndarray, where: str = 'the waveform', min_samples: int = MIN_SAMPLES) -> list:
+def check_audio(wave: np.ndarray, where: str = "the waveform", min_samples: int = MIN_SAMPLES) -> list:
     """Raise `DataError` if `wave` (L,) cannot be encoded; warn if it is silent. Returns the names of the harmless problems.
 
     `where` names the file or record in the message.
     """
     found = audio_problems(wave, min_samples)
-    said = {'empty': 'has no samples', 'not finite': 'holds NaN or infinite samples',
-            'too short': f'has {np.size(wave)} samples, and the first frame needs {min_samples}'}
+    said = {
+        "empty": "has no samples",
+        "not finite": "holds NaN or infinite samples",
+        "too short": f"has {np.size(wave)} samples, and the first frame needs {min_samples}",
+    }
     fatal = [said[p] for p in found if p in said]
-    if fatal: raise DataError(f'{where} {" and ".join(fatal)}. Leave this record out, or record it again.')
-    if found: warnings.warn(f'{where} is silent: every sample is (nearly) 0', stacklevel=2)
+    if fatal:
+        raise DataError(f"{where} {' and '.join(fatal)}. Leave this record out, or record it again.")
+    if found:
+        warnings.warn(f"{where} is silent: every sample is (nearly) 0", stacklevel=2)
     return found
 
 # %% ../nbs/01_audio.ipynb #299e7386
@@ -45,68 +59,110 @@ def to_mono(wave: np.ndarray) -> np.ndarray:
     "Mean of the channels: (L,) or (L, channels) → float32 (L,). Raises `DataError` on other shapes and on integer samples."
     wave = np.asarray(wave)
     if not np.issubdtype(wave.dtype, np.floating):
-        raise DataError(f'samples are {wave.dtype}; give floats in [-1, 1] (16-bit integers: divide by 32768)')
-    if wave.ndim == 2: wave = wave.mean(axis=1)
-    if wave.ndim != 1: raise DataError(f'a waveform has shape (L,) or (L, channels), not {wave.shape}')
+        raise DataError(
+            f"samples are {wave.dtype}; give floats in [-1, 1] (16-bit integers: divide by 32768)"
+        )
+    if wave.ndim == 2:
+        wave = wave.mean(axis=1)
+    if wave.ndim != 1:
+        raise DataError(f"a waveform has shape (L,) or (L, channels), not {wave.shape}")
     return wave.astype(np.float32, copy=False)
 
 # %% ../nbs/01_audio.ipynb #fc4ffc1d
 def resample(wave: np.ndarray, from_rate: int, to_rate: int = RATE) -> np.ndarray:
     "Waveform (L,) at `from_rate` Hz → float32 (about L * to_rate / from_rate,) at `to_rate` Hz, with soxr's HQ filter."
-    if from_rate <= 0 or to_rate <= 0: raise DataError(f'cannot resample from {from_rate} to {to_rate} Hz: rates are > 0')
+    if from_rate <= 0 or to_rate <= 0:
+        raise DataError(f"cannot resample from {from_rate} to {to_rate} Hz: rates are > 0")
     wave = to_mono(wave)
-    if from_rate == to_rate or not len(wave): return wave
+    if from_rate == to_rate or not len(wave):
+        return wave
     import soxr
-    return soxr.resample(wave, from_rate, to_rate, quality='HQ')
+
+    return soxr.resample(wave, from_rate, to_rate, quality="HQ")
 
 # %% ../nbs/01_audio.ipynb #e1cea516
 def _wav_bytes_missing(path) -> int:
     "Bytes that a RIFF wav's data chunk promises and the file does not have; 0 for other formats and for streamed files."
     size = os.path.getsize(path)
-    with open(path, 'rb') as f:
-        if f.read(12)[:4] != b'RIFF': return 0
+    with open(path, "rb") as f:
+        if f.read(12)[:4] != b"RIFF":
+            return 0
         while len(head := f.read(8)) == 8:
-            name, n = struct.unpack('<4sI', head)
-            if name == b'data': return 0 if n >= 0x7FFF0000 else max(0, f.tell() + n - size)
-            f.seek(n + n % 2, 1)         # chunks begin at even bytes
+            name, n = struct.unpack("<4sI", head)
+            if name == b"data":
+                return 0 if n >= 0x7FFF0000 else max(0, f.tell() + n - size)
+            f.seek(n + n % 2, 1)  # chunks begin at even bytes
     return 0
 
 # %% ../nbs/01_audio.ipynb #de11dd77
 def _check_ogg(path, blob=None) -> None:
     "Walk the pages of an Ogg file (Vorbis, Opus), or of its content `blob`. `DataError` if one is incomplete or a second recording follows; a warning if the end is not marked."
     size, at, last, data = os.path.getsize(path) if blob is None else len(blob), 0, None, False
-    with open(path, 'rb') if blob is None else io.BytesIO(blob) as f:
-        while (head := f.read(27))[:4] == b'OggS':
-            lengths = f.read(head[26]) if len(head) == 27 else b''
+    with open(path, "rb") if blob is None else io.BytesIO(blob) as f:
+        while (head := f.read(27))[:4] == b"OggS":
+            lengths = f.read(head[26]) if len(head) == 27 else b""
             end = at + len(head) + len(lengths) + sum(lengths)
-            if len(head) < 27 or len(lengths) < head[26] or end > size: raise DataError(_CUT.format(path))
+            if len(head) < 27 or len(lengths) < head[26] or end > size:
+                raise DataError(_CUT.format(path))
             first, last = head[5] & 2, head[5] & 4
             if first and data:
-                raise DataError(f'{path} holds several recordings one after the other, and only the first would be read. Split it, or convert it.')
+                raise DataError(
+                    f"{path} holds several recordings one after the other, and only the first would be read. Split it, or convert it."
+                )
             data, at = data or not first, end
             f.seek(at)
-    if head and b'OggS'.startswith(head): raise DataError(_CUT.format(path))
-    if last == 0: warnings.warn(f'{path} does not mark its last page as the last: it may have been cut between two pages', stacklevel=2)
+    if head and b"OggS".startswith(head):
+        raise DataError(_CUT.format(path))
+    if last == 0:
+        warnings.warn(
+            f"{path} does not mark its last page as the last: it may have been cut between two pages",
+            stacklevel=2,
+        )
 
-_CUT = '{} is truncated: it ends before its sound does. Download or copy it again.'
+
+_CUT = "{} is truncated: it ends before its sound does. Download or copy it again."
 
 # %% ../nbs/01_audio.ipynb #7b83668a
-_KBPS = {(1, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448), # by (MPEG version, layer)
-         (1, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-         (1, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-         (2, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-         (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160), (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
+_KBPS = {
+    (1, 1): (
+        0,
+        32,
+        64,
+        96,
+        128,
+        160,
+        192,
+        224,
+        256,
+        288,
+        320,
+        352,
+        384,
+        416,
+        448,
+    ),  # by (MPEG version, layer)
+    (1, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
 
 def _mp3_frame(head: bytes) -> tuple | None:
     "(bytes, (version, layer, rate)) of the MPEG audio frame that starts with the four bytes `head`; None if they are no frame's."
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0: return None
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
     version, layer = {0: 2.5, 2: 2, 3: 1}.get(head[1] >> 3 & 3), 4 - (head[1] >> 1 & 3)
     rate, speed, pad = head[2] >> 2 & 3, head[2] >> 4, head[2] >> 1 & 1
-    if version is None or layer == 4 or rate == 3 or speed in (0, 15): return None
+    if version is None or layer == 4 or rate == 3 or speed in (0, 15):
+        return None
     hertz = (44_100, 48_000, 32_000)[rate] // (1 if version == 1 else 2 if version == 2 else 4)
     bits = 1000 * _KBPS[1 if version == 1 else 2, layer][speed]
-    if layer == 1: length = (12 * bits // hertz + pad) * 4
-    else: length = (144 if layer == 2 or version == 1 else 72) * bits // hertz + pad
+    if layer == 1:
+        length = (12 * bits // hertz + pad) * 4
+    else:
+        length = (144 if layer == 2 or version == 1 else 72) * bits // hertz + pad
     return length, (version, layer, hertz)
 
 # %% ../nbs/01_audio.ipynb #4a39598f
@@ -115,112 +171,173 @@ def _count_mp3(blob: bytes) -> tuple:
     are passed over: a frame counts if another of its kind follows it, or a tag, or the end of the file."""
     at, first, kind, n, size = 0, None, None, 0, len(blob)
     while at < size - 4:
-        frame = _mp3_frame(blob[at:at + 4])
+        frame = _mp3_frame(blob[at : at + 4])
         fits = frame and (kind is None or frame[1] == kind)
         end = at + frame[0] if fits else 0
-        if fits and end > size: return first, n, n > 0
-        if fits and (end > size - 4 or blob[end:end + 3] in (b'TAG', b'APE', b'LYR') or _same_kind(blob, end, frame[1])):
+        if fits and end > size:
+            return first, n, n > 0
+        if fits and (
+            end > size - 4
+            or blob[end : end + 3] in (b"TAG", b"APE", b"LYR")
+            or _same_kind(blob, end, frame[1])
+        ):
             first, kind, n, at = (at if first is None else first), frame[1], n + 1, end
-        elif first is not None and frame and _same_kind(blob, at + frame[0], frame[1]) and _third(blob, at, frame):
-            raise DataError('an mp3 of several recordings of different rates or kinds, of which only the first would be read')
-        else: at = (blob.find(b'\xff', at + 1) + size + 1) % (size + 1)      # -1, not found: the end
+        elif (
+            first is not None
+            and frame
+            and _same_kind(blob, at + frame[0], frame[1])
+            and _third(blob, at, frame)
+        ):
+            raise DataError(
+                "an mp3 of several recordings of different rates or kinds, of which only the first would be read"
+            )
+        else:
+            at = (blob.find(b"\xff", at + 1) + size + 1) % (size + 1)  # -1, not found: the end
     return first, n, False
+
 
 def _third(blob, at, frame):
     "Whether two more frames of the kind of `frame` follow it: no chance."
-    second = _mp3_frame(blob[at + frame[0]:at + frame[0] + 4])
+    second = _mp3_frame(blob[at + frame[0] : at + frame[0] + 4])
     return _same_kind(blob, at + frame[0] + second[0], frame[1])
 
+
 def _same_kind(blob, at, kind):
-    frame = _mp3_frame(blob[at:at + 4])
+    frame = _mp3_frame(blob[at : at + 4])
     return frame is not None and frame[1] == kind
 
-def _with_mp3_header(blob: bytes, where='the mp3') -> bytes | None:
+
+def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
     """An mp3 with a Xing header that has the right number of frames, from the first frame on; None if it has one already.
     `DataError` if its last frame is incomplete and no header says so."""
-    try: first, n, cut = _count_mp3(blob)
-    except DataError as e: raise DataError(f'{where} is {e}. Split it, or convert it to wav or flac.') from None
-    if first is None: return None
-    length, (version, layer, _) = _mp3_frame(blob[first:first + 4])
-    head = blob[first:first + min(length, 64)]
-    tag = next((k for k in (head.find(b'Xing'), head.find(b'Info')) if k >= 0), -1)
-    if b'VBRI' in head: return None
+    try:
+        first, n, cut = _count_mp3(blob)
+    except DataError as e:
+        raise DataError(f"{where} is {e}. Split it, or convert it to wav or flac.") from None
+    if first is None:
+        return None
+    length, (version, layer, _) = _mp3_frame(blob[first : first + 4])
+    head = blob[first : first + min(length, 64)]
+    tag = next((k for k in (head.find(b"Xing"), head.find(b"Info")) if k >= 0), -1)
+    if b"VBRI" in head:
+        return None
     if tag >= 0:
-        said = int.from_bytes(head[tag + 8:tag + 12], 'big') if head[tag + 7] & 1 else None
-        if said is not None and (n - 1 <= said + 1 or cut): return None      # some encoders count the header too; too few frames show in decoding
+        said = int.from_bytes(head[tag + 8 : tag + 12], "big") if head[tag + 7] & 1 else None
+        if said is not None and (n - 1 <= said + 1 or cut):
+            return None  # some encoders count the header too; too few frames show in decoding
         first, n = first + length, n - 1
-    elif cut: raise DataError(_CUT.format(where))
-    return _xing(blob[first:first + 4], n) + blob[first:]
+    elif cut:
+        raise DataError(_CUT.format(where))
+    return _xing(blob[first : first + 4], n) + blob[first:]
+
 
 def _xing(head: bytes, frames: int) -> bytes:
     "A frame without sound of the kind of `head`, with the number of frames."
-    side = (17 if head[3] >> 6 == 3 else 32) if head[1] & 8 else (9 if head[3] >> 6 == 3 else 17)      # mono or stereo, MPEG 1 or 2
+    side = (
+        (17 if head[3] >> 6 == 3 else 32) if head[1] & 8 else (9 if head[3] >> 6 == 3 else 17)
+    )  # mono or stereo, MPEG 1 or 2
     for speed in range(1, 15):
         new = bytes([head[0], head[1] | 1, speed << 4 | head[2] & 0x0C, head[3]])
-        if (length := _mp3_frame(new)[0]) >= 4 + side + 12: break
-    return (new + bytes(side) + b'Xing' + (1).to_bytes(4, 'big') + frames.to_bytes(4, 'big')).ljust(length, b'\0')
+        if (length := _mp3_frame(new)[0]) >= 4 + side + 12:
+            break
+    return (new + bytes(side) + b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")).ljust(
+        length, b"\0"
+    )
 
 # %% ../nbs/01_audio.ipynb #09924051
 def _id3_bytes(blob: bytes) -> int:
     "Bytes of the ID3v2 tags at the beginning."
     at = 0
-    while blob[at:at + 3] == b'ID3' and len(blob) >= at + 10:
-        size = blob[at + 6:at + 10]
+    while blob[at : at + 3] == b"ID3" and len(blob) >= at + 10:
+        size = blob[at + 6 : at + 10]
         at += 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]) + 10 * (blob[at + 5] >> 4 & 1)
     return at
+
 
 def _wav_chunks(blob: bytes):
     "Yield (name, position, size) of the chunks of a wav, as far as they go."
     at = 12
     while len(blob) >= at + 8:
-        name, n = struct.unpack('<4sI', blob[at:at + 8])
+        name, n = struct.unpack("<4sI", blob[at : at + 8])
         yield name, at, n
         at += 8 + n + n % 2
 
+
 def _past_chunks(blob: bytes, at: int) -> int:
     "The end of the chunks that begin at a byte: four printable characters and a size that fits, each."
-    while len(blob) >= at + 8 and blob[at:at + 4].strip().isalnum() and (end := at + 8 + int.from_bytes(blob[at + 4:at + 8], 'little')) <= len(blob):
+    while (
+        len(blob) >= at + 8
+        and blob[at : at + 4].strip().isalnum()
+        and (end := at + 8 + int.from_bytes(blob[at + 4 : at + 8], "little")) <= len(blob)
+    ):
         at = end + end % 2
     return at
 
+
 def _wav_to_its_end(blob: bytes) -> bytes | None:
     "A wav whose data chunk has size 0 although sound follows, with the size of a stream; None for any other."
-    at = next((at for name, at, n in _wav_chunks(blob) if name == b'data' and n == 0), None)
-    if at is None or _past_chunks(blob, at + 8) >= len(blob): return None      # nothing follows but other chunks
-    return blob[:at + 4] + b'\xff' * 4 + blob[at + 8:]
+    at = next((at for name, at, n in _wav_chunks(blob) if name == b"data" and n == 0), None)
+    if at is None or _past_chunks(blob, at + 8) >= len(blob):
+        return None  # nothing follows but other chunks
+    return blob[: at + 4] + b"\xff" * 4 + blob[at + 8 :]
+
 
 def _rest_of_wav(path) -> int:
     "Bytes of a wav behind its sound that are no chunks; up to 4 kB count as none, and are not read."
     size = os.path.getsize(path)
-    with open(path, 'rb') as f:
-        end = next((at + 8 + n + n % 2 for name, at, n in _wav_chunks(f.read(65_536)) if name == b'data'), size)
-        if size - end <= 4096: return 0
+    with open(path, "rb") as f:
+        end = next(
+            (at + 8 + n + n % 2 for name, at, n in _wav_chunks(f.read(65_536)) if name == b"data"), size
+        )
+        if size - end <= 4096:
+            return 0
         f.seek(end)
         blob = f.read()
     return max(0, len(blob) - _past_chunks(blob, 0))
 
+
 def _repaired(path) -> bytes | None:
     "The content of a sound file as libsndfile reads it rightly; None if the file itself will do."
-    with open(path, 'rb') as f:
+    with open(path, "rb") as f:
         head = f.read(65_536)
-        def rest(): return head + f.read()
-        if head[:3] == b'ID3':
-            blob = (blob := rest())[_id3_bytes(blob):].lstrip(b'\0')
-            return (blob[:4] == b'RIFF' and _wav_to_its_end(blob)) or blob
-        if head[:4] == b'RIFF':
-            data = next((n for name, _, n in _wav_chunks(head) if name == b'data'), 0)      # 0: also where it lies further back
+
+        def rest():
+            return head + f.read()
+
+        if head[:3] == b"ID3":
+            blob = (blob := rest())[_id3_bytes(blob) :].lstrip(b"\0")
+            return (blob[:4] == b"RIFF" and _wav_to_its_end(blob)) or blob
+        if head[:4] == b"RIFF":
+            data = next(
+                (n for name, _, n in _wav_chunks(head) if name == b"data"), 0
+            )  # 0: also where it lies further back
             return _wav_to_its_end(rest()) if data == 0 else None
-        if head[:4] == b'.snd' and head[8:12] == bytes(4): return head[:8] + b'\xff' * 4 + rest()[12:]
-        if head[:4] == b'fLaC':
+        if head[:4] == b".snd" and head[8:12] == bytes(4):
+            return head[:8] + b"\xff" * 4 + rest()[12:]
+        if head[:4] == b"fLaC":
             f.seek(max(0, os.path.getsize(path) - 128))
-            if f.read(3) == b'TAG':
+            if f.read(3) == b"TAG":
                 f.seek(0)
                 return f.read()[:-128]
-        if head[:1] == b'\0' and _mp3_frame(head.lstrip(b'\0')[:4]): return rest().lstrip(b'\0')      # padding in front
+        if head[:1] == b"\0" and _mp3_frame(head.lstrip(b"\0")[:4]):
+            return rest().lstrip(b"\0")  # padding in front
 
 # %% ../nbs/01_audio.ipynb #b317cc08
-SOUND_FORMATS = ('WAV', 'WAVEX', 'RF64', 'W64', 'AIFF', 'AU', 'CAF', 'NIST', 'FLAC', 'OGG', 'MP3') # whose end can be checked
-MAX_PEAK = 8.      # float samples beyond it are integers written as floats
+SOUND_FORMATS = (
+    "WAV",
+    "WAVEX",
+    "RF64",
+    "W64",
+    "AIFF",
+    "AU",
+    "CAF",
+    "NIST",
+    "FLAC",
+    "OGG",
+    "MP3",
+)  # whose end can be checked
+MAX_PEAK = 8.0  # float samples beyond it are integers written as floats
+
 
 @contextlib.contextmanager
 def open_sound(path):
@@ -229,37 +346,51 @@ def open_sound(path):
     with contextlib.ExitStack() as opened:
         f = opened.enter_context(_sound_file(path, blob := _repaired(path)))
         if f.format not in SOUND_FORMATS:
-            raise DataError(f'{path} is in the format {f.format}, which is not read here. Convert it to wav or flac.')
-        if f.format == 'MP3' and (whole := _with_mp3_header(blob or Path(path).read_bytes(), path)):
+            raise DataError(
+                f"{path} is in the format {f.format}, which is not read here. Convert it to wav or flac."
+            )
+        if f.format == "MP3" and (whole := _with_mp3_header(blob or Path(path).read_bytes(), path)):
             f = opened.enter_context(_sound_file(path, whole))
-        f.seekable = lambda: False      # reading goes forward alone: FLAC of unknown length cannot be sought in
+        f.seekable = lambda: False  # reading goes forward alone: FLAC of unknown length cannot be sought in
         yield f
+
 
 @contextlib.contextmanager
 def _sound_file(path, blob=None):
     "The `SoundFile` of a file, or of a `blob` of bytes."
     import soundfile
-    with open(path, 'rb') if blob is None else io.BytesIO(blob) as source:
-        with soundfile.SoundFile(source.fileno() if blob is None else source, closefd=False) as f: yield f
+
+    with open(path, "rb") if blob is None else io.BytesIO(blob) as source:
+        with soundfile.SoundFile(source.fileno() if blob is None else source, closefd=False) as f:
+            yield f
+
 
 def sound_length(path) -> tuple:
     "(samples, rate in Hz) of a sound file, from its headers; 0 samples where they do not say. Raises as `open_sound`."
-    with open_sound(path) as f: return (0 if f.frames >= 2**62 else f.frames), f.samplerate
+    with open_sound(path) as f:
+        return (0 if f.frames >= 2**62 else f.frames), f.samplerate
+
 
 def sound_facts(path) -> dict:
     "{'rate', 'channels', 'format', 'peak'} of a sound file; the peak of its samples as stored if it holds floats, else 0."
     with open_sound(path) as f:
-        facts, peak = {'rate': f.samplerate, 'channels': f.channels, 'format': f'{f.format} {f.subtype}'}, 0.
-        while f.subtype in ('FLOAT', 'DOUBLE') and len(piece := f.read(1 << 20, always_2d=True)): peak = max(peak, float(np.abs(piece).max()))
-    return facts | {'peak': peak}
+        facts, peak = {"rate": f.samplerate, "channels": f.channels, "format": f"{f.format} {f.subtype}"}, 0.0
+        while f.subtype in ("FLOAT", "DOUBLE") and len(piece := f.read(1 << 20, always_2d=True)):
+            peak = max(peak, float(np.abs(piece).max()))
+    return facts | {"peak": peak}
+
 
 def _is_short(path, f) -> bool:
     "Whether the header of a file promises more sound than the file holds."
-    if f.format == 'NIST':
-        with open(path, 'rb') as source: said = re.search(rb'sample_count -i (\d+)', source.read(4096))
+    if f.format == "NIST":
+        with open(path, "rb") as source:
+            said = re.search(rb"sample_count -i (\d+)", source.read(4096))
         return bool(said) and int(said[1]) > f.frames
-    sizes = re.findall(r'(?:data|SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)', f.extra_info) # libsndfile's log
+    sizes = re.findall(
+        r"(?:data|SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)", f.extra_info
+    )  # libsndfile's log
     return any(int(there) < int(said) < 0x7FFF0000 for said, there in sizes) or _wav_bytes_missing(path) > 0
+
 
 def _decode(path, max_seconds):
     "Samples (n, channels) float32 and their rate. Raises whatever the decoder raises, and `DataError` if the file is cut short."
@@ -267,25 +398,37 @@ def _decode(path, max_seconds):
     _check_ogg(path, blob)
     with open_sound(path) as f:
         most = math.inf if max_seconds is None else math.ceil((max_seconds + 0.1) * f.samplerate)
-        pieces, left = [], min(f.frames, most)         # piece by piece: a damaged header can promise terabytes
-        while left > 0 and len(piece := f.read(min(left, 1 << 20), dtype='float32', always_2d=True)):
+        pieces, left = [], min(f.frames, most)  # piece by piece: a damaged header can promise terabytes
+        while left > 0 and len(piece := f.read(min(left, 1 << 20), dtype="float32", always_2d=True)):
             pieces.append(piece)
             left -= len(piece)
-        slack = 2304 if f.format == 'MP3' else 0        # an mp3's length is good to a frame or two
-        known, floating, whole = f.frames < 2**62, f.subtype in ('FLOAT', 'DOUBLE'), f.frames < most
-        if (known and left > slack) or _is_short(path, f): raise DataError(_CUT.format(path))
-    if whole and blob is None and f.format in ('WAV', 'WAVEX') and (rest := _rest_of_wav(path)):
-        warnings.warn(f'{path} holds {rest:,} bytes behind its sound that were not read: its header may be wrong', stacklevel=2)
+        slack = 2304 if f.format == "MP3" else 0  # an mp3's length is good to a frame or two
+        known, floating, whole = f.frames < 2**62, f.subtype in ("FLOAT", "DOUBLE"), f.frames < most
+        if (known and left > slack) or _is_short(path, f):
+            raise DataError(_CUT.format(path))
+    if whole and blob is None and f.format in ("WAV", "WAVEX") and (rest := _rest_of_wav(path)):
+        warnings.warn(
+            f"{path} holds {rest:,} bytes behind its sound that were not read: its header may be wrong",
+            stacklevel=2,
+        )
     wave = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
     return _in_range(wave, path) if floating else wave, f.samplerate
+
 
 def _in_range(wave, path):
     "Float samples; those that are integers written as floats are divided by the range of these integers, with a warning."
     peak = np.abs(wave).max(initial=0)
-    if not peak > MAX_PEAK or not np.isfinite(peak): return wave
-    full = next((b for b in (15, 23, 31) if peak <= 2.**b), None)
-    if full is None: raise DataError(f'{path} holds float samples up to {peak:.3g}; they belong between -1 and 1. Convert it.')
-    warnings.warn(f'{path} holds float samples up to {peak:,.0f}: read as {full + 1}-bit integers and divided by {2**full:,}', stacklevel=2)
+    if not peak > MAX_PEAK or not np.isfinite(peak):
+        return wave
+    full = next((b for b in (15, 23, 31) if peak <= 2.0**b), None)
+    if full is None:
+        raise DataError(
+            f"{path} holds float samples up to {peak:.3g}; they belong between -1 and 1. Convert it."
+        )
+    warnings.warn(
+        f"{path} holds float samples up to {peak:,.0f}: read as {full + 1}-bit integers and divided by {2**full:,}",
+        stacklevel=2,
+    )
     return wave / np.float32(2**full)
 
 # %% ../nbs/01_audio.ipynb #ec0b688f
@@ -297,19 +440,31 @@ def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
     or not finite. A silent file gives a warning, and so does one whose end is not marked, or that holds integers as floats.
     """
     path = Path(path)
-    if max_seconds is not None and not 0 < max_seconds < math.inf: raise DataError(f'max_seconds is {max_seconds}; give a number > 0')
-    if not os.path.isfile(path): raise DataError(f'{path} is not there. Check the audio folder that the paths are joined to.')
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise DataError(f"max_seconds is {max_seconds}; give a number > 0")
+    if not os.path.isfile(path):
+        raise DataError(f"{path} is not there. Check the audio folder that the paths are joined to.")
     if path.stat().st_size == 0:
-        raise DataError(f'{path} is empty (0 bytes). Some recordings of Places Audio are: leave the record out.')
-    try: wave, native = _decode(path, max_seconds)
-    except OSError as e: raise DataError(f'{path} cannot be opened: {e.strerror or e}') from e
-    except RuntimeError as e:            # soundfile's errors are RuntimeErrors
-        raise DataError(f'{path} cannot be read as sound ({getattr(e, "error_string", e)}). It is damaged, or no wav, flac, mp3 or ogg file.') from e
-    if not np.isfinite(wave).all() or not wave.size: check_audio(wave.ravel(), path, min_samples=1)
+        raise DataError(
+            f"{path} is empty (0 bytes). Some recordings of Places Audio are: leave the record out."
+        )
+    try:
+        wave, native = _decode(path, max_seconds)
+    except OSError as e:
+        raise DataError(f"{path} cannot be opened: {e.strerror or e}") from e
+    except RuntimeError as e:  # soundfile's errors are RuntimeErrors
+        raise DataError(
+            f"{path} cannot be read as sound ({getattr(e, 'error_string', e)}). It is damaged, or no wav, flac, mp3 or ogg file."
+        ) from e
+    if not np.isfinite(wave).all() or not wave.size:
+        check_audio(wave.ravel(), path, min_samples=1)
     mono = resample(to_mono(wave), native, rate)
-    if max_seconds is not None: mono = mono[:round(max_seconds * rate)]
-    if audio_problems(mono) != ['silent'] or np.abs(wave).max() < 1e-5: check_audio(mono, path)
-    else: warnings.warn(f'{path}: the channels cancel each other, their mean is silent', stacklevel=2)
+    if max_seconds is not None:
+        mono = mono[: round(max_seconds * rate)]
+    if audio_problems(mono) != ["silent"] or np.abs(wave).max() < 1e-5:
+        check_audio(mono, path)
+    else:
+        warnings.warn(f"{path}: the channels cancel each other, their mean is silent", stacklevel=2)
     return mono
 
 # %% ../nbs/01_audio.ipynb #116b5d1f
@@ -319,11 +474,15 @@ def write_audio(path, wave: np.ndarray, rate: int = RATE):
     Atomic. Raises `DataError` if samples are not finite or would clip, or if the suffix is no known format.
     """
     import soundfile
+
     wave, kind = np.asarray(wave), Path(path).suffix[1:].upper()
-    if kind not in ('WAV', 'FLAC', 'OGG', 'MP3'): raise DataError(f'cannot write {path}: name it .wav, .flac, .ogg or .mp3')
-    check_audio(wave.ravel(), f'the waveform for {path}', min_samples=1)
-    if np.abs(wave).max() > 1: raise DataError(f'the peak is {np.abs(wave).max():.3g}, {path} would be clipped: divide by the peak')
-    with atomic_write(path) as f: soundfile.write(f, wave, rate, format=kind)
+    if kind not in ("WAV", "FLAC", "OGG", "MP3"):
+        raise DataError(f"cannot write {path}: name it .wav, .flac, .ogg or .mp3")
+    check_audio(wave.ravel(), f"the waveform for {path}", min_samples=1)
+    if np.abs(wave).max() > 1:
+        raise DataError(f"the peak is {np.abs(wave).max():.3g}, {path} would be clipped: divide by the peak")
+    with atomic_write(path) as f:
+        soundfile.write(f, wave, rate, format=kind)
 
 # %% ../nbs/01_audio.ipynb #1af9d9e8
 def pad_batch(waves: list, length: int = None) -> tuple:
@@ -331,31 +490,40 @@ def pad_batch(waves: list, length: int = None) -> tuple:
 
     L is the longest, or `length` samples, to which longer waveforms are cut.
     """
-    if not len(waves): raise DataError('pad_batch got no waveforms')
-    if length is None: length = max(len(w) for w in waves)
+    if not len(waves):
+        raise DataError("pad_batch got no waveforms")
+    if length is None:
+        length = max(len(w) for w in waves)
     batch = np.zeros((len(waves), length), np.float32)
     lens = np.array([min(len(w), length) for w in waves], np.int64)
-    for row, w, n in zip(batch, waves, lens): row[:n] = w[:n]
+    for row, w, n in zip(batch, waves, lens):
+        row[:n] = w[:n]
     return batch, lens
 
 # %% ../nbs/01_audio.ipynb #5b1238a6
 def frames_of(wave: np.ndarray, window: int = 400, hop: int = 320) -> np.ndarray:
     "Windows of a waveform (L,) → (T, window), T = (L - window) // hop + 1; a view, no copy. Raises `DataError` if L < window."
     wave = np.asarray(wave)
-    if len(wave) < window: raise DataError(f'{len(wave)} samples are less than one window of {window}')
+    if len(wave) < window:
+        raise DataError(f"{len(wave)} samples are less than one window of {window}")
     return np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
 
 # %% ../nbs/01_audio.ipynb #37ebfa01
 def mel_filters(n_mels: int, n_fft: int, rate: int = RATE, low: float = 20.0) -> np.ndarray:
     "Triangles of height 1 on the mel scale, from `low` Hz to rate/2: (n_mels, n_fft//2 + 1)."
-    mel = lambda hertz: 2595 * np.log10(1 + hertz / 700)
+
+    def mel(hertz):
+        return 2595 * np.log10(1 + hertz / 700)
+
     corners = np.linspace(mel(low), mel(rate / 2), n_mels + 2)
-    at = mel(np.fft.rfftfreq(n_fft, 1 / rate))                       # each bin of the spectrum, in mel
-    left, centre, right = (corners[i:i + n_mels, None] for i in range(3))
+    at = mel(np.fft.rfftfreq(n_fft, 1 / rate))  # each bin of the spectrum, in mel
+    left, centre, right = (corners[i : i + n_mels, None] for i in range(3))
     return np.clip(np.minimum((at - left) / (centre - left), (right - at) / (right - centre)), 0, None)
 
 # %% ../nbs/01_audio.ipynb #c0be6001
-def power_spectrum(wave: np.ndarray, window: int = 400, hop: int = 320, n_fft: int = None, preemphasis: float = 0.97) -> np.ndarray:
+def power_spectrum(
+    wave: np.ndarray, window: int = 400, hop: int = 320, n_fft: int = None, preemphasis: float = 0.97
+) -> np.ndarray:
     """|DFT|² of each window of a waveform (L,): float64 (T, n_fft//2 + 1). `n_fft`: the next power of 2 from `window` on.
 
     From each window its mean is taken off, then `preemphasis` times the sample before (it lifts the weak high
@@ -368,7 +536,9 @@ def power_spectrum(wave: np.ndarray, window: int = 400, hop: int = 320, n_fft: i
     return np.abs(np.fft.rfft(x * np.hamming(window), n_fft)) ** 2
 
 # %% ../nbs/01_audio.ipynb #5514f600
-def log_mel(wave: np.ndarray, rate: int = RATE, n_mels: int = 40, window: int = 400, hop: int = 320) -> np.ndarray:
+def log_mel(
+    wave: np.ndarray, rate: int = RATE, n_mels: int = 40, window: int = 400, hop: int = 320
+) -> np.ndarray:
     """Log-mel spectrogram of a waveform (L,): float32 (T, n_mels), natural logarithm, T as in `frames_of`.
 
     `window` and `hop` in samples; the defaults give one row to each frame of HuBERT's CNN.
@@ -380,11 +550,13 @@ def log_mel(wave: np.ndarray, rate: int = RATE, n_mels: int = 40, window: int = 
 # %% ../nbs/01_audio.ipynb #83df78c1
 def deltas(x: np.ndarray) -> np.ndarray:
     "Slope over five frames, by least squares: (T, D) → (T, D)."
-    p, T = np.pad(x, ((2, 2), (0, 0)), mode='edge'), len(x)
-    return ((p[3:3 + T] - p[1:1 + T]) + 2 * (p[4:4 + T] - p[:T])) / 10
+    p, T = np.pad(x, ((2, 2), (0, 0)), mode="edge"), len(x)
+    return ((p[3 : 3 + T] - p[1 : 1 + T]) + 2 * (p[4 : 4 + T] - p[:T])) / 10
 
 # %% ../nbs/01_audio.ipynb #5e8cbe4a
-def mfcc(wave: np.ndarray, rate: int = RATE, n_mfcc: int = 13, n_mels: int = 40, window: int = 400, hop: int = 320) -> np.ndarray:
+def mfcc(
+    wave: np.ndarray, rate: int = RATE, n_mfcc: int = 13, n_mels: int = 40, window: int = 400, hop: int = 320
+) -> np.ndarray:
     "MFCCs of a waveform (L,) with first and second deltas: float32 (T, 3 * n_mfcc). `window` and `hop` in samples, as in `log_mel`."
     q, b = np.arange(n_mfcc)[:, None], np.arange(n_mels)
     dct = np.sqrt(2 / n_mels) * np.cos(np.pi * q * (b + 0.5) / n_mels)

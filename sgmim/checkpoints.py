@@ -15,8 +15,21 @@ __all__ = ['ALLOWED', 'MAX_NAMES', 'MAX_STEPS', 'MAX_WORK', 'NESTING', 'NOT_WEIG
            'model_card', 'export_model']
 
 # %% ../nbs/19_checkpoints.ipynb #51984fc5
-import dataclasses, difflib, hashlib, io, math, mmap, os, pickle, pickletools, re, struct
-import tarfile, types, warnings, zipfile
+import dataclasses
+import difflib
+import hashlib
+import io
+import math
+import mmap
+import os
+import pickle
+import pickletools
+import re
+import struct
+import tarfile
+import types
+import warnings
+import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,94 +37,156 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .core import (CheckpointError, ConfigError, DataError, atomic_write, check_header, check_state,
-                        check_tensors, config_to_dict, load_state, pick_device, read_json, write_json)
-from .models.sgmim import (OLD_NAMES, SGMIM, EncoderConfig, SGMIMConfig, check_fit, load_backbones,
-                                vg_hubert)
+from sgmim.core import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    atomic_write,
+    check_header,
+    check_state,
+    check_tensors,
+    config_to_dict,
+    load_state,
+    pick_device,
+    read_json,
+    write_json,
+)
+from sgmim.models.sgmim import (
+    OLD_NAMES,
+    SGMIM,
+    EncoderConfig,
+    SGMIMConfig,
+    check_fit,
+    load_backbones,
+    vg_hubert,
+)
 
 # %% ../nbs/19_checkpoints.ipynb #75505135
 class Inert:
     "Stands for anything that a pickle names and that is not on the allow-list: takes what it is given, keeps the state, runs nothing."
-    name = '' # of what it stands for
-    state = None # what the pickle wanted it to hold: for an `argparse.Namespace`, the dict of its attributes
 
-    def __new__(cls, *args, **kwargs): return object.__new__(cls)
-    def __call__(self, *args, **kwargs): return self
-    def __setstate__(self, state): self.state = state
-    def __setitem__(self, key, value): pass # subclasses of dict
-    def append(self, item): pass # subclasses of list
-    def add(self, item): pass # subclasses of set
-    def __repr__(self): return f'<{self.name}, not read>'
+    name = ""  # of what it stands for
+    state = None  # what the pickle wanted it to hold: for an `argparse.Namespace`, the dict of its attributes
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def __setitem__(self, key, value):
+        pass  # subclasses of dict
+
+    def append(self, item):
+        pass  # subclasses of list
+
+    def add(self, item):
+        pass  # subclasses of set
+
+    def __repr__(self):
+        return f"<{self.name}, not read>"
+
 
 class Allowed:
     "A function that a pickle may call, and in no way change."
-    __slots__ = ('function',)
-    def __init__(self, function): object.__setattr__(self, 'function', function)
-    def __call__(self, *args): return self.function(*args)
-    def __setattr__(self, name, value): raise pickle.UnpicklingError(f'the file tries to change {self.function}')
+
+    __slots__ = ("function",)
+
+    def __init__(self, function):
+        object.__setattr__(self, "function", function)
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def __setattr__(self, name, value):
+        raise pickle.UnpicklingError(f"the file tries to change {self.function}")
 
 # %% ../nbs/19_checkpoints.ipynb #e296c3fb
-ALLOWED = {('collections', 'OrderedDict'): OrderedDict, ('torch', 'Size'): torch.Size,
-           **{('torch._utils', f): getattr(torch._utils, f) for f in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter')}}
+ALLOWED = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): torch.Size,
+    **{
+        ("torch._utils", f): getattr(torch._utils, f)
+        for f in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
+    },
+}
 
-MAX_NAMES = 1000 # classes and functions that a pickle may name; fairseq's name some twenty
+MAX_NAMES = 1000  # classes and functions that a pickle may name; fairseq's name some twenty
+
 
 def inert_pickle(
-    seen: set, # collects the names that got a stand-in
-) -> types.SimpleNamespace: # has what `torch.load` uses of the module `pickle`
+    seen: set,  # collects the names that got a stand-in
+) -> types.SimpleNamespace:  # has what `torch.load` uses of the module `pickle`
     "A `pickle` that imports nothing and calls nothing but `ALLOWED`."
+
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
-            if (module, name) in ALLOWED: return Allowed(ALLOWED[module, name])
-            seen.add(f'{module}.{name}')
-            if len(seen) > MAX_NAMES: raise pickle.UnpicklingError(f'it names more than {MAX_NAMES} classes')
-            return type('Inert', (Inert,), {'name': f'{module}.{name}'})
-    def load(file, **options): return Unpickler(file, **options).load()
-    return types.SimpleNamespace(__name__='inert_pickle', Unpickler=Unpickler, load=load)
+            if (module, name) in ALLOWED:
+                return Allowed(ALLOWED[module, name])
+            seen.add(f"{module}.{name}")
+            if len(seen) > MAX_NAMES:
+                raise pickle.UnpicklingError(f"it names more than {MAX_NAMES} classes")
+            return type("Inert", (Inert,), {"name": f"{module}.{name}"})
+
+    def load(file, **options):
+        return Unpickler(file, **options).load()
+
+    return types.SimpleNamespace(__name__="inert_pickle", Unpickler=Unpickler, load=load)
 
 # %% ../nbs/19_checkpoints.ipynb #0d1429ed
 def load_torch(
-    path: Path, # a file written by torch.save
-    seen: set, # collects the names that got a stand-in
-    zipped: bool, # today's format, which need not be read whole: tensors stay on disk until they are used
+    path: Path,  # a file written by torch.save
+    seen: set,  # collects the names that got a stand-in
+    zipped: bool,  # today's format, which need not be read whole: tensors stay on disk until they are used
 ):
     "What `torch.save` wrote, on the CPU; nothing in it is run."
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # about protocols, and programs that it refuses in the next line anyway
-        try: return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
-        except pickle.UnpicklingError: pass # it names something that torch does not know
-        return torch.load(path, map_location='cpu', weights_only=False, pickle_module=inert_pickle(seen), mmap=zipped)
+        warnings.simplefilter(
+            "ignore"
+        )  # about protocols, and programs that it refuses in the next line anyway
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except pickle.UnpicklingError:
+            pass  # it names something that torch does not know
+        return torch.load(
+            path, map_location="cpu", weights_only=False, pickle_module=inert_pickle(seen), mmap=zipped
+        )
 
 # %% ../nbs/19_checkpoints.ipynb #b2a90d46
 MAX_STEPS = 1_000_000  # instructions of a pickle; a tensor takes some 20
 MAX_WORK = 10_000_000  # values inside the values that its instructions take
-NESTING = ('TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'FROZENSET')  # their hash goes through all values inside
+NESTING = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")  # their hash goes through all values inside
+
 
 def scan_pickle(file) -> None:
     "Walk to the end of a pickle without running it; `UnpicklingError` if it could exhaust the machine."
     # values inside each value of the stack (None: a mark), inside each of the memo, inside all that were taken
     sizes, memo, work = [], {}, 0
     for step, (op, arg, _) in enumerate(pickletools.genops(file)):
-        if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             place = len(memo) if arg is None else arg
             if place > MAX_STEPS:
-                raise pickle.UnpicklingError(f'it puts a value at place {place:,} of its memo')
+                raise pickle.UnpicklingError(f"it puts a value at place {place:,} of its memo")
             memo[place] = sizes[-1]
-        elif op.name in ('GET', 'BINGET', 'LONG_BINGET'):
+        elif op.name in ("GET", "BINGET", "LONG_BINGET"):
             sizes.append(memo[arg])
-        elif op.name == 'DUP':
+        elif op.name == "DUP":
             sizes.append(sizes[-1])
-        elif op.name not in ('PROTO', 'FRAME'):
+        elif op.name not in ("PROTO", "FRAME"):
             inside = sum(size or 0 for size in _taken(op, sizes))
             work += inside
             size = 1 + inside if op.name in NESTING else 1
             sizes += [None if kind is pickletools.markobject else size for kind in op.stack_after]
         if isinstance(arg, int) and abs(arg) >> 256:
-            raise pickle.UnpicklingError('it holds a whole number of more than 256 bits')
+            raise pickle.UnpicklingError("it holds a whole number of more than 256 bits")
         if step > MAX_STEPS or work > MAX_WORK:
             raise pickle.UnpicklingError(
-                f'it has more than {MAX_STEPS:,} instructions, or tuples in tuples that hold too many values'
+                f"it has more than {MAX_STEPS:,} instructions, or tuples in tuples that hold too many values"
             )
+
 
 def _taken(op, sizes: list) -> list:
     "Take from the stack what an instruction takes: the sizes of these values."
@@ -120,7 +195,7 @@ def _taken(op, sizes: list) -> list:
     taken = []
     while (size := sizes.pop()) is not None:
         taken.append(size)
-    below = op.stack_before.index(pickletools.markobject) # values below the mark that it takes, too
+    below = op.stack_before.index(pickletools.markobject)  # values below the mark that it takes, too
     return taken + [sizes.pop() for _ in range(below)]
 
 # %% ../nbs/19_checkpoints.ipynb #90ab4e7d
@@ -132,354 +207,530 @@ def scan_archive(
     with zipfile.ZipFile(path) as z:
         entries = z.infolist()
     names = [e.filename for e in entries]
-    if any(n.endswith('constants.pkl') for n in names):
-        raise CheckpointError(f'{path} is a TorchScript archive, which is a program. Save its state_dict')
-    if not any(n.endswith('data.pkl') for n in names):
+    if any(n.endswith("constants.pkl") for n in names):
+        raise CheckpointError(f"{path} is a TorchScript archive, which is a program. Save its state_dict")
+    if not any(n.endswith("data.pkl") for n in names):
         raise CheckpointError(
-            f'{path} cannot be read as torch: it is a zip archive that torch.save has not written. '
-            'Unpack it, and give the file inside'
+            f"{path} cannot be read as torch: it is a zip archive that torch.save has not written. "
+            "Unpack it, and give the file inside"
         )
     if packed := [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED]:
         raise CheckpointError(
-            f'{path} is a compressed archive ({packed[0]}); torch.save writes none. '
-            'Unpack it, or save it again with torch'
+            f"{path} is a compressed archive ({packed[0]}); torch.save writes none. "
+            "Unpack it, or save it again with torch"
         )
     claimed = sum(e.file_size for e in entries)
     if claimed > len(data) or len(set(names)) < len(names):
         raise CheckpointError(
-            f'{path} has {len(data):,} bytes, but its {len(names):,} entries claim {claimed:,}, '
-            'or share names: it is damaged or made up'
+            f"{path} has {len(data):,} bytes, but its {len(names):,} entries claim {claimed:,}, "
+            "or share names: it is damaged or made up"
         )
     for e in entries:
-        if e.filename.endswith('.pkl'):
-            head = e.header_offset + 26 # two lengths stand here, of what comes before the content
-            start = head + 4 + sum(struct.unpack('<HH', data[head : head + 4]))
+        if e.filename.endswith(".pkl"):
+            head = e.header_offset + 26  # two lengths stand here, of what comes before the content
+            start = head + 4 + sum(struct.unpack("<HH", data[head : head + 4]))
             scan_pickle(io.BytesIO(data[start : start + e.file_size]))
+
 
 def scan_file(path: Path, kind: str) -> None:
     "Look through a file of a kind of `kind_of` before it is read; an error if it could exhaust the machine."
-    if kind == 'safetensors':
+    if kind == "safetensors":
         return check_header(path)
-    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if kind == 'torch':
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if kind == "torch":
             return scan_archive(path, data)
-        pickles = 5 if kind == 'torch (legacy)' else 1  # magic number, version, machine, object, keys
+        pickles = 5 if kind == "torch (legacy)" else 1  # magic number, version, machine, object, keys
         for _ in range(pickles):
             scan_pickle(data)
 
 # %% ../nbs/19_checkpoints.ipynb #f133629d
-NOT_WEIGHTS = {b'<!doctype': 'a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser',
-               b'<html': 'a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser',
-               b'<?xml': 'an XML message, not weights: the download was refused. Fetch it again',
-               b'version https://git-lfs': 'a Git LFS pointer, not the weights it points to. Run `git lfs pull` in its folder, or download the file itself',
-               b'\x1f\x8b': 'a compressed archive. Unpack it, and give what is inside'}
+NOT_WEIGHTS = {
+    b"<!doctype": "a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser",
+    b"<html": "a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser",
+    b"<?xml": "an XML message, not weights: the download was refused. Fetch it again",
+    b"version https://git-lfs": "a Git LFS pointer, not the weights it points to. Run `git lfs pull` in its folder, or download the file itself",
+    b"\x1f\x8b": "a compressed archive. Unpack it, and give what is inside",
+}
+
 
 def kind_of(path) -> str:
     "'safetensors', 'torch' (zip), 'torch (legacy)' or 'pickle', by the first bytes; `CheckpointError` says what else it is."
     path = Path(path)
-    if not os.path.isfile(path): raise CheckpointError(f'{path} does not exist, or is no file')
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path} does not exist, or is no file")
     try:
-        with open(path, 'rb') as f: head = f.read(512)
-    except OSError as e: raise CheckpointError(f'{path} cannot be opened: {e.strerror}') from e
-    if not head: raise CheckpointError(f'{path} is empty: the download or the copy failed. Fetch it again')
-    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 2**30: return 'safetensors' # the length of a header, then JSON
+        with open(path, "rb") as f:
+            head = f.read(512)
+    except OSError as e:
+        raise CheckpointError(f"{path} cannot be opened: {e.strerror}") from e
+    if not head:
+        raise CheckpointError(f"{path} is empty: the download or the copy failed. Fetch it again")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**30:
+        return "safetensors"  # the length of a header, then JSON
     for start, said in NOT_WEIGHTS.items():
-        if head.lstrip().lower().startswith(start): raise CheckpointError(f'{path} is {said}')
-    if head.startswith(b'PK\3\4'): return 'torch'
-    if tarfile.is_tarfile(path): raise CheckpointError(f'{path} is a tar archive. Unpack it (tar -xf), and give the folder or file inside')
-    if head.startswith(b'\x80'): return 'torch (legacy)' if b'\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.' in head[:16] else 'pickle' # torch's magic number
-    raise CheckpointError(f'{path} is in no format known here: it is neither safetensors, nor written by torch.save, nor a pickle; '
-                          f'it starts with {head[:12]!r}')
+        if head.lstrip().lower().startswith(start):
+            raise CheckpointError(f"{path} is {said}")
+    if head.startswith(b"PK\3\4"):
+        return "torch"
+    if tarfile.is_tarfile(path):
+        raise CheckpointError(
+            f"{path} is a tar archive. Unpack it (tar -xf), and give the folder or file inside"
+        )
+    if head.startswith(b"\x80"):
+        return (
+            "torch (legacy)" if b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:16] else "pickle"
+        )  # torch's magic number
+    raise CheckpointError(
+        f"{path} is in no format known here: it is neither safetensors, nor written by torch.save, nor a pickle; "
+        f"it starts with {head[:12]!r}"
+    )
 
 # %% ../nbs/19_checkpoints.ipynb #6cc00ddd
 def read_file(
-    path, # safetensors, torch.save's two formats, or a plain pickle
-) -> tuple: # content, kind of file, names of the classes that were not read
+    path,  # safetensors, torch.save's two formats, or a plain pickle
+) -> tuple:  # content, kind of file, names of the classes that were not read
     "What a checkpoint file holds; nothing in it is run. Raises `CheckpointError` for anything that cannot be read."
     from safetensors.torch import load_file
+
     path, kind, seen = Path(path), kind_of(path), set()
     try:
         scan_file(path, kind)
-        if kind == 'safetensors': content = load_file(path)
-        elif kind == 'pickle':
-            with open(path, 'rb') as f: content = inert_pickle(seen).load(f)
-        else: content = load_torch(path, seen, zipped=kind == 'torch')
-    except CheckpointError: raise
-    except Exception as e: # a damaged or hostile file can fail anywhere in the reader
-        names = f'; it names {", ".join(sorted(seen)[:8])}, none of which was run' if seen else ''
-        raise CheckpointError(f'{path} cannot be read as {kind} ({type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else "no details"}){names}. '
-                              'It is truncated, damaged, or not a checkpoint: fetch it again') from e
+        if kind == "safetensors":
+            content = load_file(path)
+        elif kind == "pickle":
+            with open(path, "rb") as f:
+                content = inert_pickle(seen).load(f)
+        else:
+            content = load_torch(path, seen, zipped=kind == "torch")
+    except CheckpointError:
+        raise
+    except Exception as e:  # a damaged or hostile file can fail anywhere in the reader
+        names = f"; it names {', '.join(sorted(seen)[:8])}, none of which was run" if seen else ""
+        raise CheckpointError(
+            f"{path} cannot be read as {kind} ({type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else 'no details'}){names}. "
+            "It is truncated, damaged, or not a checkpoint: fetch it again"
+        ) from e
     return content, kind, tuple(sorted(seen))
 
 # %% ../nbs/19_checkpoints.ipynb #816383ac
 # VG-HuBERT; fairseq, MAE; DINO; Lightning; common use; VG-HuBERT's audio encoder alone
-ENTRIES = ('dual_encoder', 'model', 'teacher', 'state_dict', 'model_state_dict', 'audio_encoder')
+ENTRIES = ("dual_encoder", "model", "teacher", "state_dict", "model_state_dict", "audio_encoder")
+
 
 def find_state(
-    content, # of `read_file`
-    path, # for messages
-    entry: str | None = None, # where the tensors are; None: the first of ENTRIES that is there, else the file itself
-) -> tuple: # {name: tensor}, the entry or None, the names of what else is in the file
+    content,  # of `read_file`
+    path,  # for messages
+    entry: str
+    | None = None,  # where the tensors are; None: the first of ENTRIES that is there, else the file itself
+) -> tuple:  # {name: tensor}, the entry or None, the names of what else is in the file
     "The tensors of a checkpoint. Raises `CheckpointError` where there are none."
     top = content if isinstance(content, dict) else {}
     if entry is not None and entry not in top:
-        raise CheckpointError(f'{path} has no entry {entry!r}; it has {", ".join(map(str, list(top)[:12])) or "none"}')
+        raise CheckpointError(
+            f"{path} has no entry {entry!r}; it has {', '.join(map(str, list(top)[:12])) or 'none'}"
+        )
     found = entry or next((e for e in ENTRIES if isinstance(top.get(e), dict)), None)
     inside = top[found] if found else top
-    state = {k: v.detach() for k, v in inside.items() if isinstance(k, str) and torch.is_tensor(v)} if isinstance(inside, dict) else {}
+    state = (
+        {k: v.detach() for k, v in inside.items() if isinstance(k, str) and torch.is_tensor(v)}
+        if isinstance(inside, dict)
+        else {}
+    )
     if not state:
-        raise CheckpointError(f'{path} holds no tensors by name, neither at its top nor under {", ".join(ENTRIES)}; '
-                              f'at its top are: {", ".join(map(str, list(top)[:12])) or type(content).__name__}')
-    beside = [str(k) for k in inside if k not in state] + ([str(k) for k in top if k != found] if found else [])
+        raise CheckpointError(
+            f"{path} holds no tensors by name, neither at its top nor under {', '.join(ENTRIES)}; "
+            f"at its top are: {', '.join(map(str, list(top)[:12])) or type(content).__name__}"
+        )
+    beside = [str(k) for k in inside if k not in state] + (
+        [str(k) for k in top if k != found] if found else []
+    )
     return state, found, tuple(beside)
 
 # %% ../nbs/19_checkpoints.ipynb #33785fd8
 def strip_prefix(
-    state: dict, # name -> tensor
-    mark: str, # regular expression of a name that the encoder must have
-    what: str, # 'HuBERT' or 'vision transformer', for messages
+    state: dict,  # name -> tensor
+    mark: str,  # regular expression of a name that the encoder must have
+    what: str,  # 'HuBERT' or 'vision transformer', for messages
     path,
-) -> tuple: # {name without prefix: tensor}, the prefix, names of other tensors
+) -> tuple:  # {name without prefix: tensor}, the prefix, names of other tensors
     "The tensors of one encoder, without what stands before their names."
-    found = sorted({k[:m.start()] for k in state if (m := re.search(rf'(?<![^.]){mark}$', k))})
+    found = sorted({k[: m.start()] for k in state if (m := re.search(rf"(?<![^.]){mark}$", k))})
     if len(found) != 1:
-        said = f'more than one {what}, under {", ".join(repr(p) for p in found)}; name the right entry' if found else \
-            f'no {what} under a name known here ({mark.replace(chr(92), "")}); its names are like {", ".join(list(state)[:4])}'
-        raise CheckpointError(f'{path} holds {said}')
+        said = (
+            f"more than one {what}, under {', '.join(repr(p) for p in found)}; name the right entry"
+            if found
+            else f"no {what} under a name known here ({mark.replace(chr(92), '')}); its names are like {', '.join(list(state)[:4])}"
+        )
+        raise CheckpointError(f"{path} holds {said}")
     prefix = found[0]
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, prefix, [k for k in state if not k.startswith(prefix)]
+    return (
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+        prefix,
+        [k for k in state if not k.startswith(prefix)],
+    )
 
 # %% ../nbs/19_checkpoints.ipynb #151a215f
 @dataclass(frozen=True)
 class Source:
     "Where tensors came from, and what of the file was used."
-    name: str # of the file or folder, or on the hub
-    layout: str # as recognised
-    bytes: int # of the file
-    blake2b: str # of the file, 128 bits
-    tensors: int # used
-    left_out: tuple = () # tensors of the file that were not used, by name
-    beside: tuple = () # entries of the file that hold no such tensors
-    not_read: tuple = () # classes that the file names; nothing of them was imported or run
+
+    name: str  # of the file or folder, or on the hub
+    layout: str  # as recognised
+    bytes: int  # of the file
+    blake2b: str  # of the file, 128 bits
+    tensors: int  # used
+    left_out: tuple = ()  # tensors of the file that were not used, by name
+    beside: tuple = ()  # entries of the file that hold no such tensors
+    not_read: tuple = ()  # classes that the file names; nothing of them was imported or run
 
     def __str__(self):
-        def few(names): return ', '.join(names[:6]) + (f', … ({len(names)} in all)' if len(names) > 6 else '')
-        lines = [f'{self.name}: {self.tensors} tensors used', f'  {self.layout}; {self.bytes / 1e6:.1f} MB, blake2b {self.blake2b}']
-        lines += [f'  {said}: {few(names)}' for said, names in
-                  (('left out', self.left_out), ('also in the file', self.beside), ('classes not read', self.not_read)) if names]
-        return '\n'.join(lines)
+        def few(names):
+            return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
+
+        lines = [
+            f"{self.name}: {self.tensors} tensors used",
+            f"  {self.layout}; {self.bytes / 1e6:.1f} MB, blake2b {self.blake2b}",
+        ]
+        lines += [
+            f"  {said}: {few(names)}"
+            for said, names in (
+                ("left out", self.left_out),
+                ("also in the file", self.beside),
+                ("classes not read", self.not_read),
+            )
+            if names
+        ]
+        return "\n".join(lines)
+
 
 class Weights(dict):
     "{name: tensor}, and its `source`."
+
     source: Source | None = None
+
 
 def digest(path) -> str:
     "blake2b of a file, 128 bits, as `sgmim.core.save_checkpoint` writes it."
     h = hashlib.blake2b(digest_size=16)
-    with open(path, 'rb') as f:
-        while block := f.read(2**20): h.update(block)
+    with open(path, "rb") as f:
+        while block := f.read(2**20):
+            h.update(block)
     return h.hexdigest()
 
 # %% ../nbs/19_checkpoints.ipynb #7db5076c
-PAPER_IMAGE, PAPER_AUDIO = 'vit_base_patch16_224.mae', 'facebook/hubert-base-ls960' # the paper's starting points (§3.2)
-FILES = ('model.safetensors', 'pytorch_model.bin', 'weights.safetensors') # of a folder or repository, best first
-VG_HUB = 'hjvm/VG-HuBERT'
-VG_WHOLE = ('best_bundle.pth', 'vg-hubert-syllable.pth') # both encoders, under two names
-VG_FILES = (*VG_WHOLE, 'snapshot_20.pth', 'vg-hubert-word.pth') # the last two: an earlier epoch
-OFFICIAL = {PAPER_AUDIO: 'https://dl.fbaipublicfiles.com/hubert/hubert_base_ls960.pt',
-            'timm/' + PAPER_IMAGE: 'https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth',
-            'timm/vit_small_patch8_224.dino': 'https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth'}
+PAPER_IMAGE, PAPER_AUDIO = (
+    "vit_base_patch16_224.mae",
+    "facebook/hubert-base-ls960",
+)  # the paper's starting points (§3.2)
+FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "weights.safetensors",
+)  # of a folder or repository, best first
+VG_HUB = "hjvm/VG-HuBERT"
+VG_WHOLE = ("best_bundle.pth", "vg-hubert-syllable.pth")  # both encoders, under two names
+VG_FILES = (*VG_WHOLE, "snapshot_20.pth", "vg-hubert-word.pth")  # the last two: an earlier epoch
+OFFICIAL = {
+    PAPER_AUDIO: "https://dl.fbaipublicfiles.com/hubert/hubert_base_ls960.pt",
+    "timm/" + PAPER_IMAGE: "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth",
+    "timm/vit_small_patch8_224.dino": "https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
+}
+
 
 def from_hub(
-    repo: str, # 'owner/name'
-    names: tuple = FILES + VG_FILES, # the first that is there
-    download: bool = False, # fetch what is not in the cache
+    repo: str,  # 'owner/name'
+    names: tuple = FILES + VG_FILES,  # the first that is there
+    download: bool = False,  # fetch what is not in the cache
 ) -> Path:
     "A file of a repository on the Hugging Face hub, from the cache or, if asked, from the network."
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
-    why = 'it has none of ' + ', '.join(names)
+
+    why = "it has none of " + ", ".join(names)
     for name in names:
-        try: return Path(hf_hub_download(repo, name, local_files_only=not download))
-        except LocalEntryNotFoundError: why = 'the hub cannot be reached' if download else 'it is not in the cache on this machine'
-        except EntryNotFoundError: pass # the repository has no such file: try the next
-        except Exception as e: why = f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else "no details"}'; break # refused, no such repository, …
-    file = f' from {OFFICIAL[repo]}' if repo in OFFICIAL else ''
-    how = '' if download else 'allow the download (download=True; --download on the command line), or '
-    raise CheckpointError(f'no weights for {repo}: {why}. To get them, {how}fetch the file yourself{file or f" from https://huggingface.co/{repo}"} '
-                          'and give its path')
+        try:
+            return Path(hf_hub_download(repo, name, local_files_only=not download))
+        except LocalEntryNotFoundError:
+            why = "the hub cannot be reached" if download else "it is not in the cache on this machine"
+        except EntryNotFoundError:
+            pass  # the repository has no such file: try the next
+        except Exception as e:
+            why = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no details'}"
+            break  # refused, no such repository, …
+    file = f" from {OFFICIAL[repo]}" if repo in OFFICIAL else ""
+    how = "" if download else "allow the download (download=True; --download on the command line), or "
+    raise CheckpointError(
+        f"no weights for {repo}: {why}. To get them, {how}fetch the file yourself{file or f' from https://huggingface.co/{repo}'} "
+        "and give its path"
+    )
 
 # %% ../nbs/19_checkpoints.ipynb #c815e765
-WEIGHT_SUFFIXES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors', '.pkl', '.tar')
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".tar")
+
 
 def config_beside(folder: Path) -> dict | None:
     "config.json of a folder; None where there is none."
-    try: return read_json(folder/'config.json') if (folder/'config.json').is_file() else None
-    except DataError as e: raise CheckpointError(f'{e}. Fetch the file again, or leave it out') from e
+    try:
+        return read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    except DataError as e:
+        raise CheckpointError(f"{e}. Fetch the file again, or leave it out") from e
+
 
 def in_folder(folder: Path, names: tuple = FILES + VG_FILES, progress=None) -> Path:
     "The weights file of a folder: the first of `names`, else its one snapshot; `CheckpointError` if unclear."
-    there = [n for n in names if (folder/n).is_file()]
-    snapshots = sorted(p.name for p in folder.glob('snapshot_*.pth') if p.name not in there)
+    there = [n for n in names if (folder / n).is_file()]
+    snapshots = sorted(p.name for p in folder.glob("snapshot_*.pth") if p.name not in there)
     if not there + snapshots:
-        has = ', '.join(sorted(p.name for p in folder.iterdir())[:8])
+        has = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
         first = [n for n in names if n in VG_FILES]
-        last = [n for n in names if n not in VG_FILES] or ['snapshot_N.pth']
-        raise CheckpointError(f'the folder {folder} has no VG-HuBERT ({", ".join(first)}) '
-                              f'and none of {", ".join(last)}; it has {has or "nothing"}')
-    rest = [n for n in there if n in VG_FILES] + snapshots # which of these is a choice between models
+        last = [n for n in names if n not in VG_FILES] or ["snapshot_N.pth"]
+        raise CheckpointError(
+            f"the folder {folder} has no VG-HuBERT ({', '.join(first)}) "
+            f"and none of {', '.join(last)}; it has {has or 'nothing'}"
+        )
+    rest = [n for n in there if n in VG_FILES] + snapshots  # which of these is a choice between models
     if there[:1] == rest[:1] and rest[0] not in VG_WHOLE and len(rest) > 1:
-        raise CheckpointError(f'the folder {folder} has {", ".join(rest)}: '
-                              'give the path of the one that you mean')
+        raise CheckpointError(
+            f"the folder {folder} has {', '.join(rest)}: give the path of the one that you mean"
+        )
     took = (there + snapshots)[0]
     if progress and len(rest) > 1:
-        progress(f'{folder}: took {took} of {", ".join(rest)}; give the path of a file to take another')
-    return folder/took
+        progress(f"{folder}: took {took} of {', '.join(rest)}; give the path of a file to take another")
+    return folder / took
+
 
 def locate(
-    source, # path of a file or folder, hub name, or timm name
-    download: bool = False, # go to the network for names that are not in the cache
-    progress=None, # called with a line of text
-    names: tuple = FILES + VG_FILES, # of the weights file in a folder or repository, best first
-) -> tuple: # the file, config.json beside it as a dict (None where there is none), a name for reports
+    source,  # path of a file or folder, hub name, or timm name
+    download: bool = False,  # go to the network for names that are not in the cache
+    progress=None,  # called with a line of text
+    names: tuple = FILES + VG_FILES,  # of the weights file in a folder or repository, best first
+) -> tuple:  # the file, config.json beside it as a dict (None where there is none), a name for reports
     "The weights file that a source means. Raises `CheckpointError` where there is none."
     path, text = Path(source), str(source)
     if os.path.isdir(path):
         file = in_folder(path, names, progress)
         return file, config_beside(path) if file.name in FILES else None, path.name
-    if os.path.isfile(path): return path, config_beside(path.parent) if path.name in FILES else None, path.name
-    if re.fullmatch(r'[\w.-]+', text) and path.suffix not in WEIGHT_SUFFIXES: text = timm_repo(text)
-    elif not re.fullmatch(r'[\w.-]+/[\w.-]+', text) or path.suffix in WEIGHT_SUFFIXES[:-1]:
-        raise CheckpointError(f'{source} does not exist. Give the path of a file or folder, or a name on the hub such as {PAPER_AUDIO} or {PAPER_IMAGE}')
-    if progress: progress(f'{text}: looking on the hub' if download else f'{text}: looking in the cache')
+    if os.path.isfile(path):
+        return path, config_beside(path.parent) if path.name in FILES else None, path.name
+    if re.fullmatch(r"[\w.-]+", text) and path.suffix not in WEIGHT_SUFFIXES:
+        text = timm_repo(text)
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or path.suffix in WEIGHT_SUFFIXES[:-1]:
+        raise CheckpointError(
+            f"{source} does not exist. Give the path of a file or folder, or a name on the hub such as {PAPER_AUDIO} or {PAPER_IMAGE}"
+        )
+    if progress:
+        progress(f"{text}: looking on the hub" if download else f"{text}: looking in the cache")
     file = from_hub(text, names, download)
-    for beside in ('args.pkl',) if file.name in VG_FILES else ('config.json',): # it lands beside the weights
-        try: from_hub(text, (beside,), download)
-        except CheckpointError: pass # not every repository has one; shapes are checked in any case
+    for beside in ("args.pkl",) if file.name in VG_FILES else ("config.json",):  # it lands beside the weights
+        try:
+            from_hub(text, (beside,), download)
+        except CheckpointError:
+            pass  # not every repository has one; shapes are checked in any case
     return file, config_beside(file.parent), text
+
 
 def timm_repo(name: str) -> str:
     "The hub repository of a timm model, 'vit_base_patch16_224.mae' -> 'timm/vit_base_patch16_224.mae'."
     import timm
-    known = timm.list_pretrained('vit_*')
-    if name in known: return f'timm/{name}'
-    near = difflib.get_close_matches(name, known, 3, .7)
-    raise CheckpointError(f'{name} is neither a file, nor a folder, nor one of timm\'s pretrained ViTs' + (f'; did you mean {" or ".join(near)}?' if near else ''))
+
+    known = timm.list_pretrained("vit_*")
+    if name in known:
+        return f"timm/{name}"
+    near = difflib.get_close_matches(name, known, 3, 0.7)
+    raise CheckpointError(
+        f"{name} is neither a file, nor a folder, nor one of timm's pretrained ViTs"
+        + (f"; did you mean {' or '.join(near)}?" if near else "")
+    )
 
 # %% ../nbs/19_checkpoints.ipynb #db75c38f
 def open_source(
-    source, # as for `locate`
-    mark: str, what: str, # as for `strip_prefix`
-    left: tuple, # tensors whose names start so are not used, and not checked
-    entry: str | None = None, # as for `find_state`
-    download: bool = False, progress=None, # as for `locate`
-) -> tuple: # {name: tensor} of one encoder, its `Source` (tensors counted before any are dropped), config.json or None
+    source,  # as for `locate`
+    mark: str,
+    what: str,  # as for `strip_prefix`
+    left: tuple,  # tensors whose names start so are not used, and not checked
+    entry: str | None = None,  # as for `find_state`
+    download: bool = False,
+    progress=None,  # as for `locate`
+) -> tuple:  # {name: tensor} of one encoder, its `Source` (tensors counted before any are dropped), config.json or None
     "Find, read and strip. Raises `CheckpointError` where that cannot be done."
     path, config, name = locate(source, download, progress)
-    if progress: progress(f'{name}: reading {path.name}, {path.stat().st_size / 1e6:.0f} MB')
+    if progress:
+        progress(f"{name}: reading {path.name}, {path.stat().st_size / 1e6:.0f} MB")
     content, kind, not_read = read_file(path)
     state, entry, beside = find_state(content, path, entry)
     state, prefix, others = strip_prefix(state, mark, what, path)
     check_tensors({k: v for k, v in state.items() if not k.startswith(left)}, path, path.stat().st_size)
-    layout = ', '.join([kind] + [f'entry {entry!r}'] * bool(entry) + [f'names after {prefix!r}'] * bool(prefix))
-    return state, Source(name, layout, path.stat().st_size, digest(path), len(state), tuple(others), beside, not_read), config
+    layout = ", ".join(
+        [kind] + [f"entry {entry!r}"] * bool(entry) + [f"names after {prefix!r}"] * bool(prefix)
+    )
+    return (
+        state,
+        Source(name, layout, path.stat().st_size, digest(path), len(state), tuple(others), beside, not_read),
+        config,
+    )
+
 
 def drop(state: dict, source: Source, extra: tuple, layout: str) -> Weights:
     "The tensors without those whose names start with one of `extra`; these go into the report."
     kept = Weights({k: v for k, v in state.items() if not k.startswith(extra)})
-    kept.source = dataclasses.replace(source, tensors=len(kept), layout=f'{source.layout}, {layout}',
-                                      left_out=tuple(k for k in state if k.startswith(extra)) + source.left_out)
+    kept.source = dataclasses.replace(
+        source,
+        tensors=len(kept),
+        layout=f"{source.layout}, {layout}",
+        left_out=tuple(k for k in state if k.startswith(extra)) + source.left_out,
+    )
     return kept
+
 
 def count_layers(tensors: dict, before: str, what: str) -> int:
     "Number of layers, by the indices after `before` in names; `CheckpointError` unless these are 0, 1, 2, …"
-    found = {m[1] for k in tensors if (m := re.match(rf'{before}([^.]*)\.', k))}
+    found = {m[1] for k in tensors if (m := re.match(rf"{before}([^.]*)\.", k))}
     if odd := sorted(found - {str(i) for i in range(len(found))}):
-        raise CheckpointError(f'{what}: {len(found)} layers have tensors, so their numbers under '
-                              f'{before.replace(chr(92), "")} must be 0 to {len(found) - 1}, '
-                              f'but {", ".join(i[:12] for i in odd[:4])} is among them: '
-                              'layers are missing, or the file was changed')
+        raise CheckpointError(
+            f"{what}: {len(found)} layers have tensors, so their numbers under "
+            f"{before.replace(chr(92), '')} must be 0 to {len(found) - 1}, "
+            f"but {', '.join(i[:12] for i in odd[:4])} is among them: "
+            "layers are missing, or the file was changed"
+        )
     return len(found)
+
 
 def compare(what: str, found: dict, wanted: dict) -> None:
     "Raise `CheckpointError` with every field in which what was found is not what is wanted."
-    wrong = [f'{k} {found[k]!r} where the model has {wanted[k]!r}' for k in found if k in wanted and found[k] != wanted[k]]
-    if wrong: raise CheckpointError(f'{what} does not fit: ' + '; '.join(wrong))
+    wrong = [
+        f"{k} {found[k]!r} where the model has {wanted[k]!r}"
+        for k in found
+        if k in wanted and found[k] != wanted[k]
+    ]
+    if wrong:
+        raise CheckpointError(f"{what} does not fit: " + "; ".join(wrong))
 
 # %% ../nbs/19_checkpoints.ipynb #b38a1432
-FAIRSEQ = [(r'^(feature_extractor\.conv_layers\.\d+)\.0\.', r'\1.conv.'), (r'^(feature_extractor\.conv_layers\.\d+)\.2\.(1\.)?', r'\1.layer_norm.'),
-           (r'^layer_norm\.', 'feature_projection.layer_norm.'), (r'^post_extract_proj\.', 'feature_projection.projection.'),
-           (r'^(encoder\.)?pos_conv\.0\.', 'encoder.pos_conv_embed.conv.'), (r'\.self_attn\.', '.attention.'),
-           (r'\.self_attn_layer_norm\.', '.layer_norm.'), (r'\.fc1\.', '.feed_forward.intermediate_dense.'),
-           (r'\.fc2\.', '.feed_forward.output_dense.'), (r'^mask_emb$', 'masked_spec_embed')]
+FAIRSEQ = [
+    (r"^(feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
+    (r"^(feature_extractor\.conv_layers\.\d+)\.2\.(1\.)?", r"\1.layer_norm."),
+    (r"^layer_norm\.", "feature_projection.layer_norm."),
+    (r"^post_extract_proj\.", "feature_projection.projection."),
+    (r"^(encoder\.)?pos_conv\.0\.", "encoder.pos_conv_embed.conv."),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.self_attn_layer_norm\.", ".layer_norm."),
+    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
+    (r"\.fc2\.", ".feed_forward.output_dense."),
+    (r"^mask_emb$", "masked_spec_embed"),
+]
+
 
 def hubert_name(name: str, fairseq: bool = True) -> str:
     "A tensor's name in today's `HubertModel`, from fairseq's (and VG-HuBERT's) or from an older transformers."
-    for old, new in FAIRSEQ if fairseq else (): name = re.sub(old, new, name)
+    for old, new in FAIRSEQ if fairseq else ():
+        name = re.sub(old, new, name)
     for old, new in OLD_NAMES.items():
-        if name.endswith(old): name = name.removesuffix(old) + new
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
     return name
 
 # %% ../nbs/19_checkpoints.ipynb #bd0f7551
-HUBERT_FIELDS = dict(hidden_size='audio_width', num_hidden_layers='audio_depth', num_attention_heads='audio_heads', intermediate_size='audio_hidden',
-                     conv_dim='conv_dim', conv_kernel='conv_kernel', conv_stride='conv_stride', conv_bias='conv_bias', feat_extract_norm='conv_norm',
-                     num_conv_pos_embeddings='pos_kernel', num_conv_pos_embedding_groups='pos_groups')
-HUBERT_FIXED = dict(model_type='hubert', do_stable_layer_norm=False, feat_proj_layer_norm=True, conv_pos_batch_norm=False,
-                    hidden_act='gelu', feat_extract_activation='gelu')
+HUBERT_FIELDS = dict(
+    hidden_size="audio_width",
+    num_hidden_layers="audio_depth",
+    num_attention_heads="audio_heads",
+    intermediate_size="audio_hidden",
+    conv_dim="conv_dim",
+    conv_kernel="conv_kernel",
+    conv_stride="conv_stride",
+    conv_bias="conv_bias",
+    feat_extract_norm="conv_norm",
+    num_conv_pos_embeddings="pos_kernel",
+    num_conv_pos_embedding_groups="pos_groups",
+)
+HUBERT_FIXED = dict(
+    model_type="hubert",
+    do_stable_layer_norm=False,
+    feat_proj_layer_norm=True,
+    conv_pos_batch_norm=False,
+    hidden_act="gelu",
+    feat_extract_activation="gelu",
+)
 
-def hubert_sizes(tensors: dict, what: str = 'this HuBERT') -> dict:
+
+def hubert_sizes(tensors: dict, what: str = "this HuBERT") -> dict:
     "Sizes of a HuBERT by the shapes of its tensors (transformers' names), as fields of `EncoderConfig`; those it cannot tell are missing."
     shape, sizes = {k: tuple(v.shape) for k, v in tensors.items()}, {}
-    convs = [shape[k] for i in range(99) if len(shape.get(k := f'feature_extractor.conv_layers.{i}.conv.weight', ())) == 3]
-    sizes |= dict(conv_dim=tuple(s[0] for s in convs), conv_kernel=tuple(s[2] for s in convs), conv_bias='feature_extractor.conv_layers.0.conv.bias' in shape,
-                  conv_norm='layer' if 'feature_extractor.conv_layers.1.layer_norm.weight' in shape else 'group')
-    sizes['audio_depth'] = count_layers(tensors, r'encoder\.layers\.', what)
-    if len(s := shape.get('feature_projection.projection.weight', ())) == 2: sizes['audio_width'] = s[0]
-    if len(s := shape.get('encoder.layers.0.feed_forward.intermediate_dense.weight', ())) == 2: sizes['audio_hidden'] = s[0]
-    if len(s := shape.get('encoder.pos_conv_embed.conv.parametrizations.weight.original1', ())) == 3: sizes |= dict(pos_kernel=s[2], pos_groups=s[0] // max(s[1], 1))
+    convs = [
+        shape[k]
+        for i in range(99)
+        if len(shape.get(k := f"feature_extractor.conv_layers.{i}.conv.weight", ())) == 3
+    ]
+    sizes |= dict(
+        conv_dim=tuple(s[0] for s in convs),
+        conv_kernel=tuple(s[2] for s in convs),
+        conv_bias="feature_extractor.conv_layers.0.conv.bias" in shape,
+        conv_norm="layer" if "feature_extractor.conv_layers.1.layer_norm.weight" in shape else "group",
+    )
+    sizes["audio_depth"] = count_layers(tensors, r"encoder\.layers\.", what)
+    if len(s := shape.get("feature_projection.projection.weight", ())) == 2:
+        sizes["audio_width"] = s[0]
+    if len(s := shape.get("encoder.layers.0.feed_forward.intermediate_dense.weight", ())) == 2:
+        sizes["audio_hidden"] = s[0]
+    if len(s := shape.get("encoder.pos_conv_embed.conv.parametrizations.weight.original1", ())) == 3:
+        sizes |= dict(pos_kernel=s[2], pos_groups=s[0] // max(s[1], 1))
     return sizes
 
 # %% ../nbs/19_checkpoints.ipynb #e804f3ba
-AUDIO_MARK = r'feature_extractor\.conv_layers\.0\.(0|conv)\.weight'
-AUDIO_LEFT = ('masked_spec_embed', 'final_proj.', 'label_embs_concat', 'lm_head.', 'projector.', 'classifier.', 'cls_token') # heads; VG-HuBERT's [CLS]
+AUDIO_MARK = r"feature_extractor\.conv_layers\.0\.(0|conv)\.weight"
+AUDIO_LEFT = (
+    "masked_spec_embed",
+    "final_proj.",
+    "label_embs_concat",
+    "lm_head.",
+    "projector.",
+    "classifier.",
+    "cls_token",
+)  # heads; VG-HuBERT's [CLS]
+
 
 def hubert_weights(
-    source, # folder, file, or hub name such as 'facebook/hubert-base-ls960'; also VG-HuBERT's
-    config: EncoderConfig | None = None, # of the model to be filled; None: HuBERT Base
-    entry: str | None = None, # where in the file; None: found
-    download: bool = False, # go to the network for a name that is not in the cache
-    progress=None, # called with a line of text
-) -> Weights: # in `HubertModel`'s names
+    source,  # folder, file, or hub name such as 'facebook/hubert-base-ls960'; also VG-HuBERT's
+    config: EncoderConfig | None = None,  # of the model to be filled; None: HuBERT Base
+    entry: str | None = None,  # where in the file; None: found
+    download: bool = False,  # go to the network for a name that is not in the cache
+    progress=None,  # called with a line of text
+) -> Weights:  # in `HubertModel`'s names
     "The tensors of a published HuBERT. Raises `CheckpointError` where it is none, or not of the model's size."
     wanted = vars(config or EncoderConfig())
-    state, source, hf = open_source(source, AUDIO_MARK, 'HuBERT', AUDIO_LEFT, entry, download, progress)
+    state, source, hf = open_source(source, AUDIO_MARK, "HuBERT", AUDIO_LEFT, entry, download, progress)
     if isinstance(hf, dict):
         tupled = {k: tuple(v) if isinstance(v, list) else v for k, v in hf.items()}
-        compare(f'config.json of {source.name}', tupled, HUBERT_FIXED)
-        compare(f'the HuBERT of {source.name}', {ours: tupled[theirs] for theirs, ours in HUBERT_FIELDS.items() if theirs in tupled}, wanted)
-    fairseq = 'feature_extractor.conv_layers.0.0.weight' in state
+        compare(f"config.json of {source.name}", tupled, HUBERT_FIXED)
+        compare(
+            f"the HuBERT of {source.name}",
+            {ours: tupled[theirs] for theirs, ours in HUBERT_FIELDS.items() if theirs in tupled},
+            wanted,
+        )
+    fairseq = "feature_extractor.conv_layers.0.0.weight" in state
     tensors = {hubert_name(k, fairseq): v for k, v in state.items()}
-    what = f'the HuBERT in {source.name}'
+    what = f"the HuBERT in {source.name}"
     compare(what, hubert_sizes(tensors, what), wanted)
     return drop(tensors, source, AUDIO_LEFT, "fairseq's names" if fairseq else "transformers' names")
 
 # %% ../nbs/19_checkpoints.ipynb #9716b2e8
 VIT_NAMES = [
-    (r'^embeddings\.cls_token$', 'cls_token'),
-    (r'^embeddings\.position_embeddings$', 'pos_embed'),
-    (r'^embeddings\.mask_token$', 'mask_token'),
-    (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
-    (r'^(encoder\.layer|layers)\.', 'blocks.'),
-    (r'^layernorm\.', 'norm.'),
-    (r'\.attention\.(attention\.query|q_proj)\.', '.attn.q.'),
-    (r'\.attention\.(attention\.key|k_proj)\.', '.attn.k.'),
-    (r'\.attention\.(attention\.value|v_proj)\.', '.attn.v.'),
-    (r'\.attention\.(output\.dense|o_proj)\.', '.attn.proj.'),
-    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
-    (r'\.output\.dense\.', '.mlp.fc2.'),
-    (r'\.layernorm_before\.', '.norm1.'),
-    (r'\.layernorm_after\.', '.norm2.'),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.mask_token$", "mask_token"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(encoder\.layer|layers)\.", "blocks."),
+    (r"^layernorm\.", "norm."),
+    (r"\.attention\.(attention\.query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(attention\.key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(attention\.value|v_proj)\.", ".attn.v."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
 ]
+
 
 def vit_name(name: str) -> str:
     "A tensor's name in timm's ViT, from transformers'; query, key, value become `attn.q`, `attn.k`, `attn.v`."
@@ -487,178 +738,247 @@ def vit_name(name: str) -> str:
         name = re.sub(old, new, name)
     return name
 
+
 def timm_tensors(tensors: dict, what: str) -> dict:
     "Tensors under timm's names, from transformers'; query, key and value are joined into `attn.qkv`."
     named, joined = {vit_name(k): v for k, v in tensors.items()}, {}
     for k, v in named.items():
-        if not (m := re.fullmatch(r'(blocks\.[^.]+\.attn\.)[qkv](\.\w+)', k)):
+        if not (m := re.fullmatch(r"(blocks\.[^.]+\.attn\.)[qkv](\.\w+)", k)):
             joined[k] = v
             continue
-        parts = [named.get(f'{m[1]}{p}{m[2]}') for p in 'qkv']
+        parts = [named.get(f"{m[1]}{p}{m[2]}") for p in "qkv"]
         if any(p is None or not p.ndim or p.shape[1:] != v.shape[1:] for p in parts):
             raise CheckpointError(
-                f'{what}: query, key and value of {m[1]}*{m[2]} are not all there, or of different widths'
+                f"{what}: query, key and value of {m[1]}*{m[2]} are not all there, or of different widths"
             )
-        joined.setdefault(f'{m[1]}qkv{m[2]}', parts)
+        joined.setdefault(f"{m[1]}qkv{m[2]}", parts)
     return {k: torch.cat(v) if isinstance(v, list) else v for k, v in joined.items()}
 
 # %% ../nbs/19_checkpoints.ipynb #c08b5f14
 NOT_PLAIN = {
-    r'\.(ls1\.gamma|layer_scale1)': 'layer scale',
-    r'(^|\.)(reg_token|register_tokens)$': 'register tokens',
+    r"\.(ls1\.gamma|layer_scale1)": "layer scale",
+    r"(^|\.)(reg_token|register_tokens)$": "register tokens",
 }  # DINOv2
 
-def vit_sizes(tensors: dict, what: str = 'this ViT') -> dict:
+
+def vit_sizes(tensors: dict, what: str = "this ViT") -> dict:
     "Sizes of a ViT by the shapes of its tensors (timm's names), as fields of `EncoderConfig`; those it cannot tell are missing."
     shape, sizes = {k: tuple(v.shape) for k, v in tensors.items()}, {}
-    if len(s := shape.get('patch_embed.proj.weight', ())) == 4:
+    if len(s := shape.get("patch_embed.proj.weight", ())) == 4:
         sizes |= dict(image_width=s[0], patch_size=s[2])
     if more := [said for mark, said in NOT_PLAIN.items() if any(re.search(mark, k) for k in tensors)]:
         raise CheckpointError(
-            f'{what} has {" and ".join(more)} and patches of {sizes.get("patch_size", "?")} '
-            'pixels, as DINOv2: it does not fit, for the image encoder is a plain ViT. '
-            'Take weights of MAE, DINO (the first) or a plain ViT of timm'
+            f"{what} has {' and '.join(more)} and patches of {sizes.get('patch_size', '?')} "
+            "pixels, as DINOv2: it does not fit, for the image encoder is a plain ViT. "
+            "Take weights of MAE, DINO (the first) or a plain ViT of timm"
         )
-    sizes['image_depth'] = count_layers(tensors, r'blocks\.', what)
-    if len(s := shape.get('pos_embed', ())) == 3 and 'patch_size' in sizes:
+    sizes["image_depth"] = count_layers(tensors, r"blocks\.", what)
+    if len(s := shape.get("pos_embed", ())) == 3 and "patch_size" in sizes:
         side = math.isqrt(max(s[1] - 1, 0))
         if side * side != s[1] - 1:
             raise CheckpointError(
-                f'{what}: its positional embedding has {s[1]} rows, '
-                'which are not [CLS] and a square of patches'
+                f"{what}: its positional embedding has {s[1]} rows, "
+                "which are not [CLS] and a square of patches"
             )
-        sizes['image_size'] = side * sizes['patch_size']
+        sizes["image_size"] = side * sizes["patch_size"]
     return sizes
 
 # %% ../nbs/19_checkpoints.ipynb #cada0966
-IMAGE_MARK = r'(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight' # timm, transformers
-IMAGE_LEFT = ('head.', 'decoder_', 'mask_token', 'decoder.', 'pooler.', 'classifier.',
-              'embeddings.mask_token') # heads; MAE's decoder
-VIT_FIELDS = dict(hidden_size='image_width', num_hidden_layers='image_depth',
-                  num_attention_heads='image_heads', patch_size='patch_size')
-VIT_FIXED = dict(hidden_act='gelu', qkv_bias=True)
+IMAGE_MARK = r"(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight"  # timm, transformers
+IMAGE_LEFT = (
+    "head.",
+    "decoder_",
+    "mask_token",
+    "decoder.",
+    "pooler.",
+    "classifier.",
+    "embeddings.mask_token",
+)  # heads; MAE's decoder
+VIT_FIELDS = dict(
+    hidden_size="image_width",
+    num_hidden_layers="image_depth",
+    num_attention_heads="image_heads",
+    patch_size="patch_size",
+)
+VIT_FIXED = dict(hidden_act="gelu", qkv_bias=True)
+
 
 def image_weights(
-    source, # file, folder, hub name such as 'facebook/vit-mae-base', or timm's 'vit_base_patch16_224.mae'
-    config: EncoderConfig | None = None, # of the model to be filled; None: any ViT
-    entry: str | None = None, # where in the file, such as DINO's 'student'; None: found, DINO's teacher first
-    download: bool = False, # go to the network for a name that is not in the cache
-    progress=None, # called with a line of text
-) -> Weights: # in timm's names
+    source,  # file, folder, hub name such as 'facebook/vit-mae-base', or timm's 'vit_base_patch16_224.mae'
+    config: EncoderConfig | None = None,  # of the model to be filled; None: any ViT
+    entry: str
+    | None = None,  # where in the file, such as DINO's 'student'; None: found, DINO's teacher first
+    download: bool = False,  # go to the network for a name that is not in the cache
+    progress=None,  # called with a line of text
+) -> Weights:  # in timm's names
     "The tensors of a published ViT (MAE, DINO, timm). Raises `CheckpointError` where it is none, or not of the model's size."
-    state, source, hf = open_source(source, IMAGE_MARK, 'vision transformer', IMAGE_LEFT, entry,
-                                    download, progress)
-    what, wanted = f'the vision transformer in {source.name}', {} if config is None else vars(config)
+    state, source, hf = open_source(
+        source, IMAGE_MARK, "vision transformer", IMAGE_LEFT, entry, download, progress
+    )
+    what, wanted = f"the vision transformer in {source.name}", {} if config is None else vars(config)
     hf = hf if isinstance(hf, dict) else {}
-    theirs = 'embeddings.patch_embeddings.projection.weight' in state
+    theirs = "embeddings.patch_embeddings.projection.weight" in state
     if theirs:
         state = timm_tensors(state, what)
-        compare(f'config.json of {source.name}', hf, VIT_FIXED)
+        compare(f"config.json of {source.name}", hf, VIT_FIXED)
         compare(what, {ours: hf[name] for name, ours in VIT_FIELDS.items() if name in hf}, wanted)
     sizes = vit_sizes(state, what)
-    compare(what, {k: v for k, v in sizes.items() if k != 'image_size'}, wanted)
-    if wanted and sizes.get('image_size', config.image_size) != config.image_size:
-        raise CheckpointError(f'the positional embedding in {source.name} is for images of {sizes["image_size"]} pixels '
-                              f'a side, the model takes {config.image_size}: it is not resized here. Take weights for '
-                              f'{config.image_size} pixels, or set image_size={sizes["image_size"]}')
+    compare(what, {k: v for k, v in sizes.items() if k != "image_size"}, wanted)
+    if wanted and sizes.get("image_size", config.image_size) != config.image_size:
+        raise CheckpointError(
+            f"the positional embedding in {source.name} is for images of {sizes['image_size']} pixels "
+            f"a side, the model takes {config.image_size}: it is not resized here. Take weights for "
+            f"{config.image_size} pixels, or set image_size={sizes['image_size']}"
+        )
     return drop(state, source, IMAGE_LEFT, "transformers' names" if theirs else "timm's names")
 
 # %% ../nbs/19_checkpoints.ipynb #2d4b875d
 @dataclass(frozen=True)
 class Report:
     "What a model was filled from: printable, and for the record of a run."
-    sources: dict # 'image', 'audio' or 'model' -> Source
-    reinitialised: tuple = () # layers started afresh, by name
+
+    sources: dict  # 'image', 'audio' or 'model' -> Source
+    reinitialised: tuple = ()  # layers started afresh, by name
 
     def to_dict(self) -> dict:
         "Plain, JSON-able values."
-        return {**{k: dataclasses.asdict(s) for k, s in self.sources.items()}, 'reinitialised': list(self.reinitialised)}
+        return {
+            **{k: dataclasses.asdict(s) for k, s in self.sources.items()},
+            "reinitialised": list(self.reinitialised),
+        }
 
     def __str__(self):
-        lines = [f'{k}: {s}' for k, s in self.sources.items()] or ['nothing was loaded']
-        return '\n'.join(lines + [f'started afresh: {", ".join(self.reinitialised)}'] * bool(self.reinitialised))
+        lines = [f"{k}: {s}" for k, s in self.sources.items()] or ["nothing was loaded"]
+        return "\n".join(
+            lines + [f"started afresh: {', '.join(self.reinitialised)}"] * bool(self.reinitialised)
+        )
+
 
 def load_pretrained(
-    model: SGMIM, # filled in place
-    image=None, # source for E_I, as for `image_weights`; None: stays as it is
-    audio=None, # source for E_A, as for `hubert_weights`; None: stays as it is
-    generator: torch.Generator | None = None, # for the layers started afresh
-    download: bool = False, # go to the network for names that are not in the cache
-    progress=None, # called with a line of text
+    model: SGMIM,  # filled in place
+    image=None,  # source for E_I, as for `image_weights`; None: stays as it is
+    audio=None,  # source for E_A, as for `hubert_weights`; None: stays as it is
+    generator: torch.Generator | None = None,  # for the layers started afresh
+    download: bool = False,  # go to the network for names that are not in the cache
+    progress=None,  # called with a line of text
 ) -> Report:
     "Start a model from published encoders (§3.2): read, load strictly, start the last layers of HuBERT afresh."
-    image_w = None if image is None else image_weights(image, model.config, download=download, progress=progress)
-    audio_w = None if audio is None else hubert_weights(audio, model.config, download=download, progress=progress)
-    if image_w is not None: check_state(model.image_encoder.vit, image_w, f'{image}, as image weights,')
+    image_w = (
+        None if image is None else image_weights(image, model.config, download=download, progress=progress)
+    )
+    audio_w = (
+        None if audio is None else hubert_weights(audio, model.config, download=download, progress=progress)
+    )
+    if image_w is not None:
+        check_state(model.image_encoder.vit, image_w, f"{image}, as image weights,")
     if audio_w is not None:
-        check_state(model.audio_encoder.hubert, audio_w, f'{audio}, as audio weights,', AUDIO_LEFT)
+        check_state(model.audio_encoder.hubert, audio_w, f"{audio}, as audio weights,", AUDIO_LEFT)
     load_backbones(model, image_w, audio_w, generator)
     depth, n = model.config.audio_depth, model.config.reinit_layers if audio_w else 0
-    report = Report({k: w.source for k, w in (('image', image_w), ('audio', audio_w)) if w is not None},
-                    tuple(f'audio_encoder.hubert.encoder.layers.{i}' for i in range(depth - n, depth)))
-    if progress: progress(str(report))
+    report = Report(
+        {k: w.source for k, w in (("image", image_w), ("audio", audio_w)) if w is not None},
+        tuple(f"audio_encoder.hubert.encoder.layers.{i}" for i in range(depth - n, depth)),
+    )
+    if progress:
+        progress(str(report))
     return report
 
 # %% ../nbs/19_checkpoints.ipynb #129b3b63
-VG_PARTS = {'audio_encoder.cls_token': 'audio_encoder.cls_token', 'trm.': 'image_encoder.vit.', 'audio_cls_token_proj.': 'audio_proj.',
-            'visual_cls_token_proj.': 'image_proj.'}
-VG_LEFT = ('audio_feats_proj.', 'visual_feats_proj.') # projections of an auxiliary loss
-VG_FIXED = dict(use_audio_cls_token=True, cls_loss=True, layer_norm_first=False, extractor_mode='default', activation_fn='gelu', conv_bias=False)
+VG_PARTS = {
+    "audio_encoder.cls_token": "audio_encoder.cls_token",
+    "trm.": "image_encoder.vit.",
+    "audio_cls_token_proj.": "audio_proj.",
+    "visual_cls_token_proj.": "image_proj.",
+}
+VG_LEFT = ("audio_feats_proj.", "visual_feats_proj.")  # projections of an auxiliary loss
+VG_FIXED = dict(
+    use_audio_cls_token=True,
+    cls_loss=True,
+    layer_norm_first=False,
+    extractor_mode="default",
+    activation_fn="gelu",
+    conv_bias=False,
+)
+
 
 def vg_name(name: str) -> str:
     "A tensor's name in `SGMIM`, from VG-HuBERT's."
     for theirs, ours in VG_PARTS.items():
-        if name.startswith(theirs): return ours + name.removeprefix(theirs)
-    return 'audio_encoder.hubert.' + hubert_name(name.removeprefix('audio_encoder.')) if name.startswith('audio_encoder.') else name
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return (
+        "audio_encoder.hubert." + hubert_name(name.removeprefix("audio_encoder."))
+        if name.startswith("audio_encoder.")
+        else name
+    )
 
-def vg_config(tensors: dict, args: dict, what: str = 'this VG-HuBERT') -> SGMIMConfig:
+
+def vg_config(tensors: dict, args: dict, what: str = "this VG-HuBERT") -> SGMIMConfig:
     "The preset `vg-hubert`, with what the tensors (in `SGMIM`'s names) and the settings say of sizes."
-    def part(prefix): return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    sizes = vit_sizes(part('image_encoder.vit.'), what) | hubert_sizes(part('audio_encoder.hubert.'), what)
-    for side in ('image', 'audio'): sizes[f'{side}_heads'] = max(sizes.get(f'{side}_width', 64) // 64, 1) # 64 a head, in ViT-S, ViT-B and HuBERT Base
-    sizes |= dict(audio_heads=args.get('encoder_attention_heads', sizes['audio_heads']), decoder_heads=sizes['image_heads'])
-    if 'audio_proj.2.weight' in tensors and len(s := tensors['audio_proj.2.weight'].shape) == 2:
-        sizes['embed_dim'] = s[0]
+
+    def part(prefix):
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    sizes = vit_sizes(part("image_encoder.vit."), what) | hubert_sizes(part("audio_encoder.hubert."), what)
+    for side in ("image", "audio"):
+        sizes[f"{side}_heads"] = max(
+            sizes.get(f"{side}_width", 64) // 64, 1
+        )  # 64 a head, in ViT-S, ViT-B and HuBERT Base
+    sizes |= dict(
+        audio_heads=args.get("encoder_attention_heads", sizes["audio_heads"]),
+        decoder_heads=sizes["image_heads"],
+    )
+    if "audio_proj.2.weight" in tensors and len(s := tensors["audio_proj.2.weight"].shape) == 2:
+        sizes["embed_dim"] = s[0]
     base = vg_hubert()
-    convs = {k: v for k, v in sizes.items() if k.startswith('conv_')}
-    compare(f'{what}: the convolutional block of this VG-HuBERT', convs, vars(base))
-    try: return dataclasses.replace(base, **sizes, reinit_layers=min(base.reinit_layers, sizes['audio_depth']))
+    convs = {k: v for k, v in sizes.items() if k.startswith("conv_")}
+    compare(f"{what}: the convolutional block of this VG-HuBERT", convs, vars(base))
+    try:
+        return dataclasses.replace(base, **sizes, reinit_layers=min(base.reinit_layers, sizes["audio_depth"]))
     except (ConfigError, ArithmeticError) as e:
-        raise CheckpointError(f'{what}: these tensors make no VG-HuBERT: {e}') from e
+        raise CheckpointError(f"{what}: these tensors make no VG-HuBERT: {e}") from e
 
 # %% ../nbs/19_checkpoints.ipynb #ee138e04
-def vg_args(path: Path) -> tuple: # the settings by name, the classes that the file names
+def vg_args(path: Path) -> tuple:  # the settings by name, the classes that the file names
     "args.pkl, the settings of a VG-HuBERT. `CheckpointError` where they are of another architecture."
     read, _, names = read_file(path)
-    args = read if isinstance(read, dict) else getattr(read, 'state', None)
-    if not isinstance(args, dict): raise CheckpointError(f'{path} holds no settings by name; leave it out, '
-                                                      'and the shapes of the tensors will do')
-    compare(f'VG-HuBERT as {path} describes it', args, VG_FIXED)
+    args = read if isinstance(read, dict) else getattr(read, "state", None)
+    if not isinstance(args, dict):
+        raise CheckpointError(
+            f"{path} holds no settings by name; leave it out, and the shapes of the tensors will do"
+        )
+    compare(f"VG-HuBERT as {path} describes it", args, VG_FIXED)
     return args, names
+
 
 def check_whole(state: dict, path: Path) -> None:
     "Raise `CheckpointError` for VG-HuBERT's audio encoder alone, as in vg-hubert-word.pth."
-    if any(k.startswith('trm.') for k in state): return
-    if not any(re.search(AUDIO_MARK + '$', k) for k in state): return
-    raise CheckpointError(f'{path} holds an audio encoder without an image encoder or projections: '
-                          'no whole model. Give it as audio weights (hubert_weights; --audio-weights), '
-                          'or take vg-hubert-syllable.pth or best_bundle.pth')
+    if any(k.startswith("trm.") for k in state):
+        return
+    if not any(re.search(AUDIO_MARK + "$", k) for k in state):
+        return
+    raise CheckpointError(
+        f"{path} holds an audio encoder without an image encoder or projections: "
+        "no whole model. Give it as audio weights (hubert_weights; --audio-weights), "
+        "or take vg-hubert-syllable.pth or best_bundle.pth"
+    )
+
 
 def vg_hubert_model(
-    source, # folder with best_bundle.pth or vg-hubert-syllable.pth, a file, or the hub name 'hjvm/VG-HuBERT'
-    config: SGMIMConfig | None = None, # None: the preset, with sizes from the file
-    device=None, # None: CUDA if there is one, else CPU
-    download: bool = False, # go to the network for a name that is not in the cache
-    progress=None, # called with a line of text
-) -> tuple[SGMIM, Report]: # the model, in evaluation mode; what it was filled from
+    source,  # folder with best_bundle.pth or vg-hubert-syllable.pth, a file, or the hub name 'hjvm/VG-HuBERT'
+    config: SGMIMConfig | None = None,  # None: the preset, with sizes from the file
+    device=None,  # None: CUDA if there is one, else CPU
+    download: bool = False,  # go to the network for a name that is not in the cache
+    progress=None,  # called with a line of text
+) -> tuple[SGMIM, Report]:  # the model, in evaluation mode; what it was filled from
     "The published VG-HuBERT, whole. Raises `CheckpointError` where a tensor is missing, left over or of another shape."
     path, _, name = locate(source, download, progress, VG_FILES)
     content, kind, not_read = read_file(path)
     state, entry, beside = find_state(content, path)
-    state, args = {k.removeprefix('module.'): v for k, v in state.items()}, {}
+    state, args = {k.removeprefix("module."): v for k, v in state.items()}, {}
     check_whole(state, path)
-    if (path.parent/'args.pkl').is_file():
-        args, names = vg_args(path.parent/'args.pkl')
+    if (path.parent / "args.pkl").is_file():
+        args, names = vg_args(path.parent / "args.pkl")
         not_read = tuple(sorted({*not_read, *names}))
     tensors = {vg_name(k): v for k, v in state.items() if not k.startswith(VG_LEFT)}
     check_tensors(tensors, path, path.stat().st_size)
@@ -666,99 +986,203 @@ def vg_hubert_model(
     check_fit(config, tensors, path)
     model = SGMIM(config)
     load_state(model, tensors, what=str(path))
-    layout = f'{kind}, entry {entry!r}, VG-HuBERT\'s names' + ('' if args else '; no args.pkl beside it')
-    name = path.name if Path(source).exists() else f'{name}/{path.name}'
-    report = Source(name, layout, path.stat().st_size, digest(path), len(tensors),
-                    tuple(k for k in state if k.startswith(VG_LEFT)), beside, not_read)
-    return model.to(pick_device(device)).eval(), Report({'model': report})
+    layout = f"{kind}, entry {entry!r}, VG-HuBERT's names" + ("" if args else "; no args.pkl beside it")
+    name = path.name if Path(source).exists() else f"{name}/{path.name}"
+    report = Source(
+        name,
+        layout,
+        path.stat().st_size,
+        digest(path),
+        len(tensors),
+        tuple(k for k in state if k.startswith(VG_LEFT)),
+        beside,
+        not_read,
+    )
+    return model.to(pick_device(device)).eval(), Report({"model": report})
 
 # %% ../nbs/19_checkpoints.ipynb #66dfc65f
 def results_lines(record: dict) -> list[str]:
     "Lines of a table of recalls in per cent, of every split that a record has; none if it has none."
-    def has(m): return isinstance(m, dict) and {'audio_to_image', 'image_to_audio'} <= set(m)
-    metrics = record.get('metrics') if isinstance(record.get('metrics'), dict) else {}
-    splits = {'test': metrics} if has(metrics) else {k: m for k, m in metrics.items() if has(m)}
-    def cell(v): return f'{v:.1f}' if isinstance(v, (int, float)) else '–'
-    rows = [[name, *(cell(m[way].get(f'recall_at_{k}')) for way in ('audio_to_image', 'image_to_audio') for k in (1, 5, 10)),
-             str(m['audio_to_image'].get('n_queries', '–')), str(m['audio_to_image'].get('n_items', '–'))] for name, m in splits.items()]
-    head = ['split', *(f'{way} R@{k}' for way in ('A→I', 'I→A') for k in (1, 5, 10)), 'captions', 'images']
-    return ['| ' + ' | '.join(r) + ' |' for r in (head, ['---'] + ['---:'] * (len(head) - 1), *rows)] if rows else []
+
+    def has(m):
+        return isinstance(m, dict) and {"audio_to_image", "image_to_audio"} <= set(m)
+
+    metrics = record.get("metrics") if isinstance(record.get("metrics"), dict) else {}
+    splits = {"test": metrics} if has(metrics) else {k: m for k, m in metrics.items() if has(m)}
+
+    def cell(v):
+        return f"{v:.1f}" if isinstance(v, (int, float)) else "–"
+
+    rows = [
+        [
+            name,
+            *(
+                cell(m[way].get(f"recall_at_{k}"))
+                for way in ("audio_to_image", "image_to_audio")
+                for k in (1, 5, 10)
+            ),
+            str(m["audio_to_image"].get("n_queries", "–")),
+            str(m["audio_to_image"].get("n_items", "–")),
+        ]
+        for name, m in splits.items()
+    ]
+    head = ["split", *(f"{way} R@{k}" for way in ("A→I", "I→A") for k in (1, 5, 10)), "captions", "images"]
+    return (
+        ["| " + " | ".join(r) + " |" for r in (head, ["---"] + ["---:"] * (len(head) - 1), *rows)]
+        if rows
+        else []
+    )
 
 # %% ../nbs/19_checkpoints.ipynb #c3fca957
 def training_lines(record: dict) -> list[str]:
     "Lines on start, data, recipe, code and machine: of these, what a record has."
-    def part(d, key): return d[key] if isinstance(d.get(key), dict) else {}
-    lines = [f'- data, {k}: ' + (f'{d["name"]}, fingerprint `{d.get("fingerprint")}`' if isinstance(d, dict) and 'name' in d else str(d)) for k, d in part(record, 'data').items()]
-    lines += [f'- started from, {k}: {d["name"]} ({d["layout"]}; blake2b `{d["blake2b"]}`)' for k, d in part(record, 'pretrained').items() if isinstance(d, dict) and 'blake2b' in d]
-    if train := part(part(record, 'config'), 'train'): lines.append('- recipe: ' + ', '.join(f'`{k}={v!r}`' for k, v in train.items()))
-    lines += [f'- {said}: {record[k]:,}' for k, said in (('seed', 'seed'), ('steps', 'updates'), ('pairs_seen', 'pairs seen'), ('wall_seconds', 'seconds'))
-              if isinstance(record.get(k), (int, float))]
-    if code := part(record, 'code'): lines.append(f'- code: sgmim {code.get("sgmim")}, commit {code.get("commit") or "unknown"}')
-    if machine := part(record, 'hardware'): lines.append('- machine: ' + ', '.join(f'{k} {machine[k]}' for k in ('gpu', 'processor', 'cores', 'torch') if k in machine))
+
+    def part(d, key):
+        return d[key] if isinstance(d.get(key), dict) else {}
+
+    lines = [
+        f"- data, {k}: "
+        + (
+            f"{d['name']}, fingerprint `{d.get('fingerprint')}`"
+            if isinstance(d, dict) and "name" in d
+            else str(d)
+        )
+        for k, d in part(record, "data").items()
+    ]
+    lines += [
+        f"- started from, {k}: {d['name']} ({d['layout']}; blake2b `{d['blake2b']}`)"
+        for k, d in part(record, "pretrained").items()
+        if isinstance(d, dict) and "blake2b" in d
+    ]
+    if train := part(part(record, "config"), "train"):
+        lines.append("- recipe: " + ", ".join(f"`{k}={v!r}`" for k, v in train.items()))
+    lines += [
+        f"- {said}: {record[k]:,}"
+        for k, said in (
+            ("seed", "seed"),
+            ("steps", "updates"),
+            ("pairs_seen", "pairs seen"),
+            ("wall_seconds", "seconds"),
+        )
+        if isinstance(record.get(k), (int, float))
+    ]
+    if code := part(record, "code"):
+        lines.append(f"- code: sgmim {code.get('sgmim')}, commit {code.get('commit') or 'unknown'}")
+    if machine := part(record, "hardware"):
+        lines.append(
+            "- machine: "
+            + ", ".join(f"{k} {machine[k]}" for k in ("gpu", "processor", "cores", "torch") if k in machine)
+        )
     return lines
 
 # %% ../nbs/19_checkpoints.ipynb #4cf9e552
-LICENCES = '''The code of sgmim is under Apache-2.0. These weights may be bound by more than that:
+LICENCES = """The code of sgmim is under Apache-2.0. These weights may be bound by more than that:
 
 - **Weights that started from MAE's are for non-commercial use** (CC BY-NC 4.0, as MAE's own), and so is what was trained from them.
 - **The method is the subject of a patent application, KR-20260064400-A (KAIST).** Nobody who made this file can grant a right under it.
-- The corpora that a model was trained on have terms of their own.'''
+- The corpora that a model was trained on have terms of their own."""
 
-CITATION = '''```bibtex
+CITATION = """```bibtex
 @inproceedings{woo2024sgmim,
   title     = {Speech Guided Masked Image Modeling for Visually Grounded Speech},
   author    = {Woo, Jongbhin and Ryu, Hyeonggon and Senocak, Arda and Chung, Joon Son},
   booktitle = {IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
   year      = {2024}
 }
-```'''
+```"""
 
 # %% ../nbs/19_checkpoints.ipynb #3546a047
 def model_card(
     model: SGMIM,
-    record: dict | None = None, # of its training and evaluation; what it does not hold, the card does not say
-    licence: str = 'other', # the hub's name for the licence of these weights
-) -> str: # Markdown, with the hub's front matter
+    record: dict
+    | None = None,  # of its training and evaluation; what it does not hold, the card does not say
+    licence: str = "other",  # the hub's name for the licence of these weights
+) -> str:  # Markdown, with the hub's front matter
     "The text of README.md: what the model is, how it was trained and how good it is by its record, how to load it, its terms."
     c, record = model.config, record or {}
-    front = ['---', 'library_name: sgmim', f'license: {licence}', *(['license_name: see-model-card'] if licence == 'other' else []),
-             'tags:', *(f'- {t}' for t in ('sgmim', 'visually-grounded-speech', 'speech-image-retrieval', 'masked-image-modeling', 'contrastive-learning')), '---']
-    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.image_encoder, model.audio_encoder)]
-    how = {'none': 'contrastive learning alone', 'plain': 'contrastive learning and masked image modelling (reconstruction without speech)',
-           'frames': 'contrastive learning and masked image modelling (reconstruction guided by all frames of the caption)',
-           'summary': 'contrastive learning and masked image modelling (reconstruction guided by the summarised caption)'}[c.reconstruction]
-    score = 'cosine' if c.similarity == 'cosine' else 'inner product'
+    front = [
+        "---",
+        "library_name: sgmim",
+        f"license: {licence}",
+        *(["license_name: see-model-card"] if licence == "other" else []),
+        "tags:",
+        *(
+            f"- {t}"
+            for t in (
+                "sgmim",
+                "visually-grounded-speech",
+                "speech-image-retrieval",
+                "masked-image-modeling",
+                "contrastive-learning",
+            )
+        ),
+        "---",
+    ]
+    millions = [
+        sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.image_encoder, model.audio_encoder)
+    ]
+    how = {
+        "none": "contrastive learning alone",
+        "plain": "contrastive learning and masked image modelling (reconstruction without speech)",
+        "frames": "contrastive learning and masked image modelling (reconstruction guided by all frames of the caption)",
+        "summary": "contrastive learning and masked image modelling (reconstruction guided by the summarised caption)",
+    }[c.reconstruction]
+    score = "cosine" if c.similarity == "cosine" else "inner product"
     parts = {
-        '': f'A model of images and their spoken captions, trained without text, by {how}. Made with sgmim {__version__}, '
-            'a reproducibility kit for the paper cited below; not by its authors.',
-        'What it is': f'Two encoders that put an image and a spoken caption into one space of {c.embed_dim} dimensions, where the {score} says how well they match.\n\n'
-            f'- image encoder: ViT, {c.image_size} pixels, patches of {c.patch_size}, width {c.image_width}, {c.image_depth} layers, {millions[0]:.1f} million parameters\n'
-            f'- audio encoder: HuBERT with [CLS], width {c.audio_width}, {c.audio_depth} layers, {millions[1]:.1f} million parameters\n'
-            '- everything else: `config.json`',
-        'Intended use': 'Research on visually grounded speech: finding images by spoken captions and captions by images, and looking at what the encoders attend to. '
-            'It has seen the images and voices of its training data alone; nothing is known of others. It is not meant for decisions about people.',
-        'How to load it': '```python\nfrom sgmim.models.sgmim import SGMIM\n\nmodel = SGMIM.from_pretrained(\'path/to/this/folder\')\n'
-            'z_image = model.embed_image(image)             # (B, 3, ' + f'{c.image_size}, {c.image_size}' + '), normalised by sgmim.image.eval_transform\n'
-            'z_audio = model.embed_audio(audio, audio_len)  # (B, L) waveform at 16 kHz, zero-padded; (B,) samples\n```',
-        'Training': '\n'.join(training_lines(record)) or 'No record of its training came with this model.',
-        'Results': '\n'.join(results_lines(record) or ['No record of its results came with this model.']),
-        'Licence': LICENCES, 'Citation': CITATION}
-    return '\n'.join(front) + '\n\n# SG-MIM\n\n' + '\n\n'.join(f'## {k}\n\n{v}' if k else v for k, v in parts.items()) + '\n'
+        "": f"A model of images and their spoken captions, trained without text, by {how}. Made with sgmim {__version__}, "
+        "a reproducibility kit for the paper cited below; not by its authors.",
+        "What it is": f"Two encoders that put an image and a spoken caption into one space of {c.embed_dim} dimensions, where the {score} says how well they match.\n\n"
+        f"- image encoder: ViT, {c.image_size} pixels, patches of {c.patch_size}, width {c.image_width}, {c.image_depth} layers, {millions[0]:.1f} million parameters\n"
+        f"- audio encoder: HuBERT with [CLS], width {c.audio_width}, {c.audio_depth} layers, {millions[1]:.1f} million parameters\n"
+        "- everything else: `config.json`",
+        "Intended use": "Research on visually grounded speech: finding images by spoken captions and captions by images, and looking at what the encoders attend to. "
+        "It has seen the images and voices of its training data alone; nothing is known of others. It is not meant for decisions about people.",
+        "How to load it": "```python\nfrom sgmim.models.sgmim import SGMIM\n\nmodel = SGMIM.from_pretrained('path/to/this/folder')\n"
+        "z_image = model.embed_image(image)             # (B, 3, "
+        + f"{c.image_size}, {c.image_size}"
+        + "), normalised by sgmim.image.eval_transform\n"
+        "z_audio = model.embed_audio(audio, audio_len)  # (B, L) waveform at 16 kHz, zero-padded; (B,) samples\n```",
+        "Training": "\n".join(training_lines(record)) or "No record of its training came with this model.",
+        "Results": "\n".join(results_lines(record) or ["No record of its results came with this model."]),
+        "Licence": LICENCES,
+        "Citation": CITATION,
+    }
+    return (
+        "\n".join(front)
+        + "\n\n# SG-MIM\n\n"
+        + "\n\n".join(f"## {k}\n\n{v}" if k else v for k, v in parts.items())
+        + "\n"
+    )
 
 # %% ../nbs/19_checkpoints.ipynb #7cda03b5
 def export_model(
     model: SGMIM,
-    folder, # made if need be
-    record: dict | None = None, # of its training and evaluation (`sgmim.core.run_record`)
-    licence: str = 'other', # of these weights, by the hub's names: 'cc-by-nc-4.0' if they started from MAE's
-) -> Path: # the folder
+    folder,  # made if need be
+    record: dict | None = None,  # of its training and evaluation (`sgmim.core.run_record`)
+    licence: str = "other",  # of these weights, by the hub's names: 'cc-by-nc-4.0' if they started from MAE's
+) -> Path:  # the folder
     "Write a model in the Hugging Face hub's layout, with its model card; `SGMIM.from_pretrained` reads it back."
     from safetensors.torch import save
+
     folder = Path(folder)
-    blob = save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, metadata={'format': 'pt'})
-    with atomic_write(folder/'model.safetensors') as f: f.write(blob)
-    write_json(folder/'config.json', {'model_type': 'sgmim', 'architectures': ['SGMIM'], 'library_name': 'sgmim', 'sgmim_version': __version__,
-                                      'config': config_to_dict(model.config)})
-    if record is not None: write_json(folder/'record.json', record)
-    with atomic_write(folder/'README.md', 'w') as f: f.write(model_card(model, record, licence))
+    blob = save(
+        {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()},
+        metadata={"format": "pt"},
+    )
+    with atomic_write(folder / "model.safetensors") as f:
+        f.write(blob)
+    write_json(
+        folder / "config.json",
+        {
+            "model_type": "sgmim",
+            "architectures": ["SGMIM"],
+            "library_name": "sgmim",
+            "sgmim_version": __version__,
+            "config": config_to_dict(model.config),
+        },
+    )
+    if record is not None:
+        write_json(folder / "record.json", record)
+    with atomic_write(folder / "README.md", "w") as f:
+        f.write(model_card(model, record, licence))
     return folder

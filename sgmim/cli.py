@@ -10,77 +10,123 @@ __all__ = ['SHARED', 'KINDS', 'command', 'settings', 'above', 'option', 'pretrai
            'row_groups', 'analyse_rows', 'analyse']
 
 # %% ../nbs/32_cli.ipynb #8d89c0a9
-import argparse, dataclasses, functools, hashlib, os, sys, time, warnings
+import argparse
+import dataclasses
+import functools
+import hashlib
+import os
+import sys
+import time
+import warnings
 from pathlib import Path
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')      # before torch: threads that wait for others sleep; awake, they take the core that those others need (benchmarks/levers.py)
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # before torch: threads that wait for others sleep; awake, they take the core that those others need (benchmarks/levers.py)
 
 from .core import ConfigError, DataError, SgmimError, config_from_dict
 
 # %% ../nbs/32_cli.ipynb #347d091c
 def command(function):
     "Run `function(args)`; an error of this library becomes a line on stderr and exit status 1, Ctrl-C status 130; a warning is its text alone."
-    name = f'sgmim_{ {"evaluate": "eval"}.get(function.__name__, function.__name__)}'
+    name = f"sgmim_{ {'evaluate': 'eval'}.get(function.__name__, function.__name__) }"
+
     @functools.wraps(function)
     def main(argv=None):
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *rest, **options: print(f'warning: {message}', file=sys.stderr)
-            if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')     # a file's name may be anything
+            warnings.showwarning = lambda message, *rest, **options: print(
+                f"warning: {message}", file=sys.stderr
+            )
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be anything
             return attempt(argv)
 
     def attempt(argv):
-        try: return function(argv)
+        try:
+            return function(argv)
         except (SgmimError, OSError) as e:
-            print(f'{name}: {e}', file=sys.stderr)
+            print(f"{name}: {e}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as e:
-            print(f'stopped: {e}', file=sys.stderr)
+            print(f"stopped: {e}", file=sys.stderr)
             return 130
+
     return main
 
 # %% ../nbs/32_cli.ipynb #3d722005
-def settings(config, changes, where='--set'):
+def settings(config, changes, where="--set"):
     "A configuration with `changes`, a list of 'field=value', applied; `ConfigError` for what does not exist or does not fit."
     from sgmim.reproduce import parse_changes
-    return config_from_dict(type(config), {**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)}, **parse_changes(changes, where)}, where)
+
+    return config_from_dict(
+        type(config),
+        {
+            **{f.name: getattr(config, f.name) for f in dataclasses.fields(config)},
+            **parse_changes(changes, where),
+        },
+        where,
+    )
+
 
 def above(least, kind=int):
     "An argparse type: a number of at least `least` (a float: above it)."
+
     def number(text):
         value = kind(text)
-        if not (least <= value if kind is int else least < value < float('inf')): raise ValueError
+        if not (least <= value if kind is int else least < value < float("inf")):
+            raise ValueError
         return value
-    number.__name__ = f'number (at least {least})' if kind is int else f'number (above {least})'
+
+    number.__name__ = f"number (at least {least})" if kind is int else f"number (above {least})"
     return number
 
 # %% ../nbs/32_cli.ipynb #82a0210f
-SHARED = {'device': dict(help='cpu, cuda or cuda:N (default: cuda if there is one)'), 'threads': dict(type=above(1), help='CPU threads'), 'record': dict(metavar='FILE', help='write a run record to this file'),
-          'split': dict(nargs='+'), 'workers': dict(type=above(1)), 'max-unreadable': dict(type=above(0, float), default=.01),
-          'set': dict(nargs='*', metavar='FIELD=VALUE', help='change a field of TrainConfig'), 'model': dict(nargs='*', metavar='FIELD=VALUE', help='change a field of SGMIMConfig')}
+SHARED = {
+    "device": dict(help="cpu, cuda or cuda:N (default: cuda if there is one)"),
+    "threads": dict(type=above(1), help="CPU threads"),
+    "record": dict(metavar="FILE", help="write a run record to this file"),
+    "split": dict(nargs="+"),
+    "workers": dict(type=above(1)),
+    "max-unreadable": dict(type=above(0, float), default=0.01),
+    "set": dict(nargs="*", metavar="FIELD=VALUE", help="change a field of TrainConfig"),
+    "model": dict(nargs="*", metavar="FIELD=VALUE", help="change a field of SGMIMConfig"),
+}
+
 
 def option(p, name, help=None, **changes):
     "Add the option `--name` that several commands have, with a `help` and `changes` of this command."
-    p.add_argument(f'--{name}', **{**SHARED[name], **({'help': help} if help else {}), **changes})
+    p.add_argument(f"--{name}", **{**SHARED[name], **({"help": help} if help else {}), **changes})
 
 # %% ../nbs/32_cli.ipynb #fb27e9d4
 @command
 def pretrain(argv=None):
     "sgmim_pretrain hubert|mae: make a small backbone on unlabelled embedded data."
     from sgmim.pretrain import HubertPretraining, MaePretraining, pretrain_hubert, pretrain_mae
-    p = argparse.ArgumentParser('sgmim_pretrain', description='Make tiny-hubert or tiny-mae on unlabelled embedded data (hours on two cores; goes on where it was stopped).')
-    p.add_argument('what', choices=('hubert', 'mae'))
-    p.add_argument('--out', help='folder (default runs/tiny-hubert or runs/tiny-mae)')
-    option(p, 'threads')
-    option(p, 'set', 'change a field of HubertPretraining or MaePretraining')
+
+    p = argparse.ArgumentParser(
+        "sgmim_pretrain",
+        description="Make tiny-hubert or tiny-mae on unlabelled embedded data (hours on two cores; goes on where it was stopped).",
+    )
+    p.add_argument("what", choices=("hubert", "mae"))
+    p.add_argument("--out", help="folder (default runs/tiny-hubert or runs/tiny-mae)")
+    option(p, "threads")
+    option(p, "set", "change a field of HubertPretraining or MaePretraining")
     a = p.parse_args(argv)
     _threads(a.threads)
-    make, config = (pretrain_hubert, HubertPretraining()) if a.what == 'hubert' else (pretrain_mae, MaePretraining())
-    record = make(settings(config, a.set), a.out or f'runs/tiny-{a.what}')
-    print(f'done in {record["wall_seconds"]/60:.1f} minutes; weights and record in {a.out or f"runs/tiny-{a.what}"}/tiny-{a.what}')
+    make, config = (
+        (pretrain_hubert, HubertPretraining()) if a.what == "hubert" else (pretrain_mae, MaePretraining())
+    )
+    record = make(settings(config, a.set), a.out or f"runs/tiny-{a.what}")
+    print(
+        f"done in {record['wall_seconds'] / 60:.1f} minutes; weights and record in {a.out or f'runs/tiny-{a.what}'}/tiny-{a.what}"
+    )
+
 
 def _threads(n):
     import torch
-    if n: torch.set_num_threads(n)
+
+    if n:
+        torch.set_num_threads(n)
 
 # %% ../nbs/32_cli.ipynb #58e5de05
 @command
@@ -89,77 +135,163 @@ def demo(argv=None):
     from sgmim.demo import DemoData, run_demo
     from sgmim.models.sgmim import ROWS, scenes_tiny
     from sgmim.train import recipe
-    p = argparse.ArgumentParser('sgmim_demo', description='Make the embedded corpus, train a small SG-MIM model on it, evaluate it and draw what it learned.')
-    p.add_argument('--out', default='runs/demo', help='folder of the run (default %(default)s); a second call goes on from what it holds')
-    p.add_argument('--row', choices=list(ROWS), default='+ Summary', help="row of the paper's Table 4 (default %(default)s)")
-    option(p, 'device'); option(p, 'threads')
-    option(p, 'set', 'change a field of TrainConfig, as in epochs=12 seed=1')
-    option(p, 'model')
-    p.add_argument('--data', nargs='*', metavar='FIELD=VALUE', help='change a field of DemoData')
+
+    p = argparse.ArgumentParser(
+        "sgmim_demo",
+        description="Make the embedded corpus, train a small SG-MIM model on it, evaluate it and draw what it learned.",
+    )
+    p.add_argument(
+        "--out",
+        default="runs/demo",
+        help="folder of the run (default %(default)s); a second call goes on from what it holds",
+    )
+    p.add_argument(
+        "--row",
+        choices=list(ROWS),
+        default="+ Summary",
+        help="row of the paper's Table 4 (default %(default)s)",
+    )
+    option(p, "device")
+    option(p, "threads")
+    option(p, "set", "change a field of TrainConfig, as in epochs=12 seed=1")
+    option(p, "model")
+    p.add_argument("--data", nargs="*", metavar="FIELD=VALUE", help="change a field of DemoData")
     a = p.parse_args(argv)
     _threads(a.threads)
-    model = dataclasses.replace(settings(scenes_tiny(), a.model, '--model'), reconstruction=ROWS[a.row])
-    run_demo(a.out, settings(DemoData(), a.data, '--data'), settings(recipe('scenes-tiny'), a.set), model, device=a.device)
+    model = dataclasses.replace(settings(scenes_tiny(), a.model, "--model"), reconstruction=ROWS[a.row])
+    run_demo(
+        a.out,
+        settings(DemoData(), a.data, "--data"),
+        settings(recipe("scenes-tiny"), a.set),
+        model,
+        device=a.device,
+    )
 
 # %% ../nbs/32_cli.ipynb #4ecb7a76
 @command
 def scenes(argv=None):
     "sgmim_scenes: make a split of the embedded corpus; export splits in an official layout."
     from sgmim.data.scenes import SPLITS, export_facc, export_places, export_spokencoco, load_scenes
-    exports = {'places': export_places, 'spokencoco': export_spokencoco, 'facc': export_facc}
-    names = {'places': {'train': 'train', 'dev': 'dev_seen', 'test-seen': 'test_seen', 'test-unseen': 'test_unseen'},
-             'spokencoco': {'train': 'train', 'dev': 'val', 'test-seen': 'test'}, 'facc': {'train': 'train', 'dev': 'dev', 'test-seen': 'test'}}
-    p = argparse.ArgumentParser('sgmim_scenes', description='Make splits of the embedded corpus, and export them in the layout of a real one.')
-    p.add_argument('splits', nargs='+', metavar='SPLIT=IMAGES', help=f'such as train=1000; splits: {", ".join(SPLITS)}')
-    p.add_argument('--captions', type=int, default=1, help='captions an image, 1 to 5 (default %(default)s; SpokenCOCO and FACC have 5)')
-    p.add_argument('--size', type=int, default=96, help='pixels a side')
-    p.add_argument('--seed', type=int, default=0, help='another seed, another corpus (default %(default)s)')
-    p.add_argument('--export', choices=list(exports), help='also write them in this layout (in that of places, dev is dev_seen)')
-    p.add_argument('--out', default='scenes', help='where to export to (default %(default)s)')
+
+    exports = {"places": export_places, "spokencoco": export_spokencoco, "facc": export_facc}
+    names = {
+        "places": {
+            "train": "train",
+            "dev": "dev_seen",
+            "test-seen": "test_seen",
+            "test-unseen": "test_unseen",
+        },
+        "spokencoco": {"train": "train", "dev": "val", "test-seen": "test"},
+        "facc": {"train": "train", "dev": "dev", "test-seen": "test"},
+    }
+    p = argparse.ArgumentParser(
+        "sgmim_scenes",
+        description="Make splits of the embedded corpus, and export them in the layout of a real one.",
+    )
+    p.add_argument(
+        "splits", nargs="+", metavar="SPLIT=IMAGES", help=f"such as train=1000; splits: {', '.join(SPLITS)}"
+    )
+    p.add_argument(
+        "--captions",
+        type=int,
+        default=1,
+        help="captions an image, 1 to 5 (default %(default)s; SpokenCOCO and FACC have 5)",
+    )
+    p.add_argument("--size", type=int, default=96, help="pixels a side")
+    p.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default %(default)s)")
+    p.add_argument(
+        "--export",
+        choices=list(exports),
+        help="also write them in this layout (in that of places, dev is dev_seen)",
+    )
+    p.add_argument("--out", default="scenes", help="where to export to (default %(default)s)")
     a = p.parse_args(argv)
     wanted = {}
     for text in a.splits:
-        name, equals, n = text.partition('=')
-        if not (equals and n.isdigit()): raise ConfigError(f'{text}: write SPLIT=IMAGES, such as train=1000')
+        name, equals, n = text.partition("=")
+        if not (equals and n.isdigit()):
+            raise ConfigError(f"{text}: write SPLIT=IMAGES, such as train=1000")
         wanted[name] = int(n)
     if a.export and (unknown := set(wanted) - set(names[a.export])):
-        raise ConfigError(f'the {a.export} layout has no place for {", ".join(unknown)}; it takes {", ".join(names[a.export])}')
+        raise ConfigError(
+            f"the {a.export} layout has no place for {', '.join(unknown)}; it takes {', '.join(names[a.export])}"
+        )
     made = {name: load_scenes(name, n, a.captions, a.seed, a.size) for name, n in wanted.items()}
-    for scenes in made.values(): print(f'{scenes} in {scenes.folder}')
+    for scenes in made.values():
+        print(f"{scenes} in {scenes.folder}")
     if a.export:
         exports[a.export]({names[a.export][k]: v for k, v in made.items()}, a.out)
-        print(f'exported to {a.out}')
+        print(f"exported to {a.out}")
 
 # %% ../nbs/32_cli.ipynb #65141be8
-KINDS = ('places', 'spokencoco', 'facc', 'pairs', 'shards')
+KINDS = ("places", "spokencoco", "facc", "pairs", "shards")
+
 
 class DataPath(argparse.Action):
     "PATH, or KIND=PATH, which is --kind KIND too."
+
     def __call__(self, parser, args, value, option=None):
-        kind, equals, path = value.partition('=')
-        if equals and kind in KINDS and not Path(value).exists(): args.kind, value = kind, path
+        kind, equals, path = value.partition("=")
+        if equals and kind in KINDS and not Path(value).exists():
+            args.kind, value = kind, path
         setattr(args, self.dest, value)
+
 
 def corpus_options(p, required=False):
     "Add the options that say which corpus."
-    p.add_argument(*(['data'] if required else ['--data']), metavar='PATH', action=DataPath, help='folder of Places Audio, SpokenCOCO, Flickr8k Audio or of shards, or a table of your own pairs (.csv, .tsv, .jsonl)' + ('' if required else '; default: the embedded corpus'))
-    p.add_argument('--kind', choices=KINDS, help='which it is (default: recognised)')
-    p.add_argument('--image-root', metavar='DIR', help='folder that the listed image paths are joined to; absolute ones have to lie below it')
-    p.add_argument('--audio-root', metavar='DIR', help='folder that the listed recordings are joined to; absolute paths have to lie below it')
-    p.add_argument('--karpathy', metavar='WHICH', help="SpokenCOCO: 'unrolled' files, 'dataset' (dataset_coco.json), 'none' (its own split), or a path (default: what is there)")
-    p.add_argument('--no-restval', action='store_true', help="SpokenCOCO: the training split without Karpathy's restval, 82,783 images")
+    p.add_argument(
+        *(["data"] if required else ["--data"]),
+        metavar="PATH",
+        action=DataPath,
+        help="folder of Places Audio, SpokenCOCO, Flickr8k Audio or of shards, or a table of your own pairs (.csv, .tsv, .jsonl)"
+        + ("" if required else "; default: the embedded corpus"),
+    )
+    p.add_argument("--kind", choices=KINDS, help="which it is (default: recognised)")
+    p.add_argument(
+        "--image-root",
+        metavar="DIR",
+        help="folder that the listed image paths are joined to; absolute ones have to lie below it",
+    )
+    p.add_argument(
+        "--audio-root",
+        metavar="DIR",
+        help="folder that the listed recordings are joined to; absolute paths have to lie below it",
+    )
+    p.add_argument(
+        "--karpathy",
+        metavar="WHICH",
+        help="SpokenCOCO: 'unrolled' files, 'dataset' (dataset_coco.json), 'none' (its own split), or a path (default: what is there)",
+    )
+    p.add_argument(
+        "--no-restval",
+        action="store_true",
+        help="SpokenCOCO: the training split without Karpathy's restval, 82,783 images",
+    )
+
 
 def reader_options(a, kind):
     "What the arguments say to the reader of that kind of corpus."
-    given = {k: v for k, v in (('image_root', a.image_root), ('audio_root', a.audio_root)) if v}
-    if given and kind == 'shards': raise ConfigError('shards hold their images and recordings: leave --image-root and --audio-root out')
-    if kind != 'spokencoco' and (a.karpathy or a.no_restval): raise ConfigError(f"--karpathy and --no-restval are of SpokenCOCO, and this is '{kind}'")
-    return given | ({k: v for k, v in (('karpathy', a.karpathy), ('restval', False if a.no_restval else None)) if v is not None} if kind == 'spokencoco' else {})
+    given = {k: v for k, v in (("image_root", a.image_root), ("audio_root", a.audio_root)) if v}
+    if given and kind == "shards":
+        raise ConfigError("shards hold their images and recordings: leave --image-root and --audio-root out")
+    if kind != "spokencoco" and (a.karpathy or a.no_restval):
+        raise ConfigError(f"--karpathy and --no-restval are of SpokenCOCO, and this is '{kind}'")
+    return given | (
+        {
+            k: v
+            for k, v in (("karpathy", a.karpathy), ("restval", False if a.no_restval else None))
+            if v is not None
+        }
+        if kind == "spokencoco"
+        else {}
+    )
 
-def open_splits(a, names, which=None, max_missing=1.):
+
+def open_splits(a, names, which=None, max_missing=1.0):
     "{split: Corpus} of the corpus that the arguments name; without `names` the splits that are its 'train', 'dev' or 'test'. See `sgmim.reproduce.open_splits`."
     from sgmim.data.corpora import recognise
     from sgmim.reproduce import open_splits, role_splits
+
     kind = a.kind or recognise(a.data)
     options = reader_options(a, kind)
     return open_splits(a.data, kind, names or role_splits(a.data, kind, which, options), options, max_missing)
@@ -171,21 +303,49 @@ def check_data(argv=None):
     from sgmim.core import write_json
     from sgmim.data.check import check_data as check
     from sgmim.data.corpora import recognise
-    p = argparse.ArgumentParser('sgmim_check_data', description='Look through a corpus: layout, counts, missing, empty and unreadable files, duplicates, lengths, splits. Exit status 0: fit for use; 1: errors.')
+
+    p = argparse.ArgumentParser(
+        "sgmim_check_data",
+        description="Look through a corpus: layout, counts, missing, empty and unreadable files, duplicates, lengths, splits. Exit status 0: fit for use; 1: errors.",
+    )
     corpus_options(p, required=True)
-    option(p, 'split', 'only these')
-    p.add_argument('--all', action='store_true', help='decode every file (hours for a large corpus), not a sample')
-    p.add_argument('--sample', type=above(1), default=200, help='how many recordings and images of each split to decode (default %(default)s)')
-    p.add_argument('--seed', type=int, default=0, help='which files the sample is (default %(default)s)')
-    option(p, 'workers', 'threads that open files (default %(default)s)', default=8)
-    option(p, 'max-unreadable', 'share of the captions that may be missing or unreadable before that is an error, as in training (default %(default)s)')
-    p.add_argument('--json', metavar='FILE', help='also write the report to this file')
+    option(p, "split", "only these")
+    p.add_argument(
+        "--all", action="store_true", help="decode every file (hours for a large corpus), not a sample"
+    )
+    p.add_argument(
+        "--sample",
+        type=above(1),
+        default=200,
+        help="how many recordings and images of each split to decode (default %(default)s)",
+    )
+    p.add_argument("--seed", type=int, default=0, help="which files the sample is (default %(default)s)")
+    option(p, "workers", "threads that open files (default %(default)s)", default=8)
+    option(
+        p,
+        "max-unreadable",
+        "share of the captions that may be missing or unreadable before that is an error, as in training (default %(default)s)",
+    )
+    p.add_argument("--json", metavar="FILE", help="also write the report to this file")
     a = p.parse_args(argv)
-    try: kind = a.kind or recognise(a.data)
-    except DataError: kind = None           # the report says why
-    report = check(a.data, kind=kind, splits=a.split, sample=a.sample, all_files=a.all, seed=a.seed, workers=a.workers, max_unreadable=a.max_unreadable, **reader_options(a, kind))
+    try:
+        kind = a.kind or recognise(a.data)
+    except DataError:
+        kind = None  # the report says why
+    report = check(
+        a.data,
+        kind=kind,
+        splits=a.split,
+        sample=a.sample,
+        all_files=a.all,
+        seed=a.seed,
+        workers=a.workers,
+        max_unreadable=a.max_unreadable,
+        **reader_options(a, kind),
+    )
     print(report)
-    if a.json: write_json(a.json, report.to_dict())
+    if a.json:
+        write_json(a.json, report.to_dict())
     return 0 if report.ok else 1
 
 # %% ../nbs/32_cli.ipynb #c859e66f
@@ -193,91 +353,193 @@ def check_data(argv=None):
 def shard(argv=None):
     "sgmim_shard PATH OUT: a corpus in a few large files."
     from sgmim.data.shards import write_shards
-    p = argparse.ArgumentParser('sgmim_shard', description='Write a corpus into tar files (WebDataset) of FLAC and JPEG, once; training reads them like the corpus itself. Goes on where it was stopped.')
+
+    p = argparse.ArgumentParser(
+        "sgmim_shard",
+        description="Write a corpus into tar files (WebDataset) of FLAC and JPEG, once; training reads them like the corpus itself. Goes on where it was stopped.",
+    )
     corpus_options(p, required=True)
-    p.add_argument('out', metavar='OUT', help='folder for the shards')
-    option(p, 'split', 'default: all that the corpus has')
-    p.add_argument('--size', type=above(0), default=448, help='short side of the images in pixels, if they are larger (default %(default)s, twice the crop, so that random crops stay sharp; 256 is enough to evaluate); 0: as they are')
-    p.add_argument('--shard-mb', type=above(1), default=256, help='megabytes a shard (default %(default)s)')
-    option(p, 'workers', 'threads that encode (default: one a core)')
-    option(p, 'max-unreadable', 'share of the captions that may be missing or unreadable (default %(default)s)')
-    p.add_argument('--overwrite', action='store_true', help='write anew what is there, whatever it is')
+    p.add_argument("out", metavar="OUT", help="folder for the shards")
+    option(p, "split", "default: all that the corpus has")
+    p.add_argument(
+        "--size",
+        type=above(0),
+        default=448,
+        help="short side of the images in pixels, if they are larger (default %(default)s, twice the crop, so that random crops stay sharp; 256 is enough to evaluate); 0: as they are",
+    )
+    p.add_argument("--shard-mb", type=above(1), default=256, help="megabytes a shard (default %(default)s)")
+    option(p, "workers", "threads that encode (default: one a core)")
+    option(
+        p, "max-unreadable", "share of the captions that may be missing or unreadable (default %(default)s)"
+    )
+    p.add_argument("--overwrite", action="store_true", help="write anew what is there, whatever it is")
     a = p.parse_args(argv)
     from sgmim.data.corpora import recognise, splits_of
+
     kind = a.kind or recognise(a.data)
-    for name, corpus in open_splits(a, a.split or splits_of(a.data, kind, **reader_options(a, kind)), max_missing=a.max_unreadable).items():
-        made = write_shards(corpus, a.out, name, size=a.size or None, shard_mb=a.shard_mb, workers=a.workers, overwrite=a.overwrite, max_unreadable=a.max_unreadable)
-        print(f'{name}: {made["images"]:,} images and {made["captions"]:,} captions, {made["hours"]} hours, in {made["shards"]} file{"s"*(made["shards"] != 1)} of {made["bytes"]/1e6:,.0f} MB in all' + (f'; left out: {made["left_out"]}' if made['left_out'] else ''))
+    for name, corpus in open_splits(
+        a, a.split or splits_of(a.data, kind, **reader_options(a, kind)), max_missing=a.max_unreadable
+    ).items():
+        made = write_shards(
+            corpus,
+            a.out,
+            name,
+            size=a.size or None,
+            shard_mb=a.shard_mb,
+            workers=a.workers,
+            overwrite=a.overwrite,
+            max_unreadable=a.max_unreadable,
+        )
+        print(
+            f"{name}: {made['images']:,} images and {made['captions']:,} captions, {made['hours']} hours, in {made['shards']} file{'s' * (made['shards'] != 1)} of {made['bytes'] / 1e6:,.0f} MB in all"
+            + (f"; left out: {made['left_out']}" if made["left_out"] else "")
+        )
 
 # %% ../nbs/32_cli.ipynb #333accd4
 @command
 def train(argv=None):
     "sgmim_train: train a preset."
     from sgmim.models.sgmim import PRESETS, ROWS
-    p = argparse.ArgumentParser('sgmim_train', description='Train a preset. Going on from an interrupted run is the same command again.')
-    p.add_argument('--preset', choices=list(PRESETS), default='scenes-tiny', help='default %(default)s')
-    p.add_argument('--row', choices=list(ROWS), help="row of the paper's Table 4 (default: the preset's own, '+ Summary' for the paper's)")
+
+    p = argparse.ArgumentParser(
+        "sgmim_train",
+        description="Train a preset. Going on from an interrupted run is the same command again.",
+    )
+    p.add_argument("--preset", choices=list(PRESETS), default="scenes-tiny", help="default %(default)s")
+    p.add_argument(
+        "--row",
+        choices=list(ROWS),
+        help="row of the paper's Table 4 (default: the preset's own, '+ Summary' for the paper's)",
+    )
     corpus_options(p)
-    p.add_argument('--train-split', default=None, help="default: the protocol's")
-    p.add_argument('--dev-split', nargs='*', default=None, help="choose the best checkpoint on these, by the mean of their R@1; without a name after it: on none, the last is kept (default: the protocol's)")
-    p.add_argument('--images', type=above(2), default=7000, help='training images of the embedded corpus')
-    p.add_argument('--captions', type=int, default=2, help='captions an image of the embedded corpus')
-    p.add_argument('--image-weights', metavar='SOURCE', help='file, folder or name of the pre-trained image encoder (default: vit_base_patch16_224.mae; vit_small_patch8_224.dino for vg-hubert; the shipped tiny-mae for scenes-tiny)')
-    p.add_argument('--audio-weights', metavar='SOURCE', help='file, folder or name of the pre-trained HuBERT (default: facebook/hubert-base-ls960; the shipped tiny-hubert for scenes-tiny)')
-    p.add_argument('--download', action='store_true', help='fetch weights that are named (also by default) and not on this machine')
-    p.add_argument('--from-scratch', action='store_true', help='start from random weights (and train the front end)')
-    p.add_argument('--out', required=True, help='folder of the run')
-    p.add_argument('--dry-run', action='store_true', help='say what would be done, and what it costs')
-    p.add_argument('--no-calibration', action='store_true', help='do not measure time and memory first')
-    option(p, 'device'); option(p, 'threads')
-    option(p, 'workers', 'processes that decode ahead (default: half the cores, at most 8)', type=above(0))
-    option(p, 'set'); option(p, 'model')
+    p.add_argument("--train-split", default=None, help="default: the protocol's")
+    p.add_argument(
+        "--dev-split",
+        nargs="*",
+        default=None,
+        help="choose the best checkpoint on these, by the mean of their R@1; without a name after it: on none, the last is kept (default: the protocol's)",
+    )
+    p.add_argument("--images", type=above(2), default=7000, help="training images of the embedded corpus")
+    p.add_argument("--captions", type=int, default=2, help="captions an image of the embedded corpus")
+    p.add_argument(
+        "--image-weights",
+        metavar="SOURCE",
+        help="file, folder or name of the pre-trained image encoder (default: vit_base_patch16_224.mae; vit_small_patch8_224.dino for vg-hubert; the shipped tiny-mae for scenes-tiny)",
+    )
+    p.add_argument(
+        "--audio-weights",
+        metavar="SOURCE",
+        help="file, folder or name of the pre-trained HuBERT (default: facebook/hubert-base-ls960; the shipped tiny-hubert for scenes-tiny)",
+    )
+    p.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch weights that are named (also by default) and not on this machine",
+    )
+    p.add_argument(
+        "--from-scratch", action="store_true", help="start from random weights (and train the front end)"
+    )
+    p.add_argument("--out", required=True, help="folder of the run")
+    p.add_argument("--dry-run", action="store_true", help="say what would be done, and what it costs")
+    p.add_argument("--no-calibration", action="store_true", help="do not measure time and memory first")
+    option(p, "device")
+    option(p, "threads")
+    option(p, "workers", "processes that decode ahead (default: half the cores, at most 8)", type=above(0))
+    option(p, "set")
+    option(p, "model")
     return run_training(p.parse_args(argv))
 
 # %% ../nbs/32_cli.ipynb #645a1701
 def run_training(a):
     "What `sgmim_train` does with its arguments."
     import os
+
     import torch
+
     from sgmim.core import CheckpointError, write_json
     from sgmim.models.sgmim import PRESETS, ROWS, SGMIM
     from sgmim.parallel import join
     from sgmim.plan import make_plan
     from sgmim.reproduce import initial_weights
     from sgmim.train import Feed, fit, recipe, say
+
     _threads(a.threads)
     team, device = join(a.device)
     config, c = settings(recipe(a.preset), a.set), PRESETS[a.preset]()
-    if a.row: c = dataclasses.replace(c, reconstruction=ROWS[a.row])
-    if a.from_scratch: c, config = dataclasses.replace(c, freeze_cnn=False), dataclasses.replace(config, cache_frames=False)
-    c, workers = settings(c, a.model, '--model'), a.workers if a.workers is not None else min(8, (os.cpu_count() or 2)//2)
-    with team.first_alone(): data, dev = training_data(a, c, config)      # it makes the files that the others then find
+    if a.row:
+        c = dataclasses.replace(c, reconstruction=ROWS[a.row])
+    if a.from_scratch:
+        c, config = dataclasses.replace(c, freeze_cnn=False), dataclasses.replace(config, cache_frames=False)
+    c, workers = (
+        settings(c, a.model, "--model"),
+        a.workers if a.workers is not None else min(8, (os.cpu_count() or 2) // 2),
+    )
+    with team.first_alone():
+        data, dev = training_data(a, c, config)  # it makes the files that the others then find
     torch.manual_seed(config.seed)
     model = SGMIM(c)
-    notes = {'preset': a.preset}
-    if not a.dry_run:       # a plan needs no weights
+    notes = {"preset": a.preset}
+    if not a.dry_run:  # a plan needs no weights
         with team.first_alone():
-            notes['pretrained'] = initial_weights(model, a.preset, 'random' if a.from_scratch else 'pretrained', a.image_weights, a.audio_weights, config.seed, a.download, show=print if team.first else lambda text: None)
+            notes["pretrained"] = initial_weights(
+                model,
+                a.preset,
+                "random" if a.from_scratch else "pretrained",
+                a.image_weights,
+                a.audio_weights,
+                config.seed,
+                a.download,
+                show=print if team.first else lambda text: None,
+            )
     if team.first:
-        plan = make_plan(model, config, Feed(data, config, workers, c), device, a.out, measure=not a.no_calibration, devices=team.size)
+        plan = make_plan(
+            model,
+            config,
+            Feed(data, config, workers, c),
+            device,
+            a.out,
+            measure=not a.no_calibration,
+            devices=team.size,
+        )
         print(plan, flush=True)
-    if a.dry_run: return team.wait()
-    where = Path(a.out)/'plan.json'
+    if a.dry_run:
+        return team.wait()
+    where = Path(a.out) / "plan.json"
     before = where.read_bytes() if where.is_file() else None
-    if team.first: write_json(where, plan.to_dict())
-    try: fitted = fit(model, data, dev, config, out=a.out, device=device, workers=workers, notes=notes)
-    except CheckpointError:       # the folder is another run's, and so is the plan in it
-        if team.first and before: where.write_bytes(before)
+    if team.first:
+        write_json(where, plan.to_dict())
+    try:
+        fitted = fit(model, data, dev, config, out=a.out, device=device, workers=workers, notes=notes)
+    except CheckpointError:  # the folder is another run's, and so is the plan in it
+        if team.first and before:
+            where.write_bytes(before)
         raise
-    best = fitted.record['metrics']['best']
-    say(f'model in {a.out}/best, record in {a.out}/record.json' + (f'; best at step {best["step"]}: dev R@1 {best["score"][0]:.1f}, R@10 {best["score"][1]:.1f} (mean of both directions)' if best else ''), team.first)
+    best = fitted.record["metrics"]["best"]
+    say(
+        f"model in {a.out}/best, record in {a.out}/record.json"
+        + (
+            f"; best at step {best['step']}: dev R@1 {best['score'][0]:.1f}, R@10 {best['score'][1]:.1f} (mean of both directions)"
+            if best
+            else ""
+        ),
+        team.first,
+    )
+
 
 def training_data(a, c, config):
     "(training corpus, {name: dev corpus}) of the arguments: on disk, or the embedded one."
     from sgmim.data.scenes import load_scenes
-    if not a.data: return load_scenes('train', a.images, a.captions, size=c.image_size), {'dev': load_scenes('dev', max(100, a.images//14), 1, size=c.image_size)}
-    [data] = open_splits(a, a.train_split and [a.train_split], 'train', max_missing=config.max_unreadable).values()
-    return data, open_splits(a, a.dev_split, 'dev', max_missing=config.max_unreadable) if a.dev_split != [] else {}
+
+    if not a.data:
+        return load_scenes("train", a.images, a.captions, size=c.image_size), {
+            "dev": load_scenes("dev", max(100, a.images // 14), 1, size=c.image_size)
+        }
+    [data] = open_splits(
+        a, a.train_split and [a.train_split], "train", max_missing=config.max_unreadable
+    ).values()
+    return data, open_splits(
+        a, a.dev_split, "dev", max_missing=config.max_unreadable
+    ) if a.dev_split != [] else {}
 
 # %% ../nbs/32_cli.ipynb #a6bcdbff
 @command
@@ -285,20 +547,44 @@ def plan(argv=None):
     "sgmim_plan: what a training would take."
     from sgmim.models.sgmim import PRESETS, ROWS
     from sgmim.plan import DEVICES, UTILISATION
-    p = argparse.ArgumentParser('sgmim_plan', description='What a training would take: steps, hours, memory, disk; and what fits.')
-    p.add_argument('--preset', choices=list(PRESETS), default='scenes-tiny', help='default %(default)s')
-    p.add_argument('--row', choices=list(ROWS), help="row of the paper's Table 4 (default: the preset's own)")
+
+    p = argparse.ArgumentParser(
+        "sgmim_plan", description="What a training would take: steps, hours, memory, disk; and what fits."
+    )
+    p.add_argument("--preset", choices=list(PRESETS), default="scenes-tiny", help="default %(default)s")
+    p.add_argument("--row", choices=list(ROWS), help="row of the paper's Table 4 (default: the preset's own)")
     corpus_options(p)
-    p.add_argument('--pairs', type=above(2), help="pairs in training (default: those of the preset's corpus, or of --data)")
-    p.add_argument('--device', default='cpu', help=f'cpu or cuda, for this machine, or one of {", ".join(DEVICES)}, by published figures (default %(default)s)')
-    p.add_argument('--devices', type=above(1), default=1, help='how many of them share a batch (default %(default)s)')
-    p.add_argument('--link', type=above(0, float), help='gigabytes a second from device to device (default: the published figure of one machine)')
-    p.add_argument('--memory', type=above(0, float), help='gigabytes of one device (default: what it has)')
-    p.add_argument('--utilisation', type=above(0, float), default=UTILISATION, help='share of its rate that the device is taken to reach (default %(default)s)')
-    p.add_argument('--calibrate', action='store_true', help='take steps on this machine and time them')
-    option(p, 'threads'); option(p, 'record')
-    option(p, 'workers', 'processes that decode, for each device (default: 1)', type=above(0), default=1)
-    option(p, 'set'); option(p, 'model')
+    p.add_argument(
+        "--pairs",
+        type=above(2),
+        help="pairs in training (default: those of the preset's corpus, or of --data)",
+    )
+    p.add_argument(
+        "--device",
+        default="cpu",
+        help=f"cpu or cuda, for this machine, or one of {', '.join(DEVICES)}, by published figures (default %(default)s)",
+    )
+    p.add_argument(
+        "--devices", type=above(1), default=1, help="how many of them share a batch (default %(default)s)"
+    )
+    p.add_argument(
+        "--link",
+        type=above(0, float),
+        help="gigabytes a second from device to device (default: the published figure of one machine)",
+    )
+    p.add_argument("--memory", type=above(0, float), help="gigabytes of one device (default: what it has)")
+    p.add_argument(
+        "--utilisation",
+        type=above(0, float),
+        default=UTILISATION,
+        help="share of its rate that the device is taken to reach (default %(default)s)",
+    )
+    p.add_argument("--calibrate", action="store_true", help="take steps on this machine and time them")
+    option(p, "threads")
+    option(p, "record")
+    option(p, "workers", "processes that decode, for each device (default: 1)", type=above(0), default=1)
+    option(p, "set")
+    option(p, "model")
     p.set_defaults(images=7000, captions=2, train_split=None, dev_split=None)
     return run_plan(p.parse_args(argv))
 
@@ -307,54 +593,129 @@ def run_plan(a):
     "What `sgmim_plan` does with its arguments."
     from sgmim.core import code_version, run_record, write_json
     from sgmim.models.sgmim import PRESETS, ROWS
-    from sgmim.plan import DEVICES, corpus_size, forecast, modelled, measured, this_machine
+    from sgmim.plan import DEVICES, corpus_size, forecast, measured, modelled, this_machine
     from sgmim.train import recipe
-    if a.device not in DEVICES and a.device.split(':')[0] not in ('cpu', 'cuda'): raise ConfigError(f"--device is cpu, cuda or one of {', '.join(DEVICES)}, not '{a.device}'")
-    if a.calibrate and a.device in DEVICES: raise ConfigError(f'--calibrate measures this machine: --device cpu or cuda, not {a.device}')
+
+    if a.device not in DEVICES and a.device.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is cpu, cuda or one of {', '.join(DEVICES)}, not '{a.device}'")
+    if a.calibrate and a.device in DEVICES:
+        raise ConfigError(f"--calibrate measures this machine: --device cpu or cuda, not {a.device}")
     _threads(a.threads)
-    began, code, c, config = time.perf_counter(), code_version(), PRESETS[a.preset](), settings(recipe(a.preset), a.set)
-    if a.row: c = dataclasses.replace(c, reconstruction=ROWS[a.row])
-    c = settings(c, a.model, '--model')
+    began, code, c, config = (
+        time.perf_counter(),
+        code_version(),
+        PRESETS[a.preset](),
+        settings(recipe(a.preset), a.set),
+    )
+    if a.row:
+        c = dataclasses.replace(c, reconstruction=ROWS[a.row])
+    c = settings(c, a.model, "--model")
     machine = DEVICES.get(a.device) or this_machine(a.device)
     data = plan_data(a, c, config)
-    pairs, dev = (a.pairs or data['pairs'], data['dev']) if data else (lambda n, dev: (a.pairs or n, dev))(*corpus_size(a.preset))
-    own = {k: data[k] for k in ('decode',) if data}
-    cost = measured(c, config, a.device, data and data['parts'], a.threads, **own) if a.calibrate else modelled(c, config, machine, a.utilisation, data and data['seconds'], **own)
-    if data: cost = dataclasses.replace(cost, bytes_fixed=cost.bytes_fixed + data['bytes']*(a.device == 'cpu'))
-    made = forecast(cost, c, config, pairs, dev, a.memory*1e9 if a.memory else machine.memory, a.devices, a.workers, a.link*1e9 if a.link else machine.link)
+    pairs, dev = (
+        (a.pairs or data["pairs"], data["dev"])
+        if data
+        else (lambda n, dev: (a.pairs or n, dev))(*corpus_size(a.preset))
+    )
+    own = {k: data[k] for k in ("decode",) if data}
+    cost = (
+        measured(c, config, a.device, data and data["parts"], a.threads, **own)
+        if a.calibrate
+        else modelled(c, config, machine, a.utilisation, data and data["seconds"], **own)
+    )
+    if data:
+        cost = dataclasses.replace(cost, bytes_fixed=cost.bytes_fixed + data["bytes"] * (a.device == "cpu"))
+    made = forecast(
+        cost,
+        c,
+        config,
+        pairs,
+        dev,
+        a.memory * 1e9 if a.memory else machine.memory,
+        a.devices,
+        a.workers,
+        a.link * 1e9 if a.link else machine.link,
+    )
     said = f"{a.utilisation:.0%} of {'published rates' if a.device in DEVICES else 'the rate of matrix products here'}"
-    print(f'{a.preset} on {a.device}' + ('' if a.calibrate else f', with {said}') + f'\n{made}')
-    if a.record: write_json(a.record, run_record('plan', {'preset': a.preset, 'device': a.device, 'devices': a.devices, 'utilisation': None if a.calibrate else a.utilisation}, 0, {'pairs': pairs, 'dev': list(dev)},
-                                                  {'forecast': made.to_dict(), 'cost': dataclasses.asdict(cost)}, time.perf_counter() - began, None, code))
+    print(f"{a.preset} on {a.device}" + ("" if a.calibrate else f", with {said}") + f"\n{made}")
+    if a.record:
+        write_json(
+            a.record,
+            run_record(
+                "plan",
+                {
+                    "preset": a.preset,
+                    "device": a.device,
+                    "devices": a.devices,
+                    "utilisation": None if a.calibrate else a.utilisation,
+                },
+                0,
+                {"pairs": pairs, "dev": list(dev)},
+                {"forecast": made.to_dict(), "cost": dataclasses.asdict(cost)},
+                time.perf_counter() - began,
+                None,
+                code,
+            ),
+        )
+
 
 def plan_data(a, c, config):
     "What a plan needs to know of the corpus that the arguments name; None where they name none (the embedded corpus is opened to calibrate)."
-    if not a.data and (a.pairs or not a.calibrate or a.preset != 'scenes-tiny'): return None
+    if not a.data and (a.pairs or not a.calibrate or a.preset != "scenes-tiny"):
+        return None
     from sgmim.plan import decoding_seconds, held_bytes, resident, step_lengths
     from sgmim.train import Feed
+
     before = resident()
     data, dev = training_data(a, c, config)
     feed = Feed(data, config, a.workers, c)
     padded = feed.pairs.pad or not feed.pairs.measured
-    return {'pairs': len(feed.pairs), 'dev': (sum(int(max(d.image_of_caption)) + 1 for d in dev.values()), sum(map(len, dev.values()))), 'parts': step_lengths(feed, c), 'seconds': None if padded else float(feed.pairs.lengths.mean())/16_000,
-            'decode': decoding_seconds(feed.pairs), 'bytes': resident() - before + held_bytes(feed)}
+    return {
+        "pairs": len(feed.pairs),
+        "dev": (sum(int(max(d.image_of_caption)) + 1 for d in dev.values()), sum(map(len, dev.values()))),
+        "parts": step_lengths(feed, c),
+        "seconds": None if padded else float(feed.pairs.lengths.mean()) / 16_000,
+        "decode": decoding_seconds(feed.pairs),
+        "bytes": resident() - before + held_bytes(feed),
+    }
 
 # %% ../nbs/32_cli.ipynb #9190c74b
 @command
 def evaluate(argv=None):
     "sgmim_eval: the retrieval table of a checkpoint."
-    p = argparse.ArgumentParser('sgmim_eval', description='Recalls of a checkpoint, both directions.')
-    p.add_argument('checkpoint', nargs='?', help="a training's folder (its best model), a checkpoint, what sgmim_export wrote, or VG-HuBERT's released bundle (default: the shipped scenes-tiny)")
-    p.add_argument('--download', action='store_true', help='fetch a VG-HuBERT that is named by its repository on the hub')
+    p = argparse.ArgumentParser("sgmim_eval", description="Recalls of a checkpoint, both directions.")
+    p.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="a training's folder (its best model), a checkpoint, what sgmim_export wrote, or VG-HuBERT's released bundle (default: the shipped scenes-tiny)",
+    )
+    p.add_argument(
+        "--download", action="store_true", help="fetch a VG-HuBERT that is named by its repository on the hub"
+    )
     corpus_options(p)
-    option(p, 'split', 'default: the test splits of the corpus')
-    p.add_argument('--images', type=above(2), default=1000, help='images of the embedded corpus')
-    p.add_argument('--max-seconds', type=above(0, float), default=None, help='only the first so many of each caption (default 10; 25 for Places)')
-    option(p, 'max-unreadable', 'share of the files that may be missing or unreadable (default %(default)s)')
-    p.add_argument('--embeddings', metavar='FOLDER', help='keep the embeddings here, one folder a split, or use those that are here')
-    p.add_argument('--batch-size', type=above(1), default=64, help='images, then captions, at a time (default %(default)s)')
-    option(p, 'workers', 'processes that decode ahead', type=above(0), default=0)
-    option(p, 'record'); option(p, 'device')
+    option(p, "split", "default: the test splits of the corpus")
+    p.add_argument("--images", type=above(2), default=1000, help="images of the embedded corpus")
+    p.add_argument(
+        "--max-seconds",
+        type=above(0, float),
+        default=None,
+        help="only the first so many of each caption (default 10; 25 for Places)",
+    )
+    option(p, "max-unreadable", "share of the files that may be missing or unreadable (default %(default)s)")
+    p.add_argument(
+        "--embeddings",
+        metavar="FOLDER",
+        help="keep the embeddings here, one folder a split, or use those that are here",
+    )
+    p.add_argument(
+        "--batch-size",
+        type=above(1),
+        default=64,
+        help="images, then captions, at a time (default %(default)s)",
+    )
+    option(p, "workers", "processes that decode ahead", type=above(0), default=0)
+    option(p, "record")
+    option(p, "device")
     return run_evaluation(p.parse_args(argv))
 
 # %% ../nbs/32_cli.ipynb #9ab57c2a
@@ -365,49 +726,101 @@ def run_evaluation(a):
     from sgmim.pretrain import shipped
     from sgmim.retrieval import format_table
     from sgmim.train import evaluation_cut
-    began, code, device, folder = time.perf_counter(), code_version(), pick_device(a.device), Path(a.checkpoint or shipped('scenes-tiny'))
+
+    began, code, device, folder = (
+        time.perf_counter(),
+        code_version(),
+        pick_device(a.device),
+        Path(a.checkpoint or shipped("scenes-tiny")),
+    )
     model = open_checkpoint(folder, a.download).to(device)
-    if a.data: splits = open_splits(a, a.split, 'test', max_missing=a.max_unreadable)
-    else: splits = {s: load_scenes(s, a.images, size=model.config.image_size) for s in a.split or ('test-seen', 'test-unseen', 'test-novel')}
+    if a.data:
+        splits = open_splits(a, a.split, "test", max_missing=a.max_unreadable)
+    else:
+        splits = {
+            s: load_scenes(s, a.images, size=model.config.image_size)
+            for s in a.split or ("test-seen", "test-unseen", "test-novel")
+        }
     seconds = a.max_seconds or max(evaluation_cut(c) for c in splits.values())
-    results = {s: pool_of(model, s, c, seconds, a, device).metrics(similarity=model.config.similarity) for s, c in splits.items()}
+    results = {
+        s: pool_of(model, s, c, seconds, a, device).metrics(similarity=model.config.similarity)
+        for s, c in splits.items()
+    }
     print(format_table(list(results.items())))
     train = training_lists(splits, a)
     notes = {s: remarks(c, s, r, train) for (s, c), r in zip(splits.items(), results.values())}
-    for s, said in notes.items(): print(f'{s}: ' + '; '.join(said))
+    for s, said in notes.items():
+        print(f"{s}: " + "; ".join(said))
     if a.record:
-        data = {s: {'name': repr(c), 'fingerprint': c.fingerprint, 'left_out': getattr(getattr(c, 'skipped', None), 'left_out', {})} for s, c in splits.items()}
-        write_json(a.record, run_record('eval', {'checkpoint': folder.name, 'model': state_digest(model), 'max_seconds': seconds}, 0, data,
-                                        {s: r.to_dict() for s, r in results.items()}, time.perf_counter() - began, device, code, remarks=notes))
+        data = {
+            s: {
+                "name": repr(c),
+                "fingerprint": c.fingerprint,
+                "left_out": getattr(getattr(c, "skipped", None), "left_out", {}),
+            }
+            for s, c in splits.items()
+        }
+        write_json(
+            a.record,
+            run_record(
+                "eval",
+                {"checkpoint": folder.name, "model": state_digest(model), "max_seconds": seconds},
+                0,
+                data,
+                {s: r.to_dict() for s, r in results.items()},
+                time.perf_counter() - began,
+                device,
+                code,
+                remarks=notes,
+            ),
+        )
 
 # %% ../nbs/32_cli.ipynb #47cb872a
 def open_checkpoint(path, download=False):
     "The model at `path`: ours, exported, or VG-HuBERT's (file, folder, or hub name, which is fetched only if `download`)."
     from sgmim.checkpoints import FILES, VG_HUB, vg_hubert_model
     from sgmim.models.sgmim import load_model
-    if (path/'best').is_dir(): path = path/'best'
-    ours = any((path/name).is_file() for name in FILES)
-    theirs = path.is_file() or str(path) == VG_HUB or (path.is_dir() and any(path.glob('*.pth')))
+
+    if (path / "best").is_dir():
+        path = path / "best"
+    ours = any((path / name).is_file() for name in FILES)
+    theirs = path.is_file() or str(path) == VG_HUB or (path.is_dir() and any(path.glob("*.pth")))
     if theirs and not ours:
-        return vg_hubert_model(path, device='cpu', download=download, progress=lambda line: print(line, file=sys.stderr))[0]
-    return load_model(path, device='cpu')
+        return vg_hubert_model(
+            path, device="cpu", download=download, progress=lambda line: print(line, file=sys.stderr)
+        )[0]
+    return load_model(path, device="cpu")
+
 
 def state_digest(model):
     "A hash of the configuration and of all weights: which model this was."
     from sgmim.core import config_to_dict
+
     h = hashlib.blake2b(repr(sorted(config_to_dict(model.config).items())).encode(), digest_size=8)
-    for name, v in sorted(model.state_dict().items()): h.update(name.encode() + v.detach().cpu().contiguous().numpy().tobytes())
+    for name, v in sorted(model.state_dict().items()):
+        h.update(name.encode() + v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
+
 
 def pool_of(model, split, corpus, seconds, a, device):
     "`Embeddings` of a split: those in the folder `a.embeddings` if they are of this model and these data, else made, and kept there."
     from sgmim.retrieval import Embeddings, embed
     from sgmim.train import pool
-    about = {'model': state_digest(model), 'data': corpus.fingerprint, 'files': getattr(corpus, 'content', None), 'max_seconds': seconds}
-    kept = a.embeddings and Path(a.embeddings)/split
-    if kept and kept.is_dir(): return Embeddings.load(kept, **about)
-    made = embed(model, pool(model.config, corpus, seconds, a.batch_size, a.workers), device, a.max_unreadable)
-    if kept: made.save(kept, **about)
+
+    about = {
+        "model": state_digest(model),
+        "data": corpus.fingerprint,
+        "files": getattr(corpus, "content", None),
+        "max_seconds": seconds,
+    }
+    kept = a.embeddings and Path(a.embeddings) / split
+    if kept and kept.is_dir():
+        return Embeddings.load(kept, **about)
+    made = embed(
+        model, pool(model.config, corpus, seconds, a.batch_size, a.workers), device, a.max_unreadable
+    )
+    if kept:
+        made.save(kept, **about)
     return made
 
 # %% ../nbs/32_cli.ipynb #edc99520
@@ -416,30 +829,53 @@ def remarks(corpus, split, result, train=None):
     from sgmim.data.check import EXPECTED
     from sgmim.data.corpora import canonical
     from sgmim.data.corpus import Corpus, overlap
+
     pool = result.audio_to_image.n_items, result.image_to_audio.n_items
-    said = [f'{pool[0]:,} images × {pool[1]:,} captions']
-    known = next((v for k, v in EXPECTED.get(getattr(corpus, 'name', None), {}).items() if canonical(k) == canonical(split)), {})
-    official = [known.get(k) for k in ('images', 'captions')]
+    said = [f"{pool[0]:,} images × {pool[1]:,} captions"]
+    known = next(
+        (
+            v
+            for k, v in EXPECTED.get(getattr(corpus, "name", None), {}).items()
+            if canonical(k) == canonical(split)
+        ),
+        {},
+    )
+    official = [known.get(k) for k in ("images", "captions")]
     if any(n not in (None, m) for n, m in zip(official, pool)):
-        size = ' × '.join('?' if n is None else f'{n:,}' for n in official)
-        said.append(f'the official pool is {size}, so do not compare these numbers with published ones')
-    if result.unreadable: said.append(f'{result.unreadable} could not be read')
-    if isinstance(corpus, Corpus) and corpus.skipped.left_out: said.append(f'{sum(corpus.skipped.left_out.values()):,} left out: {corpus.skipped.left_out}')
-    if isinstance(train, DataError): said.append(f'seen or unseen in training is not known: {train}')
+        size = " × ".join("?" if n is None else f"{n:,}" for n in official)
+        said.append(f"the official pool is {size}, so do not compare these numbers with published ones")
+    if result.unreadable:
+        said.append(f"{result.unreadable} could not be read")
+    if isinstance(corpus, Corpus) and corpus.skipped.left_out:
+        said.append(f"{sum(corpus.skipped.left_out.values()):,} left out: {corpus.skipped.left_out}")
+    if isinstance(train, DataError):
+        said.append(f"seen or unseen in training is not known: {train}")
     elif train is not None:
         shared = overlap(corpus, train)
-        said.append(f"{shared['speakers']:.0%} of the captions are by speakers of the training split" + ('' if shared['scenes'] is None else f", {shared['scenes']:.0%} show a kind of scene that it has"))
+        said.append(
+            f"{shared['speakers']:.0%} of the captions are by speakers of the training split"
+            + (
+                ""
+                if shared["scenes"] is None
+                else f", {shared['scenes']:.0%} show a kind of scene that it has"
+            )
+        )
     return said
+
 
 def training_lists(splits, a):
     "The training split of Places, whose 'seen' and 'unseen' have to be computed (its lists are enough, the files need not be there); None for other corpora; a `DataError` where there is none."
     from sgmim.data.corpora import load_corpus, recognise
     from sgmim.reproduce import role_splits
-    if not a.data or not any(getattr(c, 'name', None) == 'places' for c in splits.values()): return None
+
+    if not a.data or not any(getattr(c, "name", None) == "places" for c in splits.values()):
+        return None
     kind = a.kind or recognise(a.data)
     options = reader_options(a, kind)
-    try: return load_corpus(a.data, role_splits(a.data, kind, 'train', options)[0], kind=kind, **options)
-    except DataError as e: return e
+    try:
+        return load_corpus(a.data, role_splits(a.data, kind, "train", options)[0], kind=kind, **options)
+    except DataError as e:
+        return e
 
 # %% ../nbs/32_cli.ipynb #6a184dbd
 @command
@@ -447,43 +883,83 @@ def export(argv=None):
     "sgmim_export CHECKPOINT OUT."
     from sgmim.checkpoints import export_model
     from sgmim.core import read_json
-    p = argparse.ArgumentParser('sgmim_export', description="Write a checkpoint as a folder in Hugging Face's style, with a model card from its run record.")
-    p.add_argument('checkpoint', help="a training's folder (its best model), a checkpoint, or VG-HuBERT's bundle")
-    p.add_argument('out', help='folder to write')
-    p.add_argument('--record', metavar='FILE', help="run record for the model card (default: the training's)")
-    p.add_argument('--results', metavar='FILE', help="record of sgmim_eval --record, for the model card's table")
-    p.add_argument('--licence', help="of the weights, by the hub's names (default: cc-by-nc-4.0 if the record says that they started from MAE's, else other)")
+
+    p = argparse.ArgumentParser(
+        "sgmim_export",
+        description="Write a checkpoint as a folder in Hugging Face's style, with a model card from its run record.",
+    )
+    p.add_argument(
+        "checkpoint", help="a training's folder (its best model), a checkpoint, or VG-HuBERT's bundle"
+    )
+    p.add_argument("out", help="folder to write")
+    p.add_argument("--record", metavar="FILE", help="run record for the model card (default: the training's)")
+    p.add_argument(
+        "--results", metavar="FILE", help="record of sgmim_eval --record, for the model card's table"
+    )
+    p.add_argument(
+        "--licence",
+        help="of the weights, by the hub's names (default: cc-by-nc-4.0 if the record says that they started from MAE's, else other)",
+    )
     a = p.parse_args(argv)
     folder = Path(a.checkpoint)
     model = open_checkpoint(folder)
-    record = a.record or next((f for f in (folder/'record.json', folder.parent/'record.json') if f.is_file()), None)
+    record = a.record or next(
+        (f for f in (folder / "record.json", folder.parent / "record.json") if f.is_file()), None
+    )
     made = read_json(record) if record else {}
-    if a.results: made['metrics'] = made.get('metrics', {}) | (read_json(a.results).get('metrics') or {})
-    from_mae = any('mae' in str(s.get('name') if isinstance(s, dict) else '').lower() for s in (made.get('pretrained') or {}).values())
-    export_model(model, a.out, made or None, a.licence or ('cc-by-nc-4.0' if from_mae else 'other'))     # MAE's weights are CC BY-NC 4.0
-    print(f'{a.out} holds the model' + (f', with the run of {Path(record).name} in its card' if record else '; there was no run record for its card'))
+    if a.results:
+        made["metrics"] = made.get("metrics", {}) | (read_json(a.results).get("metrics") or {})
+    from_mae = any(
+        "mae" in str(s.get("name") if isinstance(s, dict) else "").lower()
+        for s in (made.get("pretrained") or {}).values()
+    )
+    export_model(
+        model, a.out, made or None, a.licence or ("cc-by-nc-4.0" if from_mae else "other")
+    )  # MAE's weights are CC BY-NC 4.0
+    print(
+        f"{a.out} holds the model"
+        + (
+            f", with the run of {Path(record).name} in its card"
+            if record
+            else "; there was no run record for its card"
+        )
+    )
 
 # %% ../nbs/32_cli.ipynb #bc6e1c01
 @command
 def reproduce(argv=None):
     "sgmim_reproduce --table N --data …: the runs of a table of the paper."
     from sgmim.reproduce import reproduce_command
+
     return reproduce_command(argv)
 
 # %% ../nbs/32_cli.ipynb #29938f89
 def analysis_data(a, size):
     "(dev, {split: corpus}) of the arguments of `sgmim_analyse`. Only what it reads has to be there: for words the recordings, for dependence no dev set."
     from sgmim.data.scenes import load_scenes
-    chooses, most = a.what in ('words', 'grounding'), None if a.what == 'words' else a.max_unreadable
-    if a.data: return chooses and next(iter(open_splits(a, a.dev_split and [a.dev_split], 'dev', most).values())), open_splits(a, a.split, 'test', most)
-    return chooses and load_scenes(a.dev_split or 'dev', a.images//2, size=size), {s: load_scenes(s, a.images, size=size) for s in a.split or ['test-seen']}
+
+    chooses, most = a.what in ("words", "grounding"), None if a.what == "words" else a.max_unreadable
+    if a.data:
+        return chooses and next(
+            iter(open_splits(a, a.dev_split and [a.dev_split], "dev", most).values())
+        ), open_splits(a, a.split, "test", most)
+    return chooses and load_scenes(a.dev_split or "dev", a.images // 2, size=size), {
+        s: load_scenes(s, a.images, size=size) for s in a.split or ["test-seen"]
+    }
+
 
 def open_recon(path, model):
     "The model at `path`, as the row + Recon beside `model`; `ConfigError` if it is another row, or sees or hides other patches."
     recon = open_checkpoint(path)
-    if recon.config.reconstruction != 'plain': raise ConfigError(f"--recon {path}: its decoder is of another row (reconstruction='{recon.config.reconstruction}'); + Recon has 'plain'")
-    for k in ('image_size', 'patch_size', 'crop_pct', 'mask_ratio', 'mim_target'):
-        if (mine := getattr(recon.config, k)) != (other := getattr(model.config, k)): raise ConfigError(f'--recon {path}: its {k} is {mine}, and that of the model is {other}: their errors cannot be compared patch by patch')
+    if recon.config.reconstruction != "plain":
+        raise ConfigError(
+            f"--recon {path}: its decoder is of another row (reconstruction='{recon.config.reconstruction}'); + Recon has 'plain'"
+        )
+    for k in ("image_size", "patch_size", "crop_pct", "mask_ratio", "mim_target"):
+        if (mine := getattr(recon.config, k)) != (other := getattr(model.config, k)):
+            raise ConfigError(
+                f"--recon {path}: its {k} is {mine}, and that of the model is {other}: their errors cannot be compared patch by patch"
+            )
     return recon
 
 # %% ../nbs/32_cli.ipynb #2cea227c
@@ -491,27 +967,61 @@ def row_groups(a):
     "{name: [path]} of the checkpoints that the arguments name, each by itself, or, with `--runs-of`, of the rows below these labels; `ConfigError` if there is none."
     from sgmim.pretrain import shipped
     from sgmim.reproduce import checkpoints, gather
+
     if not a.runs_of:
-        paths = [p.parent if p.name == 'best' else p for p in map(Path, a.checkpoint or [shipped('scenes-tiny')])]
-        if len({p.name for p in paths}) < len(paths): raise ConfigError('two of the checkpoints have folders of one name: rename one')
+        paths = [
+            p.parent if p.name == "best" else p for p in map(Path, a.checkpoint or [shipped("scenes-tiny")])
+        ]
+        if len({p.name for p in paths}) < len(paths):
+            raise ConfigError("two of the checkpoints have folders of one name: rename one")
         return {p.name: [p] for p in paths}
-    if a.checkpoint: raise ConfigError('--runs-of names the checkpoints: leave the others out')
-    of = {label: checkpoints(gather(4, 'scenes', label=label), a.runs) for label in a.runs_of}
-    if lost := [label for label, rows in of.items() if not rows]: raise ConfigError(f'no run of {", ".join(lost)} below {a.runs} that a record of Table 4 was made by: name another folder with --runs, or checkpoints')
-    groups = {row if label == a.runs_of[0] else f'{row}, {label}': folders for label, rows in of.items() for row, folders in rows.items()}
-    return groups if a.what == 'mistakes' else {name: folders for name, folders in groups.items() if not name.startswith('VG-HuBERT')}     # which have one gradient alone
+    if a.checkpoint:
+        raise ConfigError("--runs-of names the checkpoints: leave the others out")
+    of = {label: checkpoints(gather(4, "scenes", label=label), a.runs) for label in a.runs_of}
+    if lost := [label for label, rows in of.items() if not rows]:
+        raise ConfigError(
+            f"no run of {', '.join(lost)} below {a.runs} that a record of Table 4 was made by: name another folder with --runs, or checkpoints"
+        )
+    groups = {
+        row if label == a.runs_of[0] else f"{row}, {label}": folders
+        for label, rows in of.items()
+        for row, folders in rows.items()
+    }
+    return (
+        groups
+        if a.what == "mistakes"
+        else {name: folders for name, folders in groups.items() if not name.startswith("VG-HuBERT")}
+    )  # which have one gradient alone
+
 
 def analyse_rows(a, device):
     "What `sgmim_analyse gradients` and `sgmim_analyse mistakes` do."
     from sgmim.analysis import gradient_table, gradients_record, mistakes_record, mistakes_tables
     from sgmim.words import before_training
+
     paths_of = row_groups(a)
     opened = {name: [open_checkpoint(p) for p in paths] for name, paths in paths_of.items()}
-    groups = {name: [(before_training(m) if a.before_training else m).to(device) for m in models] for name, models in opened.items()}
-    about = {'models': {name: [{'checkpoint': p.name, 'model': state_digest(m)} for p, m in zip(paths_of[name], models)] for name, models in groups.items()}, 'before_training': a.before_training}
+    groups = {
+        name: [(before_training(m) if a.before_training else m).to(device) for m in models]
+        for name, models in opened.items()
+    }
+    about = {
+        "models": {
+            name: [{"checkpoint": p.name, "model": state_digest(m)} for p, m in zip(paths_of[name], models)]
+            for name, models in groups.items()
+        },
+        "before_training": a.before_training,
+    }
     _, splits = analysis_data(a, next(iter(groups.values()))[0].config.image_size)
-    made = (gradients_record if a.what == 'gradients' else mistakes_record)(groups, splits, about=about, record=a.record)
-    for split, found in made['metrics'].items(): print(split, *([gradient_table(found)] if a.what == 'gradients' else mistakes_tables(found).values()), sep='\n\n')
+    made = (gradients_record if a.what == "gradients" else mistakes_record)(
+        groups, splits, about=about, record=a.record
+    )
+    for split, found in made["metrics"].items():
+        print(
+            split,
+            *([gradient_table(found)] if a.what == "gradients" else mistakes_tables(found).values()),
+            sep="\n\n",
+        )
 
 # %% ../nbs/32_cli.ipynb #2330f820
 @command
@@ -522,39 +1032,82 @@ def analyse(argv=None):
     from sgmim.grounding import grounding_record, grounding_tables
     from sgmim.pretrain import shipped
     from sgmim.words import before_training, discovery_record, discovery_remarks, discovery_table
-    p = argparse.ArgumentParser('sgmim_analyse', description='What a model has learned beside retrieval. What has to be chosen is chosen on the dev set.')
-    p.add_argument('what', choices=('words', 'grounding', 'dependence', 'gradients', 'mistakes'),
-                   help='boundaries of words from attention; where words point in the image; what reconstruction owes to speech; whose gradient reaches which part; which words are missed')
-    p.add_argument('checkpoint', nargs='*', help='default: the shipped scenes-tiny; several for gradients and mistakes')
+
+    p = argparse.ArgumentParser(
+        "sgmim_analyse",
+        description="What a model has learned beside retrieval. What has to be chosen is chosen on the dev set.",
+    )
+    p.add_argument(
+        "what",
+        choices=("words", "grounding", "dependence", "gradients", "mistakes"),
+        help="boundaries of words from attention; where words point in the image; what reconstruction owes to speech; whose gradient reaches which part; which words are missed",
+    )
+    p.add_argument(
+        "checkpoint", nargs="*", help="default: the shipped scenes-tiny; several for gradients and mistakes"
+    )
     corpus_options(p)
-    option(p, 'split', 'default: the test splits (of the embedded corpus test-seen alone)')
-    p.add_argument('--dev-split', help="default: the first of the protocol's")
-    p.add_argument('--images', type=above(2), default=1000, help='images of a test split of the embedded corpus; half as many for dev')
-    p.add_argument('--recon', metavar='CHECKPOINT', help='dependence: also a model of the row + Recon')
-    p.add_argument('--before-training', action='store_true', help='words, gradients, mistakes: the model as it was before its first step, as a baseline')
-    p.add_argument('--runs-of', nargs='+', metavar='LABEL', help='gradients, mistakes: the runs behind the records of Table 4 with these labels, such as scenes')
-    p.add_argument('--runs', default='runs/reproduce', help='folder of these runs (default %(default)s)')
-    option(p, 'max-unreadable', 'share of the captions that may be missing or unreadable (default %(default)s)')
-    option(p, 'record'); option(p, 'device')
+    option(p, "split", "default: the test splits (of the embedded corpus test-seen alone)")
+    p.add_argument("--dev-split", help="default: the first of the protocol's")
+    p.add_argument(
+        "--images",
+        type=above(2),
+        default=1000,
+        help="images of a test split of the embedded corpus; half as many for dev",
+    )
+    p.add_argument("--recon", metavar="CHECKPOINT", help="dependence: also a model of the row + Recon")
+    p.add_argument(
+        "--before-training",
+        action="store_true",
+        help="words, gradients, mistakes: the model as it was before its first step, as a baseline",
+    )
+    p.add_argument(
+        "--runs-of",
+        nargs="+",
+        metavar="LABEL",
+        help="gradients, mistakes: the runs behind the records of Table 4 with these labels, such as scenes",
+    )
+    p.add_argument("--runs", default="runs/reproduce", help="folder of these runs (default %(default)s)")
+    option(
+        p, "max-unreadable", "share of the captions that may be missing or unreadable (default %(default)s)"
+    )
+    option(p, "record")
+    option(p, "device")
     a = p.parse_args(argv)
-    if a.runs_of and a.what not in ('gradients', 'mistakes'): raise ConfigError(f'--runs-of is for gradients and mistakes: give {a.what} a checkpoint')
-    if a.recon and a.what != 'dependence': raise ConfigError(f'--recon is for dependence: leave it out of {a.what}')
+    if a.runs_of and a.what not in ("gradients", "mistakes"):
+        raise ConfigError(f"--runs-of is for gradients and mistakes: give {a.what} a checkpoint")
+    if a.recon and a.what != "dependence":
+        raise ConfigError(f"--recon is for dependence: leave it out of {a.what}")
     device = pick_device(a.device)
-    if a.what in ('gradients', 'mistakes'): return analyse_rows(a, device)
-    if len(a.checkpoint) > 1: raise ConfigError(f'{a.what} looks into one checkpoint; gradients and mistakes take several')
-    folder = Path(a.checkpoint[0] if a.checkpoint else shipped('scenes-tiny'))
+    if a.what in ("gradients", "mistakes"):
+        return analyse_rows(a, device)
+    if len(a.checkpoint) > 1:
+        raise ConfigError(f"{a.what} looks into one checkpoint; gradients and mistakes take several")
+    folder = Path(a.checkpoint[0] if a.checkpoint else shipped("scenes-tiny"))
     model = open_checkpoint(folder).to(device)
-    if a.before_training: model = before_training(model).to(device)
-    about = {'checkpoint': folder.name, 'model': state_digest(model), 'before_training': a.before_training}
+    if a.before_training:
+        model = before_training(model).to(device)
+    about = {"checkpoint": folder.name, "model": state_digest(model), "before_training": a.before_training}
     dev, splits = analysis_data(a, model.config.image_size)
-    if a.what == 'words':
-        made = discovery_record(model, dev, splits, about=about, record=a.record, device=device, max_unreadable=a.max_unreadable)
-        print(discovery_table(made, '20 ms', markdown=False))
-        for split, said in discovery_remarks(made).items(): print(f'{split}: {said}')
-    elif a.what == 'grounding':
+    if a.what == "words":
+        made = discovery_record(
+            model, dev, splits, about=about, record=a.record, device=device, max_unreadable=a.max_unreadable
+        )
+        print(discovery_table(made, "20 ms", markdown=False))
+        for split, said in discovery_remarks(made).items():
+            print(f"{split}: {said}")
+    elif a.what == "grounding":
         made = grounding_record(model, dev, splits, about=about, record=a.record)
-        for split, found in made['metrics'].items(): print(split, *grounding_tables(found).values(), sep='\n\n')
+        for split, found in made["metrics"].items():
+            print(split, *grounding_tables(found).values(), sep="\n\n")
     else:
         recon = a.recon and open_recon(Path(a.recon), model).to(device)
-        made = dependence_record(model, splits, recon=recon, about=about | ({'recon': Path(a.recon).name, 'recon_model': state_digest(recon)} if recon else {}), record=a.record)
-        for split, found in made['metrics'].items(): print(split, *dependence_tables(found).values(), sep='\n\n')
+        made = dependence_record(
+            model,
+            splits,
+            recon=recon,
+            about=about
+            | ({"recon": Path(a.recon).name, "recon_model": state_digest(recon)} if recon else {}),
+            record=a.record,
+        )
+        for split, found in made["metrics"].items():
+            print(split, *dependence_tables(found).values(), sep="\n\n")

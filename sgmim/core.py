@@ -9,7 +9,18 @@ __all__ = ['WEIGHTS', 'CONFIG', 'MAX_HEADER', 'FLOATS', 'SgmimError', 'ConfigErr
            'check_tensors', 'check_state', 'load_state', 'code_version', 'hardware', 'run_record', 'peak_memory_mb']
 
 # %% ../nbs/00_core.ipynb #c35825a9
-import contextlib, dataclasses, difflib, hashlib, json, os, platform, random, subprocess, sys, tempfile, time
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +29,29 @@ import numpy as np
 class SgmimError(Exception):
     "Any error that this library raises on purpose; its text says what was wrong, where, and what to do."
 
+
 class ConfigError(SgmimError, ValueError):
     "A configuration or an argument that cannot be right."
 
+
 class DataError(SgmimError, ValueError):
     "An input that cannot be used: missing, empty, truncated, of the wrong shape, not finite."
+
 
 class CheckpointError(SgmimError, RuntimeError):
     "A checkpoint that is missing, truncated, foreign, or of another configuration."
 
 # %% ../nbs/00_core.ipynb #9c45b905
 @contextlib.contextmanager
-def atomic_write(path, mode='wb'):
+def atomic_write(path, mode="wb"):
     """Open `path` for writing; the content appears under its name only when the block ends without an error.
     Raises `SgmimError` with the path and the remedy when the folder cannot be written or the disk is full."""
     path = Path(path)
     tmp = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
-        with os.fdopen(fd, mode, **({} if 'b' in mode else {'encoding': 'utf-8'})) as f:
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(fd, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -45,83 +59,122 @@ def atomic_write(path, mode='wb'):
         os.replace(tmp, path)
         tmp = None
     except OSError as e:
-        raise SgmimError(f'cannot write {path}: {e.strerror or e}. Check that the folder exists, is yours to write, '
-                         'and that the disk has room; nothing was left under that name.') from e
+        raise SgmimError(
+            f"cannot write {path}: {e.strerror or e}. Check that the folder exists, is yours to write, "
+            "and that the disk has room; nothing was left under that name."
+        ) from e
     finally:
         if tmp is not None:
-            with contextlib.suppress(OSError): os.unlink(tmp)
+            with contextlib.suppress(OSError):
+                os.unlink(tmp)
 
-_UMASK = os.umask(0o022)     # there is no way to read it but to set it
+
+_UMASK = os.umask(0o022)  # there is no way to read it but to set it
 os.umask(_UMASK)
 
 # %% ../nbs/00_core.ipynb #85c94ca4
 def _jsonable(x):
-    if dataclasses.is_dataclass(x) and not isinstance(x, type): x = dataclasses.asdict(x)
-    if isinstance(x, dict): return {str(k): _jsonable(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_jsonable(v) for v in x]
-    if isinstance(x, Path): return str(x)
-    if hasattr(x, 'tolist'): return _jsonable(x.tolist())  # NumPy and torch numbers and arrays
-    if isinstance(x, float) and not np.isfinite(x): return None
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        x = dataclasses.asdict(x)
+    if isinstance(x, dict):
+        return {str(k): _jsonable(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_jsonable(v) for v in x]
+    if isinstance(x, Path):
+        return str(x)
+    if hasattr(x, "tolist"):
+        return _jsonable(x.tolist())  # NumPy and torch numbers and arrays
+    if isinstance(x, float) and not np.isfinite(x):
+        return None
     return x
+
 
 def write_json(path, obj):
     "Write `obj` (dicts, lists, numbers, dataclasses, arrays) to `path` as JSON, atomically."
     text = json.dumps(_jsonable(obj), indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path, 'w') as f: f.write(text + '\n')
+    with atomic_write(path, "w") as f:
+        f.write(text + "\n")
+
 
 def read_json(path):
     "The content of a JSON file; `DataError` names file, line and column of a fault."
     path = Path(path)
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as e: raise DataError(f'{path} does not exist') from e
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise DataError(f"{path} does not exist") from e
     except json.JSONDecodeError as e:
-        raise DataError(f'{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}); the file may be truncated') from e
-    except (OSError, UnicodeDecodeError) as e: raise DataError(f'cannot read {path}: {e}') from e
-    except (ValueError, RecursionError) as e: # a number of thousands of digits, a list in a list in a list, …
-        raise DataError(f'{path}: JSON that cannot be read ({type(e).__name__}: {e})') from e
+        raise DataError(
+            f"{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}); the file may be truncated"
+        ) from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"cannot read {path}: {e}") from e
+    except (
+        ValueError,
+        RecursionError,
+    ) as e:  # a number of thousands of digits, a list in a list in a list, …
+        raise DataError(f"{path}: JSON that cannot be read ({type(e).__name__}: {e})") from e
 
 # %% ../nbs/00_core.ipynb #b0250b1d
 def config_to_dict(cfg):
     "A dataclass as plain, JSON-able values."
     return _jsonable(dataclasses.asdict(cfg))
 
-def config_from_dict(cls, d, where='config'):
+
+def config_from_dict(cls, d, where="config"):
     "An instance of the dataclass `cls` from a dict; `ConfigError` for unknown or missing fields and wrong kinds."
-    if not isinstance(d, dict): raise ConfigError(f'{where}: expected a mapping of fields, got {type(d).__name__}')
+    if not isinstance(d, dict):
+        raise ConfigError(f"{where}: expected a mapping of fields, got {type(d).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in d:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else f'; it has: {", ".join(fields)}'
+            hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(fields)}"
             raise ConfigError(f"{where}: {cls.__name__} has no field '{name}'{hint}")
-    missing = [n for n, f in fields.items() if n not in d
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    if missing: raise ConfigError(f'{where}: {cls.__name__} needs {", ".join(missing)}')
+    missing = [
+        n
+        for n, f in fields.items()
+        if n not in d and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where}: {cls.__name__} needs {', '.join(missing)}")
     return cls(**{n: _as_kind(v, fields[n], where) for n, v in d.items()})
+
 
 def _as_kind(v, f, where):
     "JSON has no tuples and writes 1.0 as 1: bring `v` to the kind of the field's default, or refuse it."
     kind = type(f.default)
-    if kind is tuple and isinstance(v, (list, tuple)): return _tuples(v)
-    if kind is float and isinstance(v, int) and not isinstance(v, bool): return float(v)
-    if (kind is tuple and not isinstance(v, tuple)) or (kind in (int, float, bool, str) and type(v) is not kind):
+    if kind is tuple and isinstance(v, (list, tuple)):
+        return _tuples(v)
+    if kind is float and isinstance(v, int) and not isinstance(v, bool):
+        return float(v)
+    if (kind is tuple and not isinstance(v, tuple)) or (
+        kind in (int, float, bool, str) and type(v) is not kind
+    ):
         raise ConfigError(f"{where}: field '{f.name}' must be {kind.__name__}, got {type(v).__name__} {v!r}")
     return v
 
-def _tuples(v): return tuple(_tuples(x) if isinstance(x, (list, tuple)) else x for x in v)
+
+def _tuples(v):
+    return tuple(_tuples(x) if isinstance(x, (list, tuple)) else x for x in v)
 
 # %% ../nbs/00_core.ipynb #bb64e014
 def stable_hash(*key):
     "A 64-bit integer from ints and strings: the same in every process, on every machine."
-    return int.from_bytes(hashlib.blake2b('\x1f'.join(map(str, key)).encode(), digest_size=8).digest(), 'little')
+    return int.from_bytes(
+        hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest(), "little"
+    )
+
 
 def rng_for(*key):
     "A NumPy generator that depends on `key` (ints and strings) alone."
     return np.random.default_rng(stable_hash(*key))
 
+
 def set_seed(seed):
     "Seed Python's, NumPy's and torch's global generators (CPU and CUDA)."
     import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -130,77 +183,106 @@ def set_seed(seed):
 def pick_device(device=None):
     "The torch device to use: the one named, else cuda when there is one, else cpu. `ConfigError` if the named one is not there."
     import torch
-    if device is None: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try: device = torch.device(device)
-    except RuntimeError as e: raise ConfigError(f"unknown device '{device}': use 'cpu', 'cuda' or 'cuda:N'") from e
-    if device.type not in ('cpu', 'cuda', 'mps'): raise ConfigError(f"device '{device}' cannot be computed on here: use 'cpu', 'cuda' or 'cuda:N'")
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ConfigError(f"device '{device}' was asked for, but torch {torch.__version__} sees no CUDA device; "
-                          "use device='cpu', or install a CUDA build of torch and its driver")
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError as e:
+        raise ConfigError(f"unknown device '{device}': use 'cpu', 'cuda' or 'cuda:N'") from e
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device '{device}' cannot be computed on here: use 'cpu', 'cuda' or 'cuda:N'")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device '{device}' was asked for, but torch {torch.__version__} sees no CUDA device; "
+            "use device='cpu', or install a CUDA build of torch and its driver"
+        )
     return device
 
 # %% ../nbs/00_core.ipynb #96b2b6c9
-WEIGHTS, CONFIG = 'weights.safetensors', 'config.json'
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+
 
 def save_checkpoint(folder, tensors, meta):
     "Write `tensors` (name -> tensor) and `meta` (JSON-able) to `folder`; each file is whole or absent."
     from safetensors.torch import save
+
     folder = Path(folder)
     # clone: safetensors refuses tensors that share storage; cpu: a checkpoint must open anywhere
     blob = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-    with atomic_write(folder/WEIGHTS) as f: f.write(blob)
-    write_json(folder/CONFIG, {**meta, 'weights': {'bytes': len(blob), 'blake2b': _digest(blob)}})
+    with atomic_write(folder / WEIGHTS) as f:
+        f.write(blob)
+    write_json(folder / CONFIG, {**meta, "weights": {"bytes": len(blob), "blake2b": _digest(blob)}})
 
-MAX_HEADER = 2**24 # bytes of a safetensors header; 100 or so are usual for a tensor
+
+MAX_HEADER = 2**24  # bytes of a safetensors header; 100 or so are usual for a tensor
+
 
 def check_header(path):
     "Raise `CheckpointError` where a safetensors file has no header, or one of more than MAX_HEADER bytes."
-    with open(path, 'rb') as f: head = f.read(8)
-    size = int.from_bytes(head, 'little')
+    with open(path, "rb") as f:
+        head = f.read(8)
+    size = int.from_bytes(head, "little")
     if len(head) < 8 or size > MAX_HEADER:
-        raise CheckpointError(f'{path}: not a safetensors file '
-                              f'(its header has {size:,} bytes; at most {MAX_HEADER:,} are read)')
+        raise CheckpointError(
+            f"{path}: not a safetensors file (its header has {size:,} bytes; at most {MAX_HEADER:,} are read)"
+        )
+
 
 def load_checkpoint(folder):
     "(tensors, meta) of a checkpoint folder, on the CPU; `CheckpointError` if missing, truncated, or not a pair."
     from safetensors.torch import load
+
     folder = Path(folder)
     for name in (WEIGHTS, CONFIG):
-        if not (folder/name).is_file():
-            raise CheckpointError(f'{folder} is no checkpoint of this library: {name} is missing. '
-                                  'Give the folder that holds weights.safetensors and config.json.')
-    try: meta = read_json(folder/CONFIG)
-    except DataError as e: raise CheckpointError(f'{e}. Use an earlier checkpoint.') from e
-    blob = (folder/WEIGHTS).read_bytes()
-    said = meta.get('weights') if isinstance(meta, dict) else None
-    if not isinstance(said, dict): raise CheckpointError(f'{folder/CONFIG} was not written by this library: it has no entry "weights"')
-    if len(blob) != said.get('bytes') or _digest(blob) != said.get('blake2b'):
-        raise CheckpointError(f'{folder/WEIGHTS} has {len(blob)} bytes and does not match {CONFIG} ({said.get("bytes")} bytes): '
-                              'truncated, changed, or of another checkpoint. Use an earlier checkpoint, or copy it again.')
-    check_header(folder/WEIGHTS)
-    try: return load(blob), meta
-    except Exception as e: raise CheckpointError(f'{folder/WEIGHTS}: not a safetensors file ({e})') from e
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} is no checkpoint of this library: {name} is missing. "
+                "Give the folder that holds weights.safetensors and config.json."
+            )
+    try:
+        meta = read_json(folder / CONFIG)
+    except DataError as e:
+        raise CheckpointError(f"{e}. Use an earlier checkpoint.") from e
+    blob = (folder / WEIGHTS).read_bytes()
+    said = meta.get("weights") if isinstance(meta, dict) else None
+    if not isinstance(said, dict):
+        raise CheckpointError(f'{folder / CONFIG} was not written by this library: it has no entry "weights"')
+    if len(blob) != said.get("bytes") or _digest(blob) != said.get("blake2b"):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} has {len(blob)} bytes and does not match {CONFIG} ({said.get('bytes')} bytes): "
+            "truncated, changed, or of another checkpoint. Use an earlier checkpoint, or copy it again."
+        )
+    check_header(folder / WEIGHTS)
+    try:
+        return load(blob), meta
+    except Exception as e:
+        raise CheckpointError(f"{folder / WEIGHTS}: not a safetensors file ({e})") from e
 
-def _digest(blob): return hashlib.blake2b(blob, digest_size=16).hexdigest()
+
+def _digest(blob):
+    return hashlib.blake2b(blob, digest_size=16).hexdigest()
 
 # %% ../nbs/00_core.ipynb #42db8911
-FLOATS = ('float16', 'bfloat16', 'float32', 'float64')  # of which weights are accepted
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # of which weights are accepted
+
 
 def tensor_fault(v, types=FLOATS):
     "Why a tensor cannot be a weight, as text. None if it can: dense, with its own data, of one of `types`."
-    dtype = str(v.dtype).removeprefix('torch.')
+    dtype = str(v.dtype).removeprefix("torch.")
     for odd, text in (
-        (v.is_quantized, 'quantised'),
-        (v.is_nested, 'nested'),
-        (str(v.layout) != 'torch.strided', f'sparse ({v.layout})'),
-        (v.device.type == 'meta', 'without data (on the meta device)'),
+        (v.is_quantized, "quantised"),
+        (v.is_nested, "nested"),
+        (str(v.layout) != "torch.strided", f"sparse ({v.layout})"),
+        (v.device.type == "meta", "without data (on the meta device)"),
     ):
         if odd:
             return text
     if dtype not in types:
-        return f'{dtype}, not one of {", ".join(types)}'
+        return f"{dtype}, not one of {', '.join(types)}"
     stored = v.untyped_storage().nbytes() // v.element_size()
-    return f'of {v.numel():,} values, of which only {stored:,} are stored' if v.numel() > stored else None
+    return f"of {v.numel():,} values, of which only {stored:,} are stored" if v.numel() > stored else None
+
 
 def check_tensors(
     tensors,  # name -> tensor, of one file
@@ -210,58 +292,66 @@ def check_tensors(
     "Raise `CheckpointError` unless tensors can be weights, fit into their file, and are finite in float32."
 
     def names(bad):
-        return f'{", ".join(bad[:8])}{", …" if len(bad) > 8 else ""}'
+        return f"{', '.join(bad[:8])}{', …' if len(bad) > 8 else ''}"
 
-    if bad := [f'{k} is {fault}' for k, v in tensors.items() if (fault := tensor_fault(v))]:
+    if bad := [f"{k} is {fault}" for k, v in tensors.items() if (fault := tensor_fault(v))]:
         raise CheckpointError(
-            f'{where} holds tensors that cannot be loaded as weights: {names(bad)}. '
-            'Save dense floating-point tensors'
+            f"{where} holds tensors that cannot be loaded as weights: {names(bad)}. "
+            "Save dense floating-point tensors"
         )
     claimed = sum(v.numel() * v.element_size() for v in tensors.values())
     if file_bytes is not None and claimed > file_bytes:
         raise CheckpointError(
-            f'{where} has {file_bytes:,} bytes, but its tensors claim {claimed:,}: '
-            'the file is damaged or made up'
+            f"{where} has {file_bytes:,} bytes, but its tensors claim {claimed:,}: "
+            "the file is damaged or made up"
         )
     if bad := [k for k, v in tensors.items() if not _finite(v.float())]:
         raise CheckpointError(
-            f'{where} holds values that are not finite, in {names(bad)}: '
-            'the file is damaged, its training failed, or a number is too large for float32'
+            f"{where} holds values that are not finite, in {names(bad)}: "
+            "the file is damaged, its training failed, or a number is too large for float32"
         )
+
 
 def _finite(v):
     return bool(v.sum().isfinite()) or bool(v.isfinite().all())  # a sum is fast, but may overflow
 
 # %% ../nbs/00_core.ipynb #5be90c11
-def check_state(module, tensors, what='checkpoint', ignore=()):
+def check_state(module, tensors, what="checkpoint", ignore=()):
     """Raise `CheckpointError` unless `tensors` has the names, shapes and types of `module`'s; list faults.
     Names starting with one of `ignore` may be missing or left over; any type in FLOATS goes for any other."""
     own = module.state_dict()
-    skip = lambda k: any(k.startswith(p) for p in ignore)
+
+    def skip(k):
+        return any(k.startswith(p) for p in ignore)
+
     missing = [k for k in own if k not in tensors and not skip(k)]
     extra = [k for k in tensors if k not in own and not skip(k)]
     both = [(k, v, tensors[k]) for k, v in own.items() if k in tensors]
-    types = lambda v: FLOATS if v.is_floating_point() else (str(v.dtype).removeprefix('torch.'),)
-    kind = [f'{k} {fault}' for k, v, t in both if (fault := tensor_fault(t, types(v)))]
+
+    def types(v):
+        return FLOATS if v.is_floating_point() else (str(v.dtype).removeprefix("torch."),)
+
+    kind = [f"{k} {fault}" for k, v, t in both if (fault := tensor_fault(t, types(v)))]
     wrong = [
-        f'{k} {tuple(t.shape)} where the model has {tuple(v.shape)}'
+        f"{k} {tuple(t.shape)} where the model has {tuple(v.shape)}"
         for k, v, t in both
         if not t.is_nested and t.shape != v.shape
     ]
     if missing or extra or wrong or kind:
         parts = [
-            f'{len(v)} {n}: {", ".join(v[:8])}{", …" if len(v) > 8 else ""}'
+            f"{len(v)} {n}: {', '.join(v[:8])}{', …' if len(v) > 8 else ''}"
             for n, v in (
-                ('missing', missing),
-                ('unexpected', extra),
-                ('of another shape', wrong),
-                ('of another type', kind),
+                ("missing", missing),
+                ("unexpected", extra),
+                ("of another shape", wrong),
+                ("of another type", kind),
             )
             if v
         ]
-        raise CheckpointError(f'{what} does not fit {type(module).__name__}: ' + '; '.join(parts))
+        raise CheckpointError(f"{what} does not fit {type(module).__name__}: " + "; ".join(parts))
 
-def load_state(module, tensors, what='checkpoint', ignore=()):
+
+def load_state(module, tensors, what="checkpoint", ignore=()):
     """Load `tensors` into `module`, strictly; names starting with one of `ignore` may be missing or left over.
     `CheckpointError` lists all that does not fit (see `check_state`); the module is then unchanged."""
     check_state(module, tensors, what, ignore)
@@ -272,40 +362,81 @@ def load_state(module, tensors, what='checkpoint', ignore=()):
 def code_version():
     "The version of this library and, in a git checkout, its commit (`+changes` if tracked files differ from it)."
     import sgmim
+
     root = Path(sgmim.__file__).resolve().parents[1]
-    def git(*args): return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    def git(*args):
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     commit = None
-    if (root/'.git').exists():      # else an installed package would report the commit of whatever project holds its environment
+    if (
+        root / ".git"
+    ).exists():  # else an installed package would report the commit of whatever project holds its environment
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            commit = git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno', '--', 'sgmim') else '')
-    return {'sgmim': sgmim.__version__, 'commit': commit}
+            commit = git("rev-parse", "HEAD") + (
+                "+changes" if git("status", "--porcelain", "-uno", "--", "sgmim") else ""
+            )
+    return {"sgmim": sgmim.__version__, "commit": commit}
+
 
 def hardware(device=None):
     "What this runs on: processor, cores, memory, device and the versions of what computes."
     import torch
-    info = {'machine': platform.machine(), 'processor': _cpu_name(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
-            'python': platform.python_version(), 'torch': torch.__version__, 'device': str(device or 'cpu')}
-    if hasattr(os, 'sysconf'): info['memory_gb'] = round(os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30, 1)
-    if device is not None and torch.device(device).type == 'cuda': info['gpu'] = torch.cuda.get_device_name(device)
+
+    info = {
+        "machine": platform.machine(),
+        "processor": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(device or "cpu"),
+    }
+    if hasattr(os, "sysconf"):
+        info["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    if device is not None and torch.device(device).type == "cuda":
+        info["gpu"] = torch.cuda.get_device_name(device)
     return info
+
 
 def _cpu_name():
     try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'): return line.split(':', 1)[1].strip()
-    except OSError: pass
-    return platform.processor() or 'unknown'
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
 
 def run_record(kind, config, seed, data, metrics, wall_seconds, device=None, code=None, **extra):
     """A run record as a dict: what was run, on which data, by which code, where, how long, and what came out.
     `code`: the `code_version()` at the START of the run (None: as it is now); a checkout may move on while a run goes on."""
-    return dict(kind=kind, config=config, seed=seed, data=data, metrics=metrics, wall_seconds=round(wall_seconds, 1), peak_memory_mb=peak_memory_mb(),
-                code=code or code_version(), hardware=hardware(device), finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-                command=' '.join([Path(sys.argv[0]).name, *(Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:])]), **extra)
+    return dict(
+        kind=kind,
+        config=config,
+        seed=seed,
+        data=data,
+        metrics=metrics,
+        wall_seconds=round(wall_seconds, 1),
+        peak_memory_mb=peak_memory_mb(),
+        code=code or code_version(),
+        hardware=hardware(device),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        command=" ".join(
+            [Path(sys.argv[0]).name, *(Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:])]
+        ),
+        **extra,
+    )
+
 
 def peak_memory_mb():
     "The largest resident memory of this process so far, in MiB (None where the system does not tell)."
-    try: import resource
-    except ImportError: return None
+    try:
+        import resource
+    except ImportError:
+        return None
     kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(kb/(1024 if sys.platform != 'darwin' else 2**20))
+    return round(kb / (1024 if sys.platform != "darwin" else 2**20))

@@ -27,91 +27,177 @@ from .train import fit, pool, recipe
 @dataclass(frozen=True)
 class DemoData:
     "Images (and captions an image) of each split."
+
     train: int = 7000
     captions: int = 2
     dev: int = 500
     test: int = 1000
     seed: int = 0
 
-TESTS = ('test-seen', 'test-unseen', 'test-novel')
+
+TESTS = ("test-seen", "test-unseen", "test-novel")
+
 
 def demo_splits(data=DemoData(), cache=None, progress=True):
     "The splits of the demo: {'train': Scenes, 'dev': …, 'test-seen': …, 'test-unseen': …, 'test-novel': …}."
-    sizes = {'train': (data.train, data.captions), 'dev': (data.dev, 1), **{t: (data.test, 1) for t in TESTS}}
-    return {name: load_scenes(name, n, captions=k, seed=data.seed, cache=cache, progress=progress) for name, (n, k) in sizes.items()}
+    sizes = {"train": (data.train, data.captions), "dev": (data.dev, 1), **{t: (data.test, 1) for t in TESTS}}
+    return {
+        name: load_scenes(name, n, captions=k, seed=data.seed, cache=cache, progress=progress)
+        for name, (n, k) in sizes.items()
+    }
 
 # %% ../nbs/27_demo.ipynb #ceaa2962
-def test_results(model, splits, device='cpu', seconds=4.):
+def test_results(model, splits, device="cpu", seconds=4.0):
     "{split: (RetrievalResult, Embeddings)} of the test splits; captions are padded to `seconds` where padding matters."
+
     def loader(scenes):
-        if model.config.padding_matters: return pool(model.config, scenes, seconds)
-        return eval_loader(Pairs(scenes, 60.))
+        if model.config.padding_matters:
+            return pool(model.config, scenes, seconds)
+        return eval_loader(Pairs(scenes, 60.0))
+
     pools = {name: embed(model, loader(splits[name]), device) for name in TESTS}
     return {name: (e.metrics(similarity=model.config.similarity), e) for name, e in pools.items()}
+
 
 def with_intervals(result, seed=0):
     "A result as plain numbers, with 95 % bootstrap intervals of each recall."
     d = result.to_dict()
-    for side in ('audio_to_image', 'image_to_audio'):
-        d[side]['interval'] = {f'recall_at_{k}': v for k, v in bootstrap(getattr(result, side).ranks, seed=seed).items()}
+    for side in ("audio_to_image", "image_to_audio"):
+        d[side]["interval"] = {
+            f"recall_at_{k}": v for k, v in bootstrap(getattr(result, side).ranks, seed=seed).items()
+        }
     return d
 
 # %% ../nbs/27_demo.ipynb #5a8e1895
-def figures(model, scenes, embeddings, folder, similarity='dot'):
+def figures(model, scenes, embeddings, folder, similarity="dot"):
     "Draw the gallery, Fig. 3 and the reconstruction for a split; returns their paths."
-    batch, n = collate([Pairs(scenes, 60.)[j] for j in range(24)]), 6
+    batch, n = collate([Pairs(scenes, 60.0)[j] for j in range(24)]), 6
     rows = {int(j): r for r, j in enumerate(embeddings.index.tolist())}
     picks = [rows[j] for j in range(n)]
     found, _ = top_k(embeddings.z_audio[picks], embeddings.z_image, 5, similarity)
     images = [scenes.image(int(i)) for i in embeddings.image_id]
-    paths = {'retrieval gallery': folder/'gallery.png', 'Fig. 3': folder/'attention.png', 'reconstruction by caption': folder/'reconstruction.png'}
-    save_figure(retrieval_gallery([scenes.captions[j].text for j in range(n)], images, found, embeddings.image_of_caption[picks].tolist(),
-                                  title='Spoken captions and the images found for them'), paths['retrieval gallery'])
+    paths = {
+        "retrieval gallery": folder / "gallery.png",
+        "Fig. 3": folder / "attention.png",
+        "reconstruction by caption": folder / "reconstruction.png",
+    }
+    save_figure(
+        retrieval_gallery(
+            [scenes.captions[j].text for j in range(n)],
+            images,
+            found,
+            embeddings.image_of_caption[picks].tolist(),
+            title="Spoken captions and the images found for them",
+        ),
+        paths["retrieval gallery"],
+    )
     with torch.no_grad():
         j = wordiest(scenes)
-        one = collate([Pairs(scenes, 60.)[j]])
-        W = model.audio_encoder(one['audio'], one['audio_len']).attention[0]
-        save_figure(attention_figure(scenes.audio(j), W, scenes.captions[j].words, hop_seconds=model.audio_encoder.hop/SAMPLE_RATE, first=model.audio_encoder.shortest/2/SAMPLE_RATE,
-                                     title='Attention of [CLS] in the last layer, a colour a head'), paths['Fig. 3'])
-        mask = model.draw_mask(batch['image'], torch.Generator().manual_seed(0))
+        one = collate([Pairs(scenes, 60.0)[j]])
+        W = model.audio_encoder(one["audio"], one["audio_len"]).attention[0]
+        save_figure(
+            attention_figure(
+                scenes.audio(j),
+                W,
+                scenes.captions[j].words,
+                hop_seconds=model.audio_encoder.hop / SAMPLE_RATE,
+                first=model.audio_encoder.shortest / 2 / SAMPLE_RATE,
+                title="Attention of [CLS] in the last layer, a colour a head",
+            ),
+            paths["Fig. 3"],
+        )
+        mask = model.draw_mask(batch["image"], torch.Generator().manual_seed(0))
         made = {c: reconstruct_with(model, batch, c, mask) for c in CAPTIONS}
-        save_figure(reconstruction_figure(scenes.image(scenes.captions[0].image), mask.mask[0], made['right']['target'][0],
-                                          {f'{"no" if c == "none" else c} caption': r['predicted'][0] for c, r in made.items()}, title=scenes.captions[0].text), paths['reconstruction by caption'])
+        save_figure(
+            reconstruction_figure(
+                scenes.image(scenes.captions[0].image),
+                mask.mask[0],
+                made["right"]["target"][0],
+                {f"{'no' if c == 'none' else c} caption": r["predicted"][0] for c, r in made.items()},
+                title=scenes.captions[0].text,
+            ),
+            paths["reconstruction by caption"],
+        )
     return paths
+
 
 def wordiest(scenes):
     "The caption, among the first thirty, with most words: a good one for Fig. 3."
     return max(range(min(30, len(scenes))), key=lambda j: len(scenes.captions[j].words))
 
 # %% ../nbs/27_demo.ipynb #4b1d5b44
-def run_demo(out='runs/demo', data=DemoData(), config=None, model=None, cache=None, device=None, progress=True, workers=1):
+def run_demo(
+    out="runs/demo",
+    data=DemoData(),
+    config=None,
+    model=None,
+    cache=None,
+    device=None,
+    progress=True,
+    workers=1,
+):
     """Generate, train, evaluate, draw; returns the run record, which is also in `out`/demo.json. `model`: an `SGMIMConfig` (default scenes-tiny),
     `config`: a `TrainConfig` (default its recipe), `workers`: processes that decode ahead. A second call finds what is there and goes on from it."""
     out, device, clock, code = Path(out), pick_device(device), Clock(), code_version()
     splits = demo_splits(data, cache, progress)
-    clock('data')
-    config, c = config or recipe('scenes-tiny'), model or scenes_tiny()
+    clock("data")
+    config, c = config or recipe("scenes-tiny"), model or scenes_tiny()
     torch.manual_seed(config.seed)
-    fitted = fit(load_tiny_backbones(SGMIM(c)), splits['train'], splits['dev'], config, out=out, device=device, progress=progress, workers=workers)
-    clock('training')
+    fitted = fit(
+        load_tiny_backbones(SGMIM(c)),
+        splits["train"],
+        splits["dev"],
+        config,
+        out=out,
+        device=device,
+        progress=progress,
+        workers=workers,
+    )
+    clock("training")
     results = test_results(fitted.model, splits, device, config.eval_seconds)
-    dependence = caption_dependence(fitted.model, splits['test-seen']) if c.reconstruction in ('frames', 'summary') else None
-    clock('evaluation')
-    paths = {**figures(fitted.model.cpu(), splits['test-seen'], results['test-seen'][1], out, c.similarity), 'curves': out/'curves.png'}
-    clock('figures')
+    dependence = (
+        caption_dependence(fitted.model, splits["test-seen"])
+        if c.reconstruction in ("frames", "summary")
+        else None
+    )
+    clock("evaluation")
+    paths = {
+        **figures(fitted.model.cpu(), splits["test-seen"], results["test-seen"][1], out, c.similarity),
+        "curves": out / "curves.png",
+    }
+    clock("figures")
     oracles = {name: oracle_ladder(splits[name]) for name in TESTS}
-    clock('oracles')
-    metrics = {**{name: with_intervals(r) for name, (r, _) in results.items()}, 'caption_dependence': dependence,
-               'oracle': oracles, 'seconds': clock.seconds, 'training': fitted.record['metrics']}
-    record = run_record('demo', {**fitted.record['config'], 'data': config_to_dict(data)}, config.seed, {n: {'name': repr(s), 'fingerprint': s.fingerprint} for n, s in splits.items()},
-                        metrics, sum(clock.seconds.values()), device, code, steps=fitted.record['steps'], pairs_seen=fitted.record['pairs_seen'])
-    write_json(out/'demo.json', record)
+    clock("oracles")
+    metrics = {
+        **{name: with_intervals(r) for name, (r, _) in results.items()},
+        "caption_dependence": dependence,
+        "oracle": oracles,
+        "seconds": clock.seconds,
+        "training": fitted.record["metrics"],
+    }
+    record = run_record(
+        "demo",
+        {**fitted.record["config"], "data": config_to_dict(data)},
+        config.seed,
+        {n: {"name": repr(s), "fingerprint": s.fingerprint} for n, s in splits.items()},
+        metrics,
+        sum(clock.seconds.values()),
+        device,
+        code,
+        steps=fitted.record["steps"],
+        pairs_seen=fitted.record["pairs_seen"],
+    )
+    write_json(out / "demo.json", record)
     print(summary(record, paths))
     return record
 
+
 class Clock:
     "Seconds by stage."
-    def __init__(self): self.seconds, self._last = {}, time.perf_counter()
+
+    def __init__(self):
+        self.seconds, self._last = {}, time.perf_counter()
+
     def __call__(self, stage):
         now = time.perf_counter()
         self.seconds[stage], self._last = round(now - self._last, 1), now
@@ -119,19 +205,52 @@ class Clock:
 # %% ../nbs/27_demo.ipynb #ee1f0b80
 def result_rows(record):
     "(name, six recalls) for each test split of a demo's record, then the oracles of test-seen."
-    six = lambda d: [d[side][f'recall_at_{k}'] for side in ('audio_to_image', 'image_to_audio') for k in (1, 5, 10)]
-    rungs = record['metrics']['oracle']['test-seen']
-    oracle = lambda d: [d[side].get(k, d[side].get(str(k))) for side in ('audio_to_image', 'image_to_audio') for k in (1, 5, 10)]
-    return [(name, six(record['metrics'][name])) for name in TESTS] + [(f'oracle: {level}', oracle(rung)) for level, rung in rungs.items()]
+
+    def six(d):
+        return [
+            d[side][f"recall_at_{k}"] for side in ("audio_to_image", "image_to_audio") for k in (1, 5, 10)
+        ]
+
+    rungs = record["metrics"]["oracle"]["test-seen"]
+
+    def oracle(d):
+        return [
+            d[side].get(k, d[side].get(str(k)))
+            for side in ("audio_to_image", "image_to_audio")
+            for k in (1, 5, 10)
+        ]
+
+    return [(name, six(record["metrics"][name])) for name in TESTS] + [
+        (f"oracle: {level}", oracle(rung)) for level, rung in rungs.items()
+    ]
+
 
 def summary(record, paths):
     "What a demo prints at its end."
-    m = record['metrics']
-    lines = ['', format_table(result_rows(record)), '', f'Recalls in per cent, of {record["config"]["data"]["test"]:,} pairs a test; an oracle hears perfectly, but only what its name says (test-seen).']
-    if d := m['caption_dependence']:
-        lines.append(f'Masked error over the target\'s variance: right caption {d["right"]:.3f}, wrong {d["wrong"]:.3f}, none {d["none"]:.3f}; right/wrong {d["right_over_wrong"]:.2f}.')
-    lines += ['', 'Minutes: ' + ', '.join(f'{k} {s/60:.1f}' for k, s in m['seconds'].items()) + f'; in all {record["wall_seconds"]/60:.1f}.', '']
-    lines += [f'{name:26}{path}' for name, path in paths.items()]
-    lines += ['', 'Three things to try next:', '  make lab                                          every part of the method as a notebook, nbs/12_patches.ipynb first',
-              "  sgmim_demo --row '+ Recon' --out runs/recon       another row of Table 4: reconstruction without speech", '  sgmim_demo --set epochs=7 --out runs/longer       the same, trained three times as long']
-    return '\n'.join(lines)
+    m = record["metrics"]
+    lines = [
+        "",
+        format_table(result_rows(record)),
+        "",
+        f"Recalls in per cent, of {record['config']['data']['test']:,} pairs a test; an oracle hears perfectly, but only what its name says (test-seen).",
+    ]
+    if d := m["caption_dependence"]:
+        lines.append(
+            f"Masked error over the target's variance: right caption {d['right']:.3f}, wrong {d['wrong']:.3f}, none {d['none']:.3f}; right/wrong {d['right_over_wrong']:.2f}."
+        )
+    lines += [
+        "",
+        "Minutes: "
+        + ", ".join(f"{k} {s / 60:.1f}" for k, s in m["seconds"].items())
+        + f"; in all {record['wall_seconds'] / 60:.1f}.",
+        "",
+    ]
+    lines += [f"{name:26}{path}" for name, path in paths.items()]
+    lines += [
+        "",
+        "Three things to try next:",
+        "  make lab                                          every part of the method as a notebook, nbs/12_patches.ipynb first",
+        "  sgmim_demo --row '+ Recon' --out runs/recon       another row of Table 4: reconstruction without speech",
+        "  sgmim_demo --set epochs=7 --out runs/longer       the same, trained three times as long",
+    ]
+    return "\n".join(lines)

@@ -8,25 +8,32 @@ __all__ = ['INK', 'PALE', 'RIGHT', 'OKABE', 'PANELS', 'NAMES', 'DASHES', 'SEES',
            'pca_rgb', 'reconstruction_figure', 'series', 'smooth', 'curves_figure', 'method_figure']
 
 # %% ../nbs/22_figures.ipynb #a397dc66
-import io, textwrap
+import io
+import textwrap
 from pathlib import Path
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+
 from .audio import RATE, log_mel
 from .core import DataError, atomic_write
 from .image import denormalise
 
 # %% ../nbs/22_figures.ipynb #53284795
-INK, PALE, RIGHT = '#333333', '#d9d9d9', '#009E73'
+INK, PALE, RIGHT = "#333333", "#d9d9d9", "#009E73"
+
 
 class Picture(Figure):
     "A matplotlib figure that shows itself in a notebook."
-    def __init__(self, width, height): super().__init__(figsize=(width, height), dpi=110, layout='constrained')
+
+    def __init__(self, width, height):
+        super().__init__(figsize=(width, height), dpi=110, layout="constrained")
+
     def _repr_png_(self):
         out = io.BytesIO()
-        self.savefig(out, format='png', dpi=150)
+        self.savefig(out, format="png", dpi=150)
         return out.getvalue()
 
 # %% ../nbs/22_figures.ipynb #e22e4f55
@@ -34,57 +41,69 @@ def array(x) -> np.ndarray:
     "Tensor (any device, with or without gradient) or array or list → float64 array."
     return np.asarray(x.detach().cpu().double() if torch.is_tensor(x) else x, np.float64)
 
+
 def picture(x) -> np.ndarray:
     "PIL image, uint8 array (H,W,3) or normalised float tensor (3,H,W) → uint8 array (H,W,3)."
-    if torch.is_tensor(x) and x.is_floating_point(): x = denormalise(x.cpu())
+    if torch.is_tensor(x) and x.is_floating_point():
+        x = denormalise(x.cpu())
     x = np.asarray(x)
     if x.ndim != 3 or x.shape[2] != 3 or x.dtype != np.uint8:
-        raise DataError(f'an image to draw is (H,W,3) of uint8, not {x.shape} of {x.dtype}')
+        raise DataError(f"an image to draw is (H,W,3) of uint8, not {x.shape} of {x.dtype}")
     return x
 
 # %% ../nbs/22_figures.ipynb #bd6359ca
-OKABE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#B8A500', '#000000')
+OKABE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A500", "#000000")
+
 
 def colours(n: int) -> list:
     "n colours that people with any kind of colour vision can tell apart, neighbour from neighbour."
-    if n <= len(OKABE): return list(OKABE[:n])
+    if n <= len(OKABE):
+        return list(OKABE[:n])
     from matplotlib import colormaps
-    return list(colormaps['viridis'](np.linspace(0, .92, n)))
+
+    return list(colormaps["viridis"](np.linspace(0, 0.92, n)))
 
 # %% ../nbs/22_figures.ipynb #3af9fb39
 def save_figure(fig: Figure, path, dpi: int = 150):
     "Write a figure to `path` (.png, .svg or .pdf); atomic."
     kind = Path(path).suffix[1:]
-    if kind not in ('png', 'svg', 'pdf'): raise DataError(f'cannot write {path}: name it .png, .svg or .pdf')
-    with atomic_write(path) as f: fig.savefig(f, format=kind, dpi=dpi)
+    if kind not in ("png", "svg", "pdf"):
+        raise DataError(f"cannot write {path}: name it .png, .svg or .pdf")
+    with atomic_write(path) as f:
+        fig.savefig(f, format=kind, dpi=dpi)
 
 # %% ../nbs/22_figures.ipynb #7b028aac
 def _bare(ax):
     "Axes without ticks and frame."
-    ax.set_xticks([]); ax.set_yticks([])
+    ax.set_xticks([])
+    ax.set_yticks([])
     ax.spines[:].set_visible(False)
+
 
 def _card(ax, x, size=8, width=20):
     "A picture, or a text on a pale card, in axes without frame."
     _bare(ax)
-    if not isinstance(x, str): return ax.imshow(picture(x))
-    ax.set(xlim=(0, 1), ylim=(0, 1), box_aspect=1, facecolor='#f5f3ee')
-    lines = textwrap.wrap(x, width, max_lines=7, placeholder=' …')
-    ax.text(.5, .5, '\n'.join(lines), ha='center', va='center', fontsize=size, color=INK)
+    if not isinstance(x, str):
+        return ax.imshow(picture(x))
+    ax.set(xlim=(0, 1), ylim=(0, 1), box_aspect=1, facecolor="#f5f3ee")
+    lines = textwrap.wrap(x, width, max_lines=7, placeholder=" …")
+    ax.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=size, color=INK)
 
 # %% ../nbs/22_figures.ipynb #5b609ae2
 def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
     "Images (a list, or a batch (B,3,S,S)) in rows of `columns`, `cell` inches each, with a title each if given."
-    if not len(images): raise DataError('a gallery needs at least one image')
+    if not len(images):
+        raise DataError("a gallery needs at least one image")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    fig = Picture(columns * cell, rows * (cell + (.45 if titles else 0)))
+    fig = Picture(columns * cell, rows * (cell + (0.45 if titles else 0)))
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes: ax.axis('off')
+    for ax in axes:
+        ax.axis("off")
     for i, (ax, im) in enumerate(zip(axes, images)):
         ax.imshow(picture(im))
-        lines = textwrap.wrap(str(titles[i]), int(15 * cell), max_lines=3, placeholder=' …') if titles else []
-        ax.set_title('\n'.join(lines), fontsize=7.5, color=INK)
+        lines = textwrap.wrap(str(titles[i]), int(15 * cell), max_lines=3, placeholder=" …") if titles else []
+        ax.set_title("\n".join(lines), fontsize=7.5, color=INK)
     return fig
 
 # %% ../nbs/22_figures.ipynb #f1000424
@@ -93,37 +112,62 @@ def _draw_sound(ax, wave, rate, spectrogram):
     seconds = len(wave) / rate
     if spectrogram:
         mel = log_mel(wave, rate, n_mels=64, window=rate // 40, hop=rate // 100)
-        ax.imshow(mel.T, origin='lower', aspect='auto', cmap='magma', extent=(0, seconds, 0, 1), vmin=mel.max() - 11,
-                  interpolation='nearest')
-        ax.set_ylabel('mel band', fontsize=8)
+        ax.imshow(
+            mel.T,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            extent=(0, seconds, 0, 1),
+            vmin=mel.max() - 11,
+            interpolation="nearest",
+        )
+        ax.set_ylabel("mel band", fontsize=8)
     else:
         parts = np.array_split(wave, min(len(wave), 800))
         low, high = [p.min() for p in parts], [p.max() for p in parts]
-        ax.fill_between(np.linspace(0, seconds, len(parts)), low, high, color='#9a9a9a', lw=.4)
+        ax.fill_between(np.linspace(0, seconds, len(parts)), low, high, color="#9a9a9a", lw=0.4)
         ax.set_ylim(-1.05 * np.abs(wave).max() - 1e-6, 1.05 * np.abs(wave).max() + 1e-6)
-        ax.set_ylabel('waveform', fontsize=8)
-    ax.set_yticks([]); ax.set_xlim(0, seconds)
-    ax.spines[['top', 'right', 'left']].set_visible(False)
+        ax.set_ylabel("waveform", fontsize=8)
+    ax.set_yticks([])
+    ax.set_xlim(0, seconds)
+    ax.spines[["top", "right", "left"]].set_visible(False)
 
 # %% ../nbs/22_figures.ipynb #282213d4
 def _draw_words(axes, words, seconds, width, title):
     "Words (word, start, end; seconds) over the first of `axes`, `width` inches wide; their boundaries through all; a title above."
-    crowded = any(len(w) * .07 > (end - start) * width / seconds for w, start, end in words)
+    crowded = any(len(w) * 0.07 > (end - start) * width / seconds for w, start, end in words)
     for word, start, end in words:
         for ax in axes:
-            for t in {start, end}: ax.axvline(t, color='#888888', lw=.5, alpha=.6)
-        axes[0].text((start + end) / 2, 1.04, word, transform=axes[0].get_xaxis_transform(), fontsize=9, color=INK,
-                     ha='left' if crowded else 'center', va='bottom', rotation=55 if crowded else 0, rotation_mode='anchor')
+            for t in {start, end}:
+                ax.axvline(t, color="#888888", lw=0.5, alpha=0.6)
+        axes[0].text(
+            (start + end) / 2,
+            1.04,
+            word,
+            transform=axes[0].get_xaxis_transform(),
+            fontsize=9,
+            color=INK,
+            ha="left" if crowded else "center",
+            va="bottom",
+            rotation=55 if crowded else 0,
+            rotation_mode="anchor",
+        )
     longest = max((len(w) for w, _, _ in words), default=0)
-    if title: axes[0].set_title(title, fontsize=10, color=INK, pad=18 + (4.5 * longest if crowded else 0) if words else 6)
+    if title:
+        axes[0].set_title(
+            title, fontsize=10, color=INK, pad=18 + (4.5 * longest if crowded else 0) if words else 6
+        )
 
 # %% ../nbs/22_figures.ipynb #5fcd3f9e
 def _checked_wave(wave):
     "A waveform (L,) that can be drawn."
     wave = array(wave)
     if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
-        raise DataError(f'a waveform to draw is (L,), not empty and finite, not {wave.shape} with {int((~np.isfinite(wave)).sum())} bad samples')
+        raise DataError(
+            f"a waveform to draw is (L,), not empty and finite, not {wave.shape} with {int((~np.isfinite(wave)).sum())} bad samples"
+        )
     return wave
+
 
 def spectrogram_figure(wave, words=(), rate: int = RATE, title: str = None, width: float = 8.0) -> Figure:
     "Waveform and log-mel spectrogram of `wave` (L,), one above the other, with `words` [(word, start, end)] in seconds."
@@ -131,21 +175,33 @@ def spectrogram_figure(wave, words=(), rate: int = RATE, title: str = None, widt
     top, bottom = axes = fig.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     _draw_sound(top, wave, rate, False)
     _draw_sound(bottom, wave, rate, True)
-    _draw_words(axes, words, len(wave) / rate, width - .4, title)
-    bottom.set_xlabel('seconds', fontsize=8); bottom.tick_params(labelsize=8)
+    _draw_words(axes, words, len(wave) / rate, width - 0.4, title)
+    bottom.set_xlabel("seconds", fontsize=8)
+    bottom.tick_params(labelsize=8)
     return fig
 
 # %% ../nbs/22_figures.ipynb #918f1865
 def _checked_attention(attention):
     "Weights (H,T), finite and >= 0."
     w = array(attention)
-    if w.ndim != 2 or not w.size: raise DataError(f'attention to draw is (H,T), not {w.shape}; take one item of the batch')
-    if not np.isfinite(w).all() or w.min() < 0: raise DataError('attention holds NaN, infinite or negative weights: take it after the softmax')
+    if w.ndim != 2 or not w.size:
+        raise DataError(f"attention to draw is (H,T), not {w.shape}; take one item of the batch")
+    if not np.isfinite(w).all() or w.min() < 0:
+        raise DataError("attention holds NaN, infinite or negative weights: take it after the softmax")
     return w
 
 # %% ../nbs/22_figures.ipynb #93679916
-def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: float = 0.02, first: float | None = None, spectrogram: bool = False,
-                     title: str = None, width: float = 8.0) -> Figure:
+def attention_figure(
+    wave,
+    attention,
+    words=(),
+    rate: int = RATE,
+    hop_seconds: float = 0.02,
+    first: float | None = None,
+    spectrogram: bool = False,
+    title: str = None,
+    width: float = 8.0,
+) -> Figure:
     """The paper's Fig. 3: a waveform (L,), its words on top, and the attention (H,T) of [CLS] in one lane a head.
 
     `words` [(word, start, end)] in seconds; `hop_seconds` from frame to frame (HuBERT 0.02); frame t is drawn `hop_seconds`
@@ -153,30 +209,51 @@ def attention_figure(wave, attention, words=(), rate: int = RATE, hop_seconds: f
     """
     wave, w = _checked_wave(wave), _checked_attention(attention)
     edges = np.arange(w.shape[1] + 1) * hop_seconds + (0 if first is None else first - hop_seconds / 2)
-    fig = Picture(width, 1.9 + .3 * len(w))
+    fig = Picture(width, 1.9 + 0.3 * len(w))
     axes = fig.subplots(1 + len(w), 1, sharex=True, height_ratios=[4] + [1] * len(w))
-    fig.get_layout_engine().set(hspace=0, h_pad=.01)
+    fig.get_layout_engine().set(hspace=0, h_pad=0.01)
     _draw_sound(axes[0], wave, rate, spectrogram)
     for h, (ax, row, colour) in enumerate(zip(axes[1:], w, colours(len(w)))):
         top = max(row.max(), 1e-9)
         ax.stairs(row / top, edges, fill=True, color=colour)
-        if not spectrogram: axes[0].stairs(.95 * row / top * np.abs(wave).max(), edges, color=colour, lw=.9, alpha=.8)
-        ax.set(ylim=(0, 1.08), yticks=[]); ax.set_ylabel(f'head {h + 1}', rotation=0, ha='right', va='center', fontsize=8)
-        ax.text(1.005, .4, f'{row.max():.2f}', transform=ax.transAxes, fontsize=7, va='center', color=INK)
-        ax.spines[['top', 'right', 'left']].set_visible(False); ax.tick_params(length=0, labelsize=8)
+        if not spectrogram:
+            axes[0].stairs(0.95 * row / top * np.abs(wave).max(), edges, color=colour, lw=0.9, alpha=0.8)
+        ax.set(ylim=(0, 1.08), yticks=[])
+        ax.set_ylabel(f"head {h + 1}", rotation=0, ha="right", va="center", fontsize=8)
+        ax.text(1.005, 0.4, f"{row.max():.2f}", transform=ax.transAxes, fontsize=7, va="center", color=INK)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(length=0, labelsize=8)
     _draw_words(axes, words, len(wave) / rate, width - 1, title)
-    axes[-1].set_xlabel('seconds', fontsize=8); axes[-1].tick_params(length=3)
+    axes[-1].set_xlabel("seconds", fontsize=8)
+    axes[-1].tick_params(length=3)
     return fig
 
 # %% ../nbs/22_figures.ipynb #1f45339c
 def _frame(ax, right, rank):
     "Mark a found item: a thick green frame and a tick, or a thin grey one; its rank above."
-    ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, clip_on=False,
-                           lw=4 if right else .8, ec=RIGHT if right else '#bbbbbb'))
-    ax.set_title(f'{rank} ✓' if right else str(rank), fontsize=9, color=RIGHT if right else '#777777', weight='bold' if right else None)
+    ax.add_patch(
+        Rectangle(
+            (0, 0),
+            1,
+            1,
+            transform=ax.transAxes,
+            fill=False,
+            clip_on=False,
+            lw=4 if right else 0.8,
+            ec=RIGHT if right else "#bbbbbb",
+        )
+    )
+    ax.set_title(
+        f"{rank} ✓" if right else str(rank),
+        fontsize=9,
+        color=RIGHT if right else "#777777",
+        weight="bold" if right else None,
+    )
 
 # %% ../nbs/22_figures.ipynb #c0bc7015
-def retrieval_gallery(queries, items, found, right, ranks=None, title: str = None, cell: float = 1.35) -> Figure:
+def retrieval_gallery(
+    queries, items, found, right, ranks=None, title: str = None, cell: float = 1.35
+) -> Figure:
     """Each query with the items found for it, best first; the right ones framed.
 
     `queries`: Q texts or images. `items`: texts or images, indexed by the row numbers in `found` (Q,k), as from `top_k`.
@@ -184,18 +261,23 @@ def retrieval_gallery(queries, items, found, right, ranks=None, title: str = Non
     """
     found = np.asarray(found)
     if found.ndim != 2 or len(found) != len(queries) or len(right) != len(queries):
-        raise DataError(f'{len(queries)} queries need found (Q,k) and right (Q,); found is {found.shape}, right has {len(right)}')
+        raise DataError(
+            f"{len(queries)} queries need found (Q,k) and right (Q,); found is {found.shape}, right has {len(right)}"
+        )
     rows, k = found.shape
-    fig = Picture(cell * (k + 1.25), rows * (cell + .22) + (.3 if title else 0))
+    fig = Picture(cell * (k + 1.25), rows * (cell + 0.22) + (0.3 if title else 0))
     axes = fig.subplots(rows, k + 1, squeeze=False)
     for r, (row, query) in enumerate(zip(axes, queries)):
         _card(row[0], query)
-        if r == 0: row[0].set_title('query', fontsize=9, color=INK)
-        if ranks is not None: row[0].set_xlabel(f'right one: rank {int(ranks[r])}', fontsize=8, color=INK)
+        if r == 0:
+            row[0].set_title("query", fontsize=9, color=INK)
+        if ranks is not None:
+            row[0].set_xlabel(f"right one: rank {int(ranks[r])}", fontsize=8, color=INK)
         for j, (ax, i) in enumerate(zip(row[1:], found[r])):
             _card(ax, items[i], size=7)
             _frame(ax, i in np.atleast_1d(right[r]), j + 1)
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/22_figures.ipynb #a38fddf2
@@ -204,8 +286,10 @@ def pca_rgb(target: np.ndarray):
     mean = target.mean(0)
     axes = np.linalg.svd(target - mean, full_matrices=False)[2][:3]
     axes = np.pad(axes, ((0, 3 - len(axes)), (0, 0)))
-    axes = axes * np.where(axes[np.arange(3), np.abs(axes).argmax(1)] < 0, -1, 1)[:, None]    # a sign is arbitrary: fix it
-    low, high = np.quantile((target - mean) @ axes.T, [.02, .98], axis=0)
+    axes = (
+        axes * np.where(axes[np.arange(3), np.abs(axes).argmax(1)] < 0, -1, 1)[:, None]
+    )  # a sign is arbitrary: fix it
+    low, high = np.quantile((target - mean) @ axes.T, [0.02, 0.98], axis=0)
     return lambda x: np.clip(((x - mean) @ axes.T - low) / np.maximum(high - low, 1e-9), 0, 1)
 
 # %% ../nbs/22_figures.ipynb #3a6bea05
@@ -214,47 +298,60 @@ def _patch_map(ax, values, shown, grid, **kwargs):
     _bare(ax)
     ax.imshow(np.broadcast_to(np.array([235, 235, 235], np.uint8), (grid, grid, 3)))
     v = values.reshape(grid, grid, *values.shape[1:])
-    if v.ndim == 3: return ax.imshow(np.concatenate([v, shown.reshape(grid, grid, 1)], axis=2))
+    if v.ndim == 3:
+        return ax.imshow(np.concatenate([v, shown.reshape(grid, grid, 1)], axis=2))
     return ax.imshow(np.ma.array(v, mask=~shown.reshape(grid, grid)), **kwargs)
+
 
 def _masked_picture(image, mask, grid):
     "An image (S,S,3) with its hidden patches painted pale."
     s = -(-image.shape[0] // grid)
-    hidden = mask.reshape(grid, grid).repeat(s, 0).repeat(s, 1)[:image.shape[0], :image.shape[1]]
+    hidden = mask.reshape(grid, grid).repeat(s, 0).repeat(s, 1)[: image.shape[0], : image.shape[1]]
     return np.where(hidden[..., None], np.uint8(235), image)
 
 # %% ../nbs/22_figures.ipynb #d928e47b
-def reconstruction_figure(image, mask, target, predictions: dict, title: str = None, cell: float = 1.6) -> Figure:
+def reconstruction_figure(
+    image, mask, target, predictions: dict, title: str = None, cell: float = 1.6
+) -> Figure:
     """What the decoder made of the masked patches of one image: features as colours, and the error of each patch.
 
     `image` (S,S,3); `mask` (N,) bool, True = hidden; `target` (N,D); `predictions`: label → (N,D), for instance with the
     right caption, a wrong one, and none. Patches that were visible are not trained, so they are left pale.
     """
     mask, target = np.asarray(torch.as_tensor(mask).cpu()).astype(bool).ravel(), array(target)
-    N, grid = len(mask), round(len(mask) ** .5)
+    N, grid = len(mask), round(len(mask) ** 0.5)
     predictions = {k: array(v) for k, v in predictions.items()}
-    for name, x in [('target', target), *predictions.items()]:
+    for name, x in [("target", target), *predictions.items()]:
         if x.shape != (N, target.shape[-1]) or not np.isfinite(x).all():
-            raise DataError(f'{name} is {x.shape} and has to be ({N}, D), finite')
-    if grid ** 2 != N or not mask.any():
-        raise DataError(f'mask has {N} patches, {int(mask.sum())} hidden: a square grid and some hidden patches are needed')
+            raise DataError(f"{name} is {x.shape} and has to be ({N}, D), finite")
+    if grid**2 != N or not mask.any():
+        raise DataError(
+            f"mask has {N} patches, {int(mask.sum())} hidden: a square grid and some hidden patches are needed"
+        )
     to_rgb, image = pca_rgb(target), picture(image)
     errors = {k: ((x - target) ** 2).mean(1) for k, x in predictions.items()}
-    top = max(np.quantile(e[mask], .98) for e in errors.values())
-    fig = Picture(cell * (2 + len(errors)), 2 * cell + .85)
+    top = max(np.quantile(e[mask], 0.98) for e in errors.values())
+    fig = Picture(cell * (2 + len(errors)), 2 * cell + 0.85)
     (image_ax, target_ax, *upper), (seen_ax, scale_ax, *lower) = fig.subplots(2, 2 + len(errors))
-    seen = f'what $E_I$ sees\n({(~mask).sum()} of {N} patches)'
-    for ax, im, name in ((image_ax, image, 'image'), (seen_ax, _masked_picture(image, mask, grid), seen)):
-        _bare(ax); ax.imshow(im); ax.set_title(name, fontsize=9, color=INK)
+    seen = f"what $E_I$ sees\n({(~mask).sum()} of {N} patches)"
+    for ax, im, name in ((image_ax, image, "image"), (seen_ax, _masked_picture(image, mask, grid), seen)):
+        _bare(ax)
+        ax.imshow(im)
+        ax.set_title(name, fontsize=9, color=INK)
     _patch_map(target_ax, to_rgb(target), np.ones(N, bool), grid)
-    target_ax.set_title('target features', fontsize=9, color=INK)
+    target_ax.set_title("target features", fontsize=9, color=INK)
     for ax, low, (name, x) in zip(upper, lower, predictions.items()):
-        _patch_map(ax, to_rgb(x), mask, grid); ax.set_title(name, fontsize=9, color=INK)
-        heat = _patch_map(low, errors[name], mask, grid, cmap='magma_r', vmin=0, vmax=top)
-        low.set_title(f'mean error {errors[name][mask].mean():.3g}', fontsize=9, color=INK)
-    _bare(scale_ax); bar = fig.colorbar(heat, cax=scale_ax.inset_axes([.7, .02, .1, .9]))
-    bar.ax.tick_params(labelsize=7); bar.set_label('squared error,\nmean over D', fontsize=8); bar.ax.yaxis.set_label_position('left')
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+        _patch_map(ax, to_rgb(x), mask, grid)
+        ax.set_title(name, fontsize=9, color=INK)
+        heat = _patch_map(low, errors[name], mask, grid, cmap="magma_r", vmin=0, vmax=top)
+        low.set_title(f"mean error {errors[name][mask].mean():.3g}", fontsize=9, color=INK)
+    _bare(scale_ax)
+    bar = fig.colorbar(heat, cax=scale_ax.inset_axes([0.7, 0.02, 0.1, 0.9]))
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("squared error,\nmean over D", fontsize=8)
+    bar.ax.yaxis.set_label_position("left")
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/22_figures.ipynb #aaa09a94
@@ -263,30 +360,54 @@ def series(history, key: str) -> tuple:
     found = []
     for record in history:
         value = record
-        for part in key.split('.'): value = value.get(part) if isinstance(value, dict) else None
-        if value is not None: found.append((record['step'], float(value)))
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            found.append((record["step"], float(value)))
     return tuple(np.array(found, float).reshape(-1, 2).T)
+
 
 def smooth(y: np.ndarray, window: int) -> np.ndarray:
     "Mean of the values up to `window` places around each: (n,) → (n,)."
     total = np.concatenate([[0], np.cumsum(y)])
-    low, high = np.clip(np.arange(len(y)) - window // 2, 0, None), np.clip(np.arange(len(y)) + window // 2 + 1, None, len(y))
+    low, high = (
+        np.clip(np.arange(len(y)) - window // 2, 0, None),
+        np.clip(np.arange(len(y)) + window // 2 + 1, None, len(y)),
+    )
     return (total[high] - total[low]) / (high - low)
 
 # %% ../nbs/22_figures.ipynb #5426da0e
-PANELS = (('contrastive loss, $L_{NCE}$', ('loss_nce',)), ('reconstruction loss, $L_{MIM}$', ('loss_mim',)),
-          ('recall in %', ('recall_at_1', 'recall_at_5', 'recall_at_10', 'audio_to_image.recall_at_1', 'image_to_audio.recall_at_1')),
-          ('learning rate', ('lr',)))
-NAMES = {'recall_at_1': 'R@1', 'recall_at_5': 'R@5', 'recall_at_10': 'R@10',
-         'audio_to_image.recall_at_1': 'A → I R@1', 'image_to_audio.recall_at_1': 'I → A R@1'}
-DASHES = ('-', '--', ':', '-.')
+PANELS = (
+    ("contrastive loss, $L_{NCE}$", ("loss_nce",)),
+    ("reconstruction loss, $L_{MIM}$", ("loss_mim",)),
+    (
+        "recall in %",
+        (
+            "recall_at_1",
+            "recall_at_5",
+            "recall_at_10",
+            "audio_to_image.recall_at_1",
+            "image_to_audio.recall_at_1",
+        ),
+    ),
+    ("learning rate", ("lr",)),
+)
+NAMES = {
+    "recall_at_1": "R@1",
+    "recall_at_5": "R@5",
+    "recall_at_10": "R@10",
+    "audio_to_image.recall_at_1": "A → I R@1",
+    "image_to_audio.recall_at_1": "I → A R@1",
+}
+DASHES = ("-", "--", ":", "-.")
+
 
 def _draw_series(ax, x, y, colour, dash, label, noisy):
     "One curve: many noisy points as a pale line under their running mean, few as dots and a line."
     if noisy and len(x) > 60:
-        ax.plot(x, y, color=colour, lw=.6, alpha=.25)
+        ax.plot(x, y, color=colour, lw=0.6, alpha=0.25)
         y = smooth(y, len(y) // 30)
-    ax.plot(x, y, color=colour, ls=dash, lw=1.6, marker=None if len(x) > 25 else 'o', ms=3, label=label)
+    ax.plot(x, y, color=colour, ls=dash, lw=1.6, marker=None if len(x) > 25 else "o", ms=3, label=label)
 
 # %% ../nbs/22_figures.ipynb #d41ed0de
 def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
@@ -296,106 +417,223 @@ def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     panel shows only the first of its keys. `panels`: (title, keys) each. Steps without a value are
     left out, and so are zeros of a loss, by which older runs say "not computed" (before `mim_onset`).
     """
-    runs = history if isinstance(history, dict) else {'': history}
+    runs = history if isinstance(history, dict) else {"": history}
     data = {(name, key): series(h, key) for name, h in runs.items() for _, keys in panels for key in keys}
-    data = {k: (x[keep], y[keep]) for k, (x, y) in data.items() if (keep := (y != 0) | (not k[1].startswith('loss'))).any()}
+    data = {
+        k: (x[keep], y[keep])
+        for k, (x, y) in data.items()
+        if (keep := (y != 0) | (not k[1].startswith("loss"))).any()
+    }
     panels = [(t, [k for k in keys if any(k == key for _, key in data)]) for t, keys in panels]
     panels = [(t, keys if len(runs) == 1 else keys[:1]) for t, keys in panels if keys]
-    if not panels: raise DataError('the history has none of the measured keys: loss_nce, loss_mim, lr, ' + ', '.join(NAMES))
+    if not panels:
+        raise DataError(
+            "the history has none of the measured keys: loss_nce, loss_mim, lr, " + ", ".join(NAMES)
+        )
     fig = Picture(3.1 * len(panels), 2.7)
     for ax, (text, keys) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels):
         for r, (name, colour) in enumerate(zip(runs, colours(len(runs)))):
             for j, key in enumerate(keys):
-                style = (colours(len(keys))[j], DASHES[j % 4], NAMES.get(key, key)) if len(runs) == 1 else (colour, '-', name)
-                if (name, key) in data: _draw_series(ax, *data[name, key], *style, noisy=key.startswith('loss'))
-        text = f'{NAMES[keys[0]]} in %' if len(runs) > 1 and keys[0] in NAMES else text
-        ax.set_title(text, fontsize=9.5, color=INK); ax.set_xlabel('step', fontsize=8); ax.tick_params(labelsize=8)
-        ax.spines[['top', 'right']].set_visible(False); ax.grid(axis='y', color='#eeeeee')
-        if len(keys) > 1 or len(runs) > 1: ax.legend(frameon=False, fontsize=7.5)
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+                style = (
+                    (colours(len(keys))[j], DASHES[j % 4], NAMES.get(key, key))
+                    if len(runs) == 1
+                    else (colour, "-", name)
+                )
+                if (name, key) in data:
+                    _draw_series(ax, *data[name, key], *style, noisy=key.startswith("loss"))
+        text = f"{NAMES[keys[0]]} in %" if len(runs) > 1 and keys[0] in NAMES else text
+        ax.set_title(text, fontsize=9.5, color=INK)
+        ax.set_xlabel("step", fontsize=8)
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#eeeeee")
+        if len(keys) > 1 or len(runs) > 1:
+            ax.legend(frameon=False, fontsize=7.5)
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/22_figures.ipynb #5e47fab6
-SEES, HEARS, FILLS = OKABE[0], OKABE[5], OKABE[2]    # what comes from the image, from speech, and what is compared
+SEES, HEARS, FILLS = (
+    OKABE[0],
+    OKABE[5],
+    OKABE[2],
+)  # what comes from the image, from speech, and what is compared
+
 
 def _block(ax, x, y, symbol, colour, dashed=False):
     "A rounded block of `colour` with the symbol of a network, its centre at (x, y)."
-    ax.add_patch(FancyBboxPatch((x - 4, y - 4), 8, 8, boxstyle='round,pad=1,rounding_size=1.8', lw=1.6, ls='--' if dashed else '-',
-                                fc='white' if dashed else colour, ec=colour))
-    ax.text(x, y - .3, symbol, ha='center', va='center', fontsize=14, color=colour if dashed else 'white')
+    ax.add_patch(
+        FancyBboxPatch(
+            (x - 4, y - 4),
+            8,
+            8,
+            boxstyle="round,pad=1,rounding_size=1.8",
+            lw=1.6,
+            ls="--" if dashed else "-",
+            fc="white" if dashed else colour,
+            ec=colour,
+        )
+    )
+    ax.text(x, y - 0.3, symbol, ha="center", va="center", fontsize=14, color=colour if dashed else "white")
 
-def _arrow(ax, *points, colour=INK, dashed=False, head='-|>'):
+
+def _arrow(ax, *points, colour=INK, dashed=False, head="-|>"):
     "A line through `points` (x, y) with a head at its end."
     *start, last = points
-    style = dict(color=colour, lw=1.7, ls='--' if dashed else '-')
-    if len(start) > 1: ax.plot(*zip(*start), **style)
-    ax.annotate('', last, start[-1], arrowprops=dict(arrowstyle=head, shrinkA=0, shrinkB=0, mutation_scale=11, **style))
+    style = dict(color=colour, lw=1.7, ls="--" if dashed else "-")
+    if len(start) > 1:
+        ax.plot(*zip(*start), **style)
+    ax.annotate(
+        "",
+        last,
+        start[-1],
+        arrowprops=dict(arrowstyle=head, shrinkA=0, shrinkB=0, mutation_scale=11, **style),
+    )
+
 
 def _note(ax, x, y, text, colour=INK, size=8.5, **kwargs):
     "A few words in the schematic."
-    ax.text(x, y, text, fontsize=size, color=colour, **dict(dict(ha='center', va='center', linespacing=1.2), **kwargs))
+    ax.text(
+        x,
+        y,
+        text,
+        fontsize=size,
+        color=colour,
+        **dict(dict(ha="center", va="center", linespacing=1.2), **kwargs),
+    )
+
 
 def _vector(ax, x, y, n, colour, upright=True):
     "n small squares around (x, y): a vector standing, or n vectors side by side."
     for i in range(n):
-        at = (i - n/2) * 2
-        ax.add_patch(Rectangle((x - 1, y + at) if upright else (x + at, y - 1), 2, 2, fc=colour, ec='white', lw=1, alpha=.45 + .55*((i*7) % n)/n))
+        at = (i - n / 2) * 2
+        ax.add_patch(
+            Rectangle(
+                (x - 1, y + at) if upright else (x + at, y - 1),
+                2,
+                2,
+                fc=colour,
+                ec="white",
+                lw=1,
+                alpha=0.45 + 0.55 * ((i * 7) % n) / n,
+            )
+        )
 
 # %% ../nbs/22_figures.ipynb #6f21d5c6
 def _draw_inputs(ax, panel, image, wave, mask):
     "The left of the schematic: image, recording, the image with most patches hidden, the image again."
-    seen, parts = _masked_picture(image, mask, round(len(mask)**.5)), np.array_split(wave, min(len(wave), 120))
-    for y, shown in ((58, image), (23, seen), (8.2, image)): panel(6, y - 6.5, 13, 13).imshow(shown)
-    panel(6, 37.5, 13, 10).fill_between(range(len(parts)), [p.min() for p in parts], [p.max() for p in parts], color=HEARS, lw=.4)
-    for y, text in ((58, 'image $I$'), (42.5, 'speech $A$'), (23, f'{mask.mean():.0%} hidden'), (8.2, 'all of it')):
+    seen, parts = (
+        _masked_picture(image, mask, round(len(mask) ** 0.5)),
+        np.array_split(wave, min(len(wave), 120)),
+    )
+    for y, shown in ((58, image), (23, seen), (8.2, image)):
+        panel(6, y - 6.5, 13, 13).imshow(shown)
+    panel(6, 37.5, 13, 10).fill_between(
+        range(len(parts)), [p.min() for p in parts], [p.max() for p in parts], color=HEARS, lw=0.4
+    )
+    for y, text in (
+        (58, "image $I$"),
+        (42.5, "speech $A$"),
+        (23, f"{mask.mean():.0%} hidden"),
+        (8.2, "all of it"),
+    ):
         _note(ax, 3.6, y, text, rotation=90)
-    _note(ax, 29, 51, '[CLS]', HEARS, 8); _arrow(ax, (29, 49.8), (29, 47.6), colour=HEARS)
+    _note(ax, 29, 51, "[CLS]", HEARS, 8)
+    _arrow(ax, (29, 49.8), (29, 47.6), colour=HEARS)
+
 
 def _draw_networks(ax):
     "The middle: the encoders, the decoder and what goes between them."
     for y, colour, dashed in ((58, SEES, False), (42.5, HEARS, False), (23, SEES, False), (8.2, SEES, True)):
         _arrow(ax, (20, y), (23.8, y), colour=colour, dashed=dashed)
-        _block(ax, 29, y, {58: '$E_I$', 42.5: '$E_A$', 23: '$E_I$', 8.2: r'$\bar{E}_I$'}[y], colour, dashed)
-    _block(ax, 53, 23, '$D_M$', FILLS)
-    for y, to, colour, z in ((58, 53.6, SEES, '$z^I$'), (44.5, 48.9, HEARS, '$z^A$')):
-        _arrow(ax, (34.2, y), (61, y), colour=colour); _vector(ax, 63, y, 4, colour)
-        _arrow(ax, (65, y), (69, y), (69, to), colour=colour); _note(ax, 57.5, y + 2.2, z, colour, 12)
-    _arrow(ax, (34.2, 40), (53, 40), (53, 28.2), colour=HEARS); _vector(ax, 53, 32.6, 4, HEARS, upright=False)
-    _note(ax, 58.5, 33.6, r'$W\cdot Z_A$', HEARS, 12, ha='left'); _note(ax, 58.5, 30.3, 'what was said, in short', HEARS, ha='left')
-    _arrow(ax, (34.2, 23), (47.8, 23), colour=SEES); _note(ax, 41, 25, 'what is left', SEES, 8)
-    _arrow(ax, (58.2, 23), (76.5, 23), colour=FILLS); _arrow(ax, (34.2, 8.2), (76.5, 8.2), colour=SEES, dashed=True)
-    _note(ax, 55, 10.2, '$E_I$ averaged over time', SEES, 8)
+        _block(ax, 29, y, {58: "$E_I$", 42.5: "$E_A$", 23: "$E_I$", 8.2: r"$\bar{E}_I$"}[y], colour, dashed)
+    _block(ax, 53, 23, "$D_M$", FILLS)
+    for y, to, colour, z in ((58, 53.6, SEES, "$z^I$"), (44.5, 48.9, HEARS, "$z^A$")):
+        _arrow(ax, (34.2, y), (61, y), colour=colour)
+        _vector(ax, 63, y, 4, colour)
+        _arrow(ax, (65, y), (69, y), (69, to), colour=colour)
+        _note(ax, 57.5, y + 2.2, z, colour, 12)
+    _arrow(ax, (34.2, 40), (53, 40), (53, 28.2), colour=HEARS)
+    _vector(ax, 53, 32.6, 4, HEARS, upright=False)
+    _note(ax, 58.5, 33.6, r"$W\cdot Z_A$", HEARS, 12, ha="left")
+    _note(ax, 58.5, 30.3, "what was said, in short", HEARS, ha="left")
+    _arrow(ax, (34.2, 23), (47.8, 23), colour=SEES)
+    _note(ax, 41, 25, "what is left", SEES, 8)
+    _arrow(ax, (58.2, 23), (76.5, 23), colour=FILLS)
+    _arrow(ax, (34.2, 8.2), (76.5, 8.2), colour=SEES, dashed=True)
+    _note(ax, 55, 10.2, "$E_I$ averaged over time", SEES, 8)
 
 # %% ../nbs/22_figures.ipynb #9275204d
 def _draw_outputs(ax, panel, mask, target, predicted, similarity):
     "The right: how well each caption goes with each image, and the features predicted and wanted."
-    grid, rgb, n = round(len(mask)**.5), pca_rgb(target), len(similarity)
-    (match := panel(76, 43, 17, 17)).imshow(similarity, cmap='Greys', vmin=similarity.min(), vmax=similarity.max()*1.2 - similarity.min()*.2)
-    for i in range(n): match.add_patch(Rectangle((i - .46, i - .46), .92, .92, fill=False, ec=FILLS, lw=2.4))
-    ax.add_patch(Circle((69, 51.25), 2.2, fc='white', ec=INK, lw=1.4)); ax.plot(69, 51.25, 'o', ms=3.5, color=INK)
+    grid, rgb, n = round(len(mask) ** 0.5), pca_rgb(target), len(similarity)
+    (match := panel(76, 43, 17, 17)).imshow(
+        similarity, cmap="Greys", vmin=similarity.min(), vmax=similarity.max() * 1.2 - similarity.min() * 0.2
+    )
+    for i in range(n):
+        match.add_patch(Rectangle((i - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=FILLS, lw=2.4))
+    ax.add_patch(Circle((69, 51.25), 2.2, fc="white", ec=INK, lw=1.4))
+    ax.plot(69, 51.25, "o", ms=3.5, color=INK)
     _arrow(ax, (71.4, 51.25), (75.3, 51.25))
-    _note(ax, 84.5, 61.8, 'images', SEES, 8); _note(ax, 94.6, 51.5, 'captions', HEARS, 8, rotation=270)
-    _note(ax, 84.5, 40.5, 'framed: right pairs', FILLS, 8)
-    for y, x, shown, text in ((23, predicted, mask, 'predicted\nfeatures'), (8.2, target, mask | True, 'wanted\nfeatures')):
-        _patch_map(panel(77.5, y - 6.5, 13, 13), rgb(x), shown, grid); _note(ax, 91.6, y, text, size=8, ha='left')
-    _arrow(ax, (93, 12.5), (93, 18.9), colour=FILLS, head='<|-|>')
+    _note(ax, 84.5, 61.8, "images", SEES, 8)
+    _note(ax, 94.6, 51.5, "captions", HEARS, 8, rotation=270)
+    _note(ax, 84.5, 40.5, "framed: right pairs", FILLS, 8)
+    for y, x, shown, text in (
+        (23, predicted, mask, "predicted\nfeatures"),
+        (8.2, target, mask | True, "wanted\nfeatures"),
+    ):
+        _patch_map(panel(77.5, y - 6.5, 13, 13), rgb(x), shown, grid)
+        _note(ax, 91.6, y, text, size=8, ha="left")
+    _arrow(ax, (93, 12.5), (93, 18.9), colour=FILLS, head="<|-|>")
 
 # %% ../nbs/22_figures.ipynb #e0440b21
 def method_figure(image, wave, mask, target, predicted, similarity) -> Figure:
     """The method (Fig. 2) in one picture, around one example: an image (S,S,3), its recording `wave` (L,), the hidden patches `mask` (N,),
     features `target` and `predicted` (N,D), and the `similarity` (B,B) of a few captions (rows) and images, pairs on the diagonal."""
-    image, wave, mask, target, predicted, similarity = picture(image), _checked_wave(wave), array(mask).astype(bool).ravel(), array(target), array(predicted), array(similarity)
-    if similarity.ndim != 2 or len(set(similarity.shape)) > 1: raise DataError(f'similarity is (B,B), captions by images, not {similarity.shape}')
+    image, wave, mask, target, predicted, similarity = (
+        picture(image),
+        _checked_wave(wave),
+        array(mask).astype(bool).ravel(),
+        array(target),
+        array(predicted),
+        array(similarity),
+    )
+    if similarity.ndim != 2 or len(set(similarity.shape)) > 1:
+        raise DataError(f"similarity is (B,B), captions by images, not {similarity.shape}")
     if target.shape != predicted.shape or len(target) != len(mask) or not mask.any():
-        raise DataError(f'mask (N,) with something hidden, target and predicted (N,D) go together, not {mask.shape}, {target.shape} and {predicted.shape}')
-    fig = Picture(7, 4.9); fig.set_layout_engine('none'); fig.set_facecolor('white')
-    ax = fig.add_axes((0, 0, 1, 1)); ax.set(xlim=(0, 100), ylim=(0, 70)); ax.axis('off')
-    for y, height, text in ((36.6, 33, 'Which caption belongs to which image?'), (.4, 34.6, 'What is hidden, given the caption?')):
-        ax.add_patch(FancyBboxPatch((1.4, y + 1), 97.2, height - 2, boxstyle='round,pad=1,rounding_size=2', fc='#f5f3ee', ec='none', zorder=0))
-        _note(ax, 3, y + height - 2.6, text, size=10.5, weight='bold', ha='left')
+        raise DataError(
+            f"mask (N,) with something hidden, target and predicted (N,D) go together, not {mask.shape}, {target.shape} and {predicted.shape}"
+        )
+    fig = Picture(7, 4.9)
+    fig.set_layout_engine("none")
+    fig.set_facecolor("white")
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, 100), ylim=(0, 70))
+    ax.axis("off")
+    for y, height, text in (
+        (36.6, 33, "Which caption belongs to which image?"),
+        (0.4, 34.6, "What is hidden, given the caption?"),
+    ):
+        ax.add_patch(
+            FancyBboxPatch(
+                (1.4, y + 1),
+                97.2,
+                height - 2,
+                boxstyle="round,pad=1,rounding_size=2",
+                fc="#f5f3ee",
+                ec="none",
+                zorder=0,
+            )
+        )
+        _note(ax, 3, y + height - 2.6, text, size=10.5, weight="bold", ha="left")
+
     def panel(x, y, width, height):
         "Bare axes at a place given in the schematic's units."
-        _bare(a := ax.inset_axes((x, y, width, height), transform=ax.transData)); a.patch.set_alpha(0); return a
+        _bare(a := ax.inset_axes((x, y, width, height), transform=ax.transData))
+        a.patch.set_alpha(0)
+        return a
+
     _draw_inputs(ax, panel, image, wave, mask)
     _draw_networks(ax)
     _draw_outputs(ax, panel, mask, target, predicted, similarity)

@@ -16,10 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from matplotlib.patches import Rectangle
+from torch.nn import functional as F
 
-from .analysis import estimate, frame_times, markdown_table, mentions, patch_shares, resample_weights, shown
+from sgmim.analysis import (
+    estimate,
+    frame_times,
+    markdown_table,
+    mentions,
+    patch_shares,
+    resample_weights,
+    shown,
+)
 from .audio import RATE
 from .core import ConfigError, DataError, code_version, rng_for, run_record, write_json
 from .data.captions import word_class
@@ -29,6 +37,7 @@ from .train import corpus_pairs, evaluation_cut, image_transform
 # %% ../nbs/29_grounding.ipynb #9219b113
 class SpokenWord(NamedTuple):
     "A word of caption `caption` of image `image`, from `start` to `end` seconds. `kind`: 'thing', 'colour', 'size', 'place', 'other'; `thing`: number of the thing in the scene it is said of, or -1."
+
     caption: int
     image: int
     word: str
@@ -37,17 +46,27 @@ class SpokenWord(NamedTuple):
     end: float
     thing: int = -1
 
+
 def spoken_words(corpus, j: int) -> list[SpokenWord]:
     "The words of caption `j` in the order of speech; `DataError` for a caption without word times."
     caption = corpus.captions[j]
-    if not getattr(caption, 'words', ()):
-        raise DataError(f'caption {j} has no word times, and a heat map for a word needs to know when it is said; read the corpus with its alignments')
+    if not getattr(caption, "words", ()):
+        raise DataError(
+            f"caption {j} has no word times, and a heat map for a word needs to know when it is said; read the corpus with its alignments"
+        )
     i, of = int(corpus.image_of_caption[j]), {}
-    if hasattr(corpus, 'scene') and hasattr(caption, 'things'):
+    if hasattr(corpus, "scene") and hasattr(caption, "things"):
         there = {t.category: k for k, t in enumerate(corpus.scene(i).things)}
         of = {e: m for m in mentions(caption) for e in m.event}
-    found = [SpokenWord(j, i, m.word, m.kind, m.start, m.end, there.get(m.thing, -1)) for m in dict.fromkeys(of.values())]
-    found += [SpokenWord(j, i, w.lower(), word_class(w), s, e) for k, (w, s, e) in enumerate(caption.words) if k not in of]
+    found = [
+        SpokenWord(j, i, m.word, m.kind, m.start, m.end, there.get(m.thing, -1))
+        for m in dict.fromkeys(of.values())
+    ]
+    found += [
+        SpokenWord(j, i, w.lower(), word_class(w), s, e)
+        for k, (w, s, e) in enumerate(caption.words)
+        if k not in of
+    ]
     return sorted(found, key=lambda w: w.start)
 
 # %% ../nbs/29_grounding.ipynb #4caee22f
@@ -57,44 +76,56 @@ def patch_features(model, image: torch.Tensor) -> torch.Tensor:
     return model.image_proj(model.image_encoder(image)[:, 1:])
 
 # %% ../nbs/29_grounding.ipynb #b7b3b73f
-SPEECH, SIMILARITIES = ('frames', 'attention', 'cut', 'without'), ('dot', 'cosine')
+SPEECH, SIMILARITIES = ("frames", "attention", "cut", "without"), ("dot", "cosine")
+
 
 class Variant(NamedTuple):
     "A way to draw a heat map: what stands for the word, and how it is compared with the patches."
+
     speech: str
     similarity: str
-    def __str__(self): return f'{self.speech}, {self.similarity}'
+
+    def __str__(self):
+        return f"{self.speech}, {self.similarity}"
+
 
 VARIANTS = tuple(Variant(a, b) for a in SPEECH for b in SIMILARITIES)
-DEFAULT = Variant('without', 'dot')     # chosen on dev; see below
+DEFAULT = Variant("without", "dot")  # chosen on dev; see below
+
 
 def check_variant(variant) -> Variant:
     "A `Variant` from (speech, similarity); `ConfigError` for an unknown one."
-    if tuple(variant) not in VARIANTS: raise ConfigError(f'no variant {tuple(variant)}; the first of {SPEECH}, the second of {SIMILARITIES}')
+    if tuple(variant) not in VARIANTS:
+        raise ConfigError(f"no variant {tuple(variant)}; the first of {SPEECH}, the second of {SIMILARITIES}")
     return Variant(*variant)
 
 # %% ../nbs/29_grounding.ipynb #f8be31b5
 def frames_of_words(encoder, words, T: int) -> np.ndarray:
     "Which of T frames belong to each word, (Q, T) bool: those whose middle is within it, or else the nearest one."
     middle = frame_times(encoder, T)[None]
-    start, end = (np.array([getattr(w, k) for w in words])[:, None] for k in ('start', 'end'))
-    within, nearest = (middle >= start) & (middle < end), np.abs(middle - (start + end)/2).argmin(1)
+    start, end = (np.array([getattr(w, k) for w in words])[:, None] for k in ("start", "end"))
+    within, nearest = (middle >= start) & (middle < end), np.abs(middle - (start + end) / 2).argmin(1)
     within[np.arange(len(words)), nearest] |= ~within.any(1)
     return within
+
 
 def cut_out(batch: dict, rows, words, least: int) -> tuple:
     "The sound of each word alone, zero-padded: (Q, L), (Q,) samples. A word shorter than `least` samples takes what stands beside it."
     cuts = []
     for r, w in zip(rows, words):
-        whole = int(batch['audio_len'][r])
-        first = max(0, min(round(w.start*RATE), whole - least))
-        cuts.append(batch['audio'][r, first:min(whole, max(round(w.end*RATE), first + least))])
-    return torch.nn.utils.rnn.pad_sequence(cuts, batch_first=True), torch.tensor([len(c) for c in cuts], device=batch['audio'].device)
+        whole = int(batch["audio_len"][r])
+        first = max(0, min(round(w.start * RATE), whole - least))
+        cuts.append(batch["audio"][r, first : min(whole, max(round(w.end * RATE), first + least))])
+    return torch.nn.utils.rnn.pad_sequence(cuts, batch_first=True), torch.tensor(
+        [len(c) for c in cuts], device=batch["audio"].device
+    )
+
 
 def silence(batch: dict, rows, words) -> torch.Tensor:
     "The sound of each word's caption with that word silenced, (Q, L)."
-    audio = batch['audio'][rows]
-    for wave, w in zip(audio, words): wave[round(w.start*RATE):round(w.end*RATE)] = 0
+    audio = batch["audio"][rows]
+    for wave, w in zip(audio, words):
+        wave[round(w.start * RATE) : round(w.end * RATE)] = 0
     return audio
 
 # %% ../nbs/29_grounding.ipynb #f8fc5ff8
@@ -103,65 +134,124 @@ def word_features(model, batch: dict, rows, words, speech=SPEECH, chunk: int = 6
     """{way: (Q, E)} for each way in `speech`: the vector of each of Q words in the shared space. `rows` (Q,): the row of `batch` that each word is said in.
     The waveforms of 'cut' and 'without' are encoded `chunk` at a time."""
     encoder, rows, found = model.audio_encoder, torch.as_tensor(rows), {}
-    heard = encoder(batch['audio'], batch['audio_len'])
-    within = torch.from_numpy(frames_of_words(encoder, words, heard.frames.shape[1])).to(heard.frames) * ~heard.frame_mask[rows]
-    embed = lambda audio, length: torch.cat([model.embed_audio(a, n) for a, n in zip(audio.split(chunk), length.split(chunk))])
+    heard = encoder(batch["audio"], batch["audio_len"])
+    within = (
+        torch.from_numpy(frames_of_words(encoder, words, heard.frames.shape[1])).to(heard.frames)
+        * ~heard.frame_mask[rows]
+    )
+
+    def embed(audio, length):
+        return torch.cat([model.embed_audio(a, n) for a, n in zip(audio.split(chunk), length.split(chunk))])
+
     for way in speech:
-        if way in ('frames', 'attention'):
-            weight = within*(1 if way == 'frames' else heard.attention.mean(1)[rows][:, -within.shape[1]:])
-            found[way] = model.audio_proj(((weight/weight.sum(1, keepdim=True).clamp(min=1e-12))[:, None] @ heard.frames[rows])[:, 0])
-        elif way == 'cut':
+        if way in ("frames", "attention"):
+            weight = within * (1 if way == "frames" else heard.attention.mean(1)[rows][:, -within.shape[1] :])
+            found[way] = model.audio_proj(
+                ((weight / weight.sum(1, keepdim=True).clamp(min=1e-12))[:, None] @ heard.frames[rows])[:, 0]
+            )
+        elif way == "cut":
             audio, length = cut_out(batch, rows.tolist(), words, encoder.shortest + encoder.hop)
-            if model.config.padding_matters: audio = F.pad(audio, (0, batch['audio'].shape[1] - audio.shape[1]))
+            if model.config.padding_matters:
+                audio = F.pad(audio, (0, batch["audio"].shape[1] - audio.shape[1]))
             found[way] = embed(audio, length)
-        elif way == 'without':
-            found[way] = model.audio_proj(heard.cls)[rows] - embed(silence(batch, rows, words), batch['audio_len'][rows])
-        else: raise ConfigError(f"what stands for a word is one of {SPEECH}, not '{way}'")
+        elif way == "without":
+            found[way] = model.audio_proj(heard.cls)[rows] - embed(
+                silence(batch, rows, words), batch["audio_len"][rows]
+            )
+        else:
+            raise ConfigError(f"what stands for a word is one of {SPEECH}, not '{way}'")
     return found
 
 # %% ../nbs/29_grounding.ipynb #74f0cbe4
-def heat_maps(patches: torch.Tensor, words: torch.Tensor, similarity: str = 'dot') -> torch.Tensor:
+def heat_maps(patches: torch.Tensor, words: torch.Tensor, similarity: str = "dot") -> torch.Tensor:
     "Similarity of each of Q words (Q, E) to each patch of its image (Q, N, E), or of one image (N, E): (Q, N)."
-    if similarity == 'cosine': patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
-    elif similarity != 'dot': raise ConfigError(f"similarity is one of {SIMILARITIES}, not '{similarity}'")
+    if similarity == "cosine":
+        patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
+    elif similarity != "dot":
+        raise ConfigError(f"similarity is one of {SIMILARITIES}, not '{similarity}'")
     return (patches @ words[..., None])[..., 0]
 
 # %% ../nbs/29_grounding.ipynb #065c23a4
-def caption_maps(model, corpus, j: int, variant=DEFAULT, words=None, max_seconds: float | None = None) -> tuple:
+def caption_maps(
+    model, corpus, j: int, variant=DEFAULT, words=None, max_seconds: float | None = None
+) -> tuple:
     """(words, maps (Q, N)) of caption `j` over its own image, for any corpus with word times; `words`: some of `spoken_words` (None: all).
     Words after the first `max_seconds` (None: `evaluation_cut`) are left out. `DataError` if the files cannot be read."""
-    variant, data = check_variant(variant), corpus_pairs(corpus, max_seconds or evaluation_cut(corpus), model.config)
+    variant, data = (
+        check_variant(variant),
+        corpus_pairs(corpus, max_seconds or evaluation_cut(corpus), model.config),
+    )
     batch = data.collate([data[j]])
-    if lost := batch.get('unreadable'): raise DataError(f'{lost[0][0]}: {lost[0][1]}')
+    if lost := batch.get("unreadable"):
+        raise DataError(f"{lost[0][0]}: {lost[0][1]}")
     batch = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
-    words = [w for w in words or spoken_words(corpus, j) if w.start*RATE < int(batch['audio_len'][0])]
+    words = [w for w in words or spoken_words(corpus, j) if w.start * RATE < int(batch["audio_len"][0])]
     model.eval()
-    feature = word_features(model, batch, [0]*len(words), words, (variant.speech,))[variant.speech]
-    return words, heat_maps(patch_features(model, batch['image'])[0], feature, variant.similarity).cpu().numpy()
+    feature = word_features(model, batch, [0] * len(words), words, (variant.speech,))[variant.speech]
+    return words, heat_maps(
+        patch_features(model, batch["image"])[0], feature, variant.similarity
+    ).cpu().numpy()
 
 # %% ../nbs/29_grounding.ipynb #7c5dd550
-def grounding_figure(image, words, maps, boxes=None, title: str | None = None, cell: float = 1.45, columns: int = 7):
+def grounding_figure(
+    image, words, maps, boxes=None, title: str | None = None, cell: float = 1.45, columns: int = 7
+):
     """The image, and its heat map (Q, N) for each of Q words (texts), all on one scale; a ring marks the patch pointed at.
     `boxes`: for each word None or the true (x0, y0, x1, y1) in fractions of the side."""
     image, maps = picture(image), np.asarray(maps)
-    size, grid = image.shape[0], round(maps.shape[1]**.5)
-    if maps.shape != (len(words), grid**2): raise DataError(f'{len(words)} words need maps ({len(words)}, N), N a square number, not {maps.shape}')
+    size, grid = image.shape[0], round(maps.shape[1] ** 0.5)
+    if maps.shape != (len(words), grid**2):
+        raise DataError(
+            f"{len(words)} words need maps ({len(words)}, N), N a square number, not {maps.shape}"
+        )
     columns = min(columns, 1 + len(words))
-    rows = -(-(1 + len(words))//columns)
-    fig = Picture(cell*columns + .5, rows*(cell + .25) + .3*bool(title))
+    rows = -(-(1 + len(words)) // columns)
+    fig = Picture(cell * columns + 0.5, rows * (cell + 0.25) + 0.3 * bool(title))
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes: ax.axis('off')
-    axes[0].imshow(image); axes[0].set_title('image', fontsize=9, color=INK)
-    grey = np.repeat(150 + .4*image.mean(2, keepdims=True), 3, 2).astype(np.uint8)      # pale, so that the heat is seen
-    for ax, word, m, box in zip(axes[1:], words, maps, boxes or [None]*len(words)):
+    for ax in axes:
+        ax.axis("off")
+    axes[0].imshow(image)
+    axes[0].set_title("image", fontsize=9, color=INK)
+    grey = np.repeat(150 + 0.4 * image.mean(2, keepdims=True), 3, 2).astype(
+        np.uint8
+    )  # pale, so that the heat is seen
+    for ax, word, m, box in zip(axes[1:], words, maps, boxes or [None] * len(words)):
         ax.imshow(grey)
-        heat = ax.imshow(m.reshape(grid, grid), cmap='viridis', alpha=.7, vmin=maps.min(), vmax=maps.max(), extent=(-.5, size - .5, size - .5, -.5))
+        heat = ax.imshow(
+            m.reshape(grid, grid),
+            cmap="viridis",
+            alpha=0.7,
+            vmin=maps.min(),
+            vmax=maps.max(),
+            extent=(-0.5, size - 0.5, size - 0.5, -0.5),
+        )
         y, x = np.unravel_index(m.argmax(), (grid, grid))
-        ax.plot((x + .5)*size/grid - .5, (y + .5)*size/grid - .5, 'o', mfc='none', mec='white', ms=7, mew=1.6)
-        if box is not None: ax.add_patch(Rectangle((box[0]*size - .5, box[1]*size - .5), (box[2] - box[0])*size, (box[3] - box[1])*size, fill=False, ec='white', ls='--', lw=1.5))
+        ax.plot(
+            (x + 0.5) * size / grid - 0.5,
+            (y + 0.5) * size / grid - 0.5,
+            "o",
+            mfc="none",
+            mec="white",
+            ms=7,
+            mew=1.6,
+        )
+        if box is not None:
+            ax.add_patch(
+                Rectangle(
+                    (box[0] * size - 0.5, box[1] * size - 0.5),
+                    (box[2] - box[0]) * size,
+                    (box[3] - box[1]) * size,
+                    fill=False,
+                    ec="white",
+                    ls="--",
+                    lw=1.5,
+                )
+            )
         ax.set_title(word, fontsize=9, color=INK)
-    if len(words): fig.colorbar(heat, ax=axes.tolist(), shrink=.7, pad=.01).ax.tick_params(labelsize=7)
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+    if len(words):
+        fig.colorbar(heat, ax=axes.tolist(), shrink=0.7, pad=0.01).ax.tick_params(labelsize=7)
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/29_grounding.ipynb #819f9ea7
@@ -169,53 +259,76 @@ def seen(model, corpus, j: int) -> np.ndarray:
     "The square (S, S, 3) of the image of caption `j` that the model sees: what a heat map lies over."
     return np.asarray(image_transform(model.config)(corpus.image(int(corpus.image_of_caption[j]))))
 
+
 def in_crop(box, crop: float) -> tuple:
     "A box of a square picture, in fractions of the side, as one of the middle `crop` of it."
-    return tuple((x - (1 - crop)/2)/crop for x in box)
+    return tuple((x - (1 - crop) / 2) / crop for x in box)
 
-def caption_figure(model, corpus, j: int, variant=DEFAULT, kinds=('thing', 'colour', 'size', 'place'), **kwargs):
+
+def caption_figure(
+    model, corpus, j: int, variant=DEFAULT, kinds=("thing", "colour", "size", "place"), **kwargs
+):
     "`grounding_figure` of the words of caption `j`, with the true boxes where the corpus knows them. `kinds`: classes of words to draw (None: all)."
-    words = [w for w in spoken_words(corpus, j) if kinds is None or w.kind in kinds] or spoken_words(corpus, j)
+    words = [w for w in spoken_words(corpus, j) if kinds is None or w.kind in kinds] or spoken_words(
+        corpus, j
+    )
     words, maps = caption_maps(model, corpus, j, variant, words)
-    boxes = [in_crop(corpus.scene(w.image).things[w.thing].box, model.config.crop_pct) if w.thing >= 0 else None for w in words]
-    return grounding_figure(seen(model, corpus, j), [w.word for w in words], maps, boxes, **{'title': corpus.captions[j].text, **kwargs})
+    boxes = [
+        in_crop(corpus.scene(w.image).things[w.thing].box, model.config.crop_pct) if w.thing >= 0 else None
+        for w in words
+    ]
+    return grounding_figure(
+        seen(model, corpus, j),
+        [w.word for w in words],
+        maps,
+        boxes,
+        **{"title": corpus.captions[j].text, **kwargs},
+    )
 
 # %% ../nbs/29_grounding.ipynb #d46b2a2d
 def pointing(maps, inside) -> np.ndarray:
     "Share of each map's largest patches that lie `inside` (Q, N) bool: (Q,), 0 or 1 but for ties."
     top = maps >= maps.max(1, keepdims=True)
-    return (top & inside).sum(1)/top.sum(1)
+    return (top & inside).sum(1) / top.sum(1)
+
 
 def standardised(maps) -> np.ndarray:
     "Maps (Q, N) with mean 0 and variance 1 each; a flat one is 0."
     d = maps - maps.mean(1, keepdims=True)
-    return d/np.maximum(d.std(1, keepdims=True), 1e-9)
+    return d / np.maximum(d.std(1, keepdims=True), 1e-9)
+
 
 def iou(maps, shown, threshold: float) -> np.ndarray:
     "Intersection over union of the patches above `threshold` standard deviations and those `shown` (Q, N) bool: (Q,)."
     above = standardised(maps) >= threshold
-    return (above & shown).sum(1)/np.maximum((above | shown).sum(1), 1)
+    return (above & shown).sum(1) / np.maximum((above | shown).sum(1), 1)
+
 
 def choice(maps, shares, thing) -> np.ndarray:
     "Is the mean of the map over the right thing's patches the largest of all things'? (Q,): 1 or 0, a share for ties, NaN where there is but one thing."
     found = np.full(len(maps), np.nan)
     for q, (m, s, k) in enumerate(zip(standardised(maps), shares, thing)):
-        if len(s) < 2: continue
-        value = (s @ m)/np.maximum(s.sum(1), 1e-9)
+        if len(s) < 2:
+            continue
+        value = (s @ m) / np.maximum(s.sum(1), 1e-9)
         best = value >= value.max() - 1e-9
-        found[q] = best[k]/best.sum()
+        found[q] = best[k] / best.sum()
     return found
 
 # %% ../nbs/29_grounding.ipynb #19e58203
 def boxes_on_patches(scene, config) -> np.ndarray:
     "Whether the middle of each patch lies in the box of each thing, (things, N) bool."
-    whole, grid = config.image_size/config.crop_pct, config.image_size//config.patch_size
-    middle = ((np.arange(grid) + .5)*config.patch_size + (whole - config.image_size)/2)/whole
+    whole, grid = config.image_size / config.crop_pct, config.image_size // config.patch_size
+    middle = ((np.arange(grid) + 0.5) * config.patch_size + (whole - config.image_size) / 2) / whole
     x, y = (v.ravel() for v in np.meshgrid(middle, middle))
-    return np.array([(x >= b[0]) & (x < b[2]) & (y >= b[1]) & (y < b[3]) for b in (t.box for t in scene.things)]).reshape(-1, grid**2)
+    return np.array(
+        [(x >= b[0]) & (x < b[2]) & (y >= b[1]) & (y < b[3]) for b in (t.box for t in scene.things)]
+    ).reshape(-1, grid**2)
+
 
 class Grounded(NamedTuple):
     "The scored words of a split with their features and the truth. Q words, N patches: `features` {way: (Q, E)}, `patches` (images, N, E), `row` (Q,) of each word's image in it; `inside`, `shown` (Q, N) bool; `shares` Q arrays (things, N)."
+
     words: list
     features: dict
     patches: torch.Tensor
@@ -225,78 +338,128 @@ class Grounded(NamedTuple):
     shares: list
 
     @property
-    def thing(self): return np.array([w.thing for w in self.words])
+    def thing(self):
+        return np.array([w.thing for w in self.words])
 
     def maps(self, variant, swap=None) -> np.ndarray:
         "Heat maps (Q, N) of each word over its image; `swap` (Q,): of word `swap[q]` over the image of word q."
         variant = check_variant(variant)
         feature = self.features[variant.speech]
-        return heat_maps(self.patches[self.row], feature if swap is None else feature[swap], variant.similarity).numpy()
+        return heat_maps(
+            self.patches[self.row], feature if swap is None else feature[swap], variant.similarity
+        ).numpy()
 
 # %% ../nbs/29_grounding.ipynb #643f5210
-SCORED = ('thing', 'colour', 'size')
+SCORED = ("thing", "colour", "size")
+
 
 def scored_words(corpus, j: int) -> list[SpokenWord]:
     "The words of caption `j` that are said of a thing in the image; and, as kind 'beside', words of function that stand just before one, as if they were said of its thing."
     words = spoken_words(corpus, j)
     said = [w for w in words if w.kind in SCORED and w.thing >= 0]
-    return said + [w._replace(kind='beside', thing=after.thing) for w, after in zip(words, words[1:]) if w.kind == 'other' and after in said]
+    return said + [
+        w._replace(kind="beside", thing=after.thing)
+        for w, after in zip(words, words[1:])
+        if w.kind == "other" and after in said
+    ]
 
 # %% ../nbs/29_grounding.ipynb #e7bce0c3
-def ground(model, corpus, pairs: int = 1000, speech=SPEECH, batch_size: int = 50, max_seconds: float | None = None) -> Grounded:
+def ground(
+    model, corpus, pairs: int = 1000, speech=SPEECH, batch_size: int = 50, max_seconds: float | None = None
+) -> Grounded:
     "Words that are said of things in the first `pairs` captions of the embedded corpus, on the CPU. `DataError` for a corpus without boxes."
-    if not hasattr(corpus, 'scene'):
-        raise DataError(f'{corpus!r} knows no boxes, so where a word should point is not known: draw its maps with caption_maps or caption_figure; scores need the embedded corpus')
+    if not hasattr(corpus, "scene"):
+        raise DataError(
+            f"{corpus!r} knows no boxes, so where a word should point is not known: draw its maps with caption_maps or caption_figure; scores need the embedded corpus"
+        )
     model.eval()
-    device, data, n = next(model.parameters()).device, corpus_pairs(corpus, max_seconds or evaluation_cut(corpus), model.config), min(pairs, len(corpus))
+    device, data, n = (
+        next(model.parameters()).device,
+        corpus_pairs(corpus, max_seconds or evaluation_cut(corpus), model.config),
+        min(pairs, len(corpus)),
+    )
     words, patches, images, features = [], [], [], {k: [] for k in speech}
     for at in range(0, n, batch_size):
-        batch = {k: v.to(device) for k, v in data.collate([data[j] for j in range(at, min(at + batch_size, n))]).items()}
-        said = [(r, w) for r, j in enumerate(batch['index'].tolist()) for w in scored_words(corpus, j)]
-        new = [r for r, i in enumerate(batch['image_id'].tolist()) if i not in images and not images.append(i)]
-        if new: patches.append(patch_features(model, batch['image'][new]).cpu())
-        for k, v in word_features(model, batch, [r for r, _ in said], [w for _, w in said], speech).items() if said else (): features[k].append(v.cpu())
+        batch = {
+            k: v.to(device)
+            for k, v in data.collate([data[j] for j in range(at, min(at + batch_size, n))]).items()
+        }
+        said = [(r, w) for r, j in enumerate(batch["index"].tolist()) for w in scored_words(corpus, j)]
+        new = [
+            r for r, i in enumerate(batch["image_id"].tolist()) if i not in images and not images.append(i)
+        ]
+        if new:
+            patches.append(patch_features(model, batch["image"][new]).cpu())
+        for k, v in (
+            word_features(model, batch, [r for r, _ in said], [w for _, w in said], speech).items()
+            if said
+            else ()
+        ):
+            features[k].append(v.cpu())
         words += [w for _, w in said]
-    if not words: raise DataError(f'{corpus!r}: no caption says a word of a thing that is in its image')
-    scenes = {i: (boxes_on_patches(corpus.scene(i), model.config), patch_shares(corpus.scene(i), model.config)) for i in images}
+    if not words:
+        raise DataError(f"{corpus!r}: no caption says a word of a thing that is in its image")
+    scenes = {
+        i: (boxes_on_patches(corpus.scene(i), model.config), patch_shares(corpus.scene(i), model.config))
+        for i in images
+    }
     shares = [scenes[w.image][1] for w in words]
     own = np.stack([s[w.thing] for s, w in zip(shares, words)])
-    return Grounded(words, {k: torch.cat(v) for k, v in features.items()}, torch.cat(patches), np.array([images.index(w.image) for w in words]),
-                    np.stack([scenes[w.image][0][w.thing] for w in words]), own >= np.minimum(.5, own.max(1, keepdims=True)), shares)
+    return Grounded(
+        words,
+        {k: torch.cat(v) for k, v in features.items()},
+        torch.cat(patches),
+        np.array([images.index(w.image) for w in words]),
+        np.stack([scenes[w.image][0][w.thing] for w in words]),
+        own >= np.minimum(0.5, own.max(1, keepdims=True)),
+        shares,
+    )
 
 # %% ../nbs/29_grounding.ipynb #e362207c
-CHANCE = ('uniform', 'centre', 'mean_map', 'another_word')
+CHANCE = ("uniform", "centre", "mean_map", "another_word")
+
 
 def unrelated(g: Grounded, corpus, seed: int = 0) -> np.ndarray:
     "For each word the number of another of its kind, drawn at random, said of a category that is not in its image, and (colours) of no colour that is: (Q,)."
-    rng, kinds, found = rng_for(seed, 'unrelated'), {}, []
-    for q, w in enumerate(g.words): kinds.setdefault(w.kind, []).append(q)
+    rng, kinds, found = rng_for(seed, "unrelated"), {}, []
+    for q, w in enumerate(g.words):
+        kinds.setdefault(w.kind, []).append(q)
     about = [corpus.scene(w.image).things[w.thing].category for w in g.words]
     for w in g.words:
         things = corpus.scene(w.image).things
         bad, spoken = {t.category for t in things}, {t.colour for t in things} | {w.word}
         able = [q for q in kinds[w.kind] if about[q] not in bad and g.words[q].word not in spoken]
-        found.append(rng.choice(able or [q for q in kinds[w.kind] if g.words[q].image != w.image] or kinds[w.kind]))
+        found.append(
+            rng.choice(able or [q for q in kinds[w.kind] if g.words[q].image != w.image] or kinds[w.kind])
+        )
     return np.array(found)
+
 
 def chance_maps(g: Grounded, corpus, variant=DEFAULT, seed: int = 0) -> dict:
     "{name: (Q, N)} of the maps in `CHANCE`."
     maps = standardised(g.maps(variant))
     Q, N = maps.shape
-    y, x = np.divmod(np.arange(N), round(N**.5))
-    centre = -np.round((x - x.mean())**2 + (y - y.mean())**2, 6)
+    y, x = np.divmod(np.arange(N), round(N**0.5))
+    centre = -np.round((x - x.mean()) ** 2 + (y - y.mean()) ** 2, 6)
     total, n = np.zeros((g.row.max() + 1, N)), np.bincount(g.row)
     np.add.at(total, g.row, maps)
-    others = (maps.sum(0) - total[g.row])/np.maximum(Q - n[g.row], 1)[:, None]
-    return dict(uniform=np.zeros((Q, N)), centre=np.tile(centre, (Q, 1)), mean_map=others, another_word=g.maps(variant, unrelated(g, corpus, seed)))
+    others = (maps.sum(0) - total[g.row]) / np.maximum(Q - n[g.row], 1)[:, None]
+    return dict(
+        uniform=np.zeros((Q, N)),
+        centre=np.tile(centre, (Q, 1)),
+        mean_map=others,
+        another_word=g.maps(variant, unrelated(g, corpus, seed)),
+    )
 
 # %% ../nbs/29_grounding.ipynb #96f1b094
-THRESHOLDS = tuple(np.arange(-.5, 2.51, .25).tolist())
+THRESHOLDS = tuple(np.arange(-0.5, 2.51, 0.25).tolist())
+
 
 def best_threshold(g: Grounded, maps) -> float:
     "The threshold of `THRESHOLDS` with the best IoU for words of things and colours."
-    use = np.isin([w.kind for w in g.words], ('thing', 'colour'))
+    use = np.isin([w.kind for w in g.words], ("thing", "colour"))
     return max(THRESHOLDS, key=lambda t: iou(maps[use], g.shown[use], t).mean())
+
 
 def choose(g: Grounded, corpus, resamples: int = 1000, seed: int = 0) -> dict:
     """{'variant', 'threshold', 'chance_thresholds', 'ways': {way: its better similarity}, 'variants': {name: {'thing', 'colour': pointing with interval, 'choice' (thing words), 'mean'}}},
@@ -305,97 +468,226 @@ def choose(g: Grounded, corpus, resamples: int = 1000, seed: int = 0) -> dict:
     for v in (v for v in VARIANTS if v.speech in g.features):
         maps = g.maps(v)
         hit, right = pointing(maps, g.inside), choice(maps, g.shares, g.thing)
-        tried[v] = {k: estimate(weights, hit*(kind == k), kind == k) for k in ('thing', 'colour')}
-        tried[v]['choice'] = estimate(weights, np.nan_to_num(right)*(kind == 'thing'), ~np.isnan(right) & (kind == 'thing'))
-        tried[v]['mean'] = round(float(np.mean([e['value'] for e in (tried[v]['thing'], tried[v]['colour']) if e])), 5)
-    ranked = sorted(list(tried)[::-1], key=lambda v: tried[v]['mean'])      # of equals the first named comes last
+        tried[v] = {k: estimate(weights, hit * (kind == k), kind == k) for k in ("thing", "colour")}
+        tried[v]["choice"] = estimate(
+            weights, np.nan_to_num(right) * (kind == "thing"), ~np.isnan(right) & (kind == "thing")
+        )
+        tried[v]["mean"] = round(
+            float(np.mean([e["value"] for e in (tried[v]["thing"], tried[v]["colour"]) if e])), 5
+        )
+    ranked = sorted(list(tried)[::-1], key=lambda v: tried[v]["mean"])  # of equals the first named comes last
     best = ranked[-1]
-    return {'variant': best, 'ways': {v.speech: v.similarity for v in ranked},      # the better similarity comes last
-            'threshold': best_threshold(g, g.maps(best)), 'variants': {str(v): d for v, d in tried.items()},
-            'chance_thresholds': {name: best_threshold(g, m) for name, m in chance_maps(g, corpus, best, seed).items()}}
+    return {
+        "variant": best,
+        "ways": {v.speech: v.similarity for v in ranked},  # the better similarity comes last
+        "threshold": best_threshold(g, g.maps(best)),
+        "variants": {str(v): d for v, d in tried.items()},
+        "chance_thresholds": {
+            name: best_threshold(g, m) for name, m in chance_maps(g, corpus, best, seed).items()
+        },
+    }
 
 # %% ../nbs/29_grounding.ipynb #81067f6d
 def variants_table(variants: dict) -> str:
     "What `choose` tried, as a table in Markdown."
-    return markdown_table(['variant', 'thing words point', 'colour words point', 'choice among things'], [[v, *(shown(d[k], 2) for k in ('thing', 'colour', 'choice'))] for v, d in variants.items()])
+    return markdown_table(
+        ["variant", "thing words point", "colour words point", "choice among things"],
+        [[v, *(shown(d[k], 2) for k in ("thing", "colour", "choice"))] for v, d in variants.items()],
+    )
 
 # %% ../nbs/29_grounding.ipynb #fe162d74
 def scores(g: Grounded, maps, threshold: float) -> dict:
     "{'pointing', 'iou', 'choice'}: (Q,) each."
-    return {'pointing': pointing(maps, g.inside), 'iou': iou(maps, g.shown, threshold), 'choice': choice(maps, g.shares, g.thing)}
+    return {
+        "pointing": pointing(maps, g.inside),
+        "iou": iou(maps, g.shown, threshold),
+        "choice": choice(maps, g.shares, g.thing),
+    }
+
 
 def score_table(all_scores: dict, weights, use) -> dict:
     "{score: {'model': estimate, chance map: estimate, 'minus_…': paired difference}} over the words `use` (Q,) bool."
     table = {}
-    for name in ('pointing', 'iou', 'choice'):
+    for name in ("pointing", "iou", "choice"):
         values = {who: s[name] for who, s in all_scores.items()}
-        count = use & ~np.isnan(values['model'])
-        total = {who: np.where(count, v, 0.) for who, v in values.items()}
+        count = use & ~np.isnan(values["model"])
+        total = {who: np.where(count, v, 0.0) for who, v in values.items()}
         table[name] = {who: estimate(weights, t, count) for who, t in total.items()}
-        table[name] |= {f'minus_{who}': estimate(weights, total['model'] - t, count) for who, t in total.items() if who != 'model'}
+        table[name] |= {
+            f"minus_{who}": estimate(weights, total["model"] - t, count)
+            for who, t in total.items()
+            if who != "model"
+        }
     return table
 
 # %% ../nbs/29_grounding.ipynb #923f8b20
 def _mean_of(values, weights, use, minus=None):
     "Mean of values (Q,) over the words `use`, less that over `minus`; NaN left out."
-    part = lambda u: (np.where(u & ~np.isnan(values), values, 0.), u & ~np.isnan(values))
+
+    def part(u):
+        return (np.where(u & ~np.isnan(values), values, 0.0), u & ~np.isnan(values))
+
     return estimate(weights, *part(use), minus=None if minus is None else part(minus))
 
-def grounding_scores(model, corpus, chosen: dict, pairs: int = 1000, seed: int = 0, resamples: int = 1000, grounded: Grounded | None = None) -> dict:
+
+def grounding_scores(
+    model,
+    corpus,
+    chosen: dict,
+    pairs: int = 1000,
+    seed: int = 0,
+    resamples: int = 1000,
+    grounded: Grounded | None = None,
+) -> dict:
     """Scores of the variant and thresholds that `choose` gave, beside chance, with bootstrap intervals over images: {'kind': {'thing', 'colour', 'size'}, 'things': {'1', '2', '3'}
     (thing words, by how many things there are), 'category': {category: {'pointing', 'iou', 'choice'}} (thing words), 'ways': {way: {kind: {'pointing', 'choice'}}} for all ways, 'words', 'images'}. 'minus_beside': less what words
     beside the words of things score. `DataError` for a corpus without boxes."""
-    variant = check_variant(chosen['variant'])
-    g = grounded or ground(model, corpus, pairs, tuple(chosen['ways']))
+    variant = check_variant(chosen["variant"])
+    g = grounded or ground(model, corpus, pairs, tuple(chosen["ways"]))
     weights = resample_weights(g.row, resamples, seed)
-    values = {'model': scores(g, g.maps(variant), chosen['threshold']),
-              **{name: scores(g, m, chosen['chance_thresholds'][name]) for name, m in chance_maps(g, corpus, variant, seed).items()}}
+    values = {
+        "model": scores(g, g.maps(variant), chosen["threshold"]),
+        **{
+            name: scores(g, m, chosen["chance_thresholds"][name])
+            for name, m in chance_maps(g, corpus, variant, seed).items()
+        },
+    }
     kind, crowd = np.array([w.kind for w in g.words]), np.array([len(s) for s in g.shares])
     category = np.array([corpus.scene(w.image).things[w.thing].category for w in g.words])
-    by_kind = {k: score_table(values, weights, kind == k) for k in (*SCORED, 'beside')}
-    for k, s in ((k, s) for k in SCORED for s in by_kind[k]): by_kind[k][s]['minus_beside'] = _mean_of(values['model'][s], weights, kind == k, kind == 'beside')
-    ways = {w: scores(g, g.maps((w, similarity)), 0.) for w, similarity in chosen['ways'].items() if w in g.features}
-    return {'kind': by_kind,
-            'ways': {w: {k: {s: _mean_of(v[s], weights, kind == k) for s in ('pointing', 'choice')} for k in by_kind} for w, v in ways.items()},
-            'things': {str(n): score_table(values, weights, (kind == 'thing') & (crowd == n)) for n in sorted(set(crowd.tolist()))},
-            'category': {str(c): {s: _mean_of(v, weights, (kind == 'thing') & (category == c)) for s, v in values['model'].items()} for c in sorted(set(category))},
-            'words': len(g.words), 'images': len(g.patches)}
+    by_kind = {k: score_table(values, weights, kind == k) for k in (*SCORED, "beside")}
+    for k, s in ((k, s) for k in SCORED for s in by_kind[k]):
+        by_kind[k][s]["minus_beside"] = _mean_of(values["model"][s], weights, kind == k, kind == "beside")
+    ways = {
+        w: scores(g, g.maps((w, similarity)), 0.0)
+        for w, similarity in chosen["ways"].items()
+        if w in g.features
+    }
+    return {
+        "kind": by_kind,
+        "ways": {
+            w: {k: {s: _mean_of(v[s], weights, kind == k) for s in ("pointing", "choice")} for k in by_kind}
+            for w, v in ways.items()
+        },
+        "things": {
+            str(n): score_table(values, weights, (kind == "thing") & (crowd == n))
+            for n in sorted(set(crowd.tolist()))
+        },
+        "category": {
+            str(c): {
+                s: _mean_of(v, weights, (kind == "thing") & (category == c))
+                for s, v in values["model"].items()
+            }
+            for c in sorted(set(category))
+        },
+        "words": len(g.words),
+        "images": len(g.patches),
+    }
 
 # %% ../nbs/29_grounding.ipynb #6d84109d
 def grounding_tables(found: dict) -> dict:
     "{'scores', 'ways'}: what `grounding_scores` gave, as tables in Markdown."
-    who, pairs = ('model', *CHANCE), [(s, k) for s in ('pointing', 'choice') for k in ('thing', 'colour', 'beside')]
-    return {'scores': markdown_table(['words', 'score', *who], [[k, s, *(shown(d[s][w], 2) for w in who)] for k, d in found['kind'].items() for s in d]),
-            'ways': markdown_table(['way', *(f'{k}: {s}' for s, k in pairs)], [[w, *(shown(d[k][s], 2) for s, k in pairs)] for w, d in found['ways'].items()])}
+    who, pairs = (
+        ("model", *CHANCE),
+        [(s, k) for s in ("pointing", "choice") for k in ("thing", "colour", "beside")],
+    )
+    return {
+        "scores": markdown_table(
+            ["words", "score", *who],
+            [[k, s, *(shown(d[s][w], 2) for w in who)] for k, d in found["kind"].items() for s in d],
+        ),
+        "ways": markdown_table(
+            ["way", *(f"{k}: {s}" for s, k in pairs)],
+            [[w, *(shown(d[k][s], 2) for s, k in pairs)] for w, d in found["ways"].items()],
+        ),
+    }
 
 # %% ../nbs/29_grounding.ipynb #4590d592
-WHO = {'model': 'the word', 'another_word': 'another word', 'mean_map': 'mean map', 'centre': 'centre', 'uniform': 'random patch'}
+WHO = {
+    "model": "the word",
+    "another_word": "another word",
+    "mean_map": "mean map",
+    "centre": "centre",
+    "uniform": "random patch",
+}
+
 
 def scores_figure(found: dict, title: str | None = None):
     "Pointing, IoU and choice by class of words, beside chance; bars with 95 % intervals."
     fig = Picture(9, 2.6)
-    for ax, (score, name) in zip(fig.subplots(1, 3), (('pointing', 'pointing accuracy'), ('iou', 'IoU'), ('choice', 'choice among things'))):
+    for ax, (score, name) in zip(
+        fig.subplots(1, 3),
+        (("pointing", "pointing accuracy"), ("iou", "IoU"), ("choice", "choice among things")),
+    ):
         for i, ((who, label), colour) in enumerate(zip(WHO.items(), colours(len(WHO)))):
-            there = [(x - .32 + .16*i, d[score][who]) for x, d in enumerate(found['kind'].values()) if d[score][who]]
-            value = np.array([[e['value'], *e['interval']] for _, e in there]).reshape(-1, 3)
-            ax.bar([x for x, _ in there], value[:, 0], .15, color=colour, label=label)
-            ax.errorbar([x for x, _ in there], value[:, 0], np.maximum([value[:, 0] - value[:, 1], value[:, 2] - value[:, 0]], 0), fmt='none', ecolor=INK, elinewidth=.8, capsize=1.5)
-        ax.set_xticks(range(len(found['kind'])), list(found['kind']), fontsize=8.5); ax.tick_params(axis='y', labelsize=8)
-        ax.set_title(name, fontsize=9.5, color=INK); ax.set_ylim(0, 1); ax.spines[['top', 'right']].set_visible(False)
-    fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=7.5, loc='outside right center')
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+            there = [
+                (x - 0.32 + 0.16 * i, d[score][who])
+                for x, d in enumerate(found["kind"].values())
+                if d[score][who]
+            ]
+            value = np.array([[e["value"], *e["interval"]] for _, e in there]).reshape(-1, 3)
+            ax.bar([x for x, _ in there], value[:, 0], 0.15, color=colour, label=label)
+            ax.errorbar(
+                [x for x, _ in there],
+                value[:, 0],
+                np.maximum([value[:, 0] - value[:, 1], value[:, 2] - value[:, 0]], 0),
+                fmt="none",
+                ecolor=INK,
+                elinewidth=0.8,
+                capsize=1.5,
+            )
+        ax.set_xticks(range(len(found["kind"])), list(found["kind"]), fontsize=8.5)
+        ax.tick_params(axis="y", labelsize=8)
+        ax.set_title(name, fontsize=9.5, color=INK)
+        ax.set_ylim(0, 1)
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=7.5, loc="outside right center")
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/29_grounding.ipynb #49339583
-def grounding_record(model, dev, splits: dict, dev_pairs: int = 500, pairs: int = 1000, seed: int = 0, resamples: int = 1000, about: dict | None = None, record=None) -> dict:
+def grounding_record(
+    model,
+    dev,
+    splits: dict,
+    dev_pairs: int = 500,
+    pairs: int = 1000,
+    seed: int = 0,
+    resamples: int = 1000,
+    about: dict | None = None,
+    record=None,
+) -> dict:
     """Choose on the corpus `dev`, score on `splits` {name: corpus}: a run record with what was tried, what was chosen, and metrics[split]. `about`: more for its config (which checkpoint);
     `record`: file to write."""
     start, code = time.perf_counter(), code_version()
     chosen = choose(ground(model, dev, dev_pairs), dev, resamples, seed)
-    metrics = {name: grounding_scores(model, corpus, chosen, pairs, seed, resamples) for name, corpus in splits.items()}
-    config = {**(about or {}), 'row': model.config.reconstruction, 'dev_pairs': min(dev_pairs, len(dev)), 'pairs': pairs, 'resamples': resamples,
-              **{k: chosen[k] for k in ('variant', 'threshold', 'chance_thresholds', 'ways')}}
-    data = {name: {'name': repr(c), 'fingerprint': getattr(c, 'fingerprint', None)} for name, c in {'dev': dev, **splits}.items()}
-    made = run_record('grounding', config, seed, data, metrics, time.perf_counter() - start, next(model.parameters()).device, code, chosen_from=chosen['variants'])
-    if record: write_json(record, made)
+    metrics = {
+        name: grounding_scores(model, corpus, chosen, pairs, seed, resamples)
+        for name, corpus in splits.items()
+    }
+    config = {
+        **(about or {}),
+        "row": model.config.reconstruction,
+        "dev_pairs": min(dev_pairs, len(dev)),
+        "pairs": pairs,
+        "resamples": resamples,
+        **{k: chosen[k] for k in ("variant", "threshold", "chance_thresholds", "ways")},
+    }
+    data = {
+        name: {"name": repr(c), "fingerprint": getattr(c, "fingerprint", None)}
+        for name, c in {"dev": dev, **splits}.items()
+    }
+    made = run_record(
+        "grounding",
+        config,
+        seed,
+        data,
+        metrics,
+        time.perf_counter() - start,
+        next(model.parameters()).device,
+        code,
+        chosen_from=chosen["variants"],
+    )
+    if record:
+        write_json(record, made)
     return made

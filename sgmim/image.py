@@ -9,48 +9,92 @@ __all__ = ['MAX_PIXELS', 'MAX_ASPECT', 'FORMATS', 'IMAGENET_MEAN', 'IMAGENET_STD
 # %% ../nbs/02_image.ipynb #b08783c3
 import os
 from pathlib import Path
-import numpy as np
+
 import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import v2
+
 from .core import ConfigError, DataError
 
 # %% ../nbs/02_image.ipynb #9af21479
 def _sixteen_to_eight(im: Image.Image, where) -> Image.Image:
     "Grey image of 16 bits (or 32, holding 16) → 8 bits."
     x = np.asarray(im).astype(np.int64)
-    if x.min() < 0 or x.max() > 65535: raise DataError(f'{where}: grey values from {x.min()} to {x.max()} do not fit in 16 bits')
-    hidden = im.info.get('transparency')      # a grey value that stands for nothing: the white page shows
+    if x.min() < 0 or x.max() > 65535:
+        raise DataError(f"{where}: grey values from {x.min()} to {x.max()} do not fit in 16 bits")
+    hidden = im.info.get("transparency")  # a grey value that stands for nothing: the white page shows
     return Image.fromarray(np.where(x == hidden, 255, np.round(x / 257)).astype(np.uint8))
 
 # %% ../nbs/02_image.ipynb #5d2eb076
-def to_rgb(im: Image.Image, where: str = 'the image') -> Image.Image:
+def to_rgb(im: Image.Image, where: str = "the image") -> Image.Image:
     """Any PIL image → RGB, 8 bits. Transparency is laid over white; 16-bit grey is scaled, not clipped.
 
     Raises `DataError` for floating-point images, whose white is unknown.
     """
-    if im.mode == 'F': raise DataError(f'{where} holds floating-point grey values: save it with 8 or 16 bits')
-    if im.mode.startswith('I'): im = _sixteen_to_eight(im, where)
-    if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
-        im = im.convert('RGBA')
-        return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
-    return im.convert('RGB')
+    if im.mode == "F":
+        raise DataError(f"{where} holds floating-point grey values: save it with 8 or 16 bits")
+    if im.mode.startswith("I"):
+        im = _sixteen_to_eight(im, where)
+    if im.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in im.info:
+        im = im.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("RGB")
+    return im.convert("RGB")
 
 # %% ../nbs/02_image.ipynb #7e146ce0
-MAX_PIXELS = 89_478_485     # Pillow's own limit: a quarter of a GiB as RGB
-MAX_ASPECT = 32             # long side / short side
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB as RGB
+MAX_ASPECT = 32  # long side / short side
+
 
 def _check_size(size, where):
     "Refuse images that are absurdly large or long, before they are decoded."
     w, h = size
-    if w * h > MAX_PIXELS: raise DataError(f'{where} is {w} × {h}: more than {MAX_PIXELS:,} pixels. Shrink it, or leave it out.')
+    if w * h > MAX_PIXELS:
+        raise DataError(f"{where} is {w} × {h}: more than {MAX_PIXELS:,} pixels. Shrink it, or leave it out.")
     if max(w, h) > MAX_ASPECT * min(w, h):
-        raise DataError(f'{where} is {w} × {h}: a strip, longer than {MAX_ASPECT} times its width. Leave it out.')
+        raise DataError(
+            f"{where} is {w} × {h}: a strip, longer than {MAX_ASPECT} times its width. Leave it out."
+        )
 
 # %% ../nbs/02_image.ipynb #62e28c43
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'JPEG2000', 'MPO', 'PPM', 'TGA', 'ICO', 'CUR', 'ICNS', 'DIB', 'PCX', 'DCX',
-           'SGI', 'SUN', 'PSD', 'QOI', 'DDS', 'FTEX', 'BLP', 'FLI', 'GBR', 'IM', 'IMT', 'MCIDAS', 'MSP', 'PCD', 'PIXAR', 'SPIDER',
-           'XBM', 'XPM', 'XVTHUMB') # not EPS, WMF (other programs), GRIB, HDF5, BUFR, MPEG (no decoder), IPTC (opens what it holds), FITS (unpacks without a limit)
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+    "MPO",
+    "PPM",
+    "TGA",
+    "ICO",
+    "CUR",
+    "ICNS",
+    "DIB",
+    "PCX",
+    "DCX",
+    "SGI",
+    "SUN",
+    "PSD",
+    "QOI",
+    "DDS",
+    "FTEX",
+    "BLP",
+    "FLI",
+    "GBR",
+    "IM",
+    "IMT",
+    "MCIDAS",
+    "MSP",
+    "PCD",
+    "PIXAR",
+    "SPIDER",
+    "XBM",
+    "XPM",
+    "XVTHUMB",
+)  # not EPS, WMF (other programs), GRIB, HDF5, BUFR, MPEG (no decoder), IPTC (opens what it holds), FITS (unpacks without a limit)
+
 
 def open_image(file) -> Image.Image:
     "A file or path, opened by Pillow but not decoded; only formats that Pillow decodes without another program (`FORMATS`)."
@@ -58,25 +102,39 @@ def open_image(file) -> Image.Image:
     return Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
 
 # %% ../nbs/02_image.ipynb #73b0cd38
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 def orientation(im: Image.Image) -> int:
     "The orientation in the EXIF data of an opened image, 1 (upright) to 8; 1 where there is none, or none that can be read."
-    try: value = im.getexif().get(0x0112, 1)
-    except Exception: value = _first_orientation(im.info.get('exif', b''))
+    try:
+        value = im.getexif().get(0x0112, 1)
+    except Exception:
+        value = _first_orientation(im.info.get("exif", b""))
     return value if value in _TURNS and type(value) is int else 1
+
 
 def _first_orientation(block: bytes) -> int:
     "The same from the first directory of an EXIF block that Pillow cannot read."
-    tiff = block.removeprefix(b'Exif\0\0')
-    order = {b'II': 'little', b'MM': 'big'}.get(tiff[:2])
-    if order is None: return 1
+    tiff = block.removeprefix(b"Exif\0\0")
+    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
+    if order is None:
+        return 1
     start = int.from_bytes(tiff[4:8], order)
-    for k in range(int.from_bytes(tiff[start:start + 2], order)):
-        entry = tiff[start + 2 + 12*k:start + 14 + 12*k]
-        if entry[:4] == (0x0112).to_bytes(2, order) + (3).to_bytes(2, order): return int.from_bytes(entry[8:10], order)
+    for k in range(int.from_bytes(tiff[start : start + 2], order)):
+        entry = tiff[start + 2 + 12 * k : start + 14 + 12 * k]
+        if entry[:4] == (0x0112).to_bytes(2, order) + (3).to_bytes(2, order):
+            return int.from_bytes(entry[8:10], order)
     return 1
+
 
 def upright(im: Image.Image) -> Image.Image:
     "An image turned as its EXIF data say."
@@ -91,25 +149,38 @@ def load_image(path, size: int = None) -> Image.Image:
     below it. Raises `DataError`, naming the file, if it is missing, empty, truncated, no image, or beyond the limits above.
     """
     path = Path(path)
-    if not os.path.isfile(path): raise DataError(f'{path} is not there. Check the image folder that the paths are joined to.')
-    if path.stat().st_size == 0: raise DataError(f'{path} is empty (0 bytes). Download or copy it again.')
+    if not os.path.isfile(path):
+        raise DataError(f"{path} is not there. Check the image folder that the paths are joined to.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes). Download or copy it again.")
     try:
-        with open(path, 'rb') as file, open_image(file) as im: # not by its path: Pillow then maps raw TIFFs, and turns their memory
+        with (
+            open(path, "rb") as file,
+            open_image(file) as im,
+        ):  # not by its path: Pillow then maps raw TIFFs, and turns their memory
             _check_size(im.size, path)
-            if size is not None: im.draft('RGB' if im.mode == 'YCbCr' else None, (size, size))
+            if size is not None:
+                im.draft("RGB" if im.mode == "YCbCr" else None, (size, size))
             im.load()
             return to_rgb(upright(im), path)
-    except DataError: raise
+    except DataError:
+        raise
     except UnidentifiedImageError as e:
-        raise DataError(f'{path} is no image of a format that is read here. Check what it is, convert it, or leave it out.') from e
-    except PermissionError as e: raise DataError(f'{path} cannot be opened: {e.strerror}') from e
-    except Exception as e: # a damaged file can make a decoder raise anything
-        raise DataError(f'{path} cannot be decoded ({type(e).__name__}: {e}). It is truncated or damaged: '
-                        'download or copy it again.') from e
+        raise DataError(
+            f"{path} is no image of a format that is read here. Check what it is, convert it, or leave it out."
+        ) from e
+    except PermissionError as e:
+        raise DataError(f"{path} cannot be opened: {e.strerror}") from e
+    except Exception as e:  # a damaged file can make a decoder raise anything
+        raise DataError(
+            f"{path} cannot be decoded ({type(e).__name__}: {e}). It is truncated or damaged: "
+            "download or copy it again."
+        ) from e
 
 # %% ../nbs/02_image.ipynb #88726dab
-IMAGENET_MEAN = (0.485, 0.456, 0.406)    # red, green, blue
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 def _channels(values, like: torch.Tensor):
     "Three numbers → (3,1,1) on the device of `like`."
@@ -122,18 +193,22 @@ def normalise(images) -> torch.Tensor:
     A single image (H,W,3) or (3,H,W) → (3,H,W). Raises `DataError` for other shapes and other dtypes.
     """
     x = torch.as_tensor(images)
-    if x.dtype != torch.uint8: raise DataError(f'images to normalise have to be uint8, 0 to 255, not {x.dtype}')
+    if x.dtype != torch.uint8:
+        raise DataError(f"images to normalise have to be uint8, 0 to 255, not {x.dtype}")
     if x.ndim not in (3, 4) or 3 not in (x.shape[-1], x.shape[-3]):
-        raise DataError(f'images have shape (B,H,W,3) or (B,3,H,W), not {tuple(x.shape)}')
-    if x.shape[-3] != 3: x = x.movedim(-1, -3)
-    x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)       # one copy, and the rest in place
+        raise DataError(f"images have shape (B,H,W,3) or (B,3,H,W), not {tuple(x.shape)}")
+    if x.shape[-3] != 3:
+        x = x.movedim(-1, -3)
+    x = x.to(
+        torch.float32, memory_format=torch.contiguous_format, copy=True
+    )  # one copy, and the rest in place
     return x.div_(255).sub_(_channels(IMAGENET_MEAN, x)).div_(_channels(IMAGENET_STD, x))
 
 # %% ../nbs/02_image.ipynb #109e2a5d
 def denormalise(images: torch.Tensor) -> torch.Tensor:
     "The way back, for pictures: float (B,3,H,W) or (3,H,W) → uint8 (B,H,W,3) or (H,W,3), clipped to 0 to 255."
     if images.ndim not in (3, 4) or images.shape[-3] != 3:
-        raise DataError(f'normalised images have shape (B,3,H,W), not {tuple(images.shape)}')
+        raise DataError(f"normalised images have shape (B,3,H,W), not {tuple(images.shape)}")
     x = images.detach().float() * _channels(IMAGENET_STD, images) + _channels(IMAGENET_MEAN, images)
     return (x * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
@@ -142,14 +217,24 @@ def _as_pil(im):
     "PIL image, or uint8 array (H,W,3), → PIL RGB image."
     return to_rgb(im if isinstance(im, Image.Image) else Image.fromarray(np.asarray(im)))
 
+
 def _compose(steps, normalised):
     "PIL → PIL steps, then float32 (3,S,S) normalised, or a uint8 array (S,S,3)."
-    to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    to_tensor = [
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
     return v2.Compose([_as_pil, *steps, *(to_tensor if normalised else [np.array])])
 
 # %% ../nbs/02_image.ipynb #248179ba
-def train_transform(size: int = 224, randaugment: tuple = (2, 9), crop_scale: tuple = (0.08, 1.0),
-                    flip: float = 0.5, normalised: bool = True) -> v2.Compose:
+def train_transform(
+    size: int = 224,
+    randaugment: tuple = (2, 9),
+    crop_scale: tuple = (0.08, 1.0),
+    flip: float = 0.5,
+    normalised: bool = True,
+) -> v2.Compose:
     """PIL image or uint8 array (H,W,3) → float32 (3,size,size): random resized crop, flip, RandAugment(N, M), normalisation.
 
     `randaugment=None`, `crop_scale=None` (plain resize of the whole image) and `flip=0` switch a part off.
@@ -157,12 +242,19 @@ def train_transform(size: int = 224, randaugment: tuple = (2, 9), crop_scale: tu
     Source: section 3.2; what it leaves open is in the table above.
     """
     if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise ConfigError(f'crop_scale is {crop_scale}; give two shares of the area, 0 < low <= high <= 1')
-    if not 0 <= flip <= 1: raise ConfigError(f'flip is {flip}; give a probability')
+        raise ConfigError(f"crop_scale is {crop_scale}; give two shares of the area, 0 < low <= high <= 1")
+    if not 0 <= flip <= 1:
+        raise ConfigError(f"flip is {flip}; give a probability")
     bicubic = v2.InterpolationMode.BICUBIC
-    steps = [v2.Resize((size, size), bicubic) if crop_scale is None else v2.RandomResizedCrop(size, crop_scale, interpolation=bicubic)]
-    if flip: steps.append(v2.RandomHorizontalFlip(flip))
-    if randaugment is not None: steps.append(v2.RandAugment(*randaugment))
+    steps = [
+        v2.Resize((size, size), bicubic)
+        if crop_scale is None
+        else v2.RandomResizedCrop(size, crop_scale, interpolation=bicubic)
+    ]
+    if flip:
+        steps.append(v2.RandomHorizontalFlip(flip))
+    if randaugment is not None:
+        steps.append(v2.RandAugment(*randaugment))
     return _compose(steps, normalised)
 
 # %% ../nbs/02_image.ipynb #955dea11
@@ -173,5 +265,6 @@ def eval_transform(size: int = 224, resize: int = None, normalised: bool = True)
     a uint8 array (size,size,3) instead. Source: VG-HuBERT's code (256, then 224).
     """
     resize = round(size * 256 / 224) if resize is None else resize
-    if resize < size: raise ConfigError(f'resize is {resize}, smaller than the crop of {size}')
+    if resize < size:
+        raise ConfigError(f"resize is {resize}, smaller than the crop of {size}")
     return _compose([v2.Resize(resize, v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)], normalised)

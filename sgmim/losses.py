@@ -13,66 +13,89 @@ from .core import ConfigError, DataError
 
 # %% ../nbs/16_losses.ipynb #f2972231
 def similarity_matrix(
-    z_image: torch.Tensor, # (B, D)
-    z_audio: torch.Tensor, # (B', D)
-    similarity: str = 'dot', # 'dot' (the paper) or 'cosine'
-    temperature: float | None = None, # divides the similarities; None: 1 (the paper)
-) -> torch.Tensor: # (B, B') float32: images down, captions across
+    z_image: torch.Tensor,  # (B, D)
+    z_audio: torch.Tensor,  # (B', D)
+    similarity: str = "dot",  # 'dot' (the paper) or 'cosine'
+    temperature: float | None = None,  # divides the similarities; None: 1 (the paper)
+) -> torch.Tensor:  # (B, B') float32: images down, captions across
     "Similarity of every image to every caption; always in float32."
-    if similarity not in ('dot', 'cosine'): raise ConfigError(f"similarity must be 'dot' or 'cosine', not {similarity!r}")
-    if temperature is not None and not temperature > 0: raise ConfigError(f'temperature must be above 0, or None; got {temperature}')
+    if similarity not in ("dot", "cosine"):
+        raise ConfigError(f"similarity must be 'dot' or 'cosine', not {similarity!r}")
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(f"temperature must be above 0, or None; got {temperature}")
     z_image, z_audio = z_image.float(), z_audio.float()
-    if similarity == 'cosine': z_image, z_audio = F.normalize(z_image, dim=-1), F.normalize(z_audio, dim=-1)
+    if similarity == "cosine":
+        z_image, z_audio = F.normalize(z_image, dim=-1), F.normalize(z_audio, dim=-1)
     scores = z_image @ z_audio.T
     return scores if temperature is None else scores / temperature
 
 # %% ../nbs/16_losses.ipynb #84e4350b
 def info_nce(
-    z_image: torch.Tensor, # (B, D) z^I
-    z_audio: torch.Tensor, # (B, D) z^A, row i belongs to row i of z_image
-    image_id: torch.Tensor | None = None, # (B,) which image each pair is of
-    similarity: str = 'dot', # 'dot' (the paper) or 'cosine'
-    temperature: float | None = None, # None: none (the paper)
-    margin: float = 0., # subtracted on the diagonal (VG-HuBERT's code: 1)
-    mask_same_image: bool = True, # with image_id: other captions of one's own image are no negatives
-    own: slice | None = None, # these rows' part of the loss alone: the parts of all processes add up to it
-) -> torch.Tensor: # scalar: L_I + L_A
+    z_image: torch.Tensor,  # (B, D) z^I
+    z_audio: torch.Tensor,  # (B, D) z^A, row i belongs to row i of z_image
+    image_id: torch.Tensor | None = None,  # (B,) which image each pair is of
+    similarity: str = "dot",  # 'dot' (the paper) or 'cosine'
+    temperature: float | None = None,  # None: none (the paper)
+    margin: float = 0.0,  # subtracted on the diagonal (VG-HuBERT's code: 1)
+    mask_same_image: bool = True,  # with image_id: other captions of one's own image are no negatives
+    own: slice | None = None,  # these rows' part of the loss alone: the parts of all processes add up to it
+) -> torch.Tensor:  # scalar: L_I + L_A
     "InfoNCE in both directions (eq. 2). Raises `DataError` for a batch of one pair, which has no negatives."
     B = len(z_image)
-    if z_audio.shape != z_image.shape: raise DataError(f'info_nce needs as many captions as images, of one width; got {tuple(z_image.shape)} and {tuple(z_audio.shape)}')
-    if B < 2: raise DataError(f'info_nce compares the pairs of a batch with each other; a batch of {B} has no negatives. Use a batch of 2 or more, and drop a last batch of one')
-    with torch.autocast(z_image.device.type, enabled=False): # a sum of exponentials: keep float32
+    if z_audio.shape != z_image.shape:
+        raise DataError(
+            f"info_nce needs as many captions as images, of one width; got {tuple(z_image.shape)} and {tuple(z_audio.shape)}"
+        )
+    if B < 2:
+        raise DataError(
+            f"info_nce compares the pairs of a batch with each other; a batch of {B} has no negatives. Use a batch of 2 or more, and drop a last batch of one"
+        )
+    with torch.autocast(z_image.device.type, enabled=False):  # a sum of exponentials: keep float32
         rows, right = own or slice(None), torch.arange(B, device=z_image.device)[own or slice(None)]
-        to_audio = similarity_matrix(z_image[rows], z_audio, similarity, temperature) # (b, B): one's own images to all captions
-        to_image = to_audio.T if own is None else similarity_matrix(z_image, z_audio[rows], similarity, temperature).T
+        to_audio = similarity_matrix(
+            z_image[rows], z_audio, similarity, temperature
+        )  # (b, B): one's own images to all captions
+        to_image = (
+            to_audio.T
+            if own is None
+            else similarity_matrix(z_image, z_audio[rows], similarity, temperature).T
+        )
+
         def one_way(scores):
             itself = right[:, None] == torch.arange(B, device=right.device)
-            if margin: scores = scores - margin * itself
-            if image_id is not None and mask_same_image: scores = scores.masked_fill((image_id[right][:, None] == image_id) & ~itself, -1e4)
-            return F.cross_entropy(scores, right, reduction='sum') / B
+            if margin:
+                scores = scores - margin * itself
+            if image_id is not None and mask_same_image:
+                scores = scores.masked_fill((image_id[right][:, None] == image_id) & ~itself, -1e4)
+            return F.cross_entropy(scores, right, reduction="sum") / B
+
         return one_way(to_audio) + one_way(to_image)
 
 # %% ../nbs/16_losses.ipynb #a1a6b239
 def mim_loss(
-    predicted: torch.Tensor, # (B, N, D) z^R from the decoder
-    target: torch.Tensor, # (B, N, D) momentum encoder's features of the whole image
-    mask: torch.Tensor, # (B, N) bool, True = hidden: the patches that count
-    reduction: str = 'mean', # over D: 'mean' (MSE) or 'sum' (the squared norm as printed)
-    normalise_target: bool = False, # LayerNorm without weights on each target vector
-) -> torch.Tensor: # scalar
+    predicted: torch.Tensor,  # (B, N, D) z^R from the decoder
+    target: torch.Tensor,  # (B, N, D) momentum encoder's features of the whole image
+    mask: torch.Tensor,  # (B, N) bool, True = hidden: the patches that count
+    reduction: str = "mean",  # over D: 'mean' (MSE) or 'sum' (the squared norm as printed)
+    normalise_target: bool = False,  # LayerNorm without weights on each target vector
+) -> torch.Tensor:  # scalar
     "Squared distance at the hidden patches (eq. 4, sign put right), averaged over them."
-    if reduction not in ('mean', 'sum'): raise ConfigError(f"mim_loss: reduction over the dimensions must be 'mean' or 'sum', not {reduction!r}")
+    if reduction not in ("mean", "sum"):
+        raise ConfigError(
+            f"mim_loss: reduction over the dimensions must be 'mean' or 'sum', not {reduction!r}"
+        )
     predicted, target = predicted.float(), target.detach().float()
-    if normalise_target: target = F.layer_norm(target, target.shape[-1:])
+    if normalise_target:
+        target = F.layer_norm(target, target.shape[-1:])
     distance = (predicted - target).pow(2)
-    distance = distance.mean(-1) if reduction == 'mean' else distance.sum(-1)
+    distance = distance.mean(-1) if reduction == "mean" else distance.sum(-1)
     return (distance * mask).sum() / mask.sum()
 
 # %% ../nbs/16_losses.ipynb #dc0c5596
 def total_loss(
-    loss_nce: torch.Tensor, # L_NCE
-    loss_mim: torch.Tensor | None = None, # L_MIM; None: not part of it (yet)
-    lam: float = 2., # λ (§3.2)
+    loss_nce: torch.Tensor,  # L_NCE
+    loss_mim: torch.Tensor | None = None,  # L_MIM; None: not part of it (yet)
+    lam: float = 2.0,  # λ (§3.2)
 ) -> torch.Tensor:
     "Eq. 5: L = L_NCE + λ L_MIM."
     return loss_nce if loss_mim is None else loss_nce + lam * loss_mim

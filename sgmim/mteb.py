@@ -20,30 +20,62 @@ from .train import image_transform, shortest
 # %% ../nbs/35_mteb.ipynb #4d3d47a1
 def waveform(item, least: int) -> np.ndarray:
     "The samples (L,) at 16 kHz of a recording as mteb hands it over: {'array': (L,) or (channels, L), 'sampling_rate': Hz}; at least `least` of them. `DataError` if they are not finite."
-    wave = np.asarray(item['array'], np.float32)
-    if wave.ndim == 2: wave = wave.mean(int(np.argmin(wave.shape)))
-    if wave.ndim != 1 or not np.isfinite(wave).all(): raise DataError(f'a recording of mteb has shape {wave.shape} and {"only" if np.isfinite(wave).all() else "not only"} finite samples: it cannot be embedded')
-    wave = resample(wave, int(item['sampling_rate']))
+    wave = np.asarray(item["array"], np.float32)
+    if wave.ndim == 2:
+        wave = wave.mean(int(np.argmin(wave.shape)))
+    if wave.ndim != 1 or not np.isfinite(wave).all():
+        raise DataError(
+            f"a recording of mteb has shape {wave.shape} and {'only' if np.isfinite(wave).all() else 'not only'} finite samples: it cannot be embedded"
+        )
+    wave = resample(wave, int(item["sampling_rate"]))
     return np.pad(wave, (0, max(0, least - len(wave))))
 
 # %% ../nbs/35_mteb.ipynb #119daee9
 class MtebEncoder:
     "A model of this library by mteb's encoder protocol. `model`: a checkpoint's path, or a model; of each recording the first `max_seconds` are heard (10 in VG-HuBERT's code, 25 for Places)."
-    def __init__(self, model, revision: str | None = None, *, device=None, max_seconds: float = 10., name: str | None = None, **ignored):
-        if isinstance(model, (str, Path)): self.name, self.model = Path(model).resolve().name, open_checkpoint(Path(model))
-        else: self.name, self.model = type(model).__name__, model
-        self.model = self.model.to(pick_device(device)).eval()
-        self.name, self.max_seconds, self.revision = name or f'sgmim/{self.name}', max_seconds, revision or state_digest(self.model)
 
-    def encode(self, inputs, *, task_metadata=None, hf_split=None, hf_subset=None, prompt_type=None, **kwargs) -> np.ndarray:
+    def __init__(
+        self,
+        model,
+        revision: str | None = None,
+        *,
+        device=None,
+        max_seconds: float = 10.0,
+        name: str | None = None,
+        **ignored,
+    ):
+        if isinstance(model, (str, Path)):
+            self.name, self.model = Path(model).resolve().name, open_checkpoint(Path(model))
+        else:
+            self.name, self.model = type(model).__name__, model
+        self.model = self.model.to(pick_device(device)).eval()
+        self.name, self.max_seconds, self.revision = (
+            name or f"sgmim/{self.name}",
+            max_seconds,
+            revision or state_digest(self.model),
+        )
+
+    def encode(
+        self, inputs, *, task_metadata=None, hf_split=None, hf_subset=None, prompt_type=None, **kwargs
+    ) -> np.ndarray:
         "Vectors, float32 (n, E), of all of `inputs`, batches {'image': […]} or {'audio': […]}. `ConfigError` for text, of which the model knows nothing."
         return np.concatenate([self.encode_batch(batch) for batch in inputs])
 
     def encode_batch(self, batch) -> np.ndarray:
-        kinds = [k for k in ('image', 'audio', 'text', 'video') if k in batch]
-        if kinds == ['image']: return embed_pictures(self.model, [image_transform(self.model.config)(im) for im in batch['image']])
-        if kinds == ['audio']: return embed_sounds(self.model, [waveform(a, shortest(self.model.config)) for a in batch['audio']], self.max_seconds)
-        raise ConfigError(f'the inputs are {" and ".join(kinds) or "of no kind known here"}; this model embeds pictures, or speech: choose tasks of the categories a2i and i2a')
+        kinds = [k for k in ("image", "audio", "text", "video") if k in batch]
+        if kinds == ["image"]:
+            return embed_pictures(
+                self.model, [image_transform(self.model.config)(im) for im in batch["image"]]
+            )
+        if kinds == ["audio"]:
+            return embed_sounds(
+                self.model,
+                [waveform(a, shortest(self.model.config)) for a in batch["audio"]],
+                self.max_seconds,
+            )
+        raise ConfigError(
+            f"the inputs are {' and '.join(kinds) or 'of no kind known here'}; this model embeds pictures, or speech: choose tasks of the categories a2i and i2a"
+        )
 
     def similarity(self, embeddings1, embeddings2) -> torch.Tensor:
         "Scores (n, m) of (n, E) and (m, E): inner products. For a model that compares by cosine the vectors have length 1."
@@ -53,13 +85,26 @@ class MtebEncoder:
     def similarity_pairwise(self, embeddings1, embeddings2) -> torch.Tensor:
         "Scores (n,) of the rows of (n, E) and (n, E)."
         a, b = (torch.atleast_2d(torch.as_tensor(e)).float() for e in (embeddings1, embeddings2))
-        return (a*b.to(a.device)).sum(1)
+        return (a * b.to(a.device)).sum(1)
 
     @property
     def mteb_model_meta(self):
         "mteb's description of the model."
-        try: from mteb.models.model_meta import ModelMeta, ScoringFunction
-        except ImportError as e: raise ConfigError('this needs mteb: pip install "mteb>=2"') from e
+        try:
+            from mteb.models.model_meta import ModelMeta, ScoringFunction
+        except ImportError as e:
+            raise ConfigError('this needs mteb: pip install "mteb>=2"') from e
         c = self.model.config
-        return ModelMeta.create_empty({'name': self.name, 'revision': self.revision, 'modalities': ['audio', 'image'], 'embed_dim': c.embed_dim, 'n_parameters': sum(p.numel() for p in self.model.parameters()),
-                                       'similarity_fn_name': ScoringFunction.COSINE if c.similarity == 'cosine' else ScoringFunction.DOT_PRODUCT, 'framework': ['PyTorch']})
+        return ModelMeta.create_empty(
+            {
+                "name": self.name,
+                "revision": self.revision,
+                "modalities": ["audio", "image"],
+                "embed_dim": c.embed_dim,
+                "n_parameters": sum(p.numel() for p in self.model.parameters()),
+                "similarity_fn_name": ScoringFunction.COSINE
+                if c.similarity == "cosine"
+                else ScoringFunction.DOT_PRODUCT,
+                "framework": ["PyTorch"],
+            }
+        )

@@ -7,14 +7,18 @@ __all__ = ['warmup_linear', 'warmup_cosine', 'BertAdam', 'clip_grad_norm']
 
 # %% ../nbs/21_optim.ipynb #787fdc7b
 import math
+
 import torch
+
 from .core import ConfigError
 
 # %% ../nbs/21_optim.ipynb #a3cb927f
 def _check_warmup(warmup):
     "The share of training spent on warm-up has to leave room for the descent."
     if not 0 <= warmup < 1:
-        raise ConfigError(f'warmup is {warmup}; it is a share of training: give 0 <= warmup < 1 (the paper: 0.1)')
+        raise ConfigError(
+            f"warmup is {warmup}; it is a share of training: give 0 <= warmup < 1 (the paper: 0.1)"
+        )
 
 # %% ../nbs/21_optim.ipynb #7349564f
 def warmup_linear(x: float, warmup: float = 0.1) -> float:
@@ -29,18 +33,24 @@ def warmup_linear(x: float, warmup: float = 0.1) -> float:
 def warmup_cosine(x: float, warmup: float = 0.1) -> float:
     "Like `warmup_linear`, but down along half a cosine. Not in the paper: an option of ours."
     _check_warmup(warmup)
-    if x < warmup: return x / warmup
+    if x < warmup:
+        return x / warmup
     return 0.5 * (1 + math.cos(math.pi * min((x - warmup) / (1 - warmup), 1.0)))
 
 # %% ../nbs/21_optim.ipynb #d76a9e63
 def _check_settings(lr, warmup, t_total, betas, eps, weight_decay):
     "Refuse settings that would train nonsense without a word."
     _check_warmup(warmup)
-    if not (lr >= 0 and math.isfinite(lr)): raise ConfigError(f'lr is {lr}; give a number >= 0 (the paper: 5e-6)')
-    if t_total is not None and t_total < 1: raise ConfigError(f't_total is {t_total}; give the number of updates, >= 1, or None')
-    if not all(0 <= b < 1 for b in betas): raise ConfigError(f'betas are {betas}; each has to lie in [0, 1)')
-    if not eps > 0: raise ConfigError(f'eps is {eps}; it has to be > 0')
-    if not weight_decay >= 0: raise ConfigError(f'weight_decay is {weight_decay}; it has to be >= 0')
+    if not (lr >= 0 and math.isfinite(lr)):
+        raise ConfigError(f"lr is {lr}; give a number >= 0 (the paper: 5e-6)")
+    if t_total is not None and t_total < 1:
+        raise ConfigError(f"t_total is {t_total}; give the number of updates, >= 1, or None")
+    if not all(0 <= b < 1 for b in betas):
+        raise ConfigError(f"betas are {betas}; each has to lie in [0, 1)")
+    if not eps > 0:
+        raise ConfigError(f"eps is {eps}; it has to be > 0")
+    if not weight_decay >= 0:
+        raise ConfigError(f"weight_decay is {weight_decay}; it has to be >= 0")
 
 # %% ../nbs/21_optim.ipynb #4593fb81
 class BertAdam(torch.optim.Optimizer):
@@ -52,46 +62,70 @@ class BertAdam(torch.optim.Optimizer):
     the `schedule` is a function and not saved: give the same one again.
     Source: section 3.2 ("BertAdam"); betas, eps and decay from VG-HuBERT's code.
     """
-    def __init__(self, params, lr=5e-6, warmup=0.1, t_total=None, schedule=warmup_linear,
-                 betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01):
-        defaults = dict(lr=lr, warmup=warmup, t_total=t_total, betas=tuple(betas), eps=eps, weight_decay=weight_decay, step=0)
+
+    def __init__(
+        self,
+        params,
+        lr=5e-6,
+        warmup=0.1,
+        t_total=None,
+        schedule=warmup_linear,
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=0.01,
+    ):
+        defaults = dict(
+            lr=lr,
+            warmup=warmup,
+            t_total=t_total,
+            betas=tuple(betas),
+            eps=eps,
+            weight_decay=weight_decay,
+            step=0,
+        )
         super().__init__(params, defaults)
         self.schedule = schedule
         for g in self.param_groups:
-            _check_settings(**{k: g[k] for k in ('lr', 'warmup', 't_total', 'betas', 'eps', 'weight_decay')})
+            _check_settings(**{k: g[k] for k in ("lr", "warmup", "t_total", "betas", "eps", "weight_decay")})
 
     def lr_now(self) -> list:
         "Learning rate that the next update will use, one number a group."
-        return [g['lr'] * (1.0 if g['t_total'] is None else self.schedule(g['step'] / g['t_total'], g['warmup']))
-                for g in self.param_groups]
+        return [
+            g["lr"] * (1.0 if g["t_total"] is None else self.schedule(g["step"] / g["t_total"], g["warmup"]))
+            for g in self.param_groups
+        ]
 
     @torch.no_grad()
     def step(self, closure=None):
         "One update of every parameter that has a gradient. Returns the closure's loss, if a closure was given."
         loss = None
         if closure is not None:
-            with torch.enable_grad(): loss = closure()
+            with torch.enable_grad():
+                loss = closure()
         for group, lr in zip(self.param_groups, self.lr_now()):
             self._update(group, lr)
-            group['step'] += 1
+            group["step"] += 1
         return loss
 
     def _update(self, group, lr):
         "The formula, on lists of tensors."
-        ps = [p for p in group['params'] if p.grad is not None]
-        if not ps: return
+        ps = [p for p in group["params"] if p.grad is not None]
+        if not ps:
+            return
         gs, states = [p.grad for p in ps], [self.state[p] for p in ps]
         for p, s in zip(ps, states):
-            if not s: s.update(m=torch.zeros_like(p), v=torch.zeros_like(p))
-        ms, vs, (b1, b2) = [s['m'] for s in states], [s['v'] for s in states], group['betas']
+            if not s:
+                s.update(m=torch.zeros_like(p), v=torch.zeros_like(p))
+        ms, vs, (b1, b2) = [s["m"] for s in states], [s["v"] for s in states], group["betas"]
         torch._foreach_lerp_(ms, gs, 1 - b1)
         torch._foreach_mul_(vs, b2)
         torch._foreach_addcmul_(vs, gs, gs, 1 - b2)
-        if lr == 0: return                       # the first update: moments only
+        if lr == 0:
+            return  # the first update: moments only
         update = torch._foreach_sqrt(vs)
-        torch._foreach_add_(update, group['eps'])
+        torch._foreach_add_(update, group["eps"])
         update = torch._foreach_div(ms, update)
-        torch._foreach_add_(update, ps, alpha=group['weight_decay'])
+        torch._foreach_add_(update, ps, alpha=group["weight_decay"])
         torch._foreach_add_(ps, update, alpha=-lr)
 
 # %% ../nbs/21_optim.ipynb #0e097fee

@@ -6,7 +6,10 @@
 __all__ = ['PATIENCE', 'Team', 'control', 'join', 'gather']
 
 # %% ../nbs/17_parallel.ipynb #67551f95
-import atexit, contextlib, datetime, os
+import atexit
+import contextlib
+import datetime
+import os
 from dataclasses import dataclass
 
 import torch
@@ -18,83 +21,114 @@ from .core import ConfigError, pick_device
 @dataclass(frozen=True)
 class Team:
     "The processes of a training: this one is `rank` of `size`. A team of one exchanges nothing."
+
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self): return self.rank == 0      # the one that writes and prints
+    def first(self):
+        return self.rank == 0  # the one that writes and prints
 
     def rows(self, n):
         "Which of `n` rows are this process's: a slice. All have as many, or one more."
-        return slice(self.rank*n//self.size, (self.rank + 1)*n//self.size)
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
     def everyone(self, x):
         "[x of every process], by rank; anything that can be pickled."
-        if self.size == 1: return [x]
-        found = [None]*self.size
+        if self.size == 1:
+            return [x]
+        found = [None] * self.size
         dist.all_gather_object(found, x, group=control())
         return found
 
-    def reduce(self, values, op='sum'):
+    def reduce(self, values, op="sum"):
         "A list of numbers, or a tensor on the CPU, combined over all processes: 'sum' or 'max'."
-        if self.size == 1: return values
+        if self.size == 1:
+            return values
         t = values if torch.is_tensor(values) else torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(t, {'sum': dist.ReduceOp.SUM, 'max': dist.ReduceOp.MAX}[op], group=control())
+        dist.all_reduce(t, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op], group=control())
         return t if torch.is_tensor(values) else t.tolist()
 
     def wait(self):
         "Until all are here."
-        if self.size > 1: dist.barrier(group=control())
+        if self.size > 1:
+            dist.barrier(group=control())
 
     @contextlib.contextmanager
     def first_alone(self):
         "The first process does what stands inside before the others do it: they then find its files."
-        if not self.first: self.wait()
+        if not self.first:
+            self.wait()
         yield
-        if self.first: self.wait()
+        if self.first:
+            self.wait()
 
 # %% ../nbs/17_parallel.ipynb #0cc4afe4
 def control():
     "The group for control messages: gloo, on the CPU."
-    return dist.group.WORLD if dist.get_backend() == 'gloo' else _control()
+    return dist.group.WORLD if dist.get_backend() == "gloo" else _control()
 
-PATIENCE = datetime.timedelta(hours=1)      # with one that decodes a first batch, or writes a checkpoint, while the others wait
+
+PATIENCE = datetime.timedelta(
+    hours=1
+)  # with one that decodes a first batch, or writes a checkpoint, while the others wait
 _made = {}
+
+
 def _control():
-    if 'gloo' not in _made: _made['gloo'] = dist.new_group(backend='gloo', timeout=PATIENCE)
-    return _made['gloo']
+    if "gloo" not in _made:
+        _made["gloo"] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _made["gloo"]
+
 
 def _leave():
     "When the process ends: gloo's threads have to be closed, or they end it now and then with SIGABRT, after all was done. NCCL's stay, as closing them could wait for a process that has failed."
-    if not dist.is_initialized(): return
-    if dist.get_backend() == 'gloo': dist.destroy_process_group()
-    elif 'gloo' in _made: dist.destroy_process_group(_made.pop('gloo'))
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+    elif "gloo" in _made:
+        dist.destroy_process_group(_made.pop("gloo"))
+
 
 def join(device=None):
     """(`Team`, device) of this process, from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as `torchrun` and `accelerate launch` set them; without them a team of one.
     `device`: None for the GPU of that number on this machine, else the CPU. Raises `ConfigError` if the variables are incomplete, or name a GPU that is not there."""
-    size = int(os.environ.get('WORLD_SIZE', 1))
-    if size == 1: return Team(), pick_device(device)
-    missing = [k for k in ('RANK', 'MASTER_ADDR', 'MASTER_PORT') if k not in os.environ]
-    if missing: raise ConfigError(f'WORLD_SIZE is {size}, but {", ".join(missing)} is not set: start with torchrun or accelerate launch')
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        return Team(), pick_device(device)
+    missing = [k for k in ("RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start with torchrun or accelerate launch"
+        )
     device = pick_device(device)
-    if device.type == 'cuda':
-        if 'LOCAL_RANK' not in os.environ: raise ConfigError('LOCAL_RANK is not set, so that all processes of a machine would take its first GPU: start with torchrun or accelerate launch')
-        local, there = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
-        if local >= there: raise ConfigError(f'process {local} of this machine needs a GPU of its own, and there are {there}: start as many processes as GPUs (--nproc-per-node {there})')
-        torch.cuda.set_device(device := torch.device('cuda', local))
-    if not dist.is_initialized(): dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=PATIENCE)
-    if device.type == 'cuda': control()
+    if device.type == "cuda":
+        if "LOCAL_RANK" not in os.environ:
+            raise ConfigError(
+                "LOCAL_RANK is not set, so that all processes of a machine would take its first GPU: start with torchrun or accelerate launch"
+            )
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= there:
+            raise ConfigError(
+                f"process {local} of this machine needs a GPU of its own, and there are {there}: start as many processes as GPUs (--nproc-per-node {there})"
+            )
+        torch.cuda.set_device(device := torch.device("cuda", local))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    if device.type == "cuda":
+        control()
     atexit.register(_leave)
     return Team(dist.get_rank(), dist.get_world_size()), device
 
 # %% ../nbs/17_parallel.ipynb #f31e7fe6
 class _Gather(torch.autograd.Function):
     "(b, D) of each process -> (B, D) of all; backward: the sum over processes of the gradient of one's own rows."
+
     @staticmethod
     def forward(ctx, z, counts, rank):
         ctx.start, ctx.b = sum(counts[:rank]), len(z)
-        parts = [z.new_zeros(max(counts), *z.shape[1:]) for _ in counts]      # collectives want equal shapes
+        parts = [z.new_zeros(max(counts), *z.shape[1:]) for _ in counts]  # collectives want equal shapes
         mine = torch.cat([z, z.new_zeros(max(counts) - len(z), *z.shape[1:])])
         dist.all_gather(parts, mine.contiguous())
         return torch.cat([p[:n] for p, n in zip(parts, counts)])
@@ -103,7 +137,8 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, grad):
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        return grad[ctx.start:ctx.start + ctx.b], None, None
+        return grad[ctx.start : ctx.start + ctx.b], None, None
+
 
 def gather(z, counts, team):
     "The rows of all processes, (b, …) -> (B, …), with gradient; `counts`: how many each has."

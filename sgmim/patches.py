@@ -14,36 +14,41 @@ from .core import ConfigError
 
 # %% ../nbs/12_patches.ipynb #826728cb
 def patchify(
-    image: torch.Tensor, # (B, C, S, S) images, S pixels a side
-    patch_size: int, # P, pixels a side of a patch; divides S
-) -> torch.Tensor: # (B, N, P*P*C), N = (S/P)**2, patches in reading order
+    image: torch.Tensor,  # (B, C, S, S) images, S pixels a side
+    patch_size: int,  # P, pixels a side of a patch; divides S
+) -> torch.Tensor:  # (B, N, P*P*C), N = (S/P)**2, patches in reading order
     "Cut images into patches $i^n$ (§2.1). Raises `ConfigError` where P does not divide the image."
     B, C, height, width = image.shape
     if height % patch_size or width % patch_size:
-        raise ConfigError(f"patchify: an image of {height}x{width} pixels cannot be cut into patches of {patch_size}; "
-                          "choose a patch size that divides both sides")
+        raise ConfigError(
+            f"patchify: an image of {height}x{width} pixels cannot be cut into patches of {patch_size}; "
+            "choose a patch size that divides both sides"
+        )
     rows, cols = height // patch_size, width // patch_size
     grid = image.reshape(B, C, rows, patch_size, cols, patch_size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * cols, -1)
 
 # %% ../nbs/12_patches.ipynb #b91ee01f
 def unpatchify(
-    patches: torch.Tensor, # (B, N, P*P*C) patches of a square image, in reading order
-    patch_size: int, # P, pixels a side of a patch
-) -> torch.Tensor: # (B, C, S, S)
+    patches: torch.Tensor,  # (B, N, P*P*C) patches of a square image, in reading order
+    patch_size: int,  # P, pixels a side of a patch
+) -> torch.Tensor:  # (B, C, S, S)
     "Put patches together again: the inverse of `patchify` for square images."
     B, N, dim = patches.shape
-    side, channels = round(N ** .5), dim // patch_size ** 2
-    if side * side != N or channels * patch_size ** 2 != dim:
-        raise ConfigError(f"unpatchify: {N} patches of {dim} numbers are not a square image in patches of {patch_size}")
+    side, channels = round(N**0.5), dim // patch_size**2
+    if side * side != N or channels * patch_size**2 != dim:
+        raise ConfigError(
+            f"unpatchify: {N} patches of {dim} numbers are not a square image in patches of {patch_size}"
+        )
     grid = patches.reshape(B, side, side, patch_size, patch_size, channels)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, channels, side * patch_size, side * patch_size)
 
 # %% ../nbs/12_patches.ipynb #9c01b092
 class PatchMask(NamedTuple):
     "Which patches are hidden, for each image of a batch; `True` = hidden from the encoder."
-    visible_idx: torch.Tensor # (B, V) int64, indices of the visible patches, ascending
-    mask: torch.Tensor # (B, N) bool, True where the patch is hidden (in the set M)
+
+    visible_idx: torch.Tensor  # (B, V) int64, indices of the visible patches, ascending
+    mask: torch.Tensor  # (B, N) bool, True where the patch is hidden (in the set M)
 
     @property
     def restore(self) -> torch.Tensor:
@@ -53,24 +58,26 @@ class PatchMask(NamedTuple):
         visible_first = (~self.mask).long().cumsum(1) - 1
         return torch.where(self.mask, hidden_first, visible_first)
 
-    def to(self, device) -> 'PatchMask':
+    def to(self, device) -> "PatchMask":
         "The same mask on another device."
         return PatchMask(self.visible_idx.to(device), self.mask.to(device))
 
 # %% ../nbs/12_patches.ipynb #b553e8b0
 def random_mask(
-    B: int, # images
-    N: int, # patches an image
-    ratio: float = .75, # share of patches to hide (§3.2, as MAE)
-    generator: torch.Generator | None = None, # for masks that can be drawn again
-    device: torch.device | str | None = None, # where the mask lives
+    B: int,  # images
+    N: int,  # patches an image
+    ratio: float = 0.75,  # share of patches to hide (§3.2, as MAE)
+    generator: torch.Generator | None = None,  # for masks that can be drawn again
+    device: torch.device | str | None = None,  # where the mask lives
 ) -> PatchMask:
     "Hide `ratio` of the patches of each image, an independent choice for each. Raises `ConfigError` if none or all would be hidden."
     V = round(N * (1 - ratio)) if 0 < ratio < 1 else 0
     if not 0 < V < N:
-        raise ConfigError(f"random_mask: mask_ratio {ratio} of {N} patches must hide at least one patch and leave at least one visible; "
-                          "the paper hides 0.75")
-    draw_on = device if generator is None else generator.device # a generator draws on its own device
+        raise ConfigError(
+            f"random_mask: mask_ratio {ratio} of {N} patches must hide at least one patch and leave at least one visible; "
+            "the paper hides 0.75"
+        )
+    draw_on = device if generator is None else generator.device  # a generator draws on its own device
     noise = torch.rand(B, N, generator=generator, device=draw_on).to(device)
     visible_idx = noise.topk(V, dim=1, largest=False, sorted=False).indices.sort(1).values
     mask = torch.ones(B, N, dtype=torch.bool, device=noise.device).scatter_(1, visible_idx, False)
@@ -78,18 +85,18 @@ def random_mask(
 
 # %% ../nbs/12_patches.ipynb #b5cb9c56
 def gather_patches(
-    x: torch.Tensor, # (B, N, D) one feature a patch
+    x: torch.Tensor,  # (B, N, D) one feature a patch
     mask: PatchMask,
-) -> torch.Tensor: # (B, V, D) the visible ones, in reading order
+) -> torch.Tensor:  # (B, V, D) the visible ones, in reading order
     "Keep the visible patches only: from $I$ to $I_v$."
     return x.gather(1, mask.visible_idx[..., None].expand(-1, -1, x.shape[-1]))
 
 # %% ../nbs/12_patches.ipynb #a6ebff82
 def scatter_patches(
-    visible: torch.Tensor, # (B, V, D) features of the visible patches
+    visible: torch.Tensor,  # (B, V, D) features of the visible patches
     mask: PatchMask,
-    fill: torch.Tensor, # broadcasts to (B, N, D): what stands at the hidden places
-) -> torch.Tensor: # (B, N, D)
+    fill: torch.Tensor,  # broadcasts to (B, N, D): what stands at the hidden places
+) -> torch.Tensor:  # (B, N, D)
     "Put visible features back in place, with `fill` at the hidden places."
     D = visible.shape[-1]
     full = fill.to(visible.dtype).expand(*mask.mask.shape, D)

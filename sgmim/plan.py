@@ -12,7 +12,16 @@ __all__ = ['PRINTED', 'VG_HUBERT', 'ORIGINS', 'ROOM', 'LOW_RATE', 'SPOKEN', 'DEV
            'corpus_size']
 
 # %% ../nbs/24_plan.ipynb #728e025d
-import dataclasses, importlib.util, json, math, os, shutil, subprocess, sys, textwrap, time
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,42 +38,108 @@ from .models.sgmim import ROWS, SGMIM, SGMIMConfig
 from .train import RECIPES, TrainConfig, autocast, keep_memory, make_optimiser, train_step
 
 # %% ../nbs/24_plan.ipynb #ef0d137d
-PRINTED = { # field -> value as printed in the paper, or in the paper that it names for it (ViT-B/16, HuBERT Base)
-    'image_size': 224, 'patch_size': 16, 'image_width': 768, 'image_depth': 12, 'image_heads': 12, 'image_mlp_ratio': 4., # §3.2, ViT
-    'audio_width': 768, 'audio_depth': 12, 'audio_heads': 12, 'audio_hidden': 3072, # §3.2, HuBERT
-    'conv_dim': (512,)*7, 'conv_kernel': (10, 3, 3, 3, 3, 2, 2), 'conv_stride': (5, 2, 2, 2, 2, 2, 2), # §3.2, HuBERT
-    'conv_bias': False, 'conv_norm': 'group', 'pos_kernel': 128, 'pos_groups': 16, 'reinit_layers': 3, # §3.2, HuBERT
-    'reconstruction': 'summary', 'decoder_depth': 1, 'drop_self': True, 'renormalise': False, # §3.2, eq. 3
-    'image_feature': 'mean', 'pool_cls': True, 'projection': 'linear', 'embed_dim': 768, # eq. 1, §2.2, §3.2
-    'similarity': 'dot', 'temperature': None, 'margin': 0., 'mask_same_image': False, # §2.2, eq. 2
-    'mask_ratio': .75, 'lam': 2., 'mim_onset': 3., 'momentum_start': .999, 'momentum_end': 1., # §3.2
-    'mim_target': 'features', 'mim_reduction': 'sum', 'mim_normalise_target': False, # §2.2, eq. 4
-    'optimiser': 'bertadam', 'lr': 5e-6, 'warmup': .1, 'schedule': 'linear', 'augment': 'randaugment'} # §3.2
-VG_HUBERT = { # field -> value in VG-HuBERT's code, where it is not as printed
-    'patch_size': 8, 'image_width': 384, 'image_heads': 6, 'image_feature': 'cls', 'projection': 'mlp', 'embed_dim': 2048,
-    'margin': 1., 'mask_same_image': True, 'reconstruction': 'none', 'crop_pct': .875, 'freeze_cnn': True,
-    'dropout': .1, 'attention_dropout': .1, 'activation_dropout': 0., 'input_dropout': .1,
-    'zero_padded_frames': False, 'valid_frames': 'any_sample',
-    'epochs': 30., 'batch_size': 100, 'lr': 5e-5, 'augment': 'crop', 'pad': 'full', 'weight_decay': .01, 'clip': 1., 'max_seconds': 8., 'eval_seconds': 10.}
-ORIGINS = {'printed': 'as printed', 'vg-hubert': "VG-HuBERT's code", 'ours': 'ours'}
+PRINTED = {  # field -> value as printed in the paper, or in the paper that it names for it (ViT-B/16, HuBERT Base)
+    "image_size": 224,
+    "patch_size": 16,
+    "image_width": 768,
+    "image_depth": 12,
+    "image_heads": 12,
+    "image_mlp_ratio": 4.0,  # §3.2, ViT
+    "audio_width": 768,
+    "audio_depth": 12,
+    "audio_heads": 12,
+    "audio_hidden": 3072,  # §3.2, HuBERT
+    "conv_dim": (512,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),  # §3.2, HuBERT
+    "conv_bias": False,
+    "conv_norm": "group",
+    "pos_kernel": 128,
+    "pos_groups": 16,
+    "reinit_layers": 3,  # §3.2, HuBERT
+    "reconstruction": "summary",
+    "decoder_depth": 1,
+    "drop_self": True,
+    "renormalise": False,  # §3.2, eq. 3
+    "image_feature": "mean",
+    "pool_cls": True,
+    "projection": "linear",
+    "embed_dim": 768,  # eq. 1, §2.2, §3.2
+    "similarity": "dot",
+    "temperature": None,
+    "margin": 0.0,
+    "mask_same_image": False,  # §2.2, eq. 2
+    "mask_ratio": 0.75,
+    "lam": 2.0,
+    "mim_onset": 3.0,
+    "momentum_start": 0.999,
+    "momentum_end": 1.0,  # §3.2
+    "mim_target": "features",
+    "mim_reduction": "sum",
+    "mim_normalise_target": False,  # §2.2, eq. 4
+    "optimiser": "bertadam",
+    "lr": 5e-6,
+    "warmup": 0.1,
+    "schedule": "linear",
+    "augment": "randaugment",
+}  # §3.2
+VG_HUBERT = {  # field -> value in VG-HuBERT's code, where it is not as printed
+    "patch_size": 8,
+    "image_width": 384,
+    "image_heads": 6,
+    "image_feature": "cls",
+    "projection": "mlp",
+    "embed_dim": 2048,
+    "margin": 1.0,
+    "mask_same_image": True,
+    "reconstruction": "none",
+    "crop_pct": 0.875,
+    "freeze_cnn": True,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.0,
+    "input_dropout": 0.1,
+    "zero_padded_frames": False,
+    "valid_frames": "any_sample",
+    "epochs": 30.0,
+    "batch_size": 100,
+    "lr": 5e-5,
+    "augment": "crop",
+    "pad": "full",
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "max_seconds": 8.0,
+    "eval_seconds": 10.0,
+}
+ORIGINS = {"printed": "as printed", "vg-hubert": "VG-HuBERT's code", "ours": "ours"}
 
-def printed_values(corpus: str = '') -> dict:
+
+def printed_values(corpus: str = "") -> dict:
     "`PRINTED`, with the epochs and the batch size of a corpus ('places', 'spokencoco', 'facc'; SpokenCOCO's for any other)."
-    recipe = RECIPES.get(f'paper-{corpus}', RECIPES['paper-spokencoco'])
-    return PRINTED | {'epochs': recipe.epochs, 'batch_size': recipe.batch_size}
+    recipe = RECIPES.get(f"paper-{corpus}", RECIPES["paper-spokencoco"])
+    return PRINTED | {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
 
-def origin(field: str, value, corpus: str = '') -> str:
+
+def origin(field: str, value, corpus: str = "") -> str:
     "Where a value of `SGMIMConfig` or `TrainConfig` comes from: 'printed', 'vg-hubert' or 'ours'."
-    cuts = {'max_seconds': 18., 'eval_seconds': 25.} if corpus == 'places' else {}
-    if field == 'reconstruction' and value in ROWS.values(): return 'printed'      # the rows of Table 4
-    for name, values in (('printed', printed_values(corpus)), ('vg-hubert', VG_HUBERT | cuts)):
-        if field in values and values[field] == value: return name
-    return 'ours'
+    cuts = {"max_seconds": 18.0, "eval_seconds": 25.0} if corpus == "places" else {}
+    if field == "reconstruction" and value in ROWS.values():
+        return "printed"  # the rows of Table 4
+    for name, values in (("printed", printed_values(corpus)), ("vg-hubert", VG_HUBERT | cuts)):
+        if field in values and values[field] == value:
+            return name
+    return "ours"
 
-def differences(model, config, corpus: str = '') -> dict:
+
+def differences(model, config, corpus: str = "") -> dict:
     "{field: (value here, value as printed)} of the two configurations, where the paper prints another value."
     here = config_to_fields(model) | config_to_fields(config)
-    return {f: (here[f], v) for f, v in printed_values(corpus).items() if here[f] != v and origin(f, here[f], corpus) != 'printed'}
+    return {
+        f: (here[f], v)
+        for f, v in printed_values(corpus).items()
+        if here[f] != v and origin(f, here[f], corpus) != "printed"
+    }
+
 
 def config_to_fields(config) -> dict:
     "{field: value} of a dataclass, values as they are."
@@ -73,75 +148,120 @@ def config_to_fields(config) -> dict:
 # %% ../nbs/24_plan.ipynb #f717c6e5
 def parameter_counts(model):
     "{part: (trained, all)} of an `SGMIM`, and their sum under 'all'."
-    count = {n: (sum(p.numel() for p in m.parameters() if p.requires_grad), sum(p.numel() for p in m.parameters())) for n, m in model.named_children()}
-    return count | {'all': tuple(map(sum, zip(*count.values())))}
+    count = {
+        n: (sum(p.numel() for p in m.parameters() if p.requires_grad), sum(p.numel() for p in m.parameters()))
+        for n, m in model.named_children()
+    }
+    return count | {"all": tuple(map(sum, zip(*count.values())))}
 
 # %% ../nbs/24_plan.ipynb #8ee8610c
-def calibrate(model, config, device='cpu', sizes=None, seconds=None):
+def calibrate(model, config, device="cpu", sizes=None, seconds=None):
     """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of two `sizes` and of `seconds` of audio (None: the full length).
     `sizes` None: 2 and 4 pairs, or 8 and 24 where that takes no time; then each is timed three times, and the fastest counts.
     Returns {'seconds_per_pair', 'seconds_fixed', 'share_before_onset' (of the time, without reconstruction), 'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
     device, was_training, seconds = torch.device(device), model.training, seconds or config.max_seconds
     model.to(device).train()
-    def timed(n, times=1, **kwargs): return min((_one_pass(model, _noise(model, n, seconds, device), config, device, **kwargs) for _ in range(times)), key=lambda m: m[0])
-    timed(2)                                                   # a warm-up
-    quick = timed(2)[0] < .5
+
+    def timed(n, times=1, **kwargs):
+        return min(
+            (
+                _one_pass(model, _noise(model, n, seconds, device), config, device, **kwargs)
+                for _ in range(times)
+            ),
+            key=lambda m: m[0],
+        )
+
+    timed(2)  # a warm-up
+    quick = timed(2)[0] < 0.5
     sizes, times = sizes or ((8, 24) if quick else (2, 4)), 3 if quick else 1
     (t1, a1, p1), (t2, a2, p2) = (timed(n, times) for n in sizes)
-    before = timed(sizes[1], times, reconstruct=False)[0]/t2
+    before = timed(sizes[1], times, reconstruct=False)[0] / t2
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     step = sizes[1] - sizes[0]
-    per_pair = min(max((t2 - t1)/step, .5*t2/sizes[1]), t2/sizes[1])     # times are noisy: between half of the mean and the mean
-    return {'seconds_per_pair': per_pair, 'seconds_fixed': max(0., t2 - sizes[1]*per_pair), 'share_before_onset': min(1., before),
-            'activation_bytes_per_pair': (a2 - a1)/step, 'peak_bytes_per_pair': None if p1 is None else (p2 - p1)/step}
+    per_pair = min(
+        max((t2 - t1) / step, 0.5 * t2 / sizes[1]), t2 / sizes[1]
+    )  # times are noisy: between half of the mean and the mean
+    return {
+        "seconds_per_pair": per_pair,
+        "seconds_fixed": max(0.0, t2 - sizes[1] * per_pair),
+        "share_before_onset": min(1.0, before),
+        "activation_bytes_per_pair": (a2 - a1) / step,
+        "peak_bytes_per_pair": None if p1 is None else (p2 - p1) / step,
+    }
+
 
 def _noise(model, n, seconds, device):
     "A batch of `n` pairs of noise."
-    c, samples = model.config, round(seconds*RATE)
-    batch = {'image': torch.randn(n, 3, c.image_size, c.image_size), 'audio': .1*torch.randn(n, samples), 'audio_len': torch.full((n,), samples), 'image_id': torch.arange(n)}
+    c, samples = model.config, round(seconds * RATE)
+    batch = {
+        "image": torch.randn(n, 3, c.image_size, c.image_size),
+        "audio": 0.1 * torch.randn(n, samples),
+        "audio_len": torch.full((n,), samples),
+        "image_id": torch.arange(n),
+    }
     return {k: v.to(device) for k, v in batch.items()}
+
 
 def _one_pass(model, batch, config, device, reconstruct=True):
     "(seconds, bytes that autograd keeps, peak bytes on CUDA or None) of one forward and backward pass."
-    kept, cuda = {}, device.type == 'cuda'
-    if cuda: torch.cuda.reset_peak_memory_stats(device); torch.cuda.synchronize(device)
+    kept, cuda = {}, device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
     began = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(_keep(model, kept), lambda x: x), autocast(config.amp, device): loss = model(batch, reconstruct=reconstruct)['loss']
+    with (
+        torch.autograd.graph.saved_tensors_hooks(_keep(model, kept), lambda x: x),
+        autocast(config.amp, device),
+    ):
+        loss = model(batch, reconstruct=reconstruct)["loss"]
     loss.backward()
-    if cuda: torch.cuda.synchronize(device)
-    return time.perf_counter() - began, sum(kept.values()), torch.cuda.max_memory_allocated(device) if cuda else None
+    if cuda:
+        torch.cuda.synchronize(device)
+    return (
+        time.perf_counter() - began,
+        sum(kept.values()),
+        torch.cuda.max_memory_allocated(device) if cuda else None,
+    )
+
 
 def _keep(model, kept):
     "A hook of autograd that notes in `kept` the bytes of what is remembered, but for the model's own parameters."
     own = {p.untyped_storage()._cdata for p in model.parameters()}
+
     def pack(x):
-        if (s := x.untyped_storage())._cdata not in own: kept[s._cdata] = s.nbytes()
+        if (s := x.untyped_storage())._cdata not in own:
+            kept[s._cdata] = s.nbytes()
         return x
+
     return pack
 
 # %% ../nbs/24_plan.ipynb #e772dee5
 def decoding_seconds(pairs, n=16):
     "Seconds that one process takes to decode a pair (mean over `n`, spread over the corpus)."
     picked = [int(j) for j in torch.linspace(0, len(pairs) - 1, min(n, len(pairs)))]
-    pairs[picked[0], 0]                                        # what is done once, such as opening a shard
+    pairs[picked[0], 0]  # what is done once, such as opening a shard
     began = time.perf_counter()
-    for j in picked: pairs[j, j]
-    return (time.perf_counter() - began)/len(picked)
+    for j in picked:
+        pairs[j, j]
+    return (time.perf_counter() - began) / len(picked)
 
 # %% ../nbs/24_plan.ipynb #e73728fc
-ROOM = .95      # share of the memory that may be used
+ROOM = 0.95  # share of the memory that may be used
+
 
 def memory_of(device) -> int | None:
     "Bytes of memory that a device of this machine has; None where the system does not tell."
     device = torch.device(device)
-    if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else None
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 # %% ../nbs/24_plan.ipynb #1154e929
 @dataclass(frozen=True)
 class Plan:
     "What a training is going to be. Bytes and hours are estimates, None without calibration; `print` it for people, `to_dict` for records."
+
     model: dict
     train: dict
     data: dict
@@ -160,149 +280,274 @@ class Plan:
     disk_free: int | None
     calibration: dict | None
 
-    def to_dict(self): return config_to_dict(self)
+    def to_dict(self):
+        return config_to_dict(self)
 
-    def __str__(self): return plan_text(self)
+    def __str__(self):
+        return plan_text(self)
 
 # %% ../nbs/24_plan.ipynb #ddfd5bd3
 def plan_text(plan):
     "A `Plan` for people to read: every field of the configuration once, by where its value comes from; then the data, and what it takes."
     every = plan.model | plan.train
-    def of(name): return _wrapped({k: v for k, v in every.items() if plan.origins[k] == name and k not in plan.differences})
-    other = [f'{k} = {here}: {ORIGINS[plan.origins[k]]}; printed: {printed}' for k, (here, printed) in plan.differences.items()]
-    parts = {'As printed in the paper': of('printed'), "Not printed, from VG-HuBERT's code": of('vg-hubert'), 'Not printed, ours': of('ours'),
-             'Printed otherwise': other or ['nothing'], **({'Note': [LOW_RATE]} if every['lr'] == PRINTED['lr'] else {}),
-             'The data': [f'{k}: {v}' for k, v in plan.data.items()], 'What it takes': _cost_lines(plan)}
-    return '\n'.join(line for title, lines in parts.items() for line in (title, *(f'  {x}' for x in lines)))
 
-LOW_RATE = ("lr = 5e-06 is a tenth of the rate of VG-HuBERT's code, which §3.2 says it follows, and may be a misprint: "
-            'tutorials/open_choices says what it means')
+    def of(name):
+        return _wrapped(
+            {k: v for k, v in every.items() if plan.origins[k] == name and k not in plan.differences}
+        )
 
-def _wrapped(fields): return textwrap.wrap(', '.join(f'{k}={v}' for k, v in fields.items()), 108, break_on_hyphens=False)
+    other = [
+        f"{k} = {here}: {ORIGINS[plan.origins[k]]}; printed: {printed}"
+        for k, (here, printed) in plan.differences.items()
+    ]
+    parts = {
+        "As printed in the paper": of("printed"),
+        "Not printed, from VG-HuBERT's code": of("vg-hubert"),
+        "Not printed, ours": of("ours"),
+        "Printed otherwise": other or ["nothing"],
+        **({"Note": [LOW_RATE]} if every["lr"] == PRINTED["lr"] else {}),
+        "The data": [f"{k}: {v}" for k, v in plan.data.items()],
+        "What it takes": _cost_lines(plan),
+    }
+    return "\n".join(line for title, lines in parts.items() for line in (title, *(f"  {x}" for x in lines)))
+
+
+LOW_RATE = (
+    "lr = 5e-06 is a tenth of the rate of VG-HuBERT's code, which §3.2 says it follows, and may be a misprint: "
+    "tutorials/open_choices says what it means"
+)
+
+
+def _wrapped(fields):
+    return textwrap.wrap(", ".join(f"{k}={v}" for k, v in fields.items()), 108, break_on_hyphens=False)
+
 
 def _cost_lines(plan):
-    trained, every = plan.parameters['all']
-    by_part = ', '.join(f'{n.replace("_", " ")} {t:,}' for n, (t, _) in plan.parameters.items() if n != 'all' and t)
-    workers = f'{plan.workers or "no"} worker{"s" if plan.workers != 1 else ""}'
-    cost = 'not measured' if plan.hours is None else (
-        f'{_bytes(plan.memory_bytes)} for the model and a batch{_fit(plan)} (not counting libraries and, on a CPU, what the allocator keeps: sgmim_plan --calibrate does); {_hours(max(plan.hours, plan.hours_decoding))} without evaluations: '
-        f'{_hours(plan.hours)} to compute, {_hours(plan.hours_decoding)} to decode with {workers}')
-    free = '' if plan.disk_free is None else f'; {_bytes(plan.disk_free)} are free'
-    return [f'{every:,} parameters, {trained:,} of them trained: {by_part}', f'{plan.steps:,} steps, {plan.per_epoch:,} an epoch',
-            f'on {plan.device}, estimated: {cost}', f'disk: {_bytes(plan.disk_bytes)} for checkpoints{free}']
+    trained, every = plan.parameters["all"]
+    by_part = ", ".join(
+        f"{n.replace('_', ' ')} {t:,}" for n, (t, _) in plan.parameters.items() if n != "all" and t
+    )
+    workers = f"{plan.workers or 'no'} worker{'s' if plan.workers != 1 else ''}"
+    cost = (
+        "not measured"
+        if plan.hours is None
+        else (
+            f"{_bytes(plan.memory_bytes)} for the model and a batch{_fit(plan)} (not counting libraries and, on a CPU, what the allocator keeps: sgmim_plan --calibrate does); {_hours(max(plan.hours, plan.hours_decoding))} without evaluations: "
+            f"{_hours(plan.hours)} to compute, {_hours(plan.hours_decoding)} to decode with {workers}"
+        )
+    )
+    free = "" if plan.disk_free is None else f"; {_bytes(plan.disk_free)} are free"
+    return [
+        f"{every:,} parameters, {trained:,} of them trained: {by_part}",
+        f"{plan.steps:,} steps, {plan.per_epoch:,} an epoch",
+        f"on {plan.device}, estimated: {cost}",
+        f"disk: {_bytes(plan.disk_bytes)} for checkpoints{free}",
+    ]
+
 
 def _fit(plan):
     "Whether the memory of a plan is there, and what to do if it is not."
-    if plan.memory_there is None: return ''
-    if plan.memory_bytes <= ROOM*plan.memory_there: return f' of {_bytes(plan.memory_there)}'
-    return f', which DOES NOT FIT in {_bytes(plan.memory_there)}: set micro_batch, or take a larger device (sgmim_plan says which fits)'
+    if plan.memory_there is None:
+        return ""
+    if plan.memory_bytes <= ROOM * plan.memory_there:
+        return f" of {_bytes(plan.memory_there)}"
+    return f", which DOES NOT FIT in {_bytes(plan.memory_there)}: set micro_batch, or take a larger device (sgmim_plan says which fits)"
 
-def _bytes(n): return f'{n/2**30:.1f} GiB' if n > 2**30 else f'{n/2**20:.0f} MiB'
-def _hours(h): return f'{h:.1f} hours' if h >= 1 else f'{60*h:.0f} minutes' if h > 1/60 else f'{3600*h:.0f} seconds'
 
-def make_plan(model, config, feed, device='cpu', out=None, measure=True, devices=1):
+def _bytes(n):
+    return f"{n / 2**30:.1f} GiB" if n > 2**30 else f"{n / 2**20:.0f} MiB"
+
+
+def _hours(h):
+    return (
+        f"{h:.1f} hours" if h >= 1 else f"{60 * h:.0f} minutes" if h > 1 / 60 else f"{3600 * h:.0f} seconds"
+    )
+
+
+def make_plan(model, config, feed, device="cpu", out=None, measure=True, devices=1):
     """The `Plan` of `fit(model, …)` with a `sgmim.train.Feed`. `out`: the run's folder, whose disk is looked at; `measure`: calibrate (seconds for a small model, a minute for a full-size one on a CPU);
     `devices`: how many share a batch (what they exchange is not counted here; memory is of one)."""
-    counts, c, share = parameter_counts(model), model.config, -(-config.batch_size//devices)
-    trained, every = counts['all']
-    padded = not feed.corpus or feed.pairs.pad or not feed.pairs.measured      # else captions count with their mean length
-    found = calibrate(model, config, device, seconds=None if padded else float(feed.pairs.lengths.mean())/RATE) if measure else None
-    decode = decoding_seconds(feed.pairs)*config.batch_size*feed.steps/max(1, feed.workers)/devices/3600 if measure and feed.corpus else 0.
-    activation = found and (found['peak_bytes_per_pair'] or found['activation_bytes_per_pair']*(1 if padded else float(feed.pairs.lengths.max()/feed.pairs.lengths.mean())))
-    alone = 0. if c.reconstruction == 'none' else min(1., c.mim_onset*feed.per_epoch/feed.steps)       # share of the steps before the onset
-    step = found and (found['seconds_fixed'] + share*found['seconds_per_pair'])*(1 - alone*(1 - found['share_before_onset']))
-    corpus = getattr(feed.data, 'name', '')
+    counts, c, share = parameter_counts(model), model.config, -(-config.batch_size // devices)
+    trained, every = counts["all"]
+    padded = (
+        not feed.corpus or feed.pairs.pad or not feed.pairs.measured
+    )  # else captions count with their mean length
+    found = (
+        calibrate(model, config, device, seconds=None if padded else float(feed.pairs.lengths.mean()) / RATE)
+        if measure
+        else None
+    )
+    decode = (
+        decoding_seconds(feed.pairs) * config.batch_size * feed.steps / max(1, feed.workers) / devices / 3600
+        if measure and feed.corpus
+        else 0.0
+    )
+    activation = found and (
+        found["peak_bytes_per_pair"]
+        or found["activation_bytes_per_pair"]
+        * (1 if padded else float(feed.pairs.lengths.max() / feed.pairs.lengths.mean()))
+    )
+    alone = (
+        0.0 if c.reconstruction == "none" else min(1.0, c.mim_onset * feed.per_epoch / feed.steps)
+    )  # share of the steps before the onset
+    step = found and (found["seconds_fixed"] + share * found["seconds_per_pair"]) * (
+        1 - alone * (1 - found["share_before_onset"])
+    )
+    corpus = getattr(feed.data, "name", "")
     origins = {f: origin(f, v, corpus) for f, v in (config_to_fields(c) | config_to_fields(config)).items()}
-    snapshot = 4*(every + 2*trained)                           # weights and BertAdam's two moments
+    snapshot = 4 * (every + 2 * trained)  # weights and BertAdam's two moments
     folder = out and next(f for f in (Path(out).resolve(), *Path(out).resolve().parents) if f.exists())
-    return Plan(config_to_dict(c), config_to_dict(config), feed.fingerprint, differences(c, config, corpus), origins, counts, feed.per_epoch, feed.steps,
-                str(device), feed.workers, found and 4*(every + 3*trained) + activation*min(share, config.micro_batch or share), found and memory_of(device), found and feed.steps*step/3600,
-                decode if measure else None, 3*snapshot + 4*every, folder and shutil.disk_usage(folder).free, found)
+    return Plan(
+        config_to_dict(c),
+        config_to_dict(config),
+        feed.fingerprint,
+        differences(c, config, corpus),
+        origins,
+        counts,
+        feed.per_epoch,
+        feed.steps,
+        str(device),
+        feed.workers,
+        found and 4 * (every + 3 * trained) + activation * min(share, config.micro_batch or share),
+        found and memory_of(device),
+        found and feed.steps * step / 3600,
+        decode if measure else None,
+        3 * snapshot + 4 * every,
+        folder and shutil.disk_usage(folder).free,
+        found,
+    )
 
 # %% ../nbs/24_plan.ipynb #00b0b1fd
 @lru_cache
 def operation_counts():
     "{operator: function of its arguments that counts floating point operations}: `torch.utils.flop_counter`'s, and attention on a CPU, which not every release of PyTorch has there."
     from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-    forward = lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)
-    backward = lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g.shape, q.shape, k.shape, v.shape)
+
+    def forward(q, k, v, *_, **__):
+        return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+    def backward(g, q, k, v, *_, **__):
+        return sdpa_backward_flop_count(g.shape, q.shape, k.shape, v.shape)
+
     aten = torch.ops.aten
-    return {aten._scaled_dot_product_flash_attention_for_cpu: forward, aten._scaled_dot_product_flash_attention_for_cpu_backward: backward} | flop_registry
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    } | flop_registry
+
 
 class CountFlops(TorchDispatchMode):
     "While active, adds up the floating point operations of what torch computes (of operators in `operation_counts`)."
+
     total = 0
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        if count := operation_counts().get(function._overloadpacket): self.total += count(*args, **(kwargs or {}), out_val=out)
+        if count := operation_counts().get(function._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
 
 # %% ../nbs/24_plan.ipynb #2a8e23dc
-SPOKEN = 1.71     # seconds of the mean caption of the embedded corpus; where padding is part of the recipe a caption is as long as it is padded
+SPOKEN = 1.71  # seconds of the mean caption of the embedded corpus; where padding is part of the recipe a caption is as long as it is padded
+
 
 def usual_seconds(model, train):
     "Seconds of audio that a pair counts with, where no corpus is at hand."
     return train.max_seconds if model.padding_matters else min(SPOKEN, train.max_seconds)
+
 
 @lru_cache
 def pair_flops(model, train, batch=2):
     "(before, after the onset of reconstruction) floating point operations of a pair in training, forward and backward, of an `SGMIMConfig` and a `TrainConfig`."
     with torch.random.fork_rng():
         net, counts = SGMIM(model).train(), []
-        data = _noise(net, batch, usual_seconds(model, train), 'cpu')
+        data = _noise(net, batch, usual_seconds(model, train), "cpu")
         for reconstruct in (False, True):
-            with CountFlops() as flops: net(data, reconstruct=reconstruct)['loss'].backward()
-            counts.append(flops.total/batch)
+            with CountFlops() as flops:
+                net(data, reconstruct=reconstruct)["loss"].backward()
+            counts.append(flops.total / batch)
     return tuple(counts)
 
 # %% ../nbs/24_plan.ipynb #2f831edb
 class _Shapes(CountFlops):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default: return 0
+        if function is torch.ops.aten._local_scalar_dense.default:
+            return 0
         return super().__torch_dispatch__(function, types, args, kwargs)
+
 
 @lru_cache
 def model_size(model):
     "(trained parameters, all parameters) of an `SGMIMConfig`."
-    with torch.device('meta'): return parameter_counts(SGMIM(model))['all']
+    with torch.device("meta"):
+        return parameter_counts(SGMIM(model))["all"]
+
 
 @lru_cache
 def shape_cost(model, seconds, eval_seconds=None, batch=2):
     """What a pair with `seconds` of audio asks of an `SGMIMConfig`, from shapes alone: {'flops': (before, after the onset, forward and backward), 'image_flops', 'caption_flops' (to embed one),
     'kept': bytes that autograd keeps in float32}."""
-    flops, contrast = [], lambda image, audio, ids: image.sum() + audio.sum()      # the scores of a batch are no pair's own
-    with torch.device('meta'):
+    flops, contrast = (
+        [],
+        lambda image, audio, ids: image.sum() + audio.sum(),
+    )  # the scores of a batch are no pair's own
+    with torch.device("meta"):
         net = SGMIM(model).train()
-        data, kept = _noise(net, batch, seconds, 'meta'), {}
+        data, kept = _noise(net, batch, seconds, "meta"), {}
         for reconstruct in (False, True):
-            with _Shapes() as count, torch.autograd.graph.saved_tensors_hooks(_keep(net, kept), lambda x: x): net(data, reconstruct=reconstruct, contrast=contrast)['loss'].backward()
-            flops.append(count.total/batch)
-            total, kept = sum(kept.values())/batch, {}
-        with torch.no_grad(), _Shapes() as image: net.embed_image(data['image'])
-        with torch.no_grad(), _Shapes() as caption: net.embed_audio(**{k: v for k, v in _noise(net, batch, eval_seconds or seconds, 'meta').items() if k.startswith('audio')})
-    return {'flops': tuple(flops), 'image_flops': image.total/batch, 'caption_flops': caption.total/batch, 'kept': total}
+            with _Shapes() as count, torch.autograd.graph.saved_tensors_hooks(_keep(net, kept), lambda x: x):
+                net(data, reconstruct=reconstruct, contrast=contrast)["loss"].backward()
+            flops.append(count.total / batch)
+            total, kept = sum(kept.values()) / batch, {}
+        with torch.no_grad(), _Shapes() as image:
+            net.embed_image(data["image"])
+        with torch.no_grad(), _Shapes() as caption:
+            net.embed_audio(
+                **{
+                    k: v
+                    for k, v in _noise(net, batch, eval_seconds or seconds, "meta").items()
+                    if k.startswith("audio")
+                }
+            )
+    return {
+        "flops": tuple(flops),
+        "image_flops": image.total / batch,
+        "caption_flops": caption.total / batch,
+        "kept": total,
+    }
 
 # %% ../nbs/24_plan.ipynb #be9f5ee5
 @dataclass(frozen=True)
 class Device:
     "Published figures: operations a second in bfloat16 (dense) and float32, bytes of memory, bytes a second to another device of the same machine, one way."
+
     bf16: float
     fp32: float
     memory: float
     link: float
 
-DEVICES = {'h200': Device(989e12, 67e12, 141e9, 450e9), 'h100': Device(989e12, 67e12, 80e9, 450e9), 'a100': Device(312e12, 19.5e12, 80e9, 300e9),      # NVLink
-           'l40s': Device(362e12, 91.6e12, 48e9, 32e9), 'l4': Device(121e12, 30.3e12, 24e9, 32e9), 'rtx4090': Device(165e12, 82.6e12, 24e9, 32e9)}     # PCIe 4.0 × 16
-NETWORKS = {'InfiniBand NDR, 400 Gb/s': 50e9, 'Ethernet, 100 Gb/s': 12.5e9, 'Ethernet, 10 Gb/s': 1.25e9}
-UTILISATION = .4    # share of the published rate that a step of this model reaches: an assumption
-HALF = .56          # bytes kept in bfloat16 autocast over those in float32: the residual stream stays in float32 (36 of 64 bytes a token and channel of a transformer layer)
-SAVING = 3          # copies of what a checkpoint holds, at once in memory while it is written
-DECODED = 600.      # pairs a second that one process decodes, where no corpus is at hand (results/bench-shards.json)
+
+DEVICES = {
+    "h200": Device(989e12, 67e12, 141e9, 450e9),
+    "h100": Device(989e12, 67e12, 80e9, 450e9),
+    "a100": Device(312e12, 19.5e12, 80e9, 300e9),  # NVLink
+    "l40s": Device(362e12, 91.6e12, 48e9, 32e9),
+    "l4": Device(121e12, 30.3e12, 24e9, 32e9),
+    "rtx4090": Device(165e12, 82.6e12, 24e9, 32e9),
+}  # PCIe 4.0 × 16
+NETWORKS = {"InfiniBand NDR, 400 Gb/s": 50e9, "Ethernet, 100 Gb/s": 12.5e9, "Ethernet, 10 Gb/s": 1.25e9}
+UTILISATION = 0.4  # share of the published rate that a step of this model reaches: an assumption
+HALF = 0.56  # bytes kept in bfloat16 autocast over those in float32: the residual stream stays in float32 (36 of 64 bytes a token and channel of a transformer layer)
+SAVING = 3  # copies of what a checkpoint holds, at once in memory while it is written
+DECODED = (
+    600.0  # pairs a second that one process decodes, where no corpus is at hand (results/bench-shards.json)
+)
 
 # %% ../nbs/24_plan.ipynb #7d06acde
 @dataclass(frozen=True)
 class Cost:
     "What a training costs one process. Seconds: `fixed` of a step, `before` and `after` the onset of a pair, `image` and `caption` to embed one, `decode` to read a pair; bytes `fixed` and of each `pair`, and beside them `saving`, while a checkpoint is written (on a CPU; CUDA's are in the memory of the host); `cpu`: CPU-seconds in a second."
+
     how: str
     fixed: float
     before: float
@@ -312,160 +557,316 @@ class Cost:
     decode: float
     bytes_fixed: float
     bytes_pair: float
-    bytes_saving: float = 0.
+    bytes_saving: float = 0.0
     cpu: float | None = None
 
-def modelled(model, train, device, utilisation=UTILISATION, seconds=None, decode=1/DECODED):
+
+def modelled(model, train, device, utilisation=UTILISATION, seconds=None, decode=1 / DECODED):
     "The `Cost` on a `Device`, modelled: operations over the rate × `utilisation`, bytes by shape."
-    c, half = shape_cost(model, seconds or usual_seconds(model, train), train.eval_seconds), train.amp != 'off'
-    rate, whole = (device.bf16 if half else device.fp32)*utilisation, device.fp32*utilisation      # evaluation is in float32
+    c, half = (
+        shape_cost(model, seconds or usual_seconds(model, train), train.eval_seconds),
+        train.amp != "off",
+    )
+    rate, whole = (
+        (device.bf16 if half else device.fp32) * utilisation,
+        device.fp32 * utilisation,
+    )  # evaluation is in float32
     trained, every = model_size(model)
-    at_rest = 4*(every + 3*trained) + 2*trained*half + 2**30                   # weights, gradient, two moments; weights in bfloat16; what the driver and the libraries take
-    return Cost('modelled', 0., *(f/rate for f in c['flops']), c['image_flops']/whole, c['caption_flops']/whole, decode, at_rest, c['kept']*(HALF if half else 1))
+    at_rest = (
+        4 * (every + 3 * trained) + 2 * trained * half + 2**30
+    )  # weights, gradient, two moments; weights in bfloat16; what the driver and the libraries take
+    return Cost(
+        "modelled",
+        0.0,
+        *(f / rate for f in c["flops"]),
+        c["image_flops"] / whole,
+        c["caption_flops"] / whole,
+        decode,
+        at_rest,
+        c["kept"] * (HALF if half else 1),
+    )
 
 # %% ../nbs/24_plan.ipynb #dc20a1f6
 def step_lengths(feed, model, k=4):
     "[{'share': of the steps, 'reconstruct', 'lengths': [[samples of each caption of a step]]}] of a training, before the onset and after: `k` steps each, as long as such steps are, from short ones to long ones; and those of the 'longest' of 200."
-    c, onset = feed.config, min(feed.steps, round(model.mim_onset*feed.per_epoch)) if model.reconstruction != 'none' else 0
-    parts, p = [], getattr(feed, 'pairs', None)
-    order = p and Order(p.lengths, c.batch_size, feed.steps, c.seed, c.bucket, c.curriculum, groups=getattr(feed.data, 'shard_of_caption', None), window=c.shard_window)
-    for start, end, reconstruct in ((0, onset, False), (onset, feed.steps, model.reconstruction != 'none')):
-        if end <= start: continue
-        many = [_heard(p.lengths[order[int(s)]], c) for s in np.unique(np.linspace(start, end - 1, 200).astype(int))] if p and p.measured and not p.pad else []
-        many.sort(key=max)                                     # the padded length of a batch decides what it costs: some short, some long
-        parts.append({'share': (end - start)/feed.steps, 'reconstruct': reconstruct, 'lengths': [many[int((i + .5)*len(many)/k)] for i in range(k)] if many else [], 'longest': many[-1] if many else []})
+    c, onset = (
+        feed.config,
+        min(feed.steps, round(model.mim_onset * feed.per_epoch)) if model.reconstruction != "none" else 0,
+    )
+    parts, p = [], getattr(feed, "pairs", None)
+    order = p and Order(
+        p.lengths,
+        c.batch_size,
+        feed.steps,
+        c.seed,
+        c.bucket,
+        c.curriculum,
+        groups=getattr(feed.data, "shard_of_caption", None),
+        window=c.shard_window,
+    )
+    for start, end, reconstruct in ((0, onset, False), (onset, feed.steps, model.reconstruction != "none")):
+        if end <= start:
+            continue
+        many = (
+            [
+                _heard(p.lengths[order[int(s)]], c)
+                for s in np.unique(np.linspace(start, end - 1, 200).astype(int))
+            ]
+            if p and p.measured and not p.pad
+            else []
+        )
+        many.sort(key=max)  # the padded length of a batch decides what it costs: some short, some long
+        parts.append(
+            {
+                "share": (end - start) / feed.steps,
+                "reconstruct": reconstruct,
+                "lengths": [many[int((i + 0.5) * len(many) / k)] for i in range(k)] if many else [],
+                "longest": many[-1] if many else [],
+            }
+        )
     return parts
+
 
 def _heard(lengths, config):
     "Samples of captions as they are played: some faster, some slower."
-    speeds = rng_for(config.seed, 'plan', int(lengths.sum())).permutation(np.linspace(1 - config.speed, 1 + config.speed, len(lengths)))
-    return sorted(np.minimum(lengths/speeds, config.max_seconds*RATE).astype(int).tolist())
+    speeds = rng_for(config.seed, "plan", int(lengths.sum())).permutation(
+        np.linspace(1 - config.speed, 1 + config.speed, len(lengths))
+    )
+    return sorted(np.minimum(lengths / speeds, config.max_seconds * RATE).astype(int).tolist())
 
 # %% ../nbs/24_plan.ipynb #d754d68d
 def take_steps(spec):
     "In a process of its own: {'peaks': [[pairs, bytes]], 'sizes': [{'pairs', 'steps': [(part, seconds, CPU-seconds)]}], 'image', 'caption': seconds to embed one} of what `measured` asks for."
-    device = torch.device(spec['device'])
-    if spec['threads']: torch.set_num_threads(spec['threads'])
+    device = torch.device(spec["device"])
+    if spec["threads"]:
+        torch.set_num_threads(spec["threads"])
     keep_memory()
-    model, train = config_from_dict(SGMIMConfig, spec['model']), config_from_dict(TrainConfig, spec['train'])
-    net, B = SGMIM(model).to(device).train(), spec['pairs']
-    optimiser, parts = make_optimiser(net, train), spec['parts']
-    step = lambda n, part, lengths: _timed(lambda batch: train_step(net, batch, optimiser, 50, 100, 0 if part['reconstruct'] else 99, dataclasses.replace(train, micro_batch=0), device), _batch(net, lengths, n), device)
-    longest = max((p.get('longest') or p['lengths'][-1] for p in parts), key=max)
-    for _ in range(2): quick = step(2, parts[-1], longest)[0]/2          # the first is a warm-up
+    model, train = config_from_dict(SGMIMConfig, spec["model"]), config_from_dict(TrainConfig, spec["train"])
+    net, B = SGMIM(model).to(device).train(), spec["pairs"]
+    optimiser, parts = make_optimiser(net, train), spec["parts"]
+
+    def step(n, part, lengths):
+        return _timed(
+            lambda batch: train_step(
+                net,
+                batch,
+                optimiser,
+                50,
+                100,
+                0 if part["reconstruct"] else 99,
+                dataclasses.replace(train, micro_batch=0),
+                device,
+            ),
+            _batch(net, lengths, n),
+            device,
+        )
+
+    longest = max((p.get("longest") or p["lengths"][-1] for p in parts), key=max)
+    for _ in range(2):
+        quick = step(2, parts[-1], longest)[0] / 2  # the first is a warm-up
+
     def sizes(seconds, most=B):
-        n = min(most, max(4, round(seconds/quick)))
-        return [max(2, n//2), n]
-    peaks, found, (dropped, rounds) = [], [], (1, 3) if quick < .2 else (0, 1)      # the first round asks the system for memory that later ones have
-    for n in sizes(5*spec['seconds'], min(B, 64)):                       # memory grows less evenly than time, so it is looked at in larger batches
+        n = min(most, max(4, round(seconds / quick)))
+        return [max(2, n // 2), n]
+
+    peaks, found, (dropped, rounds) = (
+        [],
+        [],
+        (1, 3) if quick < 0.2 else (0, 1),
+    )  # the first round asks the system for memory that later ones have
+    for n in sizes(
+        5 * spec["seconds"], min(B, 64)
+    ):  # memory grows less evenly than time, so it is looked at in larger batches
         step(n, parts[-1], longest)
         peaks.append([n, _peak(device)])
-    for n in sorted(set(sizes(spec['seconds']))):
-        taken = [[(k, *step(n, p, lengths)) for k, p in enumerate(parts) for lengths in p['lengths']] for _ in range(rounds)]
-        found.append({'pairs': n, 'steps': sum(taken[dropped:], [])})
-    return {'peaks': peaks, 'sizes': found, 'cuda': device.type == 'cuda', **_embedding(net.eval(), train, spec['caption_seconds'], device, 32 if quick < .2 else 4)}
+    for n in sorted(set(sizes(spec["seconds"]))):
+        taken = [
+            [(k, *step(n, p, lengths)) for k, p in enumerate(parts) for lengths in p["lengths"]]
+            for _ in range(rounds)
+        ]
+        found.append({"pairs": n, "steps": sum(taken[dropped:], [])})
+    return {
+        "peaks": peaks,
+        "sizes": found,
+        "cuda": device.type == "cuda",
+        **_embedding(net.eval(), train, spec["caption_seconds"], device, 32 if quick < 0.2 else 4),
+    }
+
 
 def _batch(net, lengths, n):
     "Noise for `n` captions, as long as those of a step (sorted): evenly picked, the longest among them."
     picked = [lengths[int(i)] for i in np.linspace(0, len(lengths) - 1, n)]
-    batch = _noise(net, n, picked[-1]/RATE, 'cpu')
-    return batch | {'audio_len': torch.tensor(picked), 'index': torch.arange(n)}
+    batch = _noise(net, n, picked[-1] / RATE, "cpu")
+    return batch | {"audio_len": torch.tensor(picked), "index": torch.arange(n)}
+
 
 def _timed(run, batch, device):
     "(seconds, CPU-seconds) of `run(batch)`."
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     cpu, began = time.process_time(), time.perf_counter()
     run(batch)
     wait()
     return time.perf_counter() - began, time.process_time() - cpu
 
-def _peak(device): return torch.cuda.max_memory_reserved(device) if device.type == 'cuda' else peak_memory_mb()*2**20
+
+def _peak(device):
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory_mb() * 2**20
+
 
 @torch.no_grad()
 def _embedding(net, train, seconds, device, n):
-    batch = {k: v.to(device) for k, v in _noise(net, n, seconds, 'cpu').items()}
-    ways = {'image': lambda b: net.embed_image(b['image']), 'caption': lambda b: net.embed_audio(b['audio'], b['audio_len'])}
-    return {name: min(_timed(way, batch, device)[0] for _ in range(2))/n for name, way in ways.items()}
+    batch = {k: v.to(device) for k, v in _noise(net, n, seconds, "cpu").items()}
+    ways = {
+        "image": lambda b: net.embed_image(b["image"]),
+        "caption": lambda b: net.embed_audio(b["audio"], b["audio_len"]),
+    }
+    return {name: min(_timed(way, batch, device)[0] for _ in range(2)) / n for name, way in ways.items()}
 
 # %% ../nbs/24_plan.ipynb #eac0b2eb
-def steps_to_take(model, train, device='cpu', parts=None, threads=None, seconds=2.):
+def steps_to_take(model, train, device="cpu", parts=None, threads=None, seconds=2.0):
     "What `take_steps` is told: as `measured` says."
-    longest = round(usual_seconds(model, train)*RATE)
-    parts = parts or [{'reconstruct': r, 'lengths': [], 'longest': [round(train.max_seconds*RATE)]*train.batch_size} for r in (False, True)[:1 + (model.reconstruction != 'none')]]
-    parts = [p | {'lengths': p['lengths'] or [[longest]*train.batch_size]} for p in parts]
-    heard = train.eval_seconds if model.padding_matters else float(np.mean(parts[-1]['lengths']))/RATE
-    return {'model': config_to_dict(model), 'train': config_to_dict(train), 'device': str(device), 'threads': threads or 0, 'pairs': train.batch_size, 'seconds': seconds, 'parts': parts, 'caption_seconds': heard}
+    longest = round(usual_seconds(model, train) * RATE)
+    parts = parts or [
+        {"reconstruct": r, "lengths": [], "longest": [round(train.max_seconds * RATE)] * train.batch_size}
+        for r in (False, True)[: 1 + (model.reconstruction != "none")]
+    ]
+    parts = [p | {"lengths": p["lengths"] or [[longest] * train.batch_size]} for p in parts]
+    heard = train.eval_seconds if model.padding_matters else float(np.mean(parts[-1]["lengths"])) / RATE
+    return {
+        "model": config_to_dict(model),
+        "train": config_to_dict(train),
+        "device": str(device),
+        "threads": threads or 0,
+        "pairs": train.batch_size,
+        "seconds": seconds,
+        "parts": parts,
+        "caption_seconds": heard,
+    }
 
-def measured(model, train, device='cpu', parts=None, threads=None, seconds=2., decode=1/DECODED):
+
+def measured(model, train, device="cpu", parts=None, threads=None, seconds=2.0, decode=1 / DECODED):
     """The `Cost` on this machine, measured in a process of its own. `parts`: of `step_lengths`, else captions take the time of the usual length and the memory of the longest;
     `seconds`: about as long the largest step may take that is timed (at least 4 pairs are taken; for memory five times as long, with at most 64 pairs).
     Raises `SgmimError` if the process fails (such as for lack of memory)."""
     spec = steps_to_take(model, train, device, parts, threads, seconds)
-    run = 'import json, sys; from sgmim.plan import take_steps; print(json.dumps(take_steps(json.load(sys.stdin))))'
-    path = os.pathsep.join([str(Path(importlib.util.find_spec('sgmim').origin).parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])])
-    done = subprocess.run([sys.executable, '-c', run], input=json.dumps(spec), capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': path})
-    if done.returncode: raise SgmimError(f'the steps that were to be measured failed ({(done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][-300:]}): is there memory for it? Try a smaller batch_size (in Python, fewer `seconds` take smaller batches too)')
-    return fit_cost(json.loads(done.stdout.splitlines()[-1]), spec['parts'], decode, 0. if torch.device(device).type == 'cuda' else SAVING*snapshot_bytes(*model_size(model)))
+    run = "import json, sys; from sgmim.plan import take_steps; print(json.dumps(take_steps(json.load(sys.stdin))))"
+    path = os.pathsep.join(
+        [
+            str(Path(importlib.util.find_spec("sgmim").origin).parents[1]),
+            *filter(None, [os.environ.get("PYTHONPATH")]),
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", run],
+        input=json.dumps(spec),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    if done.returncode:
+        raise SgmimError(
+            f"the steps that were to be measured failed ({(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1][-300:]}): is there memory for it? Try a smaller batch_size (in Python, fewer `seconds` take smaller batches too)"
+        )
+    return fit_cost(
+        json.loads(done.stdout.splitlines()[-1]),
+        spec["parts"],
+        decode,
+        0.0 if torch.device(device).type == "cuda" else SAVING * snapshot_bytes(*model_size(model)),
+    )
+
 
 def snapshot_bytes(trained, every):
     "Bytes of a checkpoint: weights and two moments."
-    return 4*(every + 2*trained)
+    return 4 * (every + 2 * trained)
 
 # %% ../nbs/24_plan.ipynb #f445f09c
 def resident():
     "Bytes of memory that this process has now (0 where the system does not tell)."
-    try: return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
-    except OSError: return 0
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
 
 def held_bytes(feed):
     "Bytes of the decoded images that the process of a training comes to hold."
-    p = getattr(feed, 'pairs', None)
-    return 0 if p is None or p._kept is None else len(np.unique(p.image_of_caption))*p.image(0).nbytes
+    p = getattr(feed, "pairs", None)
+    return 0 if p is None or p._kept is None else len(np.unique(p.image_of_caption)) * p.image(0).nbytes
 
 # %% ../nbs/24_plan.ipynb #193f14a0
-HELD = 1.35    # memory that steps of many lengths come to hold on a CPU, over that of the longest alone
+HELD = 1.35  # memory that steps of many lengths come to hold on a CPU, over that of the longest alone
 
-def fit_cost(found, parts, decode=1/DECODED, saving=0.):
+
+def fit_cost(found, parts, decode=1 / DECODED, saving=0.0):
     "The `Cost` that the measurements of `take_steps` amount to."
-    sizes, steps = found['sizes'], [s for size in found['sizes'] for s in size['steps']]
-    n, m, cpu = sizes[0]['pairs'], sizes[-1]['pairs'], sum(s[2] for s in steps)/sum(s[1] for s in steps)
-    clock, factor = (1, 1.) if found.get('cuda') else (2, 1/cpu)      # on a CPU others may be at work: CPU-seconds are steadier, and what they take in seconds is known from all steps together
-    mean = lambda size, k: factor*np.mean([s[clock] for s in size['steps'] if s[0] == k])
+    sizes, steps = found["sizes"], [s for size in found["sizes"] for s in size["steps"]]
+    n, m, cpu = sizes[0]["pairs"], sizes[-1]["pairs"], sum(s[2] for s in steps) / sum(s[1] for s in steps)
+    clock, factor = (
+        (1, 1.0) if found.get("cuda") else (2, 1 / cpu)
+    )  # on a CPU others may be at work: CPU-seconds are steadier, and what they take in seconds is known from all steps together
+
+    def mean(size, k):
+        return factor * np.mean([s[clock] for s in size["steps"] if s[0] == k])
+
     last = len(parts) - 1
     small, large = (mean(s, last) for s in (sizes[0], sizes[-1]))
-    after = float(np.clip((large - small)/(m - n), .5*large/m, large/m)) if m > n else large/m       # times are noisy: between half of the mean and the mean
-    fixed = large - m*after
-    of = {p['reconstruct']: (mean(sizes[-1], k) - fixed)/m for k, p in enumerate(parts)}
-    (few, low), (many, high) = found['peaks']
-    grown = max(0., (high - low)/(many - few)) if many > few else 0.
-    lengths = {max(x) for p in parts for x in (*p.get('lengths', ()), p.get('longest')) if x}
-    held = HELD if len(lengths) > 1 and not found.get('cuda') else 1.
-    return Cost('measured here', fixed, of.get(False, after), after, found['image'], found['caption'], decode, held*(high - grown*many), held*grown, saving, cpu)
+    after = (
+        float(np.clip((large - small) / (m - n), 0.5 * large / m, large / m)) if m > n else large / m
+    )  # times are noisy: between half of the mean and the mean
+    fixed = large - m * after
+    of = {p["reconstruct"]: (mean(sizes[-1], k) - fixed) / m for k, p in enumerate(parts)}
+    (few, low), (many, high) = found["peaks"]
+    grown = max(0.0, (high - low) / (many - few)) if many > few else 0.0
+    lengths = {max(x) for p in parts for x in (*p.get("lengths", ()), p.get("longest")) if x}
+    held = HELD if len(lengths) > 1 and not found.get("cuda") else 1.0
+    return Cost(
+        "measured here",
+        fixed,
+        of.get(False, after),
+        after,
+        found["image"],
+        found["caption"],
+        decode,
+        held * (high - grown * many),
+        held * grown,
+        saving,
+        cpu,
+    )
 
 # %% ../nbs/24_plan.ipynb #741b8b88
-def this_machine(device='cpu', seconds=.3):
+def this_machine(device="cpu", seconds=0.3):
     "A `Device` with the rates that products of large matrices reach here."
     device, rate = torch.device(device), {}
-    cuda = device.type == 'cuda'
+    cuda = device.type == "cuda"
     for dtype in (torch.bfloat16, torch.float32):
-        a, b = (torch.randn(8192 if cuda else 1000, 8192 if cuda else 768, device=device).to(dtype) for _ in range(2))
-        rate[dtype], end = 0., time.perf_counter() + seconds
-        while time.perf_counter() < end: rate[dtype] = max(rate[dtype], 2*a.shape[0]**2*a.shape[1]/_timed(lambda _: a @ b.T, None, device)[0])
-    return Device(rate[torch.bfloat16], rate[torch.float32], memory_of(device) or math.inf, 32e9 if cuda else 10e9)
+        a, b = (
+            torch.randn(8192 if cuda else 1000, 8192 if cuda else 768, device=device).to(dtype)
+            for _ in range(2)
+        )
+        rate[dtype], end = 0.0, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            rate[dtype] = max(
+                rate[dtype], 2 * a.shape[0] ** 2 * a.shape[1] / _timed(lambda _: a @ b.T, None, device)[0]
+            )
+    return Device(
+        rate[torch.bfloat16], rate[torch.float32], memory_of(device) or math.inf, 32e9 if cuda else 10e9
+    )
 
 # %% ../nbs/24_plan.ipynb #dd9f7d45
 def exchanged(batch, width, trained, devices):
     "{'embeddings', 'gradients'}: bytes that each of `devices` processes sends in a step, of a batch of B pairs with embeddings of a width."
-    ring = (devices - 1)/devices
-    return {'embeddings': 2*(1 + 2)*ring*4*batch*width, 'gradients': 2*ring*4*trained}
+    ring = (devices - 1) / devices
+    return {"embeddings": 2 * (1 + 2) * ring * 4 * batch * width, "gradients": 2 * ring * 4 * trained}
 
 # %% ../nbs/24_plan.ipynb #94d9f698
-FORWARD = .35      # share of a step before the onset that is its forward pass
+FORWARD = 0.35  # share of a step before the onset that is its forward pass
+
 
 @dataclass(frozen=True)
 class Forecast:
     "What a training will take. `str` for people, `to_dict` for records; bytes are of one device (on a CPU: of the process)."
+
     how: str
     devices: int
     steps: int
@@ -486,57 +887,130 @@ class Forecast:
     disk_bytes: float
 
     @property
-    def seconds(self): return 3600*self.hours_compute/self.steps      # of the mean step
+    def seconds(self):
+        return 3600 * self.hours_compute / self.steps  # of the mean step
+
     @property
-    def fits(self): return max(self.memory_bytes, self.memory_saving) <= self.memory
-    def to_dict(self): return config_to_dict(self) | {'seconds': self.seconds, 'fits': self.fits}
-    def __str__(self): return forecast_text(self)
+    def fits(self):
+        return max(self.memory_bytes, self.memory_saving) <= self.memory
+
+    def to_dict(self):
+        return config_to_dict(self) | {"seconds": self.seconds, "fits": self.fits}
+
+    def __str__(self):
+        return forecast_text(self)
 
 # %% ../nbs/24_plan.ipynb #8a61a12c
 def forecast(cost, model, train, pairs, dev=(0, 0), memory=math.inf, devices=1, workers=1, link=math.inf):
     """The `Forecast` of a training on `pairs` captions with a `Cost`. `dev`: (images, captions) that are embedded in every evaluation; `memory`: bytes there are, of one device; `workers`: processes that decode, for each device;
     `link`: bytes a second to the next device. Raises `ConfigError` if the pairs do not fill a batch."""
     B, (trained, every) = train.batch_size, model_size(model)
-    if (per_epoch := pairs//B) < 1: raise ConfigError(f'{pairs} pairs do not fill one batch of {B}')
-    steps, share = max(1, round(train.epochs*per_epoch)), -(-B//devices)
-    evaluations = -(-steps//max(1, round(train.eval_every*per_epoch)))      # as `fit` does: at the end in any case
-    alone = steps if model.reconstruction == 'none' else min(steps, round(model.mim_onset*per_epoch))
+    if (per_epoch := pairs // B) < 1:
+        raise ConfigError(f"{pairs} pairs do not fill one batch of {B}")
+    steps, share = max(1, round(train.epochs * per_epoch)), -(-B // devices)
+    evaluations = -(
+        -steps // max(1, round(train.eval_every * per_epoch))
+    )  # as `fit` does: at the end in any case
+    alone = steps if model.reconstruction == "none" else min(steps, round(model.mim_onset * per_epoch))
     piece = min(share, train.micro_batch or share)
-    send = sum(exchanged(B, model.embed_dim, trained, devices).values())/link
-    before, after = (cost.fixed + share*(of + FORWARD*cost.before*(piece < share)) + send for of in (cost.before, cost.after))
-    compute, decoding = (alone*before + (steps - alone)*after)/3600, steps*B*cost.decode/max(1, workers*devices)/3600
-    evaluation = evaluations*(dev[0]*cost.image + dev[1]*cost.caption)/devices/3600
-    scores = 16*share*B                                          # of one's own rows with all, both ways, and their gradients
-    room, saved = ROOM*memory - cost.bytes_fixed - scores, snapshot_bytes(trained, every)
-    largest = pairs if math.isinf(room) or not cost.bytes_pair else max(0, int(room/cost.bytes_pair))
-    return Forecast(cost.how, devices, steps, per_epoch, B, train.micro_batch, before, after, send, compute, decoding, evaluation, evaluation + (max(compute, decoding) if workers else compute + decoding),
-                    cost.bytes_fixed + piece*cost.bytes_pair + scores, cost.bytes_fixed + cost.bytes_saving, ROOM*memory, largest, 3*saved + 4*every)
+    send = sum(exchanged(B, model.embed_dim, trained, devices).values()) / link
+    before, after = (
+        cost.fixed + share * (of + FORWARD * cost.before * (piece < share)) + send
+        for of in (cost.before, cost.after)
+    )
+    compute, decoding = (
+        (alone * before + (steps - alone) * after) / 3600,
+        steps * B * cost.decode / max(1, workers * devices) / 3600,
+    )
+    evaluation = evaluations * (dev[0] * cost.image + dev[1] * cost.caption) / devices / 3600
+    scores = 16 * share * B  # of one's own rows with all, both ways, and their gradients
+    room, saved = ROOM * memory - cost.bytes_fixed - scores, snapshot_bytes(trained, every)
+    largest = pairs if math.isinf(room) or not cost.bytes_pair else max(0, int(room / cost.bytes_pair))
+    return Forecast(
+        cost.how,
+        devices,
+        steps,
+        per_epoch,
+        B,
+        train.micro_batch,
+        before,
+        after,
+        send,
+        compute,
+        decoding,
+        evaluation,
+        evaluation + (max(compute, decoding) if workers else compute + decoding),
+        cost.bytes_fixed + piece * cost.bytes_pair + scores,
+        cost.bytes_fixed + cost.bytes_saving,
+        ROOM * memory,
+        largest,
+        3 * saved + 4 * every,
+    )
 
 # %% ../nbs/24_plan.ipynb #ec69c30f
 def forecast_text(f):
     "A `Forecast` for people to read."
-    seconds = f'{f.seconds_after:.3g} s a step' + (f' ({f.seconds_before:.3g} before the onset of reconstruction)' if f.seconds_before != f.seconds_after else '')
-    there = '' if math.isinf(f.memory) else f' of {_bytes(f.memory/ROOM)}'
-    lines = [f'{f.steps:,} steps of {f.batch:,} pairs, {f.per_epoch:,} an epoch, on {f.devices} device{"s"*(f.devices > 1)}: {f.how}',
-             f'{_hours(f.hours)} in all: {_hours(f.hours_compute)} to compute, {seconds}; {_hours(f.hours_decoding)} to decode; {_hours(f.hours_evaluation)} to evaluate' + (f'; {f.seconds_exchange:.3g} s of a step to exchange' if f.devices > 1 else ''),
-             f'memory: {_bytes(f.memory_bytes)}{there}' + (f', and {_bytes(f.memory_saving)} while a checkpoint is written' if f.memory_saving > f.memory_bytes else '') + f'; disk: {_bytes(f.disk_bytes)} for checkpoints']
-    return '\n'.join([*lines, *_advice(f)])
+    seconds = f"{f.seconds_after:.3g} s a step" + (
+        f" ({f.seconds_before:.3g} before the onset of reconstruction)"
+        if f.seconds_before != f.seconds_after
+        else ""
+    )
+    there = "" if math.isinf(f.memory) else f" of {_bytes(f.memory / ROOM)}"
+    lines = [
+        f"{f.steps:,} steps of {f.batch:,} pairs, {f.per_epoch:,} an epoch, on {f.devices} device{'s' * (f.devices > 1)}: {f.how}",
+        f"{_hours(f.hours)} in all: {_hours(f.hours_compute)} to compute, {seconds}; {_hours(f.hours_decoding)} to decode; {_hours(f.hours_evaluation)} to evaluate"
+        + (f"; {f.seconds_exchange:.3g} s of a step to exchange" if f.devices > 1 else ""),
+        f"memory: {_bytes(f.memory_bytes)}{there}"
+        + (
+            f", and {_bytes(f.memory_saving)} while a checkpoint is written"
+            if f.memory_saving > f.memory_bytes
+            else ""
+        )
+        + f"; disk: {_bytes(f.disk_bytes)} for checkpoints",
+    ]
+    return "\n".join([*lines, *_advice(f)])
+
 
 def _advice(f):
-    share = -(-f.batch//f.devices)
-    if math.isinf(f.memory): return []
-    if not f.largest: return ['does not fit: the model and its optimiser alone take more than there is; take a larger device']
-    if f.memory_saving > f.memory: return ['does not fit: there is not enough memory to write a checkpoint']
-    if f.fits: return [f'fits: up to {f.largest:,} pairs at a time on a device' + ('' if share <= f.largest else f', so micro_batch={f.micro_batch} is needed')]
-    need = f'micro_batch={f.largest}, which takes about a third longer' if f.largest > 1 else 'a larger device'
-    return [f'does not fit: {share:,} pairs at a time, and {f.largest:,} would; set {need}, or take {-(-f.batch//f.largest)} devices']
+    share = -(-f.batch // f.devices)
+    if math.isinf(f.memory):
+        return []
+    if not f.largest:
+        return [
+            "does not fit: the model and its optimiser alone take more than there is; take a larger device"
+        ]
+    if f.memory_saving > f.memory:
+        return ["does not fit: there is not enough memory to write a checkpoint"]
+    if f.fits:
+        return [
+            f"fits: up to {f.largest:,} pairs at a time on a device"
+            + ("" if share <= f.largest else f", so micro_batch={f.micro_batch} is needed")
+        ]
+    need = (
+        f"micro_batch={f.largest}, which takes about a third longer" if f.largest > 1 else "a larger device"
+    )
+    return [
+        f"does not fit: {share:,} pairs at a time, and {f.largest:,} would; set {need}, or take {-(-f.batch // f.largest)} devices"
+    ]
 
 # %% ../nbs/24_plan.ipynb #8e1f4b13
-CORPORA = {'paper-places': ('places', ('dev_seen', 'dev_unseen')), 'paper-spokencoco': ('spokencoco', ('val',)), 'paper-facc': ('facc', ('dev',)), 'vg-hubert': ('spokencoco', ('val',))}
+CORPORA = {
+    "paper-places": ("places", ("dev_seen", "dev_unseen")),
+    "paper-spokencoco": ("spokencoco", ("val",)),
+    "paper-facc": ("facc", ("dev",)),
+    "vg-hubert": ("spokencoco", ("val",)),
+}
+
 
 def corpus_size(preset):
     "(pairs in training, (images, captions) of dev) of the corpus that belongs to a preset: official where known, else about."
-    if preset not in CORPORA: return 14_000, (500, 500)                                # the embedded corpus, as sgmim_train makes it
+    if preset not in CORPORA:
+        return 14_000, (500, 500)  # the embedded corpus, as sgmim_train makes it
     name, dev = CORPORA[preset]
-    size = lambda split: [EXPECTED[name][split].get(k) or EXPECTED[name][split]['about'] for k in ('images', 'captions')]
-    return size('train')[1], tuple(map(sum, zip(*map(size, dev))))
+
+    def size(split):
+        return [
+            EXPECTED[name][split].get(k) or EXPECTED[name][split]["about"] for k in ("images", "captions")
+        ]
+
+    return size("train")[1], tuple(map(sum, zip(*map(size, dev))))

@@ -8,7 +8,8 @@ __all__ = ['optimise', 'nearest', 'kmeans', 'about', 'HubertPretraining', 'hidde
            'painted_error', 'pretrain_mae', 'ship', 'pack', 'shipped', 'load_tiny_backbones']
 
 # %% ../nbs/26_pretrain.ipynb #9547c162
-import json, time
+import json
+import time
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from .audio import mfcc, pad_batch
-from .core import (CheckpointError, DataError, code_version, config_to_dict, load_checkpoint, read_json, rng_for, run_record, save_checkpoint, set_seed, stable_hash, write_json)
+from sgmim.core import (
+    CheckpointError,
+    DataError,
+    code_version,
+    config_to_dict,
+    load_checkpoint,
+    read_json,
+    rng_for,
+    run_record,
+    save_checkpoint,
+    set_seed,
+    stable_hash,
+    write_json,
+)
 from .data.loaders import Order
 from .data.scenes import load_scenes
 from .image import normalise
@@ -31,73 +45,113 @@ from .patches import patchify, random_mask
 from .train import Snapshots, keep_memory, optimiser_state, replace_folder, restore_optimiser
 
 # %% ../nbs/26_pretrain.ipynb #850b9923
-def optimise(modules, loss_at, steps, lr, folder, about, seed=0, weight_decay=.05, warmup=.1, save_every=1000, log_every=100, name='', progress=True):
+def optimise(
+    modules,
+    loss_at,
+    steps,
+    lr,
+    folder,
+    about,
+    seed=0,
+    weight_decay=0.05,
+    warmup=0.1,
+    save_every=1000,
+    log_every=100,
+    name="",
+    progress=True,
+):
     """Minimise `loss_at(step)` over the parameters of `modules` (an `nn.ModuleDict`) for `steps` steps; returns {'losses': …, 'seconds': over all sessions}.
     Snapshots go to `folder`; if there is one, the run goes on from it; `CheckpointError` if it is of a run that is not `about` the same. Runs on the CPU."""
     from tqdm.auto import tqdm
+
     params = [p for p in modules.parameters() if p.requires_grad]
-    optimiser, shots = torch.optim.AdamW(params, lr=lr, betas=(.9, .98), weight_decay=weight_decay), Snapshots(folder)
-    start, history, total = 0, [], 0.
+    optimiser, shots = (
+        torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay),
+        Snapshots(folder),
+    )
+    start, history, total = 0, [], 0.0
     if found := shots.latest():
         tensors, meta = found
-        if meta['about'] != about: raise CheckpointError(f'{folder} holds another pre-training (its configuration differs): choose another folder, or delete it')
-        modules.load_state_dict({k[2:]: v for k, v in tensors.items() if k.startswith('m.')})
-        restore_optimiser(optimiser, tensors, meta['optimiser'])
-        start, history = meta['step'], meta['history']
-    began = time.perf_counter() - (found[1]['seconds'] if found else 0)
-    for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc=name, disable=not progress)):
+        if meta["about"] != about:
+            raise CheckpointError(
+                f"{folder} holds another pre-training (its configuration differs): choose another folder, or delete it"
+            )
+        modules.load_state_dict({k[2:]: v for k, v in tensors.items() if k.startswith("m.")})
+        restore_optimiser(optimiser, tensors, meta["optimiser"])
+        start, history = meta["step"], meta["history"]
+    began = time.perf_counter() - (found[1]["seconds"] if found else 0)
+    for step in (
+        bar := tqdm(range(start, steps), initial=start, total=steps, desc=name, disable=not progress)
+    ):
         torch.manual_seed(stable_hash(seed, name, step) % 2**63)
-        for group in optimiser.param_groups: group['lr'] = lr*warmup_cosine(step/steps, warmup)
+        for group in optimiser.param_groups:
+            group["lr"] = lr * warmup_cosine(step / steps, warmup)
         loss = loss_at(step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.)
+        nn.utils.clip_grad_norm_(params, 1.0)
         optimiser.step()
         total += float(loss.detach())
         if (step + 1) % log_every == 0:
-            history.append({'step': step + 1, 'loss': round(total/log_every, 4)})
-            bar.set_postfix_str(f'loss {history[-1]["loss"]}')
-            total = 0.
+            history.append({"step": step + 1, "loss": round(total / log_every, 4)})
+            bar.set_postfix_str(f"loss {history[-1]['loss']}")
+            total = 0.0
         if (step + 1) % save_every == 0 or step + 1 == steps:
             tensors, numbers = optimiser_state(optimiser)
-            shots.save(step + 1, {**{f'm.{k}': v for k, v in modules.state_dict().items()}, **tensors}, {'about': about, 'optimiser': numbers, 'history': history, 'seconds': time.perf_counter() - began})
-    torch.manual_seed(stable_hash(seed, name, steps - 1) % 2**63)     # what follows does not depend on whether this was resumed
-    return {'losses': history, 'seconds': round(time.perf_counter() - began, 1)}
+            shots.save(
+                step + 1,
+                {**{f"m.{k}": v for k, v in modules.state_dict().items()}, **tensors},
+                {
+                    "about": about,
+                    "optimiser": numbers,
+                    "history": history,
+                    "seconds": time.perf_counter() - began,
+                },
+            )
+    torch.manual_seed(
+        stable_hash(seed, name, steps - 1) % 2**63
+    )  # what follows does not depend on whether this was resumed
+    return {"losses": history, "seconds": round(time.perf_counter() - began, 1)}
 
 # %% ../nbs/26_pretrain.ipynb #9bb77aa6
 def nearest(x, centres, block=50_000):
     "Index of the nearest of `centres` (K, D) for each row of `x` (n, D): int64 (n,)."
-    return torch.cat([(2*b @ centres.T - centres.square().sum(1)).argmax(1) for b in x.split(block)])
+    return torch.cat([(2 * b @ centres.T - centres.square().sum(1)).argmax(1) for b in x.split(block)])
+
 
 def kmeans(x, k, iterations=25, seed=0):
     "`k` cluster centres (k, D) of the rows of `x` (n, D); `DataError` if there are fewer rows than clusters."
-    if len(x) < k: raise DataError(f'{k} clusters need at least {k} frames, got {len(x)}')
+    if len(x) < k:
+        raise DataError(f"{k} clusters need at least {k} frames, got {len(x)}")
     centres = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:k]].clone()
     for _ in range(iterations):
         labels = nearest(x, centres)
         count = torch.bincount(labels, minlength=k)
-        means = torch.zeros_like(centres).index_add_(0, labels, x)/count.clamp(min=1)[:, None]
-        centres = torch.where((count > 0)[:, None], means, centres)     # an empty cluster stays where it is
+        means = torch.zeros_like(centres).index_add_(0, labels, x) / count.clamp(min=1)[:, None]
+        centres = torch.where((count > 0)[:, None], means, centres)  # an empty cluster stays where it is
     return centres
 
 # %% ../nbs/26_pretrain.ipynb #32a322d2
 def about(config, model):
     "What a snapshot belongs to, as it comes back from JSON."
-    return json.loads(json.dumps({'pretraining': config_to_dict(config), 'model': config_to_dict(model)}))
+    return json.loads(json.dumps({"pretraining": config_to_dict(config), "model": config_to_dict(model)}))
+
 
 @dataclass(frozen=True)
 class HubertPretraining:
     """How `tiny-hubert` is made. `rounds`: (clusters, steps) each; the first clusters MFCCs, a later one the output of transformer layer `layer` of the model so far. After the first round
     the convolutional front end is frozen, as it will be in use, and its output kept: that makes a step several times cheaper."""
+
     utterances: int = 16_000
     rounds: tuple = ((100, 1200), (200, 8000))
     layer: int = 3
     batch_size: int = 32
     lr: float = 1e-3
-    mask_start: float = .13     # chance of a frame to begin a hidden span; HuBERT: .08 of 20 ms frames
-    mask_span: int = 5          # frames of a span: 200 ms, as HuBERT's 10 frames of 20 ms
-    cluster_on: int = 3000      # utterances on which the clusters are fitted
+    mask_start: float = 0.13  # chance of a frame to begin a hidden span; HuBERT: .08 of 20 ms frames
+    mask_span: int = 5  # frames of a span: 200 ms, as HuBERT's 10 frames of 20 ms
+    cluster_on: int = 3000  # utterances on which the clusters are fitted
     seed: int = 0
+
 
 def hidden_spans(lengths, config, rng):
     "Which frames are hidden, bool (B, T), True = hidden: spans that begin at random frames; at least one frame an utterance."
@@ -105,24 +159,30 @@ def hidden_spans(lengths, config, rng):
     begin = rng.random((len(lengths), T)) < config.mask_start
     begin[np.arange(len(lengths)), rng.integers(0, lengths)] = True
     hidden = np.zeros_like(begin)
-    for k in range(config.mask_span): hidden[:, k:] |= begin[:, :T - k]
+    for k in range(config.mask_span):
+        hidden[:, k:] |= begin[:, : T - k]
     return torch.from_numpy(hidden & (np.arange(T) < np.asarray(lengths)[:, None]))
 
 # %% ../nbs/26_pretrain.ipynb #c90883b4
 class ClusterHead(nn.Module):
     "Scores (…, K) of K clusters for frames (…, D): cosine with an embedding of each, over temperature 0.1 (HuBERT)."
+
     def __init__(self, width, clusters, dim=64):
         super().__init__()
-        self.hidden = nn.Parameter(torch.rand(width))      # stands in for a hidden frame
+        self.hidden = nn.Parameter(torch.rand(width))  # stands in for a hidden frame
         self.proj, self.clusters = nn.Linear(width, dim), nn.Parameter(torch.randn(clusters, dim))
-    def forward(self, x): return F.normalize(self.proj(x), dim=-1) @ F.normalize(self.clusters, dim=-1).T/.1
+
+    def forward(self, x):
+        return F.normalize(self.proj(x), dim=-1) @ F.normalize(self.clusters, dim=-1).T / 0.1
+
 
 def hubert_frames(encoder, frames, lengths, hidden=None, stand_in=None, layer=None):
     "Transformer output (B, T, D) for front-end output `frames` (B, T, C), after `layer` layers (None: all); `stand_in` (D,) replaces the `hidden` (B, T) frames."
     hubert = encoder.hubert
     pad = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]
     x = hubert.feature_projection(frames)
-    if hidden is not None: x = torch.where(hidden[..., None], stand_in, x)
+    if hidden is not None:
+        x = torch.where(hidden[..., None], stand_in, x)
     x = x.masked_fill(pad[..., None], 0)
     x = hubert.encoder.layer_norm(x + hubert.encoder.pos_conv_embed(x))
     keep = ~pad[:, None, None].expand(-1, 1, x.shape[1], -1)
@@ -134,65 +194,89 @@ def hubert_frames(encoder, frames, lengths, hidden=None, stand_in=None, layer=No
 # %% ../nbs/26_pretrain.ipynb #7c487c7b
 class Speech:
     "Utterances in memory: `waves` (int16), their front-end `frames` once it is frozen, and the number of frames of each."
+
     def __init__(self, corpus, n, encoder):
-        self.waves = [(corpus.audio(j)*32767).astype(np.int16) for j in range(min(n, len(corpus)))]
+        self.waves = [(corpus.audio(j) * 32767).astype(np.int16) for j in range(min(n, len(corpus)))]
         self.encoder, self.frames = encoder, None
-        self.lengths = np.array([int(frame_count(len(w), encoder.kernels, encoder.strides)) for w in self.waves])
+        self.lengths = np.array(
+            [int(frame_count(len(w), encoder.kernels, encoder.strides)) for w in self.waves]
+        )
 
     def batch(self, rows):
         "(frames (B, T, C), lengths (B,)); the front end runs, with gradient, unless its output is kept."
         lengths = torch.as_tensor(self.lengths[rows])
-        if self.frames is not None: return nn.utils.rnn.pad_sequence([self.frames[j] for j in rows], batch_first=True), lengths
-        audio, n = map(torch.as_tensor, pad_batch([self.waves[j].astype(np.float32)/32767 for j in rows]))
+        if self.frames is not None:
+            return nn.utils.rnn.pad_sequence([self.frames[j] for j in rows], batch_first=True), lengths
+        audio, n = map(torch.as_tensor, pad_batch([self.waves[j].astype(np.float32) / 32767 for j in rows]))
         return self.encoder.cnn(audio, n)[0], lengths
 
     @torch.no_grad()
     def each(self, function, batch_size=64):
         "`function(frames, lengths)` -> (B, T, …) for all utterances: a list of (T, …)."
-        out, order = [None]*len(self.waves), np.argsort(self.lengths, kind='stable')
+        out, order = [None] * len(self.waves), np.argsort(self.lengths, kind="stable")
         for a in range(0, len(order), batch_size):
-            rows = order[a:a + batch_size]
-            for j, y in zip(rows, function(*self.batch(rows))): out[j] = y[:self.lengths[j]].clone()
+            rows = order[a : a + batch_size]
+            for j, y in zip(rows, function(*self.batch(rows))):
+                out[j] = y[: self.lengths[j]].clone()
         return out
+
 
 def cluster(features, k, fit_on, seed):
     "Labels of frames, a list of int64 (T,): k-means over standardised features, fitted on the first `fit_on` utterances."
     some = torch.cat(features[:fit_on])
     mean, std = some.mean(0), some.std(0) + 1e-6
-    centres = kmeans((some - mean)/std, k, seed=seed)
-    return [nearest((x - mean)/std, centres) for x in features]
+    centres = kmeans((some - mean) / std, k, seed=seed)
+    return [nearest((x - mean) / std, centres) for x in features]
 
 # %% ../nbs/26_pretrain.ipynb #7285b59b
 def mfcc_features(speech):
     "MFCCs with their differences at the encoder's frame rate: two frames of 20 ms side by side for one of 40 ms; a list of (T, 78)."
     out = []
     for w, T in zip(speech.waves, speech.lengths):
-        m = mfcc(w.astype(np.float32)/32767)
-        m = np.concatenate([m, np.repeat(m[-1:], max(0, 2*T - len(m)), 0)])[:2*T]
+        m = mfcc(w.astype(np.float32) / 32767)
+        m = np.concatenate([m, np.repeat(m[-1:], max(0, 2 * T - len(m)), 0)])[: 2 * T]
         out.append(torch.from_numpy(m.reshape(T, -1)).float())
     return out
+
 
 def hubert_round(encoder, speech, labels, clusters, steps, config, folder, about, name, progress):
     "Train `encoder` to tell the labels of hidden frames; returns the history."
     head = ClusterHead(encoder.hubert.config.hidden_size, clusters)
     order = Order(speech.lengths, config.batch_size, steps, stable_hash(config.seed, name), bucket=16)
+
     def loss_at(step):
         rows = order[step]
         frames, lengths = speech.batch(rows)
         hidden = hidden_spans(lengths.numpy(), config, rng_for(config.seed, name, step))
         target = nn.utils.rnn.pad_sequence([labels[j] for j in rows], batch_first=True)
-        return F.cross_entropy(head(hubert_frames(encoder, frames, lengths, hidden, head.hidden)[hidden]), target[hidden])
-    return optimise(nn.ModuleDict({'encoder': encoder, 'head': head}), loss_at, steps, config.lr, folder, about, config.seed, .01, name=name, progress=progress)
+        return F.cross_entropy(
+            head(hubert_frames(encoder, frames, lengths, hidden, head.hidden)[hidden]), target[hidden]
+        )
+
+    return optimise(
+        nn.ModuleDict({"encoder": encoder, "head": head}),
+        loss_at,
+        steps,
+        config.lr,
+        folder,
+        about,
+        config.seed,
+        0.01,
+        name=name,
+        progress=progress,
+    )
 
 # %% ../nbs/26_pretrain.ipynb #40b628c8
-def pretrain_hubert(config=HubertPretraining(), out='runs/tiny-hubert', model=None, cache=None, progress=True):
+def pretrain_hubert(
+    config=HubertPretraining(), out="runs/tiny-hubert", model=None, cache=None, progress=True
+):
     "Make a small HuBERT on unlabelled embedded speech, for the audio encoder of `model` (an `SGMIMConfig`); writes weights and record to `out`."
     began, code, model = time.perf_counter(), code_version(), model or scenes_tiny()
     keep_memory()
     set_seed(config.seed)
-    corpus = load_scenes('pretrain', config.utterances, cache=cache, progress=progress)
+    corpus = load_scenes("pretrain", config.utterances, cache=cache, progress=progress)
     encoder = build_audio_encoder(model)
-    encoder.freeze_cnn = False                  # the first round trains it too
+    encoder.freeze_cnn = False  # the first round trains it too
     encoder.hubert.feature_extractor.requires_grad_(True)
     speech, histories = Speech(corpus, config.utterances, encoder), []
     for k, (clusters, steps) in enumerate(config.rounds):
@@ -200,86 +284,151 @@ def pretrain_hubert(config=HubertPretraining(), out='runs/tiny-hubert', model=No
             encoder.freeze_cnn = True
             encoder.hubert.feature_extractor.requires_grad_(False)
             speech.frames = speech.each(lambda frames, n: frames)
-            speech.waves = [None]*len(speech.waves)      # no longer needed
-        features = mfcc_features(speech) if k == 0 else speech.each(lambda x, n: hubert_frames(encoder, x, n, layer=config.layer))
+            speech.waves = [None] * len(speech.waves)  # no longer needed
+        features = (
+            mfcc_features(speech)
+            if k == 0
+            else speech.each(lambda x, n: hubert_frames(encoder, x, n, layer=config.layer))
+        )
         labels = cluster(features, clusters, config.cluster_on, config.seed)
-        histories.append(hubert_round(encoder, speech, labels, clusters, steps, config, Path(out)/f'round-{k}', about(config, model), f'hubert round {k + 1}', progress))
-    return ship(encoder.hubert, out, 'tiny-hubert', config, model, corpus, {'rounds': histories}, began, code)
+        histories.append(
+            hubert_round(
+                encoder,
+                speech,
+                labels,
+                clusters,
+                steps,
+                config,
+                Path(out) / f"round-{k}",
+                about(config, model),
+                f"hubert round {k + 1}",
+                progress,
+            )
+        )
+    return ship(encoder.hubert, out, "tiny-hubert", config, model, corpus, {"rounds": histories}, began, code)
 
 # %% ../nbs/26_pretrain.ipynb #234f9e91
 @dataclass(frozen=True)
 class MaePretraining:
     "How `tiny-mae` is made: He et al.'s method; sizes ours."
+
     images: int = 16_000
     steps: int = 10_000
     batch_size: int = 64
     lr: float = 1.5e-3
-    mask_ratio: float = .75
+    mask_ratio: float = 0.75
     decoder_width: int = 64
     decoder_depth: int = 1
     seed: int = 0
 
+
 class Painter(nn.Module):
     "A light decoder: visible features (B, 1+V, D) to the pixels of all patches (B, N, P·P·3)."
+
     def __init__(self, width, patches, pixels, config):
         super().__init__()
         d = config.decoder_width
-        self.map, self.hidden, self.pos = nn.Linear(width, d), nn.Parameter(torch.randn(d)*.02), nn.Parameter(torch.randn(1, 1 + patches, d)*.02)
-        self.blocks, self.norm, self.out = nn.Sequential(*[Block(d, 4) for _ in range(config.decoder_depth)]), nn.LayerNorm(d), nn.Linear(d, pixels)
+        self.map, self.hidden, self.pos = (
+            nn.Linear(width, d),
+            nn.Parameter(torch.randn(d) * 0.02),
+            nn.Parameter(torch.randn(1, 1 + patches, d) * 0.02),
+        )
+        self.blocks, self.norm, self.out = (
+            nn.Sequential(*[Block(d, 4) for _ in range(config.decoder_depth)]),
+            nn.LayerNorm(d),
+            nn.Linear(d, pixels),
+        )
 
     def forward(self, Z, mask):
         z = self.map(Z)
-        full = self.hidden.expand(*mask.mask.shape, -1).scatter(1, mask.visible_idx[..., None].expand(-1, -1, z.shape[-1]), z[:, 1:])
+        full = self.hidden.expand(*mask.mask.shape, -1).scatter(
+            1, mask.visible_idx[..., None].expand(-1, -1, z.shape[-1]), z[:, 1:]
+        )
         return self.out(self.norm(self.blocks(torch.cat([z[:, :1], full], 1) + self.pos)))[:, 1:]
+
 
 def painted_error(painted, image, patch_size, mask):
     "Mean squared error over hidden patches (`mask` (B, N), True = hidden), each target patch normalised by itself."
     target = patchify(image, patch_size)
-    target = (target - target.mean(-1, keepdim=True))/(target.var(-1, keepdim=True) + 1e-4).sqrt()
+    target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-4).sqrt()
     return (painted - target).square().mean(-1)[mask].mean()
 
 # %% ../nbs/26_pretrain.ipynb #e31e055b
-def pretrain_mae(config=MaePretraining(), out='runs/tiny-mae', model=None, cache=None, progress=True):
+def pretrain_mae(config=MaePretraining(), out="runs/tiny-mae", model=None, cache=None, progress=True):
     "Make a small MAE on unlabelled embedded pictures, for the image encoder of `model` (an `SGMIMConfig`); writes weights and record to `out`."
     began, code, model = time.perf_counter(), code_version(), model or scenes_tiny()
     keep_memory()
     set_seed(config.seed)
-    corpus = load_scenes('pretrain', config.images, size=model.image_size, cache=cache, progress=progress)
+    corpus = load_scenes("pretrain", config.images, size=model.image_size, cache=cache, progress=progress)
     images = np.stack([corpus.image(i) for i in range(config.images)])
     encoder = build_image_encoder(model)
-    painter = Painter(model.image_width, encoder.num_patches, 3*model.patch_size**2, config)
+    painter = Painter(model.image_width, encoder.num_patches, 3 * model.patch_size**2, config)
     order = Order(np.ones(len(images)), config.batch_size, config.steps, config.seed)
+
     def loss_at(step):
         x = normalise(images[order[step]])
-        x = torch.where(torch.rand(len(x), 1, 1, 1) < .5, x.flip(-1), x)
+        x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
         mask = random_mask(len(x), encoder.num_patches, config.mask_ratio)
         return painted_error(painter(encoder(x, mask), mask), x, model.patch_size, mask.mask)
-    history = optimise(nn.ModuleDict({'encoder': encoder, 'painter': painter}), loss_at, config.steps, config.lr, Path(out)/'steps', about(config, model), config.seed, name='mae', progress=progress)
-    return ship(encoder.vit, out, 'tiny-mae', config, model, corpus, {'history': history}, began, code)
+
+    history = optimise(
+        nn.ModuleDict({"encoder": encoder, "painter": painter}),
+        loss_at,
+        config.steps,
+        config.lr,
+        Path(out) / "steps",
+        about(config, model),
+        config.seed,
+        name="mae",
+        progress=progress,
+    )
+    return ship(encoder.vit, out, "tiny-mae", config, model, corpus, {"history": history}, began, code)
 
 # %% ../nbs/26_pretrain.ipynb #b5f16e15
 def ship(module, out, name, config, model, corpus, metrics, began, code):
     "Write a backbone's weights and its run record to `out`; returns the record."
-    record = run_record('pretrain', {'pretraining': config_to_dict(config), 'model': config_to_dict(model)}, config.seed,
-                        {'name': repr(corpus), 'fingerprint': corpus.fingerprint}, metrics, time.perf_counter() - began, code=code)
-    replace_folder(Path(out)/name, lambda part: save_checkpoint(part, module.state_dict(), {'backbone': name, 'model': config_to_dict(model)}))
-    write_json(Path(out)/name/'record.json', record)
+    record = run_record(
+        "pretrain",
+        {"pretraining": config_to_dict(config), "model": config_to_dict(model)},
+        config.seed,
+        {"name": repr(corpus), "fingerprint": corpus.fingerprint},
+        metrics,
+        time.perf_counter() - began,
+        code=code,
+    )
+    replace_folder(
+        Path(out) / name,
+        lambda part: save_checkpoint(
+            part, module.state_dict(), {"backbone": name, "model": config_to_dict(model)}
+        ),
+    )
+    write_json(Path(out) / name / "record.json", record)
     return record
+
 
 def pack(run, out):
     "Make a shipped model of a demo's folder `run`: its best weights in half precision, which halves the file, and its record."
-    tensors, meta = load_checkpoint(Path(run)/'best')
+    tensors, meta = load_checkpoint(Path(run) / "best")
     save_checkpoint(out, {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, meta)
-    write_json(Path(out)/'record.json', read_json(Path(run)/'demo.json'))
+    write_json(Path(out) / "record.json", read_json(Path(run) / "demo.json"))
+
 
 def shipped(name):
     "The folder of weights that came with the package: 'tiny-hubert', 'tiny-mae' or 'scenes-tiny'."
-    folder = Path(str(files('sgmim')/'weights'/name))
-    if not folder.is_dir(): raise CheckpointError(f'{folder} is missing: this installation of sgmim came without its small weights; install it again')
+    folder = Path(str(files("sgmim") / "weights" / name))
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is missing: this installation of sgmim came without its small weights; install it again"
+        )
     return folder
+
 
 def load_tiny_backbones(model, folder=None):
     "Load `tiny-mae` and `tiny-hubert` (the shipped ones, or those in `folder`) into an `SGMIM` of the scenes-tiny sizes; returns it."
-    where = {n: Path(folder)/n if folder else shipped(n) for n in ('tiny-mae', 'tiny-hubert')}
-    load_backbones(model, *(load_checkpoint(where[n])[0] for n in ('tiny-mae', 'tiny-hubert')), generator=torch.Generator().manual_seed(0))
+    where = {n: Path(folder) / n if folder else shipped(n) for n in ("tiny-mae", "tiny-hubert")}
+    load_backbones(
+        model,
+        *(load_checkpoint(where[n])[0] for n in ("tiny-mae", "tiny-hubert")),
+        generator=torch.Generator().manual_seed(0),
+    )
     return model

@@ -10,7 +10,13 @@ __all__ = ['PROTOCOL', 'NEAR', 'PRESET', 'WEIGHTS', 'which_weights', 'RunSpec', 
            'finish_run', 'grid', 'tuning_table', 'tune', 'arguments', 'reproduce_command']
 
 # %% ../nbs/31_reproduce.ipynb #abf39da0
-import argparse, ast, difflib, itertools, os, shutil, time
+import argparse
+import ast
+import difflib
+import itertools
+import os
+import shutil
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +25,19 @@ import numpy as np
 import torch
 
 from .checkpoints import load_pretrained
-from .core import ConfigError, DataError, SgmimError, code_version, config_from_dict, config_to_dict, pick_device, read_json, run_record, stable_hash, write_json
+from sgmim.core import (
+    ConfigError,
+    DataError,
+    SgmimError,
+    code_version,
+    config_from_dict,
+    config_to_dict,
+    pick_device,
+    read_json,
+    run_record,
+    stable_hash,
+    write_json,
+)
 from .data.check import EXPECTED
 from .data.corpora import canonical, load_corpus, protocol_splits, recognise, splits_of
 from .data.corpus import present
@@ -28,23 +46,51 @@ from .demo import TESTS, DemoData
 from .models.sgmim import PRESETS, ROWS, SGMIM, SGMIMConfig
 from .plan import calibrate, pair_flops
 from .pretrain import load_tiny_backbones, shipped
-from .results import (CORPUS, NAMES, PAPER, beside_the_paper, check_file, claim_same_numbers, code_digests, collect, conclusions, differences_table, in_words, is_stale, leaves, measured_table, pack_curves, pack_result, paper_table,
-                           record_name, results_folder, rows_of, same_numbers, slug)
+from sgmim.results import (
+    CORPUS,
+    NAMES,
+    PAPER,
+    beside_the_paper,
+    check_file,
+    claim_same_numbers,
+    code_digests,
+    collect,
+    conclusions,
+    differences_table,
+    in_words,
+    is_stale,
+    leaves,
+    measured_table,
+    pack_curves,
+    pack_result,
+    paper_table,
+    record_name,
+    results_folder,
+    rows_of,
+    same_numbers,
+    slug,
+)
 from .retrieval import embed
 from .train import TrainConfig, alone, fit, pool, recipe
 
 # %% ../nbs/31_reproduce.ipynb #b8dd35b8
-PROTOCOL = 1     # changes whenever the same settings would be trained or tested in another way
+PROTOCOL = 1  # changes whenever the same settings would be trained or tested in another way
+
 
 @lru_cache
 def which_weights(preset, weights):
     "What a run starts from: 'random', or 'pretrained', for the small preset with the hashes of the shipped encoders (those of published ones stand in the record)."
-    if weights == 'random' or preset != 'scenes-tiny': return weights
-    return {n: read_json(shipped(n)/'config.json')['weights']['blake2b'] for n in ('tiny-mae', 'tiny-hubert')}
+    if weights == "random" or preset != "scenes-tiny":
+        return weights
+    return {
+        n: read_json(shipped(n) / "config.json")["weights"]["blake2b"] for n in ("tiny-mae", "tiny-hubert")
+    }
+
 
 @dataclass(frozen=True)
 class RunSpec:
     "One run of a plan. `data`: 'scenes', or the kind of a corpus; `label`: the folder of its records; `sizes`: of the embedded corpus; `weights`: 'pretrained' or 'random'; `tests`: False to look at dev alone; `changes`: what was asked for beside the plan, `tried` the part of it that names the file of a run on dev alone; `asked`: which of 'sizes' and 'preset' were asked for, not read from settings."
+
     table: int
     row: str
     label: str
@@ -55,7 +101,7 @@ class RunSpec:
     model: SGMIMConfig
     train: TrainConfig
     sizes: DemoData | None = None
-    weights: str = 'pretrained'
+    weights: str = "pretrained"
     tests: bool = True
     changes: tuple = ()
     tried: tuple = ()
@@ -64,59 +110,103 @@ class RunSpec:
     @property
     def config(self):
         "What decides the result, as plain values."
-        data = {'kind': self.data, **(asdict(self.sizes) if self.sizes else {})}
-        return {'model': config_to_dict(self.model), 'train': config_to_dict(self.train), 'data': data, 'weights': which_weights(self.preset, self.weights), 'protocol': PROTOCOL}
+        data = {"kind": self.data, **(asdict(self.sizes) if self.sizes else {})}
+        return {
+            "model": config_to_dict(self.model),
+            "train": config_to_dict(self.train),
+            "data": data,
+            "weights": which_weights(self.preset, self.weights),
+            "protocol": PROTOCOL,
+        }
 
     @property
-    def code(self): return code_digests('scenes' if self.data == 'scenes' else 'files')
+    def code(self):
+        return code_digests("scenes" if self.data == "scenes" else "files")
 
     @property
     def folder(self):
         "The name of its folder below runs/."
         mark = stable_hash(repr(sorted(self.code.items())), repr(self.config)) % 16**8
-        return f'{self.label}-{slug(self.row)}-seed{self.seed}{"-compute"*(self.budget == "compute")}-{mark:08x}'
+        return f"{self.label}-{slug(self.row)}-seed{self.seed}{'-compute' * (self.budget == 'compute')}-{mark:08x}"
 
     def path(self, results):
         "Where its record lies in a folder of results."
-        if self.tests: return Path(results)/f'table_{self.table}'/self.label/record_name(self.row, self.seed, self.budget)
-        return Path(results)/'tuning'/self.label/f'{slug(self.row)}-seed{self.seed}{"".join("-" + slug(c) for c in self.tried)}.json'
+        if self.tests:
+            return (
+                Path(results)
+                / f"table_{self.table}"
+                / self.label
+                / record_name(self.row, self.seed, self.budget)
+            )
+        return (
+            Path(results)
+            / "tuning"
+            / self.label
+            / f"{slug(self.row)}-seed{self.seed}{''.join('-' + slug(c) for c in self.tried)}.json"
+        )
 
     def why_stale(self, record, fingerprints=None, accepted=()):
         "Why a record is not of this run: a list of sentences. At equal compute an epoch more or less, within `NEAR`, is none: PyTorch's releases count operations a little differently."
-        defaults = {'model': config_to_dict(PRESETS[self.preset]()), 'train': config_to_dict(recipe(self.preset))}
-        config, was = self.config, dict(leaves(record.get('config', {}))).get('train.epochs')
-        if self.budget == 'compute' and isinstance(was, (int, float)) and abs(was/self.train.epochs - 1) <= NEAR: config = config | {'train': config['train'] | {'epochs': was}}
+        defaults = {
+            "model": config_to_dict(PRESETS[self.preset]()),
+            "train": config_to_dict(recipe(self.preset)),
+        }
+        config, was = self.config, dict(leaves(record.get("config", {}))).get("train.epochs")
+        if (
+            self.budget == "compute"
+            and isinstance(was, (int, float))
+            and abs(was / self.train.epochs - 1) <= NEAR
+        ):
+            config = config | {"train": config["train"] | {"epochs": was}}
         return is_stale(record, config, defaults, fingerprints, self.code, accepted)
 
 # %% ../nbs/31_reproduce.ipynb #da5ac082
-def parse_changes(texts, where='--set'):
+def parse_changes(texts, where="--set"):
     "['lr=5e-4', 'similarity=cosine'] -> {'lr': 0.0005, 'similarity': 'cosine'}."
     made = {}
     for text in texts or ():
-        name, equals, value = text.partition('=')
-        if not equals: raise ConfigError(f'{where} {text}: write field=value')
-        try: made[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): made[name] = value
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{where} {text}: write field=value")
+        try:
+            made[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            made[name] = value
     return made
 
-def with_changes(model, train, changes, where='--set'):
+
+def with_changes(model, train, changes, where="--set"):
     "(model, train) with `changes`, a dict, applied to whichever has the field; `ConfigError` for a field that neither has, or a value of the wrong kind."
-    owns = lambda c: {f.name: getattr(c, f.name) for f in fields(c)}
+
+    def owns(c):
+        return {f.name: getattr(c, f.name) for f in fields(c)}
+
     every = [*owns(model), *owns(train)]
     for name in changes:
         if name not in every:
             near = difflib.get_close_matches(name, every, 1)
-            raise ConfigError(f"{where}: neither SGMIMConfig nor TrainConfig has a field '{name}'" + (f"; did you mean '{near[0]}'?" if near else ''))
-    return tuple(config_from_dict(type(c), {**owns(c), **{k: v for k, v in changes.items() if k in owns(c)}}, where) for c in (model, train))
+            raise ConfigError(
+                f"{where}: neither SGMIMConfig nor TrainConfig has a field '{name}'"
+                + (f"; did you mean '{near[0]}'?" if near else "")
+            )
+    return tuple(
+        config_from_dict(type(c), {**owns(c), **{k: v for k, v in changes.items() if k in owns(c)}}, where)
+        for c in (model, train)
+    )
 
 # %% ../nbs/31_reproduce.ipynb #9c250a1e
 def read_settings(results, *labels):
     "The settings of the first of `labels` that has a file, {} if none has; `ConfigError` for a key that it cannot have."
-    path = next((p for label in labels if (p := Path(results)/'tuning'/f'{label}.json').is_file()), None)
-    if path is None: return {}
+    path = next((p for label in labels if (p := Path(results) / "tuning" / f"{label}.json").is_file()), None)
+    if path is None:
+        return {}
     found = read_json(path)
-    allowed = {'kind', 'why', 'from', 'set', 'rows', 'sizes', 'preset'}
-    if found.get('kind') != 'settings' or (odd := set(found) - allowed): raise ConfigError(f'{path}: settings have "kind": "settings" and {", ".join(sorted(allowed - {"kind"}))}' + (f', not {", ".join(sorted(odd))}' if found.get('kind') == 'settings' else ''))
+    allowed = {"kind", "why", "from", "set", "rows", "sizes", "preset"}
+    if found.get("kind") != "settings" or (odd := set(found) - allowed):
+        raise ConfigError(
+            f'{path}: settings have "kind": "settings" and {", ".join(sorted(allowed - {"kind"}))}'
+            + (f", not {', '.join(sorted(odd))}" if found.get("kind") == "settings" else "")
+        )
     return found
 
 # %% ../nbs/31_reproduce.ipynb #727a2ef1
@@ -124,102 +214,245 @@ def training_flops(model, train):
     "Floating point operations of a training, over the number of pairs in an epoch."
     before, after = pair_flops(model, train)
     onset = min(model.mim_onset, train.epochs)
-    return onset*before + (train.epochs - onset)*after
+    return onset * before + (train.epochs - onset) * after
 
-NEAR = .02        # share of the compute by which runs may differ and still count as equal: the count leaves out more than that (norms, activations, the optimiser)
+
+NEAR = 0.02  # share of the compute by which runs may differ and still count as equal: the count leaves out more than that (norms, activations, the optimiser)
+
 
 def equal_compute(model, train, reference):
     "`train` with the number of epochs for which a training of `model` takes as many operations as `reference`, (model, train); `train` itself where it does so already, but for 2 %."
     budget, (before, after) = training_flops(*reference), pair_flops(model, train)
-    if abs(training_flops(model, train)/budget - 1) <= NEAR: return train
-    onset = model.mim_onset if model.reconstruction != 'none' else 0.
-    epochs = budget/before if budget <= onset*before else onset + (budget - onset*before)/after
+    if abs(training_flops(model, train) / budget - 1) <= NEAR:
+        return train
+    onset = model.mim_onset if model.reconstruction != "none" else 0.0
+    epochs = budget / before if budget <= onset * before else onset + (budget - onset * before) / after
     return replace(train, epochs=round(epochs, 4))
 
 # %% ../nbs/31_reproduce.ipynb #01683119
-PRESET = {'scenes': 'scenes-tiny', 'places': 'paper-places', 'spokencoco': 'paper-spokencoco', 'facc': 'paper-facc'}
+PRESET = {
+    "scenes": "scenes-tiny",
+    "places": "paper-places",
+    "spokencoco": "paper-spokencoco",
+    "facc": "paper-facc",
+}
+
 
 def seed_list(seeds):
     "5 or '5' -> [0, …, 4]; '3,4' or [3, 4] -> [3, 4]."
     if isinstance(seeds, str):
-        try: seeds = [int(s) for s in seeds.split(',') if s.strip()] if ',' in seeds else int(seeds)
-        except ValueError: raise ConfigError(f"seeds is a number, or numbers with commas, such as 5 or 3,4; not '{seeds}'") from None
+        try:
+            seeds = [int(s) for s in seeds.split(",") if s.strip()] if "," in seeds else int(seeds)
+        except ValueError:
+            raise ConfigError(
+                f"seeds is a number, or numbers with commas, such as 5 or 3,4; not '{seeds}'"
+            ) from None
     return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
-def plan_runs(table, data='scenes', rows=None, seeds=1, budget='steps', label=None, changes=(), sizes=None, weights='pretrained', preset=None, results=None, tests=True, tried=()):
+
+def plan_runs(
+    table,
+    data="scenes",
+    rows=None,
+    seeds=1,
+    budget="steps",
+    label=None,
+    changes=(),
+    sizes=None,
+    weights="pretrained",
+    preset=None,
+    results=None,
+    tests=True,
+    tried=(),
+):
     """The `RunSpec`s of a table. `data`: 'scenes', 'places', 'spokencoco' or 'facc'; `label`: the folder of the records (default: `data`), whose settings in `results` apply, or those of `data` if it has none; `changes`, `tried`: lists of 'field=value' on top of them;
     `sizes`: a `DemoData`; `weights`: 'random' to start from nothing. Raises `ConfigError`."""
-    if table not in PAPER: raise ConfigError(f'the paper has the tables {", ".join(map(str, PAPER))}, not {table}')
-    if data not in PRESET: raise ConfigError(f"data is one of {', '.join(PRESET)}, not '{data}'")
-    if budget not in ('steps', 'compute'): raise ConfigError(f"budget is 'steps' or 'compute', not '{budget}'")
-    known = tuple(r for r in rows_of(table) if data != 'scenes' or r in ROWS)       # VG-HuBERT as published needs DINO's weights
-    if odd := [r for r in rows or () if r not in known]: raise ConfigError(f"table {table} on {data} has no row '{odd[0]}' that can be run; there are {', '.join(known)}")
-    label, found = label or data, read_settings(results_folder() if results is None else results, label or data, data)
-    beside, asked = parse_changes((*changes, *tried)), tuple(k for k, v in (('sizes', sizes), ('preset', preset)) if v)
-    if data == 'scenes': sizes = sizes or config_from_dict(DemoData, found.get('sizes', {}), f'the sizes of {label}')
+    if table not in PAPER:
+        raise ConfigError(f"the paper has the tables {', '.join(map(str, PAPER))}, not {table}")
+    if data not in PRESET:
+        raise ConfigError(f"data is one of {', '.join(PRESET)}, not '{data}'")
+    if budget not in ("steps", "compute"):
+        raise ConfigError(f"budget is 'steps' or 'compute', not '{budget}'")
+    known = tuple(
+        r for r in rows_of(table) if data != "scenes" or r in ROWS
+    )  # VG-HuBERT as published needs DINO's weights
+    if odd := [r for r in rows or () if r not in known]:
+        raise ConfigError(
+            f"table {table} on {data} has no row '{odd[0]}' that can be run; there are {', '.join(known)}"
+        )
+    label, found = (
+        label or data,
+        read_settings(results_folder() if results is None else results, label or data, data),
+    )
+    beside, asked = (
+        parse_changes((*changes, *tried)),
+        tuple(k for k, v in (("sizes", sizes), ("preset", preset)) if v),
+    )
+    if data == "scenes":
+        sizes = sizes or config_from_dict(DemoData, found.get("sizes", {}), f"the sizes of {label}")
+
     def settled(row):
-        name = preset or found.get('preset') or ('vg-hubert' if row == 'VG-HuBERT' else PRESET[data])
-        model, train = with_changes(PRESETS[name](), recipe(name), {**found.get('set', {}), **found.get('rows', {}).get(row, {}), **beside})
-        if weights == 'random': model, train = replace(model, freeze_cnn=False), replace(train, cache_frames=False)     # a random front end has to learn
-        return name, replace(model, reconstruction=ROWS.get(row, 'none')), train
+        name = preset or found.get("preset") or ("vg-hubert" if row == "VG-HuBERT" else PRESET[data])
+        model, train = with_changes(
+            PRESETS[name](),
+            recipe(name),
+            {**found.get("set", {}), **found.get("rows", {}).get(row, {}), **beside},
+        )
+        if weights == "random":
+            model, train = (
+                replace(model, freeze_cnn=False),
+                replace(train, cache_frames=False),
+            )  # a random front end has to learn
+        return name, replace(model, reconstruction=ROWS.get(row, "none")), train
+
     specs = []
     for row in rows or known:
         name, model, train = settled(row)
-        if budget == 'compute': train = equal_compute(model, train, settled('+ Summary')[1:])
-        specs += [RunSpec(table, row, label, data, name, s, budget, model, replace(train, seed=s), sizes if data == 'scenes' else None, weights, tests, (*changes, *tried), tuple(tried), asked) for s in seed_list(seeds)]
+        if budget == "compute":
+            train = equal_compute(model, train, settled("+ Summary")[1:])
+        specs += [
+            RunSpec(
+                table,
+                row,
+                label,
+                data,
+                name,
+                s,
+                budget,
+                model,
+                replace(train, seed=s),
+                sizes if data == "scenes" else None,
+                weights,
+                tests,
+                (*changes, *tried),
+                tuple(tried),
+                asked,
+            )
+            for s in seed_list(seeds)
+        ]
     return sorted(specs, key=lambda s: s.seed)
 
 # %% ../nbs/31_reproduce.ipynb #2bba457e
 def role_splits(path, kind, which, options=None):
     "The splits that are the corpus' 'train', 'dev' or 'test': those of its protocol, or, for older files and for packed and own corpora, by their names."
     names, there = protocol_splits(kind, which), splits_of(path, kind, **(options or {}))
-    if not there: raise DataError(f"{path} holds no split of a corpus of kind '{kind}'; leave the kind out, and it is recognised")
-    return names if set(names) <= set(there) or (kind == 'spokencoco' and Path(path).is_dir()) else protocol_splits(kind, which, there)
+    if not there:
+        raise DataError(
+            f"{path} holds no split of a corpus of kind '{kind}'; leave the kind out, and it is recognised"
+        )
+    return (
+        names
+        if set(names) <= set(there) or (kind == "spokencoco" and Path(path).is_dir())
+        else protocol_splits(kind, which, there)
+    )
 
-def open_splits(path, kind, names, options=None, max_missing=1.):
+
+def open_splits(path, kind, names, options=None, max_missing=1.0):
     """{split: Corpus} of the splits `names` of a corpus on disk, with `options` of its reader (`image_root`, `karpathy`, …). What is missing on disk is left out and reported;
     more than the share `max_missing` of the captions is a `DataError`: a smaller test set is an easier one, and a smaller corpus teaches less. None: the files are not looked for."""
-    opened = {n: load_corpus(path, n, kind=kind, **({} if kind == 'shards' else {'strict': False, **(options or {})})) for n in names}
-    if max_missing is None: return opened
+    opened = {
+        n: load_corpus(
+            path, n, kind=kind, **({} if kind == "shards" else {"strict": False, **(options or {})})
+        )
+        for n in names
+    }
+    if max_missing is None:
+        return opened
     found = {n: present(c) for n, c in opened.items()}
     for n, c in opened.items():
-        if (lost := len(c) - len(found[n])) > max_missing*len(c):
-            raise DataError(f'{n}: the files of {lost:,} of {len(c):,} captions are missing or empty, more than {max_missing:.1%} ({found[n].skipped[-1].why}). {found[n].skipped.remedy} '
-                            'sgmim_check_data looks for them. To allow more: sgmim_train: --set max_unreadable=…; sgmim_eval, sgmim_analyse: --max-unreadable.')
+        if (lost := len(c) - len(found[n])) > max_missing * len(c):
+            raise DataError(
+                f"{n}: the files of {lost:,} of {len(c):,} captions are missing or empty, more than {max_missing:.1%} ({found[n].skipped[-1].why}). {found[n].skipped.remedy} "
+                "sgmim_check_data looks for them. To allow more: sgmim_train: --set max_unreadable=…; sgmim_eval, sgmim_analyse: --max-unreadable."
+            )
     return found
+
 
 def open_data(spec, path=None, options=None, cache=None, progress=True):
     """{'train': corpus, 'dev': {name: corpus}, 'tests': {name: corpus}} of a run: made (the embedded corpus), or read from `path` with `options` of its reader (`image_root`, `karpathy`, …).
     The splits are those of the paper's protocol; what is missing on disk is left out and reported, and more of it than training allows is a `DataError`."""
     size = spec.model.image_size
-    if spec.data == 'scenes':
-        made = lambda split, n, captions=1: load_scenes(split, n, captions, spec.sizes.seed, size, cache, progress=progress)
-        return {'train': made('train', spec.sizes.train, spec.sizes.captions), 'dev': {'dev': made('dev', spec.sizes.dev)}, 'tests': {t: made(t, spec.sizes.test) for t in TESTS} if spec.tests else {}}
-    if path is None: raise DataError(f'say where {NAMES[spec.data]} lies: --data {spec.data}=FOLDER')
+    if spec.data == "scenes":
+
+        def made(split, n, captions=1):
+            return load_scenes(split, n, captions, spec.sizes.seed, size, cache, progress=progress)
+
+        return {
+            "train": made("train", spec.sizes.train, spec.sizes.captions),
+            "dev": {"dev": made("dev", spec.sizes.dev)},
+            "tests": {t: made(t, spec.sizes.test) for t in TESTS} if spec.tests else {},
+        }
+    if path is None:
+        raise DataError(f"say where {NAMES[spec.data]} lies: --data {spec.data}=FOLDER")
     options = dict(options or {})
-    kind = options.pop('kind', None) or recognise(path)
-    def role(which): return open_splits(path, kind, role_splits(path, kind, which, options), options, spec.train.max_unreadable)
-    return {'train': next(iter(role('train').values())), 'dev': role('dev'), 'tests': {canonical(n).replace('_', '-'): c for n, c in role('test').items()} if spec.tests else {}}
+    kind = options.pop("kind", None) or recognise(path)
+
+    def role(which):
+        return open_splits(
+            path, kind, role_splits(path, kind, which, options), options, spec.train.max_unreadable
+        )
+
+    return {
+        "train": next(iter(role("train").values())),
+        "dev": role("dev"),
+        "tests": {canonical(n).replace("_", "-"): c for n, c in role("test").items()} if spec.tests else {},
+    }
+
 
 def fingerprints(data):
     "{split: {'name', 'fingerprint'}} of opened data, with what was left out."
-    flat = {'train': data['train'], **data['dev'], **data['tests']}
-    return {n: {'name': repr(c), 'fingerprint': c.fingerprint, **({'left_out': dict(c.skipped.counts)} if getattr(c, 'skipped', None) else {})} for n, c in flat.items()}
+    flat = {"train": data["train"], **data["dev"], **data["tests"]}
+    return {
+        n: {
+            "name": repr(c),
+            "fingerprint": c.fingerprint,
+            **({"left_out": dict(c.skipped.counts)} if getattr(c, "skipped", None) else {}),
+        }
+        for n, c in flat.items()
+    }
 
 # %% ../nbs/31_reproduce.ipynb #dfa0b216
-WEIGHTS = {'paper': ('vit_base_patch16_224.mae', 'facebook/hubert-base-ls960'), 'vg-hubert': ('vit_small_patch8_224.dino', 'facebook/hubert-base-ls960')}     # §3.2, §3.3: image, audio
+WEIGHTS = {
+    "paper": ("vit_base_patch16_224.mae", "facebook/hubert-base-ls960"),
+    "vg-hubert": ("vit_small_patch8_224.dino", "facebook/hubert-base-ls960"),
+}  # §3.2, §3.3: image, audio
 
-def initial_weights(model, preset, weights='pretrained', image=None, audio=None, seed=0, download=False, show=None):
+
+def initial_weights(
+    model, preset, weights="pretrained", image=None, audio=None, seed=0, download=False, show=None
+):
     "Load the pre-trained encoders of a preset into `model` (§3.2), or those named by `image` and `audio`; returns what the run record says about them. `show`: prints the report."
-    if weights == 'random':
-        if image or audio: raise ConfigError('--from-scratch starts from random weights: leave it out, or --image-weights and --audio-weights')
-        return {'all': 'random'}
-    tiny = {k: f'{n}, shipped' for k, n, given in (('image', 'tiny-mae', image), ('audio', 'tiny-hubert', audio)) if not given} if preset == 'scenes-tiny' else {}
-    if preset == 'scenes-tiny': load_tiny_backbones(model)
-    else: image, audio = (given or named for given, named in zip((image, audio), WEIGHTS.get('paper' if preset.startswith('paper') else preset, (None, None))))
-    if not (image or audio): return tiny
-    report = load_pretrained(model, image=image, audio=audio, generator=torch.Generator().manual_seed(seed), download=download)
-    if show: show(report)
+    if weights == "random":
+        if image or audio:
+            raise ConfigError(
+                "--from-scratch starts from random weights: leave it out, or --image-weights and --audio-weights"
+            )
+        return {"all": "random"}
+    tiny = (
+        {
+            k: f"{n}, shipped"
+            for k, n, given in (("image", "tiny-mae", image), ("audio", "tiny-hubert", audio))
+            if not given
+        }
+        if preset == "scenes-tiny"
+        else {}
+    )
+    if preset == "scenes-tiny":
+        load_tiny_backbones(model)
+    else:
+        image, audio = (
+            given or named
+            for given, named in zip(
+                (image, audio), WEIGHTS.get("paper" if preset.startswith("paper") else preset, (None, None))
+            )
+        )
+    if not (image or audio):
+        return tiny
+    report = load_pretrained(
+        model, image=image, audio=audio, generator=torch.Generator().manual_seed(seed), download=download
+    )
+    if show:
+        show(report)
     return report.to_dict() | tiny
 
 # %% ../nbs/31_reproduce.ipynb #572d9ef9
@@ -228,233 +461,577 @@ def test_model(model, tests, train, device, workers=0):
     out = {}
     for name, corpus in tests.items():
         e = embed(model, pool(model.config, corpus, train.eval_seconds, workers=workers), device)
-        used, of = np.unique(e.image_of_caption.numpy(), return_inverse=True)       # an image is left out if all its captions could not be read
-        out[name] = pack_result(e.metrics(similarity=model.config.similarity), e.image_id.numpy()[used], e.index.numpy(), of)
+        used, of = np.unique(
+            e.image_of_caption.numpy(), return_inverse=True
+        )  # an image is left out if all its captions could not be read
+        out[name] = pack_result(
+            e.metrics(similarity=model.config.similarity), e.image_id.numpy()[used], e.index.numpy(), of
+        )
     return out
 
-@lru_cache(maxsize=8)
-def ladder(scenes): return oracle_ladder(scenes)      # seconds a split: once a process
 
-def run_spec(spec, data, runs='runs/reproduce', device=None, workers=0, progress=True, image_weights=None, audio_weights=None, download=False):
+@lru_cache(maxsize=8)
+def ladder(scenes):
+    return oracle_ladder(scenes)  # seconds a split: once a process
+
+
+def run_spec(
+    spec,
+    data,
+    runs="runs/reproduce",
+    device=None,
+    workers=0,
+    progress=True,
+    image_weights=None,
+    audio_weights=None,
+    download=False,
+):
     "Train and test one run on opened `data`, in its folder below `runs`, going on from what is there; returns its record."
-    folder, device, code = Path(runs)/spec.folder, pick_device(device), {**code_version(), 'modules': spec.code}
+    folder, device, code = (
+        Path(runs) / spec.folder,
+        pick_device(device),
+        {**code_version(), "modules": spec.code},
+    )
     torch.manual_seed(spec.seed)
     model = SGMIM(spec.model)
-    notes = {'preset': spec.preset, 'pretrained': initial_weights(model, spec.preset, spec.weights, image_weights, audio_weights, spec.seed, download)}
-    fitted = fit(model, data['train'], data['dev'], spec.train, out=folder, device=device, progress=progress, workers=workers, notes=notes)
+    notes = {
+        "preset": spec.preset,
+        "pretrained": initial_weights(
+            model, spec.preset, spec.weights, image_weights, audio_weights, spec.seed, download
+        ),
+    }
+    fitted = fit(
+        model,
+        data["train"],
+        data["dev"],
+        spec.train,
+        out=folder,
+        device=device,
+        progress=progress,
+        workers=workers,
+        notes=notes,
+    )
     began, r = time.perf_counter(), fitted.record
-    metrics = {'best': r['metrics']['best'], 'tests': test_model(fitted.model, data['tests'], spec.train, device, workers)} if spec.tests else {'best': r['metrics']['best']}
-    if spec.tests and spec.data == 'scenes': metrics['oracle'] = {name: ladder(s) for name, s in data['tests'].items()}
-    metrics |= {'dev': r['metrics']['dev'], 'curves': pack_curves(fitted.history)}
-    about = {k: getattr(spec, k) for k in ('table', 'row', 'label', 'budget', 'preset', 'weights')} | {'changes': list(spec.changes), 'asked': list(spec.asked)}
-    kept = {k: r[k] for k in ('steps', 'pairs_seen', 'resumed_with', 'unreadable', 'skipped') if k in r}
-    record = run_record('reproduce' if spec.tests else 'tune', spec.config, spec.seed, fingerprints(data), metrics, r['wall_seconds'] + time.perf_counter() - began, device, {**code, **r['code']}, spec=about, **notes, **kept)
-    return record | {'command': command_of(spec)}
+    metrics = (
+        {
+            "best": r["metrics"]["best"],
+            "tests": test_model(fitted.model, data["tests"], spec.train, device, workers),
+        }
+        if spec.tests
+        else {"best": r["metrics"]["best"]}
+    )
+    if spec.tests and spec.data == "scenes":
+        metrics["oracle"] = {name: ladder(s) for name, s in data["tests"].items()}
+    metrics |= {"dev": r["metrics"]["dev"], "curves": pack_curves(fitted.history)}
+    about = {k: getattr(spec, k) for k in ("table", "row", "label", "budget", "preset", "weights")} | {
+        "changes": list(spec.changes),
+        "asked": list(spec.asked),
+    }
+    kept = {k: r[k] for k in ("steps", "pairs_seen", "resumed_with", "unreadable", "skipped") if k in r}
+    record = run_record(
+        "reproduce" if spec.tests else "tune",
+        spec.config,
+        spec.seed,
+        fingerprints(data),
+        metrics,
+        r["wall_seconds"] + time.perf_counter() - began,
+        device,
+        {**code, **r["code"]},
+        spec=about,
+        **notes,
+        **kept,
+    )
+    return record | {"command": command_of(spec)}
+
 
 def command_of(spec):
     "The command that makes this run, without a folder of anybody's disk."
-    parts = ['sgmim_reproduce', f'--table {spec.table}', f'--data {spec.data}' + ('=FOLDER' if spec.data != 'scenes' else ''), f"--rows '{spec.row}'", f'--seeds {spec.seed},']
-    parts += [f'--budget {spec.budget}'] * (spec.budget != 'steps') + [f'--label {spec.label}'] * (spec.label != spec.data) + ['--set ' + ' '.join(spec.changes)] * bool(spec.changes)
-    if spec.sizes and spec.sizes != DemoData(): parts.append('--sizes ' + ' '.join(f'{f.name}={getattr(spec.sizes, f.name)}' for f in fields(DemoData) if getattr(spec.sizes, f.name) != f.default))
-    return ' '.join(parts + ['--from-scratch'] * (spec.weights == 'random') + ['--dev-only'] * (not spec.tests))
+    parts = [
+        "sgmim_reproduce",
+        f"--table {spec.table}",
+        f"--data {spec.data}" + ("=FOLDER" if spec.data != "scenes" else ""),
+        f"--rows '{spec.row}'",
+        f"--seeds {spec.seed},",
+    ]
+    parts += (
+        [f"--budget {spec.budget}"] * (spec.budget != "steps")
+        + [f"--label {spec.label}"] * (spec.label != spec.data)
+        + ["--set " + " ".join(spec.changes)] * bool(spec.changes)
+    )
+    if spec.sizes and spec.sizes != DemoData():
+        parts.append(
+            "--sizes "
+            + " ".join(
+                f"{f.name}={getattr(spec.sizes, f.name)}"
+                for f in fields(DemoData)
+                if getattr(spec.sizes, f.name) != f.default
+            )
+        )
+    return " ".join(
+        parts + ["--from-scratch"] * (spec.weights == "random") + ["--dev-only"] * (not spec.tests)
+    )
 
 # %% ../nbs/31_reproduce.ipynb #7870df1c
 def state_of(spec, results, prints=None, accepted=()):
     "('done', path), ('stale', reasons) or ('missing', None): the record of a run. A run of another table with the same row, data and seed counts; a record that is broken or contradicts itself is stale."
-    homes, reasons = [replace(spec, table=t, budget=b) for b in dict.fromkeys((spec.budget, 'steps')) for t in (spec.table, *(n for n in PAPER if n != spec.table))] if spec.tests else [spec], None
-    for home in homes:      # at equal compute '+ Summary', and what costs as much, is the run that it is at equal steps
-        if not (path := home.path(results)).is_file(): continue
+    homes, reasons = (
+        [
+            replace(spec, table=t, budget=b)
+            for b in dict.fromkeys((spec.budget, "steps"))
+            for t in (spec.table, *(n for n in PAPER if n != spec.table))
+        ]
+        if spec.tests
+        else [spec],
+        None,
+    )
+    for (
+        home
+    ) in homes:  # at equal compute '+ Summary', and what costs as much, is the run that it is at equal steps
+        if not (path := home.path(results)).is_file():
+            continue
         why = check_file(path, results) or spec.why_stale(read_json(path), prints, accepted)
-        if not why: return 'done', path
-        if home.budget == spec.budget: reasons = reasons or why
-    return ('stale', reasons) if reasons else ('missing', None)
+        if not why:
+            return "done", path
+        if home.budget == spec.budget:
+            reasons = reasons or why
+    return ("stale", reasons) if reasons else ("missing", None)
+
 
 def pairs_of(spec, data=None):
     "Pairs that a run sees in training: exact with `data`, else from the sizes that were asked for or are published. None if not known."
-    official = EXPECTED.get(spec.data, {}).get('train', {})
-    n = len(data['train']) if data else spec.sizes.train*spec.sizes.captions if spec.sizes else official.get('captions') or official.get('about')
-    return n and n//spec.train.batch_size*spec.train.batch_size*spec.train.epochs
+    official = EXPECTED.get(spec.data, {}).get("train", {})
+    n = (
+        len(data["train"])
+        if data
+        else spec.sizes.train * spec.sizes.captions
+        if spec.sizes
+        else official.get("captions") or official.get("about")
+    )
+    return n and n // spec.train.batch_size * spec.train.batch_size * spec.train.epochs
 
-def seconds_a_pair(spec, results, device='cpu', measure=True):
+
+def seconds_a_pair(spec, results, device="cpu", measure=True):
     "(seconds that a pair takes in training, where that is from): from records of the same preset and row, or preset; from the benchmark of full-size models; else measured now if the model is small. (None, why) if not known."
-    made = [r for f in sorted(Path(results).glob('table_*/*/*.json')) if not check_file(f) for r in [read_json(f)] if r.get('preset') == spec.preset]
-    made = [r for r in made if r['spec']['row'] == spec.row] or made
-    if made: return float(np.mean([r['wall_seconds']/r['pairs_seen'] for r in made])), f'{len(made)} record{"s" if len(made) > 1 else ""}, {made[0]["hardware"].get("gpu") or made[0]["hardware"]["processor"]}'
-    bench = Path(results)/'bench-full-size.json'
-    if bench.is_file() and (found := read_json(bench)['metrics'].get(spec.preset)): return found['seconds_per_pair'], f'results/bench-full-size.json, {read_json(bench)["hardware"]["processor"]}'
-    if not measure or spec.model.image_width > 256: return None, 'not measured'
+    made = [
+        r
+        for f in sorted(Path(results).glob("table_*/*/*.json"))
+        if not check_file(f)
+        for r in [read_json(f)]
+        if r.get("preset") == spec.preset
+    ]
+    made = [r for r in made if r["spec"]["row"] == spec.row] or made
+    if made:
+        return (
+            float(np.mean([r["wall_seconds"] / r["pairs_seen"] for r in made])),
+            f"{len(made)} record{'s' if len(made) > 1 else ''}, {made[0]['hardware'].get('gpu') or made[0]['hardware']['processor']}",
+        )
+    bench = Path(results) / "bench-full-size.json"
+    if bench.is_file() and (found := read_json(bench)["metrics"].get(spec.preset)):
+        return found[
+            "seconds_per_pair"
+        ], f"results/bench-full-size.json, {read_json(bench)['hardware']['processor']}"
+    if not measure or spec.model.image_width > 256:
+        return None, "not measured"
     c = calibrate(SGMIM(spec.model), spec.train, device)
-    return c['seconds_per_pair'] + c['seconds_fixed']/spec.train.batch_size, f'measured now on {device}, without decoding and evaluation'
+    return c["seconds_per_pair"] + c[
+        "seconds_fixed"
+    ] / spec.train.batch_size, f"measured now on {device}, without decoding and evaluation"
 
 # %% ../nbs/31_reproduce.ipynb #5e5f78d7
-def describe(specs, states, results, device='cpu', data=None, measure=True):
+def describe(specs, states, results, device="cpu", data=None, measure=True):
     "The plan in words: what is there, what is stale and why, what is to be run and for how long."
-    first, todo = specs[0], [s for s in specs if states[s][0] != 'done']
+    first, todo = specs[0], [s for s in specs if states[s][0] != "done"]
     rows = list(dict.fromkeys(s.row for s in specs))
-    size = f'; {first.sizes.train:,} images × {first.sizes.captions} captions, tests of {first.sizes.test:,}' if first.sizes else ''
-    lines = [f'Table {first.table} on {NAMES[first.data]}{f" ({first.label})" if first.label != first.data else ""}, equal {first.budget}{size}',
-             f'{len(rows)} rows × {len({s.seed for s in specs})} seeds: {len(specs)} runs, {len(specs) - len(todo)} with a record, {len(todo)} to run']
+    size = (
+        f"; {first.sizes.train:,} images × {first.sizes.captions} captions, tests of {first.sizes.test:,}"
+        if first.sizes
+        else ""
+    )
+    lines = [
+        f"Table {first.table} on {NAMES[first.data]}{f' ({first.label})' if first.label != first.data else ''}, equal {first.budget}{size}",
+        f"{len(rows)} rows × {len({s.seed for s in specs})} seeds: {len(specs)} runs, {len(specs) - len(todo)} with a record, {len(todo)} to run",
+    ]
     for s in specs:
         kind, why = states[s]
-        if kind == 'stale': lines.append(f'  stale, will be replaced: {s.path("").as_posix()} ({"; ".join(why[:4])}{"; …" if len(why) > 4 else ""})')
-    total = 0.
+        if kind == "stale":
+            lines.append(
+                f"  stale, will be replaced: {s.path('').as_posix()} ({'; '.join(why[:4])}{'; …' if len(why) > 4 else ''})"
+            )
+    total = 0.0
     for row in dict.fromkeys(s.row for s in todo):
         some = [s for s in todo if s.row == row]
         each, source = seconds_a_pair(some[0], results, device, measure)
         pairs = pairs_of(some[0], data)
-        took = each and pairs and each*pairs/3600
-        total = total + took*len(some) if took and total is not None else None
-        lines.append(f'  {row:16} {len(some):2} × {f"{some[0].train.epochs:g} epochs":14}' + (f'{in_words(took)} each ({source})' if took else source))
-    if todo: lines.append('in all: ' + (in_words(total) if total else 'not known') + ', one after the other')
-    return '\n'.join(lines)
+        took = each and pairs and each * pairs / 3600
+        total = total + took * len(some) if took and total is not None else None
+        lines.append(
+            f"  {row:16} {len(some):2} × {f'{some[0].train.epochs:g} epochs':14}"
+            + (f"{in_words(took)} each ({source})" if took else source)
+        )
+    if todo:
+        lines.append("in all: " + (in_words(total) if total else "not known") + ", one after the other")
+    return "\n".join(lines)
 
 # %% ../nbs/31_reproduce.ipynb #8c620307
-def gather(table, data=None, budget='steps', results=None, label=None, plan=None):
+def gather(table, data=None, budget="steps", results=None, label=None, plan=None):
     """The records of a table that count as things stand now: a `sgmim.results.Found`. `data`: 'scenes', or the corpus of the paper's table (default); `label`: of a variant. No data are needed.
     A record under a standard label counts if a plain plan would make it now; under a label of its own, if the settings of that label (or of its data) would, with the changes that were asked for, or with those of `plan` {'changes', 'sizes', 'weights'}."""
     results, data = results_folder() if results is None else Path(results), data or CORPUS[table]
     accepted, label = same_numbers(results), label or data
+
     def planned(record, budget):
-        about = record['spec']
-        asked, sizes = about.get('asked', ['sizes', 'preset']), {k: v for k, v in record['config']['data'].items() if k != 'kind'}
-        own = plan or {} if about['label'] in PRESET or plan is not None else {'changes': about['changes'], 'weights': about['weights'], 'preset': about['preset'] if 'preset' in asked else None,
-                                                  'sizes': config_from_dict(DemoData, sizes) if 'sizes' in asked and sizes else None}
-        return plan_runs(table if about['row'] in rows_of(table) else about['table'], record['config']['data']['kind'], [about['row']], [record['seed']], budget, about['label'], results=results, **own)[0]
+        about = record["spec"]
+        asked, sizes = (
+            about.get("asked", ["sizes", "preset"]),
+            {k: v for k, v in record["config"]["data"].items() if k != "kind"},
+        )
+        own = (
+            plan or {}
+            if about["label"] in PRESET or plan is not None
+            else {
+                "changes": about["changes"],
+                "weights": about["weights"],
+                "preset": about["preset"] if "preset" in asked else None,
+                "sizes": config_from_dict(DemoData, sizes) if "sizes" in asked and sizes else None,
+            }
+        )
+        return plan_runs(
+            table if about["row"] in rows_of(table) else about["table"],
+            record["config"]["data"]["kind"],
+            [about["row"]],
+            [record["seed"]],
+            budget,
+            about["label"],
+            results=results,
+            **own,
+        )[0]
+
     def stale(record):
-        try: return planned(record, record['spec']['budget']).why_stale(record, accepted=accepted)
-        except ConfigError as e: return [f'no such run can be planned any more ({e})']
+        try:
+            return planned(record, record["spec"]["budget"]).why_stale(record, accepted=accepted)
+        except ConfigError as e:
+            return [f"no such run can be planned any more ({e})"]
+
     found = collect(results, table, label, budget, stale)
-    if budget == 'compute':      # the rows that cost what '+ Summary' costs need no other run
-        equal = collect(results, table, label, 'steps', stale).records
-        found.records.update({k: r for k, r in equal.items() if k not in found.records and planned(r, budget).train.epochs == r['config']['train']['epochs']})
+    if budget == "compute":  # the rows that cost what '+ Summary' costs need no other run
+        equal = collect(results, table, label, "steps", stale).records
+        found.records.update(
+            {
+                k: r
+                for k, r in equal.items()
+                if k not in found.records
+                and planned(r, budget).train.epochs == r["config"]["train"]["epochs"]
+            }
+        )
     return found
 
-def gather_variants(variants, table=4, data='scenes', results=None):
-    "{`sgmim.results.Variant`: `Found`}: the records below each variant's label that were made as the variant says; others are stale."
-    def plan(v): return {'changes': v.changes, 'weights': v.weights, 'sizes': config_from_dict(DemoData, parse_changes(v.sizes), v.label) if v.sizes else None}
-    return {v: gather(table, data, 'steps', results, v.label, plan(v)) for v in variants}
 
-def checkpoints(found, runs='runs/reproduce'):
+def gather_variants(variants, table=4, data="scenes", results=None):
+    "{`sgmim.results.Variant`: `Found`}: the records below each variant's label that were made as the variant says; others are stale."
+
+    def plan(v):
+        return {
+            "changes": v.changes,
+            "weights": v.weights,
+            "sizes": config_from_dict(DemoData, parse_changes(v.sizes), v.label) if v.sizes else None,
+        }
+
+    return {v: gather(table, data, "steps", results, v.label, plan(v)) for v in variants}
+
+
+def checkpoints(found, runs="runs/reproduce"):
     "{row: [folder]}: the folders below `runs` of the runs that made the records of a `Found`, those that are still there."
-    made = lambda r: {k: r['config'][k] for k in ('model', 'train')}
-    there = lambda row, seed: (f.parent for f in sorted(Path(runs).glob(f'{found.label}-{slug(row)}-seed{seed}*/record.json')) if (f.parent/'best').is_dir() and made(read_json(f)) == made(found.records[row, seed]))
-    first = {(row, seed): folder for row in found.have() for seed in found.seeds(row) if (folder := next(there(row, seed), None))}
-    return {row: [folder for (r, _), folder in first.items() if r == row] for row in found.have() if any(r == row for r, _ in first)}
+
+    def made(r):
+        return {k: r["config"][k] for k in ("model", "train")}
+
+    def there(row, seed):
+        return (
+            f.parent
+            for f in sorted(Path(runs).glob(f"{found.label}-{slug(row)}-seed{seed}*/record.json"))
+            if (f.parent / "best").is_dir() and made(read_json(f)) == made(found.records[row, seed])
+        )
+
+    first = {
+        (row, seed): folder
+        for row in found.have()
+        for seed in found.seeds(row)
+        if (folder := next(there(row, seed), None))
+    }
+    return {
+        row: [folder for (r, _), folder in first.items() if r == row]
+        for row in found.have()
+        if any(r == row for r, _ in first)
+    }
+
 
 def report(found):
     "A table as Markdown: the paper's, what was measured, and what follows."
     parts = [paper_table(found.table)]
-    if found.table != 4 and found.label == CORPUS[found.table]: parts.append(beside_the_paper(found))
-    else: parts += [measured_table(found, [r for r in rows_of(found.table) if r in ROWS], both=found.table == 4)]
-    return '\n\n'.join(p for p in [*parts, differences_table(found), conclusions(found)] if p)
+    if found.table != 4 and found.label == CORPUS[found.table]:
+        parts.append(beside_the_paper(found))
+    else:
+        parts += [
+            measured_table(found, [r for r in rows_of(found.table) if r in ROWS], both=found.table == 4)
+        ]
+    return "\n\n".join(p for p in [*parts, differences_table(found), conclusions(found)] if p)
 
 # %% ../nbs/31_reproduce.ipynb #61a9ef0d
-def reproduce(table, data='scenes', path=None, seeds=1, budget='steps', rows=None, label=None, changes=(), sizes=None, weights='pretrained', preset=None, results=None, runs='runs/reproduce', dry_run=False, tests=True,
-              tried=(), hours=None, options=None, cache=None, device=None, workers=0, progress=True, show=print, **pretrained):
+def reproduce(
+    table,
+    data="scenes",
+    path=None,
+    seeds=1,
+    budget="steps",
+    rows=None,
+    label=None,
+    changes=(),
+    sizes=None,
+    weights="pretrained",
+    preset=None,
+    results=None,
+    runs="runs/reproduce",
+    dry_run=False,
+    tests=True,
+    tried=(),
+    hours=None,
+    options=None,
+    cache=None,
+    device=None,
+    workers=0,
+    progress=True,
+    show=print,
+    **pretrained,
+):
     """Plan the runs of a table, run what has no record that counts, collect; returns a `sgmim.results.Found`. `path`, `options`: of a corpus on disk; `hours`: begin no further run after so many; `dry_run`: only say what would be done, and what it costs;
     `tests`: False leaves the tests alone (to choose on dev), then `tried` are changes too, and name the record; `pretrained`: `image_weights`, `audio_weights`, `download`. Ctrl-C: the run is saved, and the same call goes on.
     A run that fails is reported, and the others are run; then `SgmimError`."""
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise ConfigError('sgmim_reproduce is one process: start it in several terminals, with a device each, and they share the runs')
-    results, began, failed, busy = results_folder() if results is None else Path(results), time.perf_counter(), [], []
-    specs = plan_runs(table, data, rows, seeds, budget, label, changes, sizes, weights, preset, results, tests, tried)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError(
+            "sgmim_reproduce is one process: start it in several terminals, with a device each, and they share the runs"
+        )
+    results, began, failed, busy = (
+        results_folder() if results is None else Path(results),
+        time.perf_counter(),
+        [],
+        [],
+    )
+    specs = plan_runs(
+        table, data, rows, seeds, budget, label, changes, sizes, weights, preset, results, tests, tried
+    )
     accepted, opened, prints = same_numbers(results), None, None
-    if data != 'scenes' and path is not None:
+    if data != "scenes" and path is not None:
         opened = open_data(specs[0], path, options)
-        prints = {n: f['fingerprint'] for n, f in fingerprints(opened).items()}
+        prints = {n: f["fingerprint"] for n, f in fingerprints(opened).items()}
     states = {s: state_of(s, results, prints, accepted) for s in specs}
     show(describe(specs, states, results, str(pick_device(device)), opened, measure=dry_run))
-    for spec in [s for s in specs if states[s][0] != 'done' and not dry_run]:
-        if hours is not None and time.perf_counter() - began > 3600*hours:
-            show(f'{hours:g} hours are over; the same call goes on')
+    for spec in [s for s in specs if states[s][0] != "done" and not dry_run]:
+        if hours is not None and time.perf_counter() - began > 3600 * hours:
+            show(f"{hours:g} hours are over; the same call goes on")
             break
         opened = opened or open_data(spec, path, options, cache, progress)
-        with alone(Path(runs)/spec.folder) as mine:
-            if not mine: busy.append(spec)
-            elif state_of(spec, results, prints, accepted)[0] != 'done':       # another process may have made it meanwhile
-                try: finish_run(spec, opened, results, runs, device, workers, progress, show, **pretrained)
+        with alone(Path(runs) / spec.folder) as mine:
+            if not mine:
+                busy.append(spec)
+            elif (
+                state_of(spec, results, prints, accepted)[0] != "done"
+            ):  # another process may have made it meanwhile
+                try:
+                    finish_run(spec, opened, results, runs, device, workers, progress, show, **pretrained)
                 except SgmimError as e:
-                    failed.append(f'{spec.row}, seed {spec.seed}: {e}')
-                    show(f'FAILED {failed[-1]}')
-    if busy: show(f'{len(busy)} left to other processes: ' + ', '.join(f'{s.row} seed {s.seed}' for s in busy))
+                    failed.append(f"{spec.row}, seed {spec.seed}: {e}")
+                    show(f"FAILED {failed[-1]}")
+    if busy:
+        show(f"{len(busy)} left to other processes: " + ", ".join(f"{s.row} seed {s.seed}" for s in busy))
     found = gather(table, data, budget, results, label)
-    if tests: show('\n' + report(found))
-    if failed: raise SgmimError(f'{len(failed)} of the runs failed: ' + ' · '.join(failed))
+    if tests:
+        show("\n" + report(found))
+    if failed:
+        raise SgmimError(f"{len(failed)} of the runs failed: " + " · ".join(failed))
     return found
+
 
 def finish_run(spec, data, results, runs, device, workers, progress, show, **pretrained):
     "Run `spec`, write its record, and drop the checkpoints from which it could have gone on."
-    show(f'{spec.row}, seed {spec.seed}: {spec.folder}')
+    show(f"{spec.row}, seed {spec.seed}: {spec.folder}")
     record = run_spec(spec, data, runs, device, workers, progress, **pretrained)
     write_json(spec.path(results), record)
-    shutil.rmtree(Path(runs)/spec.folder/'checkpoints', ignore_errors=True)       # best/ stays, for analyses
-    show(f'{spec.row}, seed {spec.seed}: dev R@1 {record["metrics"]["best"]["score"][0]:.1f}, {record["wall_seconds"]/60:.1f} minutes; {spec.path("").as_posix()}')
+    shutil.rmtree(Path(runs) / spec.folder / "checkpoints", ignore_errors=True)  # best/ stays, for analyses
+    show(
+        f"{spec.row}, seed {spec.seed}: dev R@1 {record['metrics']['best']['score'][0]:.1f}, {record['wall_seconds'] / 60:.1f} minutes; {spec.path('').as_posix()}"
+    )
 
 # %% ../nbs/31_reproduce.ipynb #56a03bc4
 def grid(texts):
     "['lr=5e-4,1e-3', 'lam=1,2'] -> [('lr=5e-4', 'lam=1'), …], every combination."
     axes = []
     for text in texts or ():
-        name, equals, values = text.partition('=')
-        if not equals or not values: raise ConfigError(f'{text}: write field=value,value,…')
-        axes.append([f'{name}={v}' for v in values.split(',')])
+        name, equals, values = text.partition("=")
+        if not equals or not values:
+            raise ConfigError(f"{text}: write field=value,value,…")
+        axes.append([f"{name}={v}" for v in values.split(",")])
     return list(itertools.product(*axes))
+
 
 def tuning_table(label, results=None):
     "What the records of `--tune` say, the best first, as Markdown: row, settings, and mean R@1 and R@10 on dev at the best step."
-    folder = (results_folder() if results is None else Path(results))/'tuning'/label
-    runs = [r for f in sorted(folder.glob('*.json')) for r in [read_json(f)] if r.get('kind') == 'tune']
-    if not runs: return '**no record** of a choice on dev.'
-    runs.sort(key=lambda r: (r['spec']['row'], [-x for x in r['metrics']['best']['score']]))
-    lines = [f'| {r["spec"]["row"]} | {" ".join(r["spec"]["changes"])} | {r["seed"]} | ' + ' | '.join(f'{x:.1f}' for x in r['metrics']['best']['score']) + f' | {r["metrics"]["best"]["step"]} of {r["steps"]} |' for r in runs]
-    return '\n'.join(['| row | changed | seed | dev R@1 | dev R@10 | best at step |', '|---|---|---:|---:|---:|---:|', *lines])
+    folder = (results_folder() if results is None else Path(results)) / "tuning" / label
+    runs = [r for f in sorted(folder.glob("*.json")) for r in [read_json(f)] if r.get("kind") == "tune"]
+    if not runs:
+        return "**no record** of a choice on dev."
+    runs.sort(key=lambda r: (r["spec"]["row"], [-x for x in r["metrics"]["best"]["score"]]))
+    lines = [
+        f"| {r['spec']['row']} | {' '.join(r['spec']['changes'])} | {r['seed']} | "
+        + " | ".join(f"{x:.1f}" for x in r["metrics"]["best"]["score"])
+        + f" | {r['metrics']['best']['step']} of {r['steps']} |"
+        for r in runs
+    ]
+    return "\n".join(
+        [
+            "| row | changed | seed | dev R@1 | dev R@10 | best at step |",
+            "|---|---|---:|---:|---:|---:|",
+            *lines,
+        ]
+    )
+
 
 def tune(axes, changes=(), **plan):
     "`reproduce` on dev alone for every combination of `axes` (see `grid`), on top of `changes`."
-    for combination in grid(axes): reproduce(changes=changes, tried=combination, tests=False, **plan)
+    for combination in grid(axes):
+        reproduce(changes=changes, tried=combination, tests=False, **plan)
 
 # %% ../nbs/31_reproduce.ipynb #01922e9b
 def arguments():
     "The options of `sgmim_reproduce`."
-    p = argparse.ArgumentParser('sgmim_reproduce', description="Run what a table of the paper needs and has no record yet, and print the table beside the paper's. The same command goes on where it was stopped; several may run at once.")
-    p.add_argument('--table', type=int, required=True, choices=sorted(PAPER))
-    p.add_argument('--data', default='scenes', metavar='NAME[=FOLDER]', help='scenes (the embedded corpus, default), or places=, spokencoco= or facc= and where it lies')
-    p.add_argument('--seeds', default='1', help='how many, from 0; or which, as in 3,4 (default %(default)s)')
-    p.add_argument('--rows', nargs='+', metavar='ROW', help='default: all rows of the table that this kit can train')
-    p.add_argument('--budget', choices=('steps', 'compute'), default='steps', help="give all rows the same number of steps, or as many as cost what '+ Summary' costs (default %(default)s)")
-    p.add_argument('--dry-run', action='store_true', help='say what would be run, and what it costs')
-    p.add_argument('--same-numbers', metavar='WHY', help='run nothing; claim that the code that has changed since the records were made has changed no number (results/same_numbers.json)')
-    p.add_argument('--hours', type=float, help='begin no further run after so many hours')
-    p.add_argument('--label', help="name for the records of other settings than the plan's, and of the file results/tuning/LABEL.json that may hold them (default: the name of the data)")
-    p.add_argument('--set', nargs='+', metavar='FIELD=VALUE', default=[], help='change a field of SGMIMConfig or TrainConfig for all rows')
-    p.add_argument('--sizes', nargs='+', metavar='FIELD=VALUE', default=[], help='sizes of the embedded corpus: train, captions, dev, test, seed')
-    p.add_argument('--tune', nargs='+', metavar='FIELD=V,V', help='try every combination of these values on dev alone')
-    p.add_argument('--dev-only', action='store_true', help='leave the tests alone')
-    p.add_argument('--preset', choices=list(PRESETS), help="another than the data's")
-    p.add_argument('--from-scratch', action='store_true', help='start from random weights')
-    for name in ('--image-weights', '--audio-weights'): p.add_argument(name, metavar='SOURCE', help='file, folder or name of the pre-trained encoder')
-    p.add_argument('--download', action='store_true', help='fetch weights that are named and not there')
-    p.add_argument('--kind', choices=('places', 'spokencoco', 'facc', 'pairs', 'shards'), help='how the folder is laid out (default: recognised)')
-    for name in ('--image-root', '--audio-root', '--karpathy'): p.add_argument(name, help="option of the corpus' reader")
-    p.add_argument('--results', help='folder of the records (default: results)')
-    p.add_argument('--runs', default='runs/reproduce', help='folder of checkpoints (default %(default)s)')
-    p.add_argument('--device'); p.add_argument('--threads', type=int)
-    p.add_argument('--workers', type=int, default=1, help='processes that decode ahead (default %(default)s)')
+    p = argparse.ArgumentParser(
+        "sgmim_reproduce",
+        description="Run what a table of the paper needs and has no record yet, and print the table beside the paper's. The same command goes on where it was stopped; several may run at once.",
+    )
+    p.add_argument("--table", type=int, required=True, choices=sorted(PAPER))
+    p.add_argument(
+        "--data",
+        default="scenes",
+        metavar="NAME[=FOLDER]",
+        help="scenes (the embedded corpus, default), or places=, spokencoco= or facc= and where it lies",
+    )
+    p.add_argument("--seeds", default="1", help="how many, from 0; or which, as in 3,4 (default %(default)s)")
+    p.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="default: all rows of the table that this kit can train"
+    )
+    p.add_argument(
+        "--budget",
+        choices=("steps", "compute"),
+        default="steps",
+        help="give all rows the same number of steps, or as many as cost what '+ Summary' costs (default %(default)s)",
+    )
+    p.add_argument("--dry-run", action="store_true", help="say what would be run, and what it costs")
+    p.add_argument(
+        "--same-numbers",
+        metavar="WHY",
+        help="run nothing; claim that the code that has changed since the records were made has changed no number (results/same_numbers.json)",
+    )
+    p.add_argument("--hours", type=float, help="begin no further run after so many hours")
+    p.add_argument(
+        "--label",
+        help="name for the records of other settings than the plan's, and of the file results/tuning/LABEL.json that may hold them (default: the name of the data)",
+    )
+    p.add_argument(
+        "--set",
+        nargs="+",
+        metavar="FIELD=VALUE",
+        default=[],
+        help="change a field of SGMIMConfig or TrainConfig for all rows",
+    )
+    p.add_argument(
+        "--sizes",
+        nargs="+",
+        metavar="FIELD=VALUE",
+        default=[],
+        help="sizes of the embedded corpus: train, captions, dev, test, seed",
+    )
+    p.add_argument(
+        "--tune", nargs="+", metavar="FIELD=V,V", help="try every combination of these values on dev alone"
+    )
+    p.add_argument("--dev-only", action="store_true", help="leave the tests alone")
+    p.add_argument("--preset", choices=list(PRESETS), help="another than the data's")
+    p.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    for name in ("--image-weights", "--audio-weights"):
+        p.add_argument(name, metavar="SOURCE", help="file, folder or name of the pre-trained encoder")
+    p.add_argument("--download", action="store_true", help="fetch weights that are named and not there")
+    p.add_argument(
+        "--kind",
+        choices=("places", "spokencoco", "facc", "pairs", "shards"),
+        help="how the folder is laid out (default: recognised)",
+    )
+    for name in ("--image-root", "--audio-root", "--karpathy"):
+        p.add_argument(name, help="option of the corpus' reader")
+    p.add_argument("--results", help="folder of the records (default: results)")
+    p.add_argument("--runs", default="runs/reproduce", help="folder of checkpoints (default %(default)s)")
+    p.add_argument("--device")
+    p.add_argument("--threads", type=int)
+    p.add_argument("--workers", type=int, default=1, help="processes that decode ahead (default %(default)s)")
     return p
 
 # %% ../nbs/31_reproduce.ipynb #f5b69b61
 def reproduce_command(argv=None):
     "`sgmim_reproduce` with its arguments; errors are raised."
     a = arguments().parse_args(argv)
-    if a.threads: torch.set_num_threads(a.threads)
-    data, _, path = a.data.partition('=')
-    if a.same_numbers: return print(*[f'{c["module"]}: {c["was"]} -> {c["is"]}' for c in claim_same_numbers(a.results or results_folder(), a.same_numbers)] or ['nothing has changed'], sep='\n')
-    if not a.label and not a.dry_run and (a.set or a.sizes or a.preset or a.from_scratch) and not (a.tune or a.dev_only):
-        raise ConfigError(f'other settings than the plan\'s need a name, or their records would replace those of {data}: add --label NAME')
-    sizes = config_from_dict(DemoData, parse_changes(a.sizes, '--sizes'), '--sizes') if a.sizes else None
-    options = {k: v for k, v in (('kind', a.kind), ('image_root', a.image_root), ('audio_root', a.audio_root), ('karpathy', a.karpathy)) if v}
-    plan = dict(table=a.table, data=data, path=path or None, seeds=a.seeds, budget=a.budget, rows=a.rows, label=a.label, sizes=sizes, weights='random' if a.from_scratch else 'pretrained', preset=a.preset, results=a.results, runs=a.runs,
-                dry_run=a.dry_run, hours=a.hours, options=options, device=a.device, workers=a.workers, image_weights=a.image_weights, audio_weights=a.audio_weights, download=a.download)
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    data, _, path = a.data.partition("=")
+    if a.same_numbers:
+        return print(
+            *[
+                f"{c['module']}: {c['was']} -> {c['is']}"
+                for c in claim_same_numbers(a.results or results_folder(), a.same_numbers)
+            ]
+            or ["nothing has changed"],
+            sep="\n",
+        )
+    if (
+        not a.label
+        and not a.dry_run
+        and (a.set or a.sizes or a.preset or a.from_scratch)
+        and not (a.tune or a.dev_only)
+    ):
+        raise ConfigError(
+            f"other settings than the plan's need a name, or their records would replace those of {data}: add --label NAME"
+        )
+    sizes = config_from_dict(DemoData, parse_changes(a.sizes, "--sizes"), "--sizes") if a.sizes else None
+    options = {
+        k: v
+        for k, v in (
+            ("kind", a.kind),
+            ("image_root", a.image_root),
+            ("audio_root", a.audio_root),
+            ("karpathy", a.karpathy),
+        )
+        if v
+    }
+    plan = dict(
+        table=a.table,
+        data=data,
+        path=path or None,
+        seeds=a.seeds,
+        budget=a.budget,
+        rows=a.rows,
+        label=a.label,
+        sizes=sizes,
+        weights="random" if a.from_scratch else "pretrained",
+        preset=a.preset,
+        results=a.results,
+        runs=a.runs,
+        dry_run=a.dry_run,
+        hours=a.hours,
+        options=options,
+        device=a.device,
+        workers=a.workers,
+        image_weights=a.image_weights,
+        audio_weights=a.audio_weights,
+        download=a.download,
+    )
     if a.tune:
         tune(a.tune, a.set, **plan)
-        print('\n' + tuning_table(a.label or data, a.results))
-    else: reproduce(changes=tuple(a.set), tests=not a.dev_only, **plan)
+        print("\n" + tuning_table(a.label or data, a.results))
+    else:
+        reproduce(changes=tuple(a.set), tests=not a.dev_only, **plan)

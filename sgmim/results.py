@@ -19,7 +19,12 @@ __all__ = ['NUMBER', 'NOTHING', 'FIELDS', 'KINDS', 'RUN', 'LOCAL', 'SIDES', 'KS'
            'judged_gains', 'gains', 'variant_says', 'forest_figure']
 
 # %% ../nbs/30_results.ipynb #c8663ced
-import ast, hashlib, importlib.util, math, os, re
+import ast
+import hashlib
+import importlib.util
+import math
+import os
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -33,409 +38,697 @@ from .retrieval import Direction
 
 # %% ../nbs/30_results.ipynb #17c2f608
 NUMBER, NOTHING = (int, float), type(None)
-FIELDS = {'kind': str, 'config': dict, 'seed': int, 'data': (dict, str), 'metrics': dict, 'wall_seconds': NUMBER, 'peak_memory_mb': (*NUMBER, NOTHING), 'finished': str, 'command': str,
-          'code.sgmim': str, 'code.commit': (str, NOTHING), 'hardware.machine': str, 'hardware.processor': str, 'hardware.cores': int, 'hardware.device': str, 'hardware.python': str, 'hardware.torch': str}
-KINDS = {'train': {'config.model': dict, 'config.train': dict, 'data.fingerprint': (str, NOTHING), 'metrics.dev': list, 'steps': int, 'pairs_seen': int},
-         'demo': {'config.model': dict, 'config.train': dict, 'config.data': dict, 'metrics.test-seen': dict, 'metrics.training': dict, 'steps': int, 'pairs_seen': int},
-         'eval': {'config.checkpoint': str}, 'pretrain': {'config.pretraining': dict, 'config.model': dict}, 'benchmark': {},
-         **dict.fromkeys(('gradients', 'mistakes'), {'config.rows': dict, 'data': dict})}      # of several models at once: metrics[split][name]
-RUN = {'config.model': dict, 'config.train': dict, 'config.data': dict, 'code.modules': dict, 'spec.table': int, 'spec.row': str, 'spec.label': str, 'spec.budget': str, 'data.train.fingerprint': str,
-       'metrics.best.step': int, 'metrics.best.score': list, 'metrics.dev': list, 'config.train.seed': int, 'metrics.curves': dict, 'steps': int, 'pairs_seen': int}
-KINDS |= {'reproduce': {**RUN, 'metrics.tests': dict}, 'tune': RUN}      # runs of notebook 31: for a table, or to choose hyper-parameters on dev
+FIELDS = {
+    "kind": str,
+    "config": dict,
+    "seed": int,
+    "data": (dict, str),
+    "metrics": dict,
+    "wall_seconds": NUMBER,
+    "peak_memory_mb": (*NUMBER, NOTHING),
+    "finished": str,
+    "command": str,
+    "code.sgmim": str,
+    "code.commit": (str, NOTHING),
+    "hardware.machine": str,
+    "hardware.processor": str,
+    "hardware.cores": int,
+    "hardware.device": str,
+    "hardware.python": str,
+    "hardware.torch": str,
+}
+KINDS = {
+    "train": {
+        "config.model": dict,
+        "config.train": dict,
+        "data.fingerprint": (str, NOTHING),
+        "metrics.dev": list,
+        "steps": int,
+        "pairs_seen": int,
+    },
+    "demo": {
+        "config.model": dict,
+        "config.train": dict,
+        "config.data": dict,
+        "metrics.test-seen": dict,
+        "metrics.training": dict,
+        "steps": int,
+        "pairs_seen": int,
+    },
+    "eval": {"config.checkpoint": str},
+    "pretrain": {"config.pretraining": dict, "config.model": dict},
+    "benchmark": {},
+    **dict.fromkeys(("gradients", "mistakes"), {"config.rows": dict, "data": dict}),
+}  # of several models at once: metrics[split][name]
+RUN = {
+    "config.model": dict,
+    "config.train": dict,
+    "config.data": dict,
+    "code.modules": dict,
+    "spec.table": int,
+    "spec.row": str,
+    "spec.label": str,
+    "spec.budget": str,
+    "data.train.fingerprint": str,
+    "metrics.best.step": int,
+    "metrics.best.score": list,
+    "metrics.dev": list,
+    "config.train.seed": int,
+    "metrics.curves": dict,
+    "steps": int,
+    "pairs_seen": int,
+}
+KINDS |= {
+    "reproduce": {**RUN, "metrics.tests": dict},
+    "tune": RUN,
+}  # runs of notebook 31: for a table, or to choose hyper-parameters on dev
+
 
 def at(record, path):
     "The value at a dotted path of nested dicts; `KeyError` if it is not there."
-    for part in path.split('.'):
-        if not isinstance(record, dict): raise KeyError(path)
+    for part in path.split("."):
+        if not isinstance(record, dict):
+            raise KeyError(path)
         record = record[part]
     return record
 
 # %% ../nbs/30_results.ipynb #d1541e71
-LOCAL = re.compile(r'''(?:^|[\s='"(,:])(?:(?:/[\w.@+-]+){2,}|~/|[A-Za-z]:\\)''')     # /a/b, ~/a, C:\a; not 1/2, not https://a/b
+LOCAL = re.compile(
+    r"""(?:^|[\s='"(,:])(?:(?:/[\w.@+-]+){2,}|~/|[A-Za-z]:\\)"""
+)  # /a/b, ~/a, C:\a; not 1/2, not https://a/b
 
-def leaves(value, path=''):
+
+def leaves(value, path=""):
     "Yield (path, leaf) of nested dicts and lists."
-    if isinstance(value, dict): children = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, (list, tuple)): children = [(str(i), v) for i, v in enumerate(value)]
-    else: return (yield path, value)
-    for k, v in children: yield from leaves(v, f'{path}.{k}' if path else k)
+    if isinstance(value, dict):
+        children = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, (list, tuple)):
+        children = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return (yield path, value)
+    for k, v in children:
+        yield from leaves(v, f"{path}.{k}" if path else k)
+
 
 def leaf_problems(record):
     "Values that are not finite, and local paths, anywhere in a record."
     found = []
     for path, v in leaves(record):
-        if isinstance(v, float) and not math.isfinite(v): found.append(f'{path} is {v}')
-        if isinstance(v, str) and LOCAL.search(v): found.append(f'{path} holds a path of the machine it ran on: {v[:80]!r}')
+        if isinstance(v, float) and not math.isfinite(v):
+            found.append(f"{path} is {v}")
+        if isinstance(v, str) and LOCAL.search(v):
+            found.append(f"{path} holds a path of the machine it ran on: {v[:80]!r}")
     return found
 
 # %% ../nbs/30_results.ipynb #01c78369
-SIDES, KS = ('audio_to_image', 'image_to_audio'), (1, 5, 10)
-RECALLS = tuple(f'recall_at_{k}' for k in KS)
+SIDES, KS = ("audio_to_image", "image_to_audio"), (1, 5, 10)
+RECALLS = tuple(f"recall_at_{k}" for k in KS)
 
-def recall_problems(value, path='metrics'):
+
+def recall_problems(value, path="metrics"):
     "What cannot be right about the recalls in nested dicts and lists."
-    if isinstance(value, (list, tuple)): return [p for i, v in enumerate(value) for p in recall_problems(v, f'{path}.{i}')]
-    if not isinstance(value, dict): return []
-    found = [p for k, v in value.items() for p in recall_problems(v, f'{path}.{k}')]
+    if isinstance(value, (list, tuple)):
+        return [p for i, v in enumerate(value) for p in recall_problems(v, f"{path}.{i}")]
+    if not isinstance(value, dict):
+        return []
+    found = [p for k, v in value.items() for p in recall_problems(v, f"{path}.{k}")]
     r = [value[k] for k in RECALLS if k in value]
-    if path.endswith('.interval') or r and isinstance(r[0], (list, tuple)):
-        number = lambda x: isinstance(x, NUMBER) and not isinstance(x, bool)
-        sound = lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and all(map(number, v)) and 0 <= v[0] <= v[1] <= 100
-        return found + [f'{path}: an interval runs from {" to ".join(map(str, v)) if isinstance(v, (list, tuple)) else v}' for v in r if not sound(v)]
-    if any(not isinstance(v, NUMBER) or not 0 <= v <= 100 for v in r): return [*found, f'{path}: recalls {r} are no numbers from 0 to 100']
-    return found + [f'{path}: recalls fall from R@1 to R@10: {r}'] * (sorted(r) != r)
+    if path.endswith(".interval") or r and isinstance(r[0], (list, tuple)):
+
+        def number(x):
+            return isinstance(x, NUMBER) and not isinstance(x, bool)
+
+        def sound(v):
+            return (
+                isinstance(v, (list, tuple))
+                and len(v) == 2
+                and all(map(number, v))
+                and 0 <= v[0] <= v[1] <= 100
+            )
+
+        return found + [
+            f"{path}: an interval runs from {' to '.join(map(str, v)) if isinstance(v, (list, tuple)) else v}"
+            for v in r
+            if not sound(v)
+        ]
+    if any(not isinstance(v, NUMBER) or not 0 <= v <= 100 for v in r):
+        return [*found, f"{path}: recalls {r} are no numbers from 0 to 100"]
+    return found + [f"{path}: recalls fall from R@1 to R@10: {r}"] * (sorted(r) != r)
 
 # %% ../nbs/30_results.ipynb #b8afe425
 def pack(values, digits=5):
     "Numbers (n,) as one string, to `digits` significant digits; '-' for None."
-    return ' '.join('-' if v is None else f'{v:d}' if isinstance(v, (int, np.integer)) else f'{v:.{digits}g}' for v in values)
+    return " ".join(
+        "-" if v is None else f"{v:d}" if isinstance(v, (int, np.integer)) else f"{v:.{digits}g}"
+        for v in values
+    )
+
 
 def unpack(text):
     "A float array (n,) of what `pack` wrote; NaN for '-'."
-    return np.array([float('nan') if v == '-' else float(v) for v in text.split()])
+    return np.array([float("nan") if v == "-" else float(v) for v in text.split()])
+
 
 def pack_curves(history, keep=60):
     "A training's history (dicts with 'step') as {name: string}, thinned to about `keep` points; its evaluations are left out."
-    rows = [h for h in history if 'loss' in h]
-    rows = rows[::max(1, len(rows)//keep)] + rows[-1:]*(len(rows) > 0 and (len(rows) - 1) % max(1, len(rows)//keep) > 0)
-    return {k: pack([h.get(k) for h in rows]) for k in ('step', 'epoch', 'loss', 'loss_nce', 'loss_mim', 'lr', 'seconds')}
+    rows = [h for h in history if "loss" in h]
+    rows = rows[:: max(1, len(rows) // keep)] + rows[-1:] * (
+        len(rows) > 0 and (len(rows) - 1) % max(1, len(rows) // keep) > 0
+    )
+    return {
+        k: pack([h.get(k) for h in rows])
+        for k in ("step", "epoch", "loss", "loss_nce", "loss_mim", "lr", "seconds")
+    }
 
 # %% ../nbs/30_results.ipynb #99070e08
 def pack_result(result, images, captions, image_of_caption, seed=0):
     """A `RetrievalResult` as plain numbers, with 95 % intervals and ranks. `images` (n,), `captions` (m,): ids of the queries in the order of its ranks; `image_of_caption` (m,): row of `images`.
     Intervals are over images: captions of one image are drawn together."""
     packed, of = result.to_dict(), np.asarray(image_of_caption)
-    by_caption, by_image = np.argsort(captions, kind='stable'), np.argsort(images, kind='stable')
+    by_caption, by_image = np.argsort(captions, kind="stable"), np.argsort(images, kind="stable")
     place = np.empty(len(by_image), int)
     place[by_image] = np.arange(len(by_image))
-    for side, order, groups in ((SIDES[0], by_caption, place[of][by_caption]), (SIDES[1], by_image, np.arange(len(by_image)))):
+    for side, order, groups in (
+        (SIDES[0], by_caption, place[of][by_caption]),
+        (SIDES[1], by_image, np.arange(len(by_image))),
+    ):
         ranks = np.asarray(getattr(result, side).ranks)[order]
-        hits, ids = (ranks[:, None] <= np.array(KS))*100., np.asarray((captions, images)[side == SIDES[1]])[order]
+        hits, ids = (
+            (ranks[:, None] <= np.array(KS)) * 100.0,
+            np.asarray((captions, images)[side == SIDES[1]])[order],
+        )
         low, high = interval([(hits, groups)], seed=seed)
-        packed[side] |= {'interval': {k: [float(a), float(b)] for k, a, b in zip(RECALLS, low, high)}, 'ranks': pack(ranks), 'groups': None if np.array_equal(groups, np.arange(len(groups))) else pack(groups),
-                         'queries': hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=8).hexdigest()}
+        packed[side] |= {
+            "interval": {k: [float(a), float(b)] for k, a, b in zip(RECALLS, low, high)},
+            "ranks": pack(ranks),
+            "groups": None if np.array_equal(groups, np.arange(len(groups))) else pack(groups),
+            "queries": hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=8).hexdigest(),
+        }
     return packed
 
-def interval(parts, n=1000, seed=0, level=.95):
+
+def interval(parts, n=1000, seed=0, level=0.95):
     """Bootstrap interval (low (K,), high (K,)) of the mean of K quantities. `parts`: [(values (Q,K), groups (Q,) from 0)]: queries of one group are drawn together,
     and in all parts alike; the quantity is the mean over the parts of their means over queries."""
     G = max(int(g.max()) for _, g in parts) + 1
     drawn = _draws(G, n, seed)
     means = [drawn @ _sum(v, g, G) / (drawn @ _sum(np.ones((len(g), 1)), g, G)) for v, g in parts]
-    return np.quantile(np.mean(means, 0), [(1 - level)/2, (1 + level)/2], axis=0)
+    return np.quantile(np.mean(means, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
+
 
 @lru_cache(maxsize=4)
 def _draws(G, n, seed):
     "How often each of G groups comes in each of `n` resamples: (n, G)."
-    return np.random.default_rng(seed).multinomial(G, np.full(G, 1/G), n).astype(np.float32)
+    return np.random.default_rng(seed).multinomial(G, np.full(G, 1 / G), n).astype(np.float32)
 
-def _sum(values, groups, G): return np.stack([np.bincount(groups, v, G) for v in values.T], 1)
+
+def _sum(values, groups, G):
+    return np.stack([np.bincount(groups, v, G) for v in values.T], 1)
 
 # %% ../nbs/30_results.ipynb #859ca116
 def as_integers(text):
     "The integers (n,) in a string that `pack` wrote; None if it holds anything else."
-    try: return np.array([int(v) for v in text.split()], np.int64)
-    except (AttributeError, ValueError, OverflowError): return None
+    try:
+        return np.array([int(v) for v in text.split()], np.int64)
+    except (AttributeError, ValueError, OverflowError):
+        return None
+
 
 def differs(a, b, tolerance=1e-6):
     "Whether `a` is no number, or not the number `b` to within `tolerance`."
     return not isinstance(a, NUMBER) or isinstance(a, bool) or abs(a - b) > tolerance
 
+
 def group_problems(d, path, by_image):
     "What is wrong with the groups of the queries of one direction `d`. `by_image`: its groups are the items."
-    n, items, groups = d['n_queries'], d['n_items'], d.get('groups')
+    n, items, groups = d["n_queries"], d["n_items"], d.get("groups")
     if groups is None:
-        return [f'{path}.groups: {n} queries and {items} items need groups'] * (by_image and n != items)
+        return [f"{path}.groups: {n} queries and {items} items need groups"] * (by_image and n != items)
     groups = as_integers(groups)
-    if groups is None or len(groups) != n: return [f'{path}.groups: not {n} integers, one per query']
+    if groups is None or len(groups) != n:
+        return [f"{path}.groups: not {n} integers, one per query"]
     several = len(set(groups.tolist()))
-    if groups.min() != 0 or groups.max() != several - 1: return [f'{path}.groups: not numbered from 0 without gaps']
-    return [f'{path}.groups: {several} groups for {items} images'] * (by_image and several != items)
+    if groups.min() != 0 or groups.max() != several - 1:
+        return [f"{path}.groups: not numbered from 0 without gaps"]
+    return [f"{path}.groups: {several} groups for {items} images"] * (by_image and several != items)
+
 
 def rank_problems(d, path, by_image):
     "What in one direction `d` does not follow from its ranks: recalls, median and intervals. `by_image`: see `group_problems`."
-    n, items, ranks = d['n_queries'], d['n_items'], as_integers(d['ranks'])
-    if ranks is None: return [f'{path}.ranks: not a string of integers']
-    if len(ranks) != n: return [f'{path}: n_queries is {n}, and there are {len(ranks)} ranks']
+    n, items, ranks = d["n_queries"], d["n_items"], as_integers(d["ranks"])
+    if ranks is None:
+        return [f"{path}.ranks: not a string of integers"]
+    if len(ranks) != n:
+        return [f"{path}: n_queries is {n}, and there are {len(ranks)} ranks"]
     if ranks.min() < 1 or ranks.max() > items:
-        return [f'{path}.ranks: from {ranks.min()} to {ranks.max()}, not within 1 and n_items = {items}']
+        return [f"{path}.ranks: from {ranks.min()} to {ranks.max()}, not within 1 and n_items = {items}"]
     follows = vars(Direction.from_ranks(ranks, items))
-    found = [f'{path}.{k} is {d.get(k)}, and its ranks give {follows[k]:.6g}' for k in (*RECALLS, 'median_rank')
-             if (k in d or k in RECALLS) and differs(d.get(k), follows[k])]
-    if wrong := group_problems(d, path, by_image): return found + wrong
-    if not isinstance(d.get('interval'), dict): return found
-    groups = np.arange(n) if d.get('groups') is None else as_integers(d['groups'])
-    bounds = np.transpose(interval([((ranks[:, None] <= np.array(KS))*100., groups)]))
+    found = [
+        f"{path}.{k} is {d.get(k)}, and its ranks give {follows[k]:.6g}"
+        for k in (*RECALLS, "median_rank")
+        if (k in d or k in RECALLS) and differs(d.get(k), follows[k])
+    ]
+    if wrong := group_problems(d, path, by_image):
+        return found + wrong
+    if not isinstance(d.get("interval"), dict):
+        return found
+    groups = np.arange(n) if d.get("groups") is None else as_integers(d["groups"])
+    bounds = np.transpose(interval([((ranks[:, None] <= np.array(KS)) * 100.0, groups)]))
     for k, (low, high) in zip(RECALLS, bounds):
-        said = d['interval'].get(k)
+        said = d["interval"].get(k)
         if not isinstance(said, list) or len(said) != 2 or differs(said[0], low) or differs(said[1], high):
-            found.append(f'{path}.interval.{k} is {said}, and its ranks give [{low:.6g}, {high:.6g}]')
+            found.append(f"{path}.interval.{k} is {said}, and its ranks give [{low:.6g}, {high:.6g}]")
     return found
+
 
 def count_problems(d, path):
     "What is impossible in one direction `d` that is stored without its ranks."
-    n, found = d['n_queries'], []
+    n, found = d["n_queries"], []
     for k in KS:
-        recall, median = d.get(f'recall_at_{k}'), d.get('median_rank')
-        if not isinstance(recall, NUMBER): continue
-        if differs(recall*n/100, round(recall*n/100)): found.append(f'{path}.recall_at_{k}: {recall} % of {n} queries is not a whole number')
+        recall, median = d.get(f"recall_at_{k}"), d.get("median_rank")
+        if not isinstance(recall, NUMBER):
+            continue
+        if differs(recall * n / 100, round(recall * n / 100)):
+            found.append(f"{path}.recall_at_{k}: {recall} % of {n} queries is not a whole number")
         if isinstance(median, NUMBER) and (recall > 50 and median > k or recall < 50 and median <= k):
-            found.append(f'{path}: the median rank {median} contradicts R@{k} = {recall}')
+            found.append(f"{path}: the median rank {median} contradicts R@{k} = {recall}")
     return found
 
-def pool_problems(metrics, path='metrics'):
+
+def pool_problems(metrics, path="metrics"):
     "What does not fit together in the results of retrieval anywhere in nested metrics."
-    if isinstance(metrics, list): return [p for i, v in enumerate(metrics) for p in pool_problems(v, f'{path}.{i}')]
-    if not isinstance(metrics, dict): return []
-    sides = {s: d for s in SIDES if isinstance(d := metrics.get(s), dict) and ('ranks' in d or RECALLS[0] in d)}
-    found = [p for k, v in metrics.items() if k not in sides for p in pool_problems(v, f'{path}.{k}')]
+    if isinstance(metrics, list):
+        return [p for i, v in enumerate(metrics) for p in pool_problems(v, f"{path}.{i}")]
+    if not isinstance(metrics, dict):
+        return []
+    sides = {
+        s: d for s in SIDES if isinstance(d := metrics.get(s), dict) and ("ranks" in d or RECALLS[0] in d)
+    }
+    found = [p for k, v in metrics.items() if k not in sides for p in pool_problems(v, f"{path}.{k}")]
     for side, d in sides.items():
-        here, counts = f'{path}.{side}', [d.get('n_queries'), d.get('n_items')]
+        here, counts = f"{path}.{side}", [d.get("n_queries"), d.get("n_items")]
         if any(type(c) is not int or c < 1 for c in counts):
-            found.append(f'{here}: n_queries and n_items are {counts[0]!r} and {counts[1]!r}, not integers from 1')
-        else: found += rank_problems(d, here, side == SIDES[0]) if 'ranks' in d else count_problems(d, here)
-    if len(sides) < 2: return found
+            found.append(
+                f"{here}: n_queries and n_items are {counts[0]!r} and {counts[1]!r}, not integers from 1"
+            )
+        else:
+            found += rank_problems(d, here, side == SIDES[0]) if "ranks" in d else count_problems(d, here)
+    if len(sides) < 2:
+        return found
     a, b = sides.values()
-    if (a.get('n_queries'), a.get('n_items')) != (b.get('n_items'), b.get('n_queries')):
-        found.append(f'{path}: the queries of one direction are not as many as the items of the other')
-    if isinstance(mean := metrics.get('mean'), dict):
-        found += [f'{path}.mean.{k} is {mean.get(k)}, not the mean of both directions' for k in RECALLS
-                  if isinstance(a.get(k), NUMBER) and isinstance(b.get(k), NUMBER) and differs(mean.get(k), (a[k] + b[k])/2)]
+    if (a.get("n_queries"), a.get("n_items")) != (b.get("n_items"), b.get("n_queries")):
+        found.append(f"{path}: the queries of one direction are not as many as the items of the other")
+    if isinstance(mean := metrics.get("mean"), dict):
+        found += [
+            f"{path}.mean.{k} is {mean.get(k)}, not the mean of both directions"
+            for k in RECALLS
+            if isinstance(a.get(k), NUMBER)
+            and isinstance(b.get(k), NUMBER)
+            and differs(mean.get(k), (a[k] + b[k]) / 2)
+        ]
     return found
 
 # %% ../nbs/30_results.ipynb #ddd7aac3
 def numbers_in(d):
     "{key: number} of a dict, with `value` in place of an estimate {'value', 'interval', …}."
-    plain = {k: v.get('value') if isinstance(v, dict) else v for k, v in d.items()}
+    plain = {k: v.get("value") if isinstance(v, dict) else v for k, v in d.items()}
     return {k: v for k, v in plain.items() if isinstance(v, NUMBER) and not isinstance(v, bool)}
 
-QUOTIENTS = {'favour': ('attention', 'time'), 'ratio': ('mim', 'nce'), 'right_over_wrong': ('right', 'wrong')}
+
+QUOTIENTS = {"favour": ("attention", "time"), "ratio": ("mim", "nce"), "right_over_wrong": ("right", "wrong")}
+
 
 def derived(d):
     "{key: number} of what must follow from other numbers of the dict `d` of metrics."
     v, out = numbers_in(d), {}
     for k in v:
-        a, minus, b = k.partition('_minus_')
-        if minus and a in v and b in v: out[k] = v[a] - v[b]
-        if k.startswith('minus_') and 'model' in v and k[6:] in v: out[k] = v['model'] - v[k[6:]]
-        a, b = QUOTIENTS.get(k, ('', ''))
-        if a in v and v.get(b): out[k] = v[a]/v[b]
-    if {'less_chance', 'of_wrong', 'by_chance'} <= set(v): out['less_chance'] = v['of_wrong'] - v['by_chance']
-    if {'precision', 'recall', 'f1'} <= set(v):
-        p, r = v['precision'], v['recall']
-        if p + r: out['f1'] = 2*p*r/(p + r)
-        if p and 'over_segmentation' in v:
-            over = out['over_segmentation'] = r/p - 1
-            if 'r_value' in v: out['r_value'] = 1 - (math.hypot(1 - r, over) + abs(r - 1 - over)/math.sqrt(2))/2
+        a, minus, b = k.partition("_minus_")
+        if minus and a in v and b in v:
+            out[k] = v[a] - v[b]
+        if k.startswith("minus_") and "model" in v and k[6:] in v:
+            out[k] = v["model"] - v[k[6:]]
+        a, b = QUOTIENTS.get(k, ("", ""))
+        if a in v and v.get(b):
+            out[k] = v[a] / v[b]
+    if {"less_chance", "of_wrong", "by_chance"} <= set(v):
+        out["less_chance"] = v["of_wrong"] - v["by_chance"]
+    if {"precision", "recall", "f1"} <= set(v):
+        p, r = v["precision"], v["recall"]
+        if p + r:
+            out["f1"] = 2 * p * r / (p + r)
+        if p and "over_segmentation" in v:
+            over = out["over_segmentation"] = r / p - 1
+            if "r_value" in v:
+                out["r_value"] = 1 - (math.hypot(1 - r, over) + abs(r - 1 - over) / math.sqrt(2)) / 2
     return out
 
-def derived_problems(metrics, path='metrics'):
+
+def derived_problems(metrics, path="metrics"):
     "Numbers anywhere in nested metrics that do not follow from those beside them, and values outside their intervals."
-    if isinstance(metrics, list): return [p for i, v in enumerate(metrics) for p in derived_problems(v, f'{path}.{i}')]
-    if not isinstance(metrics, dict): return []
-    found = [p for k, v in metrics.items() for p in derived_problems(v, f'{path}.{k}')]
+    if isinstance(metrics, list):
+        return [p for i, v in enumerate(metrics) for p in derived_problems(v, f"{path}.{i}")]
+    if not isinstance(metrics, dict):
+        return []
+    found = [p for k, v in metrics.items() for p in derived_problems(v, f"{path}.{k}")]
     have = numbers_in(metrics)
-    found += [f'{path}.{k} is {have[k]}, and the numbers beside it give {v:.5g}' for k, v in derived(metrics).items()
-              if differs(have[k], v, 3e-5 + 2e-3*abs(v))]
-    bounds = metrics.get('interval')
-    of = bounds if isinstance(bounds, dict) else {k: bounds for k in ('value', 'f1', 'favour') if k in have}
+    found += [
+        f"{path}.{k} is {have[k]}, and the numbers beside it give {v:.5g}"
+        for k, v in derived(metrics).items()
+        if differs(have[k], v, 3e-5 + 2e-3 * abs(v))
+    ]
+    bounds = metrics.get("interval")
+    of = bounds if isinstance(bounds, dict) else {k: bounds for k in ("value", "f1", "favour") if k in have}
     for k, both in of.items():
-        if k not in have or not isinstance(both, list) or len(both) != 2: continue
+        if k not in have or not isinstance(both, list) or len(both) != 2:
+            continue
         if any(differs(x, x) for x in both) or not both[0] - 1e-6 <= have[k] <= both[1] + 1e-6:
-            found.append(f'{path}.{k} is {have[k]}, outside its interval {both}')
+            found.append(f"{path}.{k} is {have[k]}, outside its interval {both}")
     return found
 
 # %% ../nbs/30_results.ipynb #9377ba54
-def best_problems(metrics, path='metrics'):
+def best_problems(metrics, path="metrics"):
     "Whether `best` is the best of the evaluations on `dev`: higher R@1, then higher R@10, the first of equal ones."
-    best, dev = metrics.get('best'), metrics.get('dev')
-    if not isinstance(dev, list) or not (dev or best): return []
+    best, dev = metrics.get("best"), metrics.get("dev")
+    if not isinstance(dev, list) or not (dev or best):
+        return []
     keys = RECALLS[0], RECALLS[-1]
-    if any(not isinstance(e, dict) or type(e.get('step')) is not int or any(differs(e.get(k), e.get(k)) for k in keys) for e in dev):
-        return [f'{path}.dev: an evaluation without a step, {keys[0]} or {keys[1]}']
-    steps = [e['step'] for e in dev]
-    if steps != sorted(set(steps)): return [f'{path}.dev: the steps {steps} do not rise']
-    if not isinstance(best, dict) or not isinstance(score := best.get('score'), list): return [f'{path}.best: no step and score']
-    if best.get('step') not in steps: return [f'{path}.best.step is {best.get("step")}, and {path}.dev has the steps {steps}']
-    scores = [[e[k] for k in keys][:len(score)] for e in dev]
-    own = scores[steps.index(best['step'])]
+    if any(
+        not isinstance(e, dict)
+        or type(e.get("step")) is not int
+        or any(differs(e.get(k), e.get(k)) for k in keys)
+        for e in dev
+    ):
+        return [f"{path}.dev: an evaluation without a step, {keys[0]} or {keys[1]}"]
+    steps = [e["step"] for e in dev]
+    if steps != sorted(set(steps)):
+        return [f"{path}.dev: the steps {steps} do not rise"]
+    if not isinstance(best, dict) or not isinstance(score := best.get("score"), list):
+        return [f"{path}.best: no step and score"]
+    if best.get("step") not in steps:
+        return [f"{path}.best.step is {best.get('step')}, and {path}.dev has the steps {steps}"]
+    scores = [[e[k] for k in keys][: len(score)] for e in dev]
+    own = scores[steps.index(best["step"])]
     if len(own) != len(score) or any(differs(a, b) for a, b in zip(score, own)):
-        return [f'{path}.best.score is {score}, and {path}.dev has {own} at step {best["step"]}']
+        return [f"{path}.best.score is {score}, and {path}.dev has {own} at step {best['step']}"]
     first = steps[scores.index(max(scores))]
-    return [f'{path}.best.step is {best["step"]}, and the best on dev is step {first}'] * (first != best['step'])
+    return [f"{path}.best.step is {best['step']}, and the best on dev is step {first}"] * (
+        first != best["step"]
+    )
+
 
 def size_problems(record):
     "Whether steps and pairs seen follow from the configuration, as far as it says how many pairs there are."
-    steps, train, data = record['steps'], record['config']['train'], record['config'].get('data', {})
-    size, epochs = train.get('batch_size'), train.get('epochs')
-    if not isinstance(size, int) or not {'train', 'captions'} <= set(data): return []
-    expected = max(1, round(epochs*(data['train']*data['captions']//size)))
-    found = [f'steps is {steps}, and {epochs} epochs of the data in config are {expected}'] * (steps != expected)
-    return found + [f'pairs_seen is {record["pairs_seen"]}, not (steps - skipped) × batch_size'] * (record['pairs_seen'] != (steps - len(record.get('skipped', ())))*size)
+    steps, train, data = record["steps"], record["config"]["train"], record["config"].get("data", {})
+    size, epochs = train.get("batch_size"), train.get("epochs")
+    if not isinstance(size, int) or not {"train", "captions"} <= set(data):
+        return []
+    expected = max(1, round(epochs * (data["train"] * data["captions"] // size)))
+    found = [f"steps is {steps}, and {epochs} epochs of the data in config are {expected}"] * (
+        steps != expected
+    )
+    return found + [f"pairs_seen is {record['pairs_seen']}, not (steps - skipped) × batch_size"] * (
+        record["pairs_seen"] != (steps - len(record.get("skipped", ()))) * size
+    )
+
 
 def curve_problems(record):
     "Whether the curves of a run are of one length, rise in step, and end within the run and its time."
-    curves = {k: unpack(v) for k, v in record['metrics'].get('curves', {}).items()}
-    if len({len(c) for c in curves.values()}) > 1: return ['metrics.curves: not all of one length']
+    curves = {k: unpack(v) for k, v in record["metrics"].get("curves", {}).items()}
+    if len({len(c) for c in curves.values()}) > 1:
+        return ["metrics.curves: not all of one length"]
     found = []
-    if len(s := curves.get('step', [])) and (np.any(np.diff(s) <= 0) or not 1 <= s[0] <= s[-1] <= record['steps']):
-        found.append(f'metrics.curves.step: does not rise from 1 to steps = {record["steps"]}')
-    if len(t := curves.get('seconds', [])) and t[-1] > record['wall_seconds'] + 1:
-        found.append(f'wall_seconds is {record["wall_seconds"]}, and the curves end after {t[-1]:g} seconds')
+    if len(s := curves.get("step", [])) and (
+        np.any(np.diff(s) <= 0) or not 1 <= s[0] <= s[-1] <= record["steps"]
+    ):
+        found.append(f"metrics.curves.step: does not rise from 1 to steps = {record['steps']}")
+    if len(t := curves.get("seconds", [])) and t[-1] > record["wall_seconds"] + 1:
+        found.append(f"wall_seconds is {record['wall_seconds']}, and the curves end after {t[-1]:g} seconds")
     return found
+
 
 def ceiling_problems(metrics):
     "Recalls far above those of a perfect listener, where the record holds them (embedded corpus): five standard errors."
     found = []
-    for split, ladder in (metrics.get('oracle') or {}).items():
-        result = metrics.get('tests', metrics).get(split, {})
+    for split, ladder in (metrics.get("oracle") or {}).items():
+        result = metrics.get("tests", metrics).get(split, {})
         for side, k in ((s, k) for s in SIDES for k in KS):
             top = max(of[side].get(str(k), of[side].get(k)) for of in ladder.values())
-            n, recall = (result.get(side, {}).get(f) for f in ('n_queries', f'recall_at_{k}'))
-            if n and recall is not None and recall > top + 500*math.sqrt(max(top*(100 - top), 0)/1e4/n) + 100/n:
-                found.append(f'metrics of {split}.{side}: R@{k} is {recall:g}, and a perfect listener reaches {top:.1f}')
+            n, recall = (result.get(side, {}).get(f) for f in ("n_queries", f"recall_at_{k}"))
+            if (
+                n
+                and recall is not None
+                and recall > top + 500 * math.sqrt(max(top * (100 - top), 0) / 1e4 / n) + 100 / n
+            ):
+                found.append(
+                    f"metrics of {split}.{side}: R@{k} is {recall:g}, and a perfect listener reaches {top:.1f}"
+                )
     return found
+
 
 def seed_problems(record):
     "Whether the places of a record that name its seed agree."
-    seed, train = record['seed'], record['config'].get('train')
-    said = {'config.train.seed': train.get('seed', seed) if isinstance(train, dict) else seed,
-            'spec.seed': record.get('spec', {}).get('seed', seed)}
-    if m := re.search(r'--seeds (\d+),', record['command']): said['the seed in command'] = int(m[1])
-    return [f'seed is {seed}, and {k} is {v}' for k, v in said.items() if v != seed]
+    seed, train = record["seed"], record["config"].get("train")
+    said = {
+        "config.train.seed": train.get("seed", seed) if isinstance(train, dict) else seed,
+        "spec.seed": record.get("spec", {}).get("seed", seed),
+    }
+    if m := re.search(r"--seeds (\d+),", record["command"]):
+        said["the seed in command"] = int(m[1])
+    return [f"seed is {seed}, and {k} is {v}" for k, v in said.items() if v != seed]
+
 
 def run_problems(record):
     "What does not fit together in the record of a training (kinds 'train', 'demo', 'reproduce' and 'tune')."
-    kind, metrics = record['kind'], record['metrics']
+    kind, metrics = record["kind"], record["metrics"]
     found = seed_problems(record)
-    if kind in ('reproduce', 'tune'):
-        row, does = record['spec']['row'], record['config']['model'].get('reconstruction')
-        if does is not None and does != ROWS.get(row, 'none'): found.append(f"spec.row is '{row}', and config.model.reconstruction is '{does}'")
+    if kind in ("reproduce", "tune"):
+        row, does = record["spec"]["row"], record["config"]["model"].get("reconstruction")
+        if does is not None and does != ROWS.get(row, "none"):
+            found.append(f"spec.row is '{row}', and config.model.reconstruction is '{does}'")
         found += curve_problems(record)
-    if kind == 'reproduce':
-        found += [f'metrics.tests.{t}.{s}.ranks is missing' for t, r in metrics['tests'].items() for s in SIDES
-                  if not isinstance(r, dict) or not isinstance(r.get(s), dict) or 'ranks' not in r[s]]
-    if kind not in ('train', 'demo', 'reproduce', 'tune'): return found
-    name = 'metrics.training' if kind == 'demo' else 'metrics'
-    training = metrics['training'] if kind == 'demo' else metrics
-    last = [e.get('step') for e in training.get('dev') or [] if isinstance(e, dict) and isinstance(e.get('step'), int)][-1:]
-    found += [f'{name}.dev: step {last[0]} of {record["steps"]} steps'] * bool(last and last[0] > record['steps'])
+    if kind == "reproduce":
+        found += [
+            f"metrics.tests.{t}.{s}.ranks is missing"
+            for t, r in metrics["tests"].items()
+            for s in SIDES
+            if not isinstance(r, dict) or not isinstance(r.get(s), dict) or "ranks" not in r[s]
+        ]
+    if kind not in ("train", "demo", "reproduce", "tune"):
+        return found
+    name = "metrics.training" if kind == "demo" else "metrics"
+    training = metrics["training"] if kind == "demo" else metrics
+    last = [
+        e.get("step")
+        for e in training.get("dev") or []
+        if isinstance(e, dict) and isinstance(e.get("step"), int)
+    ][-1:]
+    found += [f"{name}.dev: step {last[0]} of {record['steps']} steps"] * bool(
+        last and last[0] > record["steps"]
+    )
     return found + best_problems(training, name) + size_problems(record) + ceiling_problems(metrics)
 
 # %% ../nbs/30_results.ipynb #13893790
 def slug(text):
     "A name as part of a file name: '+ Speech-Guided' -> 'speech-guided'."
-    return re.sub(r'[^a-z0-9.=]+', '-', text.lower()).strip('-')
+    return re.sub(r"[^a-z0-9.=]+", "-", text.lower()).strip("-")
 
-def record_name(row, seed, budget): return f'{slug(row)}-seed{seed}{"-compute" if budget == "compute" else ""}.json'
+
+def record_name(row, seed, budget):
+    return f"{slug(row)}-seed{seed}{'-compute' if budget == 'compute' else ''}.json"
+
 
 def home_problems(record, path):
     "Whether the file and folders of a run for a table or a choice (`path`, relative to the folder of results) are its own."
-    if record.get('kind') not in ('reproduce', 'tune'): return []
-    spec, seed, folders = record['spec'], record['seed'], Path(path).parent.as_posix()
-    if record['kind'] == 'reproduce':
-        home, name = f'table_{spec["table"]}/{spec["label"]}', record_name(spec['row'], seed, spec['budget'])
+    if record.get("kind") not in ("reproduce", "tune"):
+        return []
+    spec, seed, folders = record["spec"], record["seed"], Path(path).parent.as_posix()
+    if record["kind"] == "reproduce":
+        home, name = f"table_{spec['table']}/{spec['label']}", record_name(spec["row"], seed, spec["budget"])
         fits = Path(path).name == name
     else:
-        home, name = f'tuning/{spec["label"]}', f'{slug(spec["row"])}-seed{seed}'
-        fits = re.fullmatch(re.escape(name) + r'(-.*)?\.json', Path(path).name)
-    return [] if fits and folders == home else [f'the record is of {home}/{name}']
+        home, name = f"tuning/{spec['label']}", f"{slug(spec['row'])}-seed{seed}"
+        fits = re.fullmatch(re.escape(name) + r"(-.*)?\.json", Path(path).name)
+    return [] if fits and folders == home else [f"the record is of {home}/{name}"]
 
 # %% ../nbs/30_results.ipynb #12555880
 def marks(record):
     "{what: text} of a run that no run with another seed can have: its ranks on each test, and its loss."
-    tests = record['metrics'].get('tests', {})
-    texts = {f'metrics.tests.{t}.{s}.ranks': r[s]['ranks'] for t, r in tests.items() for s in SIDES}
-    texts['metrics.curves.loss'] = record['metrics'].get('curves', {}).get('loss', '')
-    return {k: v for k, v in texts.items() if len(set(v.split())) > 10}      # fewer different numbers may agree by chance
+    tests = record["metrics"].get("tests", {})
+    texts = {f"metrics.tests.{t}.{s}.ranks": r[s]["ranks"] for t, r in tests.items() for s in SIDES}
+    texts["metrics.curves.loss"] = record["metrics"].get("curves", {}).get("loss", "")
+    return {
+        k: v for k, v in texts.items() if len(set(v.split())) > 10
+    }  # fewer different numbers may agree by chance
+
 
 def copied(records):
     "{file: sentence} for the runs among `records` {file: record} with identical results and different seeds."
     by, found = {}, {}
     for name, record in records.items():
-        for what, text in marks(record).items(): by.setdefault((what, text), []).append(name)
+        for what, text in marks(record).items():
+            by.setdefault((what, text), []).append(name)
     for (what, _), names in by.items():
-        if len({records[n]['seed'] for n in names}) < 2: continue
-        for n in names: found.setdefault(n, f'{what}: identical results in ' + ', '.join(o for o in names if o != n))
+        if len({records[n]["seed"] for n in names}) < 2:
+            continue
+        for n in names:
+            found.setdefault(n, f"{what}: identical results in " + ", ".join(o for o in names if o != n))
     return found
 
 # %% ../nbs/30_results.ipynb #14a4c971
-def check_record(record, where='record'):
+def check_record(record, where="record"):
     "What is wrong with a run record, a list of sentences that begin with `where`; empty if nothing is."
-    if not isinstance(record, dict): return [f'{where}: a record is an object, not {type(record).__name__}']
+    if not isinstance(record, dict):
+        return [f"{where}: a record is an object, not {type(record).__name__}"]
     found = []
-    for path, kind in {**FIELDS, **KINDS.get(record.get('kind') if isinstance(record.get('kind'), str) else '', {})}.items():
-        try: v = at(record, path)
+    for path, kind in {
+        **FIELDS,
+        **KINDS.get(record.get("kind") if isinstance(record.get("kind"), str) else "", {}),
+    }.items():
+        try:
+            v = at(record, path)
         except KeyError:
-            found.append(f'{path} is missing')
+            found.append(f"{path} is missing")
             continue
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        if not isinstance(v, kinds) or (isinstance(v, bool) and bool not in kinds): found.append(f'{path} is {v!r:.40}, not {" or ".join(k.__name__ for k in kinds)}')
-        elif v in ('', {}, []): found.append(f'{path} is empty')
-    if isinstance(w := record.get('wall_seconds'), NUMBER) and w < 0: found.append(f'wall_seconds is {w}')
-    if isinstance(t := record.get('finished'), str) and not re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', t): found.append(f'finished is {t!r}, not a time in UTC such as 2026-01-31T12:00:00Z')
-    found += [*leaf_problems(record), *recall_problems(record.get('metrics'))]
-    return [f'{where}: {p}' for p in (found or contradictions(record))]
+        if not isinstance(v, kinds) or (isinstance(v, bool) and bool not in kinds):
+            found.append(f"{path} is {v!r:.40}, not {' or '.join(k.__name__ for k in kinds)}")
+        elif v in ("", {}, []):
+            found.append(f"{path} is empty")
+    if isinstance(w := record.get("wall_seconds"), NUMBER) and w < 0:
+        found.append(f"wall_seconds is {w}")
+    if isinstance(t := record.get("finished"), str) and not re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", t
+    ):
+        found.append(f"finished is {t!r}, not a time in UTC such as 2026-01-31T12:00:00Z")
+    found += [*leaf_problems(record), *recall_problems(record.get("metrics"))]
+    return [f"{where}: {p}" for p in (found or contradictions(record))]
+
 
 def contradictions(record):
     "What in a record that has all its fields does not agree with the rest of it."
-    metrics = record['metrics']
-    try: return [*run_problems(record), *pool_problems(metrics), *derived_problems(metrics)]
+    metrics = record["metrics"]
+    try:
+        return [*run_problems(record), *pool_problems(metrics), *derived_problems(metrics)]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-        return [f'a part of it is not built as it should be ({type(e).__name__}: {e})']
+        return [f"a part of it is not built as it should be ({type(e).__name__}: {e})"]
 
 # %% ../nbs/30_results.ipynb #2b12b14b
-OTHERS = {'settings': ('why', 'from'), 'same-numbers': ('changes',)}     # kinds of files that are no records, and what they must have
+OTHERS = {
+    "settings": ("why", "from"),
+    "same-numbers": ("changes",),
+}  # kinds of files that are no records, and what they must have
+
 
 def check_file(path, root=None):
     "What is wrong with a JSON file of the folder `root` (default: its own) of results."
     path = Path(path)
     where = path.relative_to(root).as_posix() if root else path.name
-    try: record = read_json(path)
-    except DataError as e: return [str(e)]
-    if not isinstance(record, dict): return [f'{where}: not an object']
-    kind = record.get('kind')
-    if kind not in OTHERS and not ('kind' not in record and 'measured_on' in record): return check_record(record, where) or home(record, where, root)
+    try:
+        record = read_json(path)
+    except DataError as e:
+        return [str(e)]
+    if not isinstance(record, dict):
+        return [f"{where}: not an object"]
+    kind = record.get("kind")
+    if kind not in OTHERS and not ("kind" not in record and "measured_on" in record):
+        return check_record(record, where) or home(record, where, root)
     found = leaf_problems(record) + [f'"{k}" is missing' for k in OTHERS.get(kind, ()) if k not in record]
-    found += [f'chosen from {f}, which is not there' for f in record.get('from', []) if not (Path(root or path.parent)/f).is_file()]
-    found += [f'changes.{i} lacks {k}' for i, c in enumerate(record.get('changes', [])) for k in ('module', 'was', 'is', 'why') if not c.get(k)]
-    return [f'{where}: {p}' for p in found]
+    found += [
+        f"chosen from {f}, which is not there"
+        for f in record.get("from", [])
+        if not (Path(root or path.parent) / f).is_file()
+    ]
+    found += [
+        f"changes.{i} lacks {k}"
+        for i, c in enumerate(record.get("changes", []))
+        for k in ("module", "was", "is", "why")
+        if not c.get(k)
+    ]
+    return [f"{where}: {p}" for p in found]
+
 
 def home(record, where, root):
     "`home_problems` of a file `where` in the folder `root`; nothing if it was given without one."
-    return [f'{where}: {p}' for p in home_problems(record, where)] if root else []
+    return [f"{where}: {p}" for p in home_problems(record, where)] if root else []
+
 
 def check_results(folder):
     "What is wrong with the files of a folder of results, and which of its runs are copies of others."
     folder, found, runs = Path(folder), [], {}
-    for f in sorted(folder.rglob('*.json')):
+    for f in sorted(folder.rglob("*.json")):
         problems, where = check_file(f, folder), f.relative_to(folder).as_posix()
         found += problems
-        if not problems and (record := read_json(f)).get('kind') in ('reproduce', 'tune'): runs[where] = record
-    return found + [f'{where}: {p}' for where, p in copied(runs).items()]
+        if not problems and (record := read_json(f)).get("kind") in ("reproduce", "tune"):
+            runs[where] = record
+    return found + [f"{where}: {p}" for where, p in copied(runs).items()]
+
 
 def results_folder():
     "$SGMIM_RESULTS, else the folder `results` of the checkout that holds the working directory, else `results`."
-    if given := os.environ.get('SGMIM_RESULTS'): return Path(given)
+    if given := os.environ.get("SGMIM_RESULTS"):
+        return Path(given)
     here = Path.cwd()
-    return next((p/'results' for p in (here, *here.parents) if (p/'results').is_dir() and (p/'settings.ini').is_file()), Path('results'))
+    return next(
+        (
+            p / "results"
+            for p in (here, *here.parents)
+            if (p / "results").is_dir() and (p / "settings.ini").is_file()
+        ),
+        Path("results"),
+    )
 
 # %% ../nbs/30_results.ipynb #9f0328cd
-NUMBERS = ('core:stable_hash rng_for set_seed load_state', 'audio', 'image', 'patches', 'models.image_encoder', 'models.audio_encoder', 'models.decoder', 'losses', 'models.sgmim', 'retrieval', 'optim',
-           'data.loaders', 'parallel', 'train')
-NUMBERS_OF = {'scenes': ('data.pictures', 'data.captions', 'data.voice', 'data.scenes', 'pretrain:load_tiny_backbones'), 'files': ('data.corpus', 'data.corpora', 'data.shards', 'checkpoints')}
+NUMBERS = (
+    "core:stable_hash rng_for set_seed load_state",
+    "audio",
+    "image",
+    "patches",
+    "models.image_encoder",
+    "models.audio_encoder",
+    "models.decoder",
+    "losses",
+    "models.sgmim",
+    "retrieval",
+    "optim",
+    "data.loaders",
+    "parallel",
+    "train",
+)
+NUMBERS_OF = {
+    "scenes": ("data.pictures", "data.captions", "data.voice", "data.scenes", "pretrain:load_tiny_backbones"),
+    "files": ("data.corpus", "data.corpora", "data.shards", "checkpoints"),
+}
+
 
 def essence(node):
     "A syntax tree as nested tuples: only what can decide a number, and the same on all versions of Python."
-    if isinstance(node, (list, tuple)): return tuple(essence(n) for n in node)
-    if not isinstance(node, ast.AST): return repr(node)
-    if isinstance(node, ast.Raise): return ('Raise',)
-    fields = {f: getattr(node, f, None) for f in node._fields if f not in ('annotation', 'returns', 'type_params', 'type_comment', 'kind', 'ctx')}
-    body = fields.get('body')
+    if isinstance(node, (list, tuple)):
+        return tuple(essence(n) for n in node)
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.Raise):
+        return ("Raise",)
+    fields = {
+        f: getattr(node, f, None)
+        for f in node._fields
+        if f not in ("annotation", "returns", "type_params", "type_comment", "kind", "ctx")
+    }
+    body = fields.get("body")
     if isinstance(body, list) and isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-        fields['body'] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str))     # docstrings
-                          and not (isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')]
-    return (type(node).__name__, *((f, essence(v)) for f, v in sorted(fields.items()) if v is not None and v != []))
+        fields["body"] = [
+            n
+            for n in body
+            if not (
+                isinstance(n, ast.Expr)
+                and isinstance(n.value, ast.Constant)
+                and isinstance(n.value.value, str)
+            )  # docstrings
+            and not (isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__")
+        ]
+    return (
+        type(node).__name__,
+        *((f, essence(v)) for f, v in sorted(fields.items()) if v is not None and v != []),
+    )
 
 # %% ../nbs/30_results.ipynb #d3a52366
 def digest(source, names=()):
@@ -446,140 +739,209 @@ def digest(source, names=()):
         tree.body = [defined[n] for n in names]
     return hashlib.blake2b(repr(essence(tree)).encode(), digest_size=4).hexdigest()
 
+
 @lru_cache
-def code_digests(data='scenes'):
+def code_digests(data="scenes"):
     "{module: hash} of the code that decides numbers; `data`: 'scenes' (the embedded corpus) or 'files' (a corpus on disk)."
     found = {}
     for entry in NUMBERS + NUMBERS_OF[data]:
-        module, _, names = entry.partition(':')
-        found[module] = digest(Path(importlib.util.find_spec(f'sgmim.{module}').origin).read_text(encoding='utf-8'), names.split())
+        module, _, names = entry.partition(":")
+        found[module] = digest(
+            Path(importlib.util.find_spec(f"sgmim.{module}").origin).read_text(encoding="utf-8"),
+            names.split(),
+        )
     return found
 
-def code_digest(data='scenes'):
+
+def code_digest(data="scenes"):
     "One hash of all of it."
     return hashlib.blake2b(repr(sorted(code_digests(data).items())).encode(), digest_size=8).hexdigest()
 
 # %% ../nbs/30_results.ipynb #93c655a5
 def same_numbers(folder):
     "The entries of `same_numbers.json` in a folder of results: changes of code that are said to change no number."
-    path = Path(folder)/'same_numbers.json'
-    return read_json(path)['changes'] if path.is_file() else []
+    path = Path(folder) / "same_numbers.json"
+    return read_json(path)["changes"] if path.is_file() else []
 
-def caught_up(module, was, now, accepted): return end_of(module, was, now, accepted) == now
+
+def caught_up(module, was, now, accepted):
+    return end_of(module, was, now, accepted) == now
+
 
 def end_of(module, was, now, accepted):
     "The hash that a chain of `accepted` changes leads to from the hash `was` of a module: `now`, if it is on the way."
     seen = set()
     while was != now and was not in seen:
         seen.add(was)
-        was = next((a['is'] for a in accepted if a['module'] == module and a['was'] == was), was)
+        was = next((a["is"] for a in accepted if a["module"] == module and a["was"] == was), was)
     return was
+
 
 def claim_same_numbers(folder, why):
     "Add to `same_numbers.json` that what has changed in the code since the records below `folder` were made has changed no number, and `why`; returns the new entries."
     accepted, new = same_numbers(folder), []
-    records = [read_json(f) for f in sorted(Path(folder).rglob('*.json')) if not check_file(f)]
-    for r in (r for r in records if r.get('kind') in ('reproduce', 'tune')):
-        now, made_by = code_digests('scenes' if r['config']['data'].get('kind') == 'scenes' else 'files'), r['code']['modules']
-        new += [{'module': m, 'was': end, 'is': h, 'why': why} for m, h in now.items() if (end := end_of(m, made_by.get(m, 'none'), h, accepted + new)) != h]      # 'none': a module that there was not
-    if new: write_json(Path(folder)/'same_numbers.json', {'kind': 'same-numbers', 'changes': accepted + new})
+    records = [read_json(f) for f in sorted(Path(folder).rglob("*.json")) if not check_file(f)]
+    for r in (r for r in records if r.get("kind") in ("reproduce", "tune")):
+        now, made_by = (
+            code_digests("scenes" if r["config"]["data"].get("kind") == "scenes" else "files"),
+            r["code"]["modules"],
+        )
+        new += [
+            {"module": m, "was": end, "is": h, "why": why}
+            for m, h in now.items()
+            if (end := end_of(m, made_by.get(m, "none"), h, accepted + new)) != h
+        ]  # 'none': a module that there was not
+    if new:
+        write_json(Path(folder) / "same_numbers.json", {"kind": "same-numbers", "changes": accepted + new})
     return new
 
 # %% ../nbs/30_results.ipynb #f134f4fe
-SILENT = ('train.save_every', 'train.log_every', 'train.max_unreadable')
+SILENT = ("train.save_every", "train.log_every", "train.max_unreadable")
+
 
 def fingerprint_of(record, split):
     "The fingerprint of the data of a split that a record was made with; None if it does not say."
-    said = record['data'].get(split) if isinstance(record.get('data'), dict) else None
-    return said.get('fingerprint') if isinstance(said, dict) else said
+    said = record["data"].get(split) if isinstance(record.get("data"), dict) else None
+    return said.get("fingerprint") if isinstance(said, dict) else said
+
 
 def is_stale(record, config, defaults=None, fingerprints=None, code=None, accepted=()):
     """Why a record no longer counts: a list of sentences, empty if it does. `config`: of the same run, made now; `defaults`: values (nested, as `config`) of fields that the record may be too old to have;
     `fingerprints`: {split: fingerprint} of the data, if they are at hand; `code`: `code_digests` now; `accepted`: as of `same_numbers`."""
-    was, now, old = dict(leaves(record.get('config', {}))), dict(leaves(config)), dict(leaves(defaults or {}))
+    was, now, old = dict(leaves(record.get("config", {}))), dict(leaves(config)), dict(leaves(defaults or {}))
     reasons = []
     for f in sorted(was.keys() | now.keys()):
-        a, b = was.get(f, old.get(f, 'missing') if f in now else None), now.get(f, 'missing')
-        if a != b and f not in SILENT: reasons.append(f'{f}: {a}, now {b}')
+        a, b = was.get(f, old.get(f, "missing") if f in now else None), now.get(f, "missing")
+        if a != b and f not in SILENT:
+            reasons.append(f"{f}: {a}, now {b}")
     for split, found in (fingerprints or {}).items():
-        if (said := fingerprint_of(record, split)) != found: reasons.append(f'data of {split}: {said}, now {found}')
-    made_by = record.get('code', {}).get('modules', {})
-    changed = [m for m, h in (code or {}).items() if not caught_up(m, made_by.get(m, 'none'), h, accepted)]
-    return reasons + [f'the code of {", ".join(changed)} has changed'] * bool(changed)
+        if (said := fingerprint_of(record, split)) != found:
+            reasons.append(f"data of {split}: {said}, now {found}")
+    made_by = record.get("code", {}).get("modules", {})
+    changed = [m for m, h in (code or {}).items() if not caught_up(m, made_by.get(m, "none"), h, accepted)]
+    return reasons + [f"the code of {', '.join(changed)} has changed"] * bool(changed)
 
 # %% ../nbs/30_results.ipynb #764bae05
 PRINTED = {
-    1: ('Quantitative results on Places Audio test-seen and test-unseen. All models are trained on Places train set. † denotes a model which employs prior knowledge.', ('test-seen', 'test-unseen'), '''
+    1: (
+        "Quantitative results on Places Audio test-seen and test-unseen. All models are trained on Places train set. † denotes a model which employs prior knowledge.",
+        ("test-seen", "test-unseen"),
+        """
         ResDAVEnet [2]   | 35.2  67.5  78.0  30.4  63.1  74.1  | 38.3  68.5  78.8  31.2  65.0  75.4
         MILAN [19]       | 58.4  84.6  90.6  53.8  83.4  90.1  | 62.1  86.0  90.5  58.2  85.8  90.9
         FaST-VGS [7] †   | 60.0  86.1  92.3_ 60.2_ 85.1  92.2  | 62.8  88.4  92.9  62.3  89.0_ 93.2_
         VG-HuBERT (M)    | 60.4_ 86.9_ 92.1  59.3  87.0_ 92.6_ | 63.8_ 89.1_ 93.6_ 63.6_ 88.3  93.2_
-        Ours             | 62.5  88.0  93.7  61.3  87.8  93.5  | 67.4  89.5  94.5  64.6  89.7  93.9'''),
-    2: ('Quantitative results on SpokenCOCO test sets. All models are trained on SpokenCOCO train set. † denotes a model which uses prior knowledge.', ('test',), '''
+        Ours             | 62.5  88.0  93.7  61.3  87.8  93.5  | 67.4  89.5  94.5  64.6  89.7  93.9""",
+    ),
+    2: (
+        "Quantitative results on SpokenCOCO test sets. All models are trained on SpokenCOCO train set. † denotes a model which uses prior knowledge.",
+        ("test",),
+        """
         ResDAVEnet [2]   | 17.3  41.9  55.0  22.0  50.6  65.2
         VG-HuBERT [6]    | 30.6  60.8  72.8  42.8  73.5  83.9
         FaST-VGS [7] †   | 31.8_ 62.5_ 75.0  42.5_ 73.7  84.9_
         VG-HuBERT (M)    | 30.6  60.5  72.7  42.2  74.1_ 84.1
-        Ours             | 32.2  62.8  74.8_ 45.5  75.8  85.9'''),
-    3: ('Quantitative results on FACC test sets. All models are trained on FACC train set. † denotes a model which utilizes prior knowledge or other modality.', ('test',), '''
+        Ours             | 32.2  62.8  74.8_ 45.5  75.8  85.9""",
+    ),
+    3: (
+        "Quantitative results on FACC test sets. All models are trained on FACC train set. † denotes a model which utilizes prior knowledge or other modality.",
+        ("test",),
+        """
         FaST-VGS [7] †   | 26.6  56.4  68.8  36.2  66.1  76.5
         SpeechCLIP [8] † | 26.7  57.1  70.0  41.3  73.9  84.2
         VG-HuBERT (M)    | 25.9  54.9  68.1  36.1  66.8  78.8
-        Ours             | 27.4  56.9_ 69.5_ 36.7_ 67.6_ 79.5_'''),
-    4: ('Ablation study results on Places Audio test-seen and test-unseen. All models are trained on Places train set. Here, R@1, R@5, and R@10 represent the average recall rates for image-to-audio '
-        'and audio-to-image retrieval tasks.', ('test-seen', 'test-unseen'), '''
+        Ours             | 27.4  56.9_ 69.5_ 36.7_ 67.6_ 79.5_""",
+    ),
+    4: (
+        "Ablation study results on Places Audio test-seen and test-unseen. All models are trained on Places train set. Here, R@1, R@5, and R@10 represent the average recall rates for image-to-audio "
+        "and audio-to-image retrieval tasks.",
+        ("test-seen", "test-unseen"),
+        """
         VG-HuBERT (M)    | 59.9  86.9  92.3  | 63.7  88.7  93.4
         + Recon          | 60.7  87.0  91.7  | 65.5  89.3  93.3
         + Speech-Guided  | 61.1  87.5  92.1  | 64.9  88.3  93.2
-        + Summary (Ours) | 61.9  87.9  93.6  | 66.0  89.6  94.2''')}
+        + Summary (Ours) | 61.9  87.9  93.6  | 66.0  89.6  94.2""",
+    ),
+}
 
 # %% ../nbs/30_results.ipynb #4ba50388
 @dataclass(frozen=True)
 class PaperTable:
     "A table of the paper, as printed: `systems[name][split]` are its numbers; `underlined` and `prior` (†) say how they were marked."
+
     number: int
     caption: str
     splits: tuple
     systems: dict
-    underlined: frozenset     # of (name, split, column)
-    prior: frozenset          # of names
+    underlined: frozenset  # of (name, split, column)
+    prior: frozenset  # of names
+
 
 def read_printed(number):
     "The `PaperTable` that `PRINTED` holds."
     caption, splits, text = PRINTED[number]
     systems, underlined, prior = {}, set(), set()
     for line in text.strip().splitlines():
-        name, *cells = (part.strip() for part in line.split('|'))
-        if name.endswith(' †'): prior.add(name := name.removesuffix(' †'))
-        systems[name] = {s: tuple(float(v.strip('_')) for v in c.split()) for s, c in zip(splits, cells)}
-        underlined |= {(name, s, i) for s, c in zip(splits, cells) for i, v in enumerate(c.split()) if v.endswith('_')}
+        name, *cells = (part.strip() for part in line.split("|"))
+        if name.endswith(" †"):
+            prior.add(name := name.removesuffix(" †"))
+        systems[name] = {s: tuple(float(v.strip("_")) for v in c.split()) for s, c in zip(splits, cells)}
+        underlined |= {
+            (name, s, i) for s, c in zip(splits, cells) for i, v in enumerate(c.split()) if v.endswith("_")
+        }
     return PaperTable(number, caption, splits, systems, frozenset(underlined), frozenset(prior))
+
 
 PAPER = {n: read_printed(n) for n in PRINTED}
 
 # %% ../nbs/30_results.ipynb #e2ae448a
-ROW_OF = {**{name: name for name in ROWS}, 'Ours': '+ Summary', '+ Summary (Ours)': '+ Summary', 'VG-HuBERT [6]': 'VG-HuBERT'}
-CORPUS = {1: 'places', 2: 'spokencoco', 3: 'facc', 4: 'places'}
-NAMES = {'places': 'Places Audio', 'spokencoco': 'SpokenCOCO', 'facc': 'FACC (Flickr8k Audio)', 'scenes': 'the embedded corpus'}
+ROW_OF = {
+    **{name: name for name in ROWS},
+    "Ours": "+ Summary",
+    "+ Summary (Ours)": "+ Summary",
+    "VG-HuBERT [6]": "VG-HuBERT",
+}
+CORPUS = {1: "places", 2: "spokencoco", 3: "facc", 4: "places"}
+NAMES = {
+    "places": "Places Audio",
+    "spokencoco": "SpokenCOCO",
+    "facc": "FACC (Flickr8k Audio)",
+    "scenes": "the embedded corpus",
+}
+
 
 def rows_of(table):
     "The rows of a table of the paper that this kit can train, by the names of their records."
     return tuple(ROW_OF[name] for name in PAPER[table].systems if name in ROW_OF)
 
+
 def paper_table(number):
     "A table of the paper as Markdown, marked as the paper's."
     t, per = PAPER[number], 3 if number == 4 else 6
-    heads = ['R@1', 'R@5', 'R@10'] if per == 3 else [f'{d} R@{k}' for d in ('A → I', 'I → A') for k in KS]
-    mark = lambda name, s, i, v: f'<ins>{v:.1f}</ins>' if (name, s, i) in t.underlined else f'{v:.1f}'
-    lines = [f'**The paper\'s numbers.** *Table {number}. {t.caption}*', '', '| | ' + ' | '.join(f'{s}: {h}' if len(t.splits) > 1 else h for s in t.splits for h in heads) + ' |', '|---' + '|---:'*per*len(t.splits) + '|']
+    heads = ["R@1", "R@5", "R@10"] if per == 3 else [f"{d} R@{k}" for d in ("A → I", "I → A") for k in KS]
+
+    def mark(name, s, i, v):
+        return f"<ins>{v:.1f}</ins>" if (name, s, i) in t.underlined else f"{v:.1f}"
+
+    lines = [
+        f"**The paper's numbers.** *Table {number}. {t.caption}*",
+        "",
+        "| | " + " | ".join(f"{s}: {h}" if len(t.splits) > 1 else h for s in t.splits for h in heads) + " |",
+        "|---" + "|---:" * per * len(t.splits) + "|",
+    ]
     for name, v in t.systems.items():
-        lines.append(f'| {name}{" †" if name in t.prior else ""} | ' + ' | '.join(mark(name, s, i, x) for s in t.splits for i, x in enumerate(v[s])) + ' |')
-    return '\n'.join(lines)
+        lines.append(
+            f"| {name}{' †' if name in t.prior else ''} | "
+            + " | ".join(mark(name, s, i, x) for s in t.splits for i, x in enumerate(v[s]))
+            + " |"
+        )
+    return "\n".join(lines)
 
 # %% ../nbs/30_results.ipynb #22724398
 @dataclass(frozen=True)
 class Found:
     "The records of a table on the data `label`: `records` {(row, seed): record} that count; `stale` {(row, seed): reasons} that do not any more; `broken` {file: problems}."
+
     table: int
     label: str
     budget: str
@@ -587,124 +949,183 @@ class Found:
     stale: dict = field(default_factory=dict)
     broken: dict = field(default_factory=dict)
 
-    def __bool__(self): return bool(self.records)
-    def seeds(self, *rows): return sorted(set.intersection(*({s for r, s in self.records if r == row} for row in rows)))
-    def have(self, rows=None): return [r for r in rows or (*ROWS, 'VG-HuBERT') if self.seeds(r)]
+    def __bool__(self):
+        return bool(self.records)
+
+    def seeds(self, *rows):
+        return sorted(set.intersection(*({s for r, s in self.records if r == row} for row in rows)))
+
+    def have(self, rows=None):
+        return [r for r in rows or (*ROWS, "VG-HuBERT") if self.seeds(r)]
 
     @property
     def tests(self):
         "The test splits that all records have, in order."
-        every = [list(r['metrics']['tests']) for r in self.records.values()]
+        every = [list(r["metrics"]["tests"]) for r in self.records.values()]
         return [t for t in every[0] if all(t in e for e in every)] if every else []
 
 # %% ../nbs/30_results.ipynb #1b4b27f5
-def collect(folder, table, data, budget='steps', stale=None):
+def collect(folder, table, data, budget="steps", stale=None):
     """The records of a table in a folder of results: a `Found`. `data`: the label of the data or of a variant; `stale(record)`: a list of reasons why a record does not count (default: its code has changed).
     A record that is not fit to be read, contradicts itself, or is a copy of another is put aside with its problems, not passed over."""
     folder, found = Path(folder), Found(table, data, budget)
     if stale is None:
         accepted = same_numbers(folder)
-        stale = lambda r: is_stale(r, r['config'], code=code_digests('scenes' if r['config']['data'].get('kind') == 'scenes' else 'files'), accepted=accepted)
+
+        def stale(r):
+            return is_stale(
+                r,
+                r["config"],
+                code=code_digests("scenes" if r["config"]["data"].get("kind") == "scenes" else "files"),
+                accepted=accepted,
+            )
+
     runs = {}
     for t in (table, *(n for n in PAPER if n != table)):
-        for path in sorted((folder/f'table_{t}'/data).glob('*.json')):
+        for path in sorted((folder / f"table_{t}" / data).glob("*.json")):
             where = path.relative_to(folder).as_posix()
-            if problems := check_file(path, folder): found.broken[where] = problems
-            else: runs[where] = read_json(path)
-    found.broken.update((where, [f'{where}: {why}']) for where, why in copied(runs).items())
+            if problems := check_file(path, folder):
+                found.broken[where] = problems
+            else:
+                runs[where] = read_json(path)
+    found.broken.update((where, [f"{where}: {why}"]) for where, why in copied(runs).items())
     for where, record in runs.items():
-        key = record['spec']['row'], record['seed']
-        if where in found.broken or record['spec']['budget'] != budget or key in found.records or key in found.stale: continue
+        key = record["spec"]["row"], record["seed"]
+        if (
+            where in found.broken
+            or record["spec"]["budget"] != budget
+            or key in found.records
+            or key in found.stale
+        ):
+            continue
         reasons = stale(record)
-        if reasons: found.stale[key] = reasons
-        else: found.records[key] = record
+        if reasons:
+            found.stale[key] = reasons
+        else:
+            found.records[key] = record
     return found
 
 # %% ../nbs/30_results.ipynb #f79c59e9
-LEAST_SEEDS = 4     # for an interval over seeds, and for a verdict
+LEAST_SEEDS = 4  # for an interval over seeds, and for a verdict
+
 
 def student_tail(t, df):
     "Chance that Student's t with an integer `df` of degrees of freedom is further from 0 than `t` (Abramowitz & Stegun, 26.7.3 and 26.7.4)."
     angle = math.atan2(abs(t), math.sqrt(df))
-    term, total = math.cos(angle) if df % 2 else 1., 0.
+    term, total = math.cos(angle) if df % 2 else 1.0, 0.0
     for k in range(2 + df % 2, df + 1, 2):
         total += term
-        term *= math.cos(angle)**2*(k - 1)/k
-    inside = math.sin(angle)*total
-    return max(0., 1 - ((angle + inside)*2/math.pi if df % 2 else inside))
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+    inside = math.sin(angle) * total
+    return max(0.0, 1 - ((angle + inside) * 2 / math.pi if df % 2 else inside))
+
 
 @lru_cache
-def student_quantile(df, tail=.05):
+def student_quantile(df, tail=0.05):
     "The t whose `student_tail` is `tail`."
-    low, high = 0., 1.
-    while student_tail(high, df) > tail: high *= 2
+    low, high = 0.0, 1.0
+    while student_tail(high, df) > tail:
+        high *= 2
     for _ in range(60):
-        middle = (low + high)/2
+        middle = (low + high) / 2
         low, high = (middle, high) if student_tail(middle, df) > tail else (low, middle)
     return high
+
 
 @dataclass(frozen=True)
 class Estimate:
     "A recall in per cent, or a difference of two: its `value`, the 95 % interval over queries (`low`, `high`), the value of `each` seed, and what one query changes (`step`)."
+
     value: float
     low: float
     high: float
     each: tuple
-    step: float = 0.
+    step: float = 0.0
 
     @property
-    def sd(self): return float(np.std(self.each, ddof=1)) if len(self.each) > 1 else None
+    def sd(self):
+        return float(np.std(self.each, ddof=1)) if len(self.each) > 1 else None
 
     @property
     def error(self):
         "Standard error over queries and seeds; None for fewer than `LEAST_SEEDS` seeds."
-        if len(self.each) < LEAST_SEEDS: return None
-        return math.hypot(self.sd/math.sqrt(len(self.each)), max((self.high - self.low)/(2*1.96), self.step/math.sqrt(12)))
+        if len(self.each) < LEAST_SEEDS:
+            return None
+        return math.hypot(
+            self.sd / math.sqrt(len(self.each)),
+            max((self.high - self.low) / (2 * 1.96), self.step / math.sqrt(12)),
+        )
 
     @property
     def both(self):
         "95 % interval over queries and seeds (low, high); None for fewer than `LEAST_SEEDS` seeds."
-        if self.error is None: return None
-        half = student_quantile(len(self.each) - 1)*self.error
+        if self.error is None:
+            return None
+        half = student_quantile(len(self.each) - 1) * self.error
         return self.value - half, self.value + half
 
     @property
     def p(self):
         "Chance of a value so far from 0 if there were no difference; None for fewer than `LEAST_SEEDS` seeds."
-        if self.error is None: return None
-        return student_tail(self.value/self.error, len(self.each) - 1) if self.error else 1.
-
+        if self.error is None:
+            return None
+        return student_tail(self.value / self.error, len(self.each) - 1) if self.error else 1.0
 
 # %% ../nbs/30_results.ipynb #58fff821
 def hits(record, split, side):
     "Hits in per cent (Q,K) at 1, 5, 10 of each query of a record, their groups (Q,), and what the queries are, and of which data."
-    r = at(record, 'metrics.tests')[split][side]
-    ranks = unpack(r['ranks'])
-    groups = np.arange(len(ranks)) if r['groups'] is None else unpack(r['groups']).astype(int)
-    return (ranks[:, None] <= np.array(KS))*100., groups, (r['queries'], fingerprint_of(record, split))
+    r = at(record, "metrics.tests")[split][side]
+    ranks = unpack(r["ranks"])
+    groups = np.arange(len(ranks)) if r["groups"] is None else unpack(r["groups"]).astype(int)
+    return (ranks[:, None] <= np.array(KS)) * 100.0, groups, (r["queries"], fingerprint_of(record, split))
+
 
 def contrast(split, terms, sides=SIDES, keep=None):
     """{k: `Estimate`} of a signed sum of R@k on a split, each the mean over `sides` (both: the numbers of Table 4). `terms`: [(sign, `Found`, row)]; all are taken on the same queries and, seed by seed, over the seeds that all have.
     `keep`: {side: bool (Q,)} to ask some of the queries alone. `DataError` if there is no such seed, or the records are not of the same queries."""
-    seeds, labels, parts, each = sorted(set.intersection(*(set(f.seeds(row)) for _, f, row in terms))), {f.label for _, f, _ in terms}, [], 0.
-    names = ' and '.join(row if len(labels) == 1 else f'{row} ({f.label})' for _, f, row in terms)
-    if not seeds: raise DataError(f'no record of {names}' + ' with the same seed'*(len(terms) > 1) + (f' on {terms[0][1].label}' if len(labels) == 1 else ''))
-    if any(split not in f.records[row, s]['metrics']['tests'] for _, f, row in terms for s in seeds): raise DataError(f'the records of {names} do not all have the test {split}')
+    seeds, labels, parts, each = (
+        sorted(set.intersection(*(set(f.seeds(row)) for _, f, row in terms))),
+        {f.label for _, f, _ in terms},
+        [],
+        0.0,
+    )
+    names = " and ".join(row if len(labels) == 1 else f"{row} ({f.label})" for _, f, row in terms)
+    if not seeds:
+        raise DataError(
+            f"no record of {names}"
+            + " with the same seed" * (len(terms) > 1)
+            + (f" on {terms[0][1].label}" if len(labels) == 1 else "")
+        )
+    if any(split not in f.records[row, s]["metrics"]["tests"] for _, f, row in terms for s in seeds):
+        raise DataError(f"the records of {names} do not all have the test {split}")
     for side in sides:
         every = [[hits(f.records[row, s], split, side) for s in seeds] for _, f, row in terms]
-        if len({q for some in every for _, _, q in some}) > 1: raise DataError(f'the records of {names} are not of the same queries of {split}: they cannot be compared')
-        values, groups = sum(sign*np.stack([h for h, _, _ in some]) for (sign, _, _), some in zip(terms, every)), every[0][0][1]        # (seeds, Q, K), (Q,)
-        if keep is not None: values, groups = values[:, keep[side]], groups[keep[side]]
+        if len({q for some in every for _, _, q in some}) > 1:
+            raise DataError(
+                f"the records of {names} are not of the same queries of {split}: they cannot be compared"
+            )
+        values, groups = (
+            sum(sign * np.stack([h for h, _, _ in some]) for (sign, _, _), some in zip(terms, every)),
+            every[0][0][1],
+        )  # (seeds, Q, K), (Q,)
+        if keep is not None:
+            values, groups = values[:, keep[side]], groups[keep[side]]
         parts.append((values.mean(0), groups))
-        each = each + values.mean(1)/len(sides)
+        each = each + values.mean(1) / len(sides)
     low, high = interval(parts)
-    step = max(100/len(v) for v, _ in parts)/len(sides)
-    return {k: Estimate(float(each[:, i].mean()), float(low[i]), float(high[i]), tuple(map(float, each[:, i])), step)
-            for i, k in enumerate(KS)}
+    step = max(100 / len(v) for v, _ in parts) / len(sides)
+    return {
+        k: Estimate(
+            float(each[:, i].mean()), float(low[i]), float(high[i]), tuple(map(float, each[:, i])), step
+        )
+        for i, k in enumerate(KS)
+    }
+
 
 def estimate(found, split, row, minus=None, sides=SIDES):
     "{k: `Estimate`} of R@k of a row on a split; with `minus`, of the difference `row` - `minus`. See `contrast`."
     return contrast(split, [(1, found, row), *([(-1, found, minus)] if minus else [])], sides)
+
 
 def between(found_a, row_a, found_b, row_b, split, sides=SIDES):
     "{k: `Estimate`} of the difference of a row among the records `found_a` and a row among `found_b`: of two labels, or of two budgets. See `contrast`."
@@ -713,150 +1134,294 @@ def between(found_a, row_a, found_b, row_b, split, sides=SIDES):
 # %% ../nbs/30_results.ipynb #fc3885ed
 def endpoint(tests):
     "The test among `tests` that verdicts are about: 'test-seen', 'test', else the first; None if there is none."
-    return next((t for t in ('test-seen', 'test', *tests) if t in tests), None)
+    return next((t for t in ("test-seen", "test", *tests) if t in tests), None)
 
-def verdicts(family, level=.05):
+
+def verdicts(family, level=0.05):
     """{key: words} for differences {key: `Estimate` or None} that are judged together, with Holm's correction: 'resolved: higher', 'resolved: lower',
     'not resolved', 'too few seeds (n of 4)' or 'no record'."""
     seeds = {key: len(e.each) for key, e in family.items() if e is not None}
-    words = {key: 'no record' if key not in seeds else f'too few seeds ({seeds[key]} of {LEAST_SEEDS})' for key in family}
+    words = {
+        key: "no record" if key not in seeds else f"too few seeds ({seeds[key]} of {LEAST_SEEDS})"
+        for key in family
+    }
     judged = sorted((key for key, n in seeds.items() if n >= LEAST_SEEDS), key=lambda key: family[key].p)
-    words |= dict.fromkeys(judged, 'not resolved')
+    words |= dict.fromkeys(judged, "not resolved")
     for rank, key in enumerate(judged):
-        if family[key].p > level/(len(judged) - rank): break
-        words[key] = f'resolved: {"higher" if family[key].value > 0 else "lower"}'
+        if family[key].p > level / (len(judged) - rank):
+            break
+        words[key] = f"resolved: {'higher' if family[key].value > 0 else 'lower'}"
     return words
+
 
 def verdict(e):
     "`verdicts` of a single difference."
     return verdicts({0: e})[0]
 
+
 def judge(words, claimed, e):
     "The verdict `words` on a measured difference `e`, and whether its sign is that of the difference `claimed` by the paper (None: it has none)."
-    if claimed is None or not words.startswith('resolved'): return words
-    return f'{words}, {"as in" if e.value*claimed > 0 else "unlike"} the paper'
+    if claimed is None or not words.startswith("resolved"):
+        return words
+    return f"{words}, {'as in' if e.value * claimed > 0 else 'unlike'} the paper"
 
 # %% ../nbs/30_results.ipynb #c12ecbc2
 def number(e, sign=False):
     "An `Estimate` in print: the value, its interval over queries, and the standard deviation over seeds."
-    s = '+' if sign else ''
-    return f'{e.value:{s}.1f} [{e.low:{s}.1f}, {e.high:{s}.1f}]' + (f' ± {e.sd:.1f}' if e.sd is not None else '')
+    s = "+" if sign else ""
+    return f"{e.value:{s}.1f} [{e.low:{s}.1f}, {e.high:{s}.1f}]" + (
+        f" ± {e.sd:.1f}" if e.sd is not None else ""
+    )
+
 
 def what_was_found(found, rows=None):
     "One line about the records: how many, how many seeds, what is stale or broken."
-    name, equal = NAMES.get(found.label, f'`{found.label}`'), {'steps': 'equal steps', 'compute': 'equal compute'}[found.budget]
-    parts = [f'{r}: {len(found.seeds(r))} seed{"s" if len(found.seeds(r)) != 1 else ""}' for r in found.have(rows)]
-    line = f'On {name}, {equal}: ' + ('; '.join(parts) if parts else '**no record**') + '.'
-    stale = [f'{row}, seed {seed}: {"; ".join(why[:3])}' for (row, seed), why in found.stale.items() if rows is None or row in rows]
-    if stale: line += f' **Stale**, and left out: {" · ".join(stale[:4])}{" · …" if len(stale) > 4 else ""}.'
-    if found.broken: line += f' **Broken**, and left out: {", ".join(found.broken)}.'
+    name, equal = (
+        NAMES.get(found.label, f"`{found.label}`"),
+        {"steps": "equal steps", "compute": "equal compute"}[found.budget],
+    )
+    parts = [
+        f"{r}: {len(found.seeds(r))} seed{'s' if len(found.seeds(r)) != 1 else ''}" for r in found.have(rows)
+    ]
+    line = f"On {name}, {equal}: " + ("; ".join(parts) if parts else "**no record**") + "."
+    stale = [
+        f"{row}, seed {seed}: {'; '.join(why[:3])}"
+        for (row, seed), why in found.stale.items()
+        if rows is None or row in rows
+    ]
+    if stale:
+        line += f" **Stale**, and left out: {' · '.join(stale[:4])}{' · …' if len(stale) > 4 else ''}."
+    if found.broken:
+        line += f" **Broken**, and left out: {', '.join(found.broken)}."
     return line
+
 
 def weight_said(found, folder=None):
     "A sentence: the λ of the rows with reconstruction beside the paper's, and the share of the gradient that it gives (`gradients-LABEL.json` among the records, if there is one). '' without records."
-    lams = sorted({r['config']['model']['lam'] for (row, _), r in found.records.items() if row != BASELINE and r['config']['model']['reconstruction'] != 'none'})
-    if not lams: return ''
-    line, path = f'λ is {" and ".join(f"{lam:g}" for lam in lams)} in the rows with reconstruction (the paper: {paper().lam:g})', (results_folder() if folder is None else Path(folder))/f'gradients-{found.label}.json'
-    if not path.is_file(): return line + '.'
-    ratios = [r['value'] for of in read_json(path)['metrics'].values() for f in of.values() for side in ('audio', 'image') if (r := f['parts'][f'{side} encoder']['ratio']) and r['value']]
-    return line + f'; there the gradient of λ MIM has {100*min(ratios):.1f} to {100*max(ratios):.1f} % of the norm of the contrastive one in the encoders, so that the rows are almost one model, and a difference between them says little about reconstruction that has more weight.'
+    lams = sorted(
+        {
+            r["config"]["model"]["lam"]
+            for (row, _), r in found.records.items()
+            if row != BASELINE and r["config"]["model"]["reconstruction"] != "none"
+        }
+    )
+    if not lams:
+        return ""
+    line, path = (
+        f"λ is {' and '.join(f'{lam:g}' for lam in lams)} in the rows with reconstruction (the paper: {paper().lam:g})",
+        (results_folder() if folder is None else Path(folder)) / f"gradients-{found.label}.json",
+    )
+    if not path.is_file():
+        return line + "."
+    ratios = [
+        r["value"]
+        for of in read_json(path)["metrics"].values()
+        for f in of.values()
+        for side in ("audio", "image")
+        if (r := f["parts"][f"{side} encoder"]["ratio"]) and r["value"]
+    ]
+    return (
+        line
+        + f"; there the gradient of λ MIM has {100 * min(ratios):.1f} to {100 * max(ratios):.1f} % of the norm of the contrastive one in the encoders, so that the rows are almost one model, and a difference between them says little about reconstruction that has more weight."
+    )
+
 
 def oracles(found, split):
     "{level: {side: {k: recall}}}, what a perfect listener would reach on a split of the embedded corpus who hears only so much; {} where unknown."
     for r in found.records.values():
-        if ladder := r['metrics'].get('oracle', {}).get(split): return {level: {side: {int(k): v for k, v in of.items()} for side, of in sides.items()} for level, sides in ladder.items()}
+        if ladder := r["metrics"].get("oracle", {}).get(split):
+            return {
+                level: {side: {int(k): v for k, v in of.items()} for side, of in sides.items()}
+                for level, sides in ladder.items()
+            }
     return {}
 
 # %% ../nbs/30_results.ipynb #5b415561
 def measured_table(found, rows=None, both=True):
     """All rows and tests as Markdown: R@1, R@5, R@10 as `number`, the mean of both directions (`both`) or each by itself. Rows without a record say so."""
     rows = list(rows or ROWS)
-    if not found: return f'{what_was_found(found, rows)}'
-    views = {'': SIDES} if both else {'A → I ': SIDES[:1], 'I → A ': SIDES[1:]}
-    lines = ['| test | row | seeds | ' + ' | '.join(f'{v}R@{k}' for v in views for k in KS) + ' |', '|---|---|---:' + '|---:'*3*len(views) + '|']
+    if not found:
+        return f"{what_was_found(found, rows)}"
+    views = {"": SIDES} if both else {"A → I ": SIDES[:1], "I → A ": SIDES[1:]}
+    lines = [
+        "| test | row | seeds | " + " | ".join(f"{v}R@{k}" for v in views for k in KS) + " |",
+        "|---|---|---:" + "|---:" * 3 * len(views) + "|",
+    ]
     for t in found.tests:
         for row in rows:
             n = len(found.seeds(row))
-            cells = [number(estimate(found, t, row, sides=s)[k]) for s in views.values() for k in KS] if n else ['no record'] + ['']*(3*len(views) - 1)
-            lines.append(f'| {t} | {row} | {n or ""} | ' + ' | '.join(cells) + ' |')
+            cells = (
+                [number(estimate(found, t, row, sides=s)[k]) for s in views.values() for k in KS]
+                if n
+                else ["no record"] + [""] * (3 * len(views) - 1)
+            )
+            lines.append(f"| {t} | {row} | {n or ''} | " + " | ".join(cells) + " |")
         for level, sides in list(oracles(found, t).items()):
-            lines.append(f'| {t} | *oracle: {level}* | | ' + ' | '.join(f'*{np.mean([sides[x][k] for x in s]):.1f}*' for s in views.values() for k in KS) + ' |')
-    return '\n'.join([what_was_found(found, rows), '', *lines, '', 'Recall in per cent, [95 % interval over queries] ± standard deviation over seeds.' + (' The mean of both directions.' if both else '')])
+            lines.append(
+                f"| {t} | *oracle: {level}* | | "
+                + " | ".join(f"*{np.mean([sides[x][k] for x in s]):.1f}*" for s in views.values() for k in KS)
+                + " |"
+            )
+    return "\n".join(
+        [
+            what_was_found(found, rows),
+            "",
+            *lines,
+            "",
+            "Recall in per cent, [95 % interval over queries] ± standard deviation over seeds."
+            + (" The mean of both directions." if both else ""),
+        ]
+    )
 
 # %% ../nbs/30_results.ipynb #01ef03c7
-PAIRS = {4: (('+ Recon', 'VG-HuBERT (M)'), ('+ Speech-Guided', 'VG-HuBERT (M)'), ('+ Summary', 'VG-HuBERT (M)'), ('+ Speech-Guided', '+ Recon'), ('+ Summary', '+ Speech-Guided')),
-         **{n: (('+ Summary', 'VG-HuBERT (M)'),) for n in (1, 2, 3)}}
+PAIRS = {
+    4: (
+        ("+ Recon", "VG-HuBERT (M)"),
+        ("+ Speech-Guided", "VG-HuBERT (M)"),
+        ("+ Summary", "VG-HuBERT (M)"),
+        ("+ Speech-Guided", "+ Recon"),
+        ("+ Summary", "+ Speech-Guided"),
+    ),
+    **{n: (("+ Summary", "VG-HuBERT (M)"),) for n in (1, 2, 3)},
+}
+
 
 def claimed(table, split, row, minus):
     "{k: difference} that the paper's table has between two rows on a test, mean of both directions; None for a test that it does not have."
     t = PAPER[table]
-    if split not in t.splits: return dict.fromkeys(KS)
+    if split not in t.splits:
+        return dict.fromkeys(KS)
     numbers = {ROW_OF[name]: v[split] for name, v in t.systems.items() if name in ROW_OF}
-    mean = lambda v: v if len(v) == 3 else [(a + b)/2 for a, b in zip(v[:3], v[3:])]
+
+    def mean(v):
+        return v if len(v) == 3 else [(a + b) / 2 for a, b in zip(v[:3], v[3:])]
+
     return {k: round(a - b, 2) for k, a, b in zip(KS, mean(numbers[row]), mean(numbers[minus]))}
+
 
 def differences(found, ks=(1, 10)):
     """[(test, row, minus, k, the paper's difference, `Estimate` or None, words)] for the pairs that a table compares, on all tests. `words`: the verdict at the
     endpoint (R@1 on one test), '' elsewhere. At equal compute the paper's differences are None: it trained all rows for as many epochs."""
     tests, pairs, out = found.tests or PAPER[found.table].splits, PAIRS[found.table], []
     main = endpoint(tests)
-    measured = {(t, *pair): estimate(found, t, *pair) if found.seeds(*pair) else {} for t in tests for pair in pairs}
+    measured = {
+        (t, *pair): estimate(found, t, *pair) if found.seeds(*pair) else {} for t in tests for pair in pairs
+    }
     judged = verdicts({pair: measured[(main, *pair)].get(1) for pair in pairs})
     for (t, *pair), e in measured.items():
-        says = claimed(found.table, t, *pair) if found.budget == 'steps' else dict.fromkeys(KS)
+        says = claimed(found.table, t, *pair) if found.budget == "steps" else dict.fromkeys(KS)
         for k in ks:
-            words = judge(judged[tuple(pair)], says[k], e.get(k)) if (t, k) == (main, 1) else '' if e else 'no record'
+            words = (
+                judge(judged[tuple(pair)], says[k], e.get(k))
+                if (t, k) == (main, 1)
+                else ""
+                if e
+                else "no record"
+            )
             out.append((t, *pair, k, says[k], e.get(k), words))
     return out
 
 # %% ../nbs/30_results.ipynb #12e23ba2
 def differences_table(found, ks=(1, 10)):
     "The paired differences between rows as Markdown, the paper's beside them; '' if there is no record."
-    if not found: return ''
+    if not found:
+        return ""
     main = endpoint(found.tests)
-    lines = ['| test | row − row | | the paper\'s | measured here | over queries and seeds | |', '|---|---|---|---:|---:|---:|---|']
+    lines = [
+        "| test | row − row | | the paper's | measured here | over queries and seeds | |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
     for t, row, minus, k, says, e, words in differences(found, ks):
-        own, seeds = '' if says is None else f'{says:+.1f}', ''
-        if e is not None: seeds = f'[{e.both[0]:+.1f}, {e.both[1]:+.1f}], n = {len(e.each)}' if e.both else f'n = {len(e.each)}'
-        lines.append(f'| {t} | {row} − {minus} | R@{k} | {own} | {"no record" if e is None else f"{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]"} | {seeds} | {words} |')
-    note = ('Mean of both directions, paired; intervals are 95 %: over queries, then over queries and seeds (four seeds or more). '
-            f'Verdicts are about R@1 on {main} alone, with Holm\'s correction over the pairs of this table.')
-    if found.budget == 'compute': note += ' The paper has no rows of equal compute.'
+        own, seeds = "" if says is None else f"{says:+.1f}", ""
+        if e is not None:
+            seeds = (
+                f"[{e.both[0]:+.1f}, {e.both[1]:+.1f}], n = {len(e.each)}" if e.both else f"n = {len(e.each)}"
+            )
+        lines.append(
+            f"| {t} | {row} − {minus} | R@{k} | {own} | {'no record' if e is None else f'{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]'} | {seeds} | {words} |"
+        )
+    note = (
+        "Mean of both directions, paired; intervals are 95 %: over queries, then over queries and seeds (four seeds or more). "
+        f"Verdicts are about R@1 on {main} alone, with Holm's correction over the pairs of this table."
+    )
+    if found.budget == "compute":
+        note += " The paper has no rows of equal compute."
     elif found.label not in CORPUS.values():
         note += ' The paper\'s differences are on its own corpus, and it gives no intervals; "as in" and "unlike the paper" are about the sign alone.'
-    return '\n'.join([*lines, '', note])
+    return "\n".join([*lines, "", note])
 
 # %% ../nbs/30_results.ipynb #af12d084
 def beside_the_paper(found):
     "A table of the paper (1 to 3) with, under each system, what was measured on the same corpus; Markdown."
-    t, out = PAPER[found.table], [what_was_found(found, rows_of(found.table)), '']
+    t, out = PAPER[found.table], [what_was_found(found, rows_of(found.table)), ""]
     for split in t.splits:
-        out += [f'| {NAMES[CORPUS[found.table]]}, {split} | | ' + ' | '.join(f'{d} R@{k}' for d in ('A → I', 'I → A') for k in KS) + ' |', '|---|---' + '|---:'*6 + '|']
+        out += [
+            f"| {NAMES[CORPUS[found.table]]}, {split} | | "
+            + " | ".join(f"{d} R@{k}" for d in ("A → I", "I → A") for k in KS)
+            + " |",
+            "|---|---" + "|---:" * 6 + "|",
+        ]
         for name, v in t.systems.items():
-            out.append(f'| {name}{" †" if name in t.prior else ""} | the paper | ' + ' | '.join(f'{x:.1f}' for x in v[split]) + ' |')
-            if name not in ROW_OF: continue
+            out.append(
+                f"| {name}{' †' if name in t.prior else ''} | the paper | "
+                + " | ".join(f"{x:.1f}" for x in v[split])
+                + " |"
+            )
+            if name not in ROW_OF:
+                continue
             n = len(found.seeds(ROW_OF[name])) if split in found.tests else 0
-            cells = [number(estimate(found, split, ROW_OF[name], sides=(s,))[k]) for s in SIDES for k in KS] if n else ['no record'] + ['']*5
-            out.append(f'| | here{f", {n} seeds" if n > 1 else ", 1 seed" if n else ""} | ' + ' | '.join(cells) + ' |')
-        out.append('')
+            cells = (
+                [number(estimate(found, split, ROW_OF[name], sides=(s,))[k]) for s in SIDES for k in KS]
+                if n
+                else ["no record"] + [""] * 5
+            )
+            out.append(
+                f"| | here{f', {n} seeds' if n > 1 else ', 1 seed' if n else ''} | "
+                + " | ".join(cells)
+                + " |"
+            )
+        out.append("")
     without = [name for name in t.systems if name not in ROW_OF]
-    return '\n'.join([*out, f'This kit has no {", ".join(without)}: there the paper\'s number stands alone.'])
+    return "\n".join([*out, f"This kit has no {', '.join(without)}: there the paper's number stands alone."])
 
 # %% ../nbs/30_results.ipynb #8dbe84e7
 def hours(found, rows=None):
     "(mean hours of a run, on what, how many records) of the records of some rows; None if there is none."
     some = [r for (row, _), r in found.records.items() if rows is None or row in rows]
-    if not some: return None
-    machine = lambda h: h.get('gpu') or f'{h["processor"]}, {h.get("threads", "?")} of {h["cores"]} cores'
-    return float(np.mean([r['wall_seconds'] for r in some]))/3600, ' and '.join(sorted({machine(r['hardware']) for r in some})), len(some)
+    if not some:
+        return None
 
-def in_words(h): return f'{h:,.0f} hours' if h >= 100 else f'{h:.1f} hours' if h >= 1 else f'{60*h:.0f} minutes' if 60*h >= 1 else f'{3600*h:.0f} seconds'
+    def machine(h):
+        return h.get("gpu") or f"{h['processor']}, {h.get('threads', '?')} of {h['cores']} cores"
+
+    return (
+        float(np.mean([r["wall_seconds"] for r in some])) / 3600,
+        " and ".join(sorted({machine(r["hardware"]) for r in some})),
+        len(some),
+    )
+
+
+def in_words(h):
+    return (
+        f"{h:,.0f} hours"
+        if h >= 100
+        else f"{h:.1f} hours"
+        if h >= 1
+        else f"{60 * h:.0f} minutes"
+        if 60 * h >= 1
+        else f"{3600 * h:.0f} seconds"
+    )
+
 
 def cost_line(found, command):
     "The command of a table and what one of its runs took, as Markdown."
     known = hours(found)
-    took = f'{in_words(known[0])} a run (mean of {known[2]} on {known[1]})' if known else 'not measured: there is no record'
-    return f'`{command}`: {took}.'
+    took = (
+        f"{in_words(known[0])} a run (mean of {known[2]} on {known[1]})"
+        if known
+        else "not measured: there is no record"
+    )
+    return f"`{command}`: {took}."
 
 # %% ../nbs/30_results.ipynb #dea75271
 def conclusions(*found):
@@ -864,45 +1429,77 @@ def conclusions(*found):
     lines = []
     for f in found:
         own, main = f.label == CORPUS[f.table], endpoint(f.tests)
-        where = f'**On {NAMES.get(f.label, f.label)}**' + (', equal compute' if f.budget == 'compute' else '')
-        if not f: lines.append(f'- {where}: no record' + (' that counts (there are stale ones).' if f.stale else '.' + ' Neither confirmed nor refuted here: it has not been run.'*own))
+        where = f"**On {NAMES.get(f.label, f.label)}**" + (", equal compute" if f.budget == "compute" else "")
+        if not f:
+            lines.append(
+                f"- {where}: no record"
+                + (
+                    " that counts (there are stale ones)."
+                    if f.stale
+                    else "." + " Neither confirmed nor refuted here: it has not been run." * own
+                )
+            )
         by = {}
         for t, row, minus, _, _, _, words in differences(f, (1,)) if f else ():
-            if t == main: by.setdefault(words, []).append(f'{row} − {minus}')
-        lines += [f'- {where}, R@1 on {main}, {words}: {", ".join(which)}.' for words, which in sorted(by.items())]
-    if any(f and f.label not in CORPUS.values() for f in found): lines.append('- What is found on synthetic scenes with a small model says how the method behaves there. It neither confirms nor refutes a number of the paper.')
-    return '\n'.join(lines)
+            if t == main:
+                by.setdefault(words, []).append(f"{row} − {minus}")
+        lines += [
+            f"- {where}, R@1 on {main}, {words}: {', '.join(which)}." for words, which in sorted(by.items())
+        ]
+    if any(f and f.label not in CORPUS.values() for f in found):
+        lines.append(
+            "- What is found on synthetic scenes with a small model says how the method behaves there. It neither confirms nor refutes a number of the paper."
+        )
+    return "\n".join(lines)
 
 # %% ../nbs/30_results.ipynb #c2ee47a2
 def table4_figure(found, k=1, rows=None, title=None):
     "R@k (mean of both directions) of each row on each test: the mean over seeds with its 95 % interval over queries, and each seed as a small dot. `DataError` if there is no record."
     rows = found.have(rows)
-    if not rows: raise DataError(f'no record of table {found.table} on {found.label}')
-    fig = Picture(1.3 + 2.5*len(found.tests), 2.9)
+    if not rows:
+        raise DataError(f"no record of table {found.table} on {found.label}")
+    fig = Picture(1.3 + 2.5 * len(found.tests), 2.9)
     for ax, t in zip(fig.subplots(1, len(found.tests), squeeze=False)[0], found.tests):
         for x, (row, colour) in enumerate(zip(rows, colours(len(rows)))):
             e = estimate(found, t, row)[k]
-            ax.errorbar(x, e.value, [[e.value - e.low], [e.high - e.value]], fmt='o', color=colour, ms=5, lw=1.6, capsize=3, zorder=3)
-            ax.scatter(np.full(len(e.each), x + .22), e.each, s=7, color=colour, alpha=.7, linewidths=0)
-        ax.set_xticks(range(len(rows)), rows, rotation=28, ha='right', fontsize=8); ax.tick_params(axis='y', labelsize=8)
-        ax.set_title(t, fontsize=9.5, color=INK); ax.spines[['top', 'right']].set_visible(False); ax.grid(axis='y', color='#eeeeee'); ax.set_xlim(-.5, len(rows) - .4)
-    fig.axes[0].set_ylabel(f'R@{k} in %', fontsize=8.5)
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+            ax.errorbar(
+                x,
+                e.value,
+                [[e.value - e.low], [e.high - e.value]],
+                fmt="o",
+                color=colour,
+                ms=5,
+                lw=1.6,
+                capsize=3,
+                zorder=3,
+            )
+            ax.scatter(np.full(len(e.each), x + 0.22), e.each, s=7, color=colour, alpha=0.7, linewidths=0)
+        ax.set_xticks(range(len(rows)), rows, rotation=28, ha="right", fontsize=8)
+        ax.tick_params(axis="y", labelsize=8)
+        ax.set_title(t, fontsize=9.5, color=INK)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#eeeeee")
+        ax.set_xlim(-0.5, len(rows) - 0.4)
+    fig.axes[0].set_ylabel(f"R@{k} in %", fontsize=8.5)
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/30_results.ipynb #b348327e
-BASELINE = 'VG-HuBERT (M)'
+BASELINE = "VG-HuBERT (M)"
+
 
 @dataclass(frozen=True)
 class Variant:
     "A change of the plan: its `name` in words, the `label` of its records, `changes` ('field=value', …), the `rows` that are run, and perhaps other `sizes` of the corpus ('field=value', …) and other initial `weights`; `why`: what it asks."
+
     name: str
     label: str
     changes: tuple = ()
-    rows: tuple = ('+ Summary',)
+    rows: tuple = ("+ Summary",)
     sizes: tuple = ()
-    weights: str = 'pretrained'
-    why: str = ''
+    weights: str = "pretrained"
+    why: str = ""
 
     @property
     def own(self):
@@ -910,13 +1507,20 @@ class Variant:
         return BASELINE in self.rows
 
     @property
-    def changed(self): return ' '.join([*self.changes, *self.sizes, *['random initial weights']*(self.weights == 'random')])
+    def changed(self):
+        return " ".join(
+            [*self.changes, *self.sizes, *["random initial weights"] * (self.weights == "random")]
+        )
 
-    def command(self, seeds=4, table=4, data='scenes'):
+    def command(self, seeds=4, table=4, data="scenes"):
         "What makes its records."
-        rows = ' '.join(f"'{r}'" for r in self.rows)
-        parts = [f'sgmim_reproduce --table {table} --data {data} --label {self.label} --rows {rows}'] + ['--set ' + ' '.join(self.changes)]*bool(self.changes) + ['--sizes ' + ' '.join(self.sizes)]*bool(self.sizes)
-        return ' '.join([*parts, *['--from-scratch']*(self.weights == 'random'), f'--seeds {seeds}'])
+        rows = " ".join(f"'{r}'" for r in self.rows)
+        parts = (
+            [f"sgmim_reproduce --table {table} --data {data} --label {self.label} --rows {rows}"]
+            + ["--set " + " ".join(self.changes)] * bool(self.changes)
+            + ["--sizes " + " ".join(self.sizes)] * bool(self.sizes)
+        )
+        return " ".join([*parts, *["--from-scratch"] * (self.weights == "random"), f"--seeds {seeds}"])
 
 # %% ../nbs/30_results.ipynb #8cb55214
 def known(split, k, *terms):
@@ -924,36 +1528,79 @@ def known(split, k, *terms):
     seeds = set.intersection(*(set(f.seeds(row)) for _, f, row in terms))
     return contrast(split, terms)[k] if seeds and all(split in f.tests for _, f, _ in terms) else None
 
+
 def compared(base, variant, found, row, split, k=1):
     "{'recall', 'change', 'gain', 'more'} at k of a row of a variant: its recall; less the same row of the base; less the baseline (its own, where it has one); and its gain less the gain of the base's row. `Estimate`s or None."
     home, this = found if variant.own else base, (1, found, row)
     gain = [this, (-1, home, BASELINE)]
     apart = row == BASELINE
-    return {'recall': known(split, k, this), 'change': known(split, k, this, (-1, base, row)), 'gain': None if apart else known(split, k, *gain),
-            'more': None if apart else known(split, k, *gain, (-1, base, row), (1, base, BASELINE))}
+    return {
+        "recall": known(split, k, this),
+        "change": known(split, k, this, (-1, base, row)),
+        "gain": None if apart else known(split, k, *gain),
+        "more": None if apart else known(split, k, *gain, (-1, base, row), (1, base, BASELINE)),
+    }
 
 # %% ../nbs/30_results.ipynb #6622654e
 def set_aside(founds):
     "What of the records of some labels is stale or broken, as Markdown; '' if nothing is."
-    bad = [f'{f.label}, {row}, seed {seed}: {"; ".join(why[:3])}' for f in founds for (row, seed), why in f.stale.items()] + [f'{name}: {problems[0]}' for f in founds for name, problems in f.broken.items()]
-    return f'**Stale or broken**, and left out: {" · ".join(bad[:6])}{" · …" if len(bad) > 6 else ""}.' if bad else ''
+    bad = [
+        f"{f.label}, {row}, seed {seed}: {'; '.join(why[:3])}"
+        for f in founds
+        for (row, seed), why in f.stale.items()
+    ] + [f"{name}: {problems[0]}" for f in founds for name, problems in f.broken.items()]
+    return (
+        f"**Stale or broken**, and left out: {' · '.join(bad[:6])}{' · …' if len(bad) > 6 else ''}."
+        if bad
+        else ""
+    )
 
-def variants_table(base, variants, split='test-seen', k=1):
+
+def variants_table(base, variants, split="test-seen", k=1):
     """What the records of `variants` {`Variant`: `Found`} say on a test, beside the `base` (`Found`), as Markdown: recalls, and differences in R@`k` to the base's same row and to the baseline. Rows without a record say so, stale ones are named."""
-    cell = lambda e: '' if e is None else f'{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]'
-    lines = [f'| variant, {split} | changed | row | seeds | R@1 | R@10 | − base\'s row, R@{k} | − baseline, R@{k} | verdict |', '|---|---|---|---:|---:|---:|---:|---:|---|']
-    plan = Variant('*base*', base.label, (), (BASELINE, *dict.fromkeys(r for v in variants for r in v.rows if r != BASELINE)))
-    every = {(v, row): compared(base, v, found, row, split, k) for v, found in {plan: base, **variants}.items() for row in v.rows}
-    for row in plan.rows: every[plan, row]['change'] = None
-    judged = verdicts({(key, part): d[part] for key, d in every.items() for part in ('change', 'gain') if d[part]})
-    if (split, k) != (endpoint(base.tests), 1): judged = {}
+
+    def cell(e):
+        return "" if e is None else f"{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]"
+
+    lines = [
+        f"| variant, {split} | changed | row | seeds | R@1 | R@10 | − base's row, R@{k} | − baseline, R@{k} | verdict |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    plan = Variant(
+        "*base*",
+        base.label,
+        (),
+        (BASELINE, *dict.fromkeys(r for v in variants for r in v.rows if r != BASELINE)),
+    )
+    every = {
+        (v, row): compared(base, v, found, row, split, k)
+        for v, found in {plan: base, **variants}.items()
+        for row in v.rows
+    }
+    for row in plan.rows:
+        every[plan, row]["change"] = None
+    judged = verdicts(
+        {(key, part): d[part] for key, d in every.items() for part in ("change", "gain") if d[part]}
+    )
+    if (split, k) != (endpoint(base.tests), 1):
+        judged = {}
     for (v, row), d in every.items():
         found = variants.get(v, base)
-        said = [f'{what}: {judged[(v, row), part]}' for part, what in (('change', 'changed'), ('gain', 'over the baseline')) if ((v, row), part) in judged]
-        n, first, tenth = len(found.seeds(row)), d['recall'] and number(known(split, 1, (1, found, row))), d['recall'] and number(known(split, 10, (1, found, row)))
-        lines.append(f'| {v.name} | {f"`{v.changed}`" if v.changed else ""} | {row} | {n or ""} | {first or "no record"} | {tenth or ""} | {cell(d["change"])} | {cell(d["gain"])}{", of its own" if v.own and v is not plan and d["gain"] else ""} | {"; ".join(said)} |')
+        said = [
+            f"{what}: {judged[(v, row), part]}"
+            for part, what in (("change", "changed"), ("gain", "over the baseline"))
+            if ((v, row), part) in judged
+        ]
+        n, first, tenth = (
+            len(found.seeds(row)),
+            d["recall"] and number(known(split, 1, (1, found, row))),
+            d["recall"] and number(known(split, 10, (1, found, row))),
+        )
+        lines.append(
+            f"| {v.name} | {f'`{v.changed}`' if v.changed else ''} | {row} | {n or ''} | {first or 'no record'} | {tenth or ''} | {cell(d['change'])} | {cell(d['gain'])}{', of its own' if v.own and v is not plan and d['gain'] else ''} | {'; '.join(said)} |"
+        )
     note = set_aside([base, *variants.values()])
-    return '\n'.join([*lines, *(['', note] if note else [])])
+    return "\n".join([*lines, *(["", note] if note else [])])
 
 # %% ../nbs/30_results.ipynb #8213cbad
 def judged_gains(lines):
@@ -961,51 +1608,101 @@ def judged_gains(lines):
     main = endpoint(list(dict.fromkeys(t for of in lines.values() for t in of)))
     return verdicts({name: of.get(main) for name, of in lines.items()})
 
+
 def gains(base, variants=None, tests=(), k=1):
     "{name: {test: `Estimate` or None}}: what each row of the base, and each row of `variants` {`Variant`: `Found`}, gains in R@k over the baseline it is to be compared with."
     tests, lines = tests or base.tests or PAPER[base.table].splits, {}
-    plan = Variant('', base.label, (), (BASELINE, *(r for r in base.have() if r in ROWS and r != BASELINE)))
+    plan = Variant("", base.label, (), (BASELINE, *(r for r in base.have() if r in ROWS and r != BASELINE)))
     for v, found in {plan: base, **(variants or {})}.items():
         rows = [r for r in v.rows if r != BASELINE]
-        for row in rows: lines[row if v is plan else v.name + f', {row}'*(len(rows) > 1)] = {t: compared(base, v, found, row, t, k)['gain'] for t in tests}
+        for row in rows:
+            lines[row if v is plan else v.name + f", {row}" * (len(rows) > 1)] = {
+                t: compared(base, v, found, row, t, k)["gain"] for t in tests
+            }
     return lines
+
 
 def variant_says(base, variant, found, k=1):
     "What the records of a variant say, with 95 % intervals over queries, Markdown. Verdicts are for `variants_table`, where all variants are judged together."
     tests, out = base.tests or found.tests or PAPER[base.table].splits, []
     for row in (r for r in variant.rows if r != BASELINE):
         d = {t: compared(base, variant, found, row, t, k) for t in tests}
-        who = f'**{variant.name}**, {row}'
-        if not found.seeds(row): out.append(f'{who}: **no record**' + (' that counts (there are stale ones).' if (row in {r for r, _ in found.stale}) else '.'))
+        who = f"**{variant.name}**, {row}"
+        if not found.seeds(row):
+            out.append(
+                f"{who}: **no record**"
+                + (" that counts (there are stale ones)." if (row in {r for r, _ in found.stale}) else ".")
+            )
         else:
-            seeds, which = len(found.seeds(row)), 'its own baseline' if variant.own else f'the base\'s {BASELINE}'
-            said = [(f'R@{k} over {which}', 'gain'), ("that gain less the base's" if variant.own else f"R@{k} over the base's same row", 'more' if variant.own else 'change')]
-            cell = lambda e: f'{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]' if e else '–'
-            few = f' Too few seeds for a verdict ({seeds} of {LEAST_SEEDS}).' if seeds < LEAST_SEEDS else ''
-            out.append(f'{who} ({seeds} seed{"s" if seeds != 1 else ""}): ' + '. '.join(f'{what[0].upper() + what[1:]} is {", ".join(cell(x[key]) for x in d.values())} ({", ".join(tests)})' for what, key in said) + '.' + few)
-    return '\n\n'.join(out)
+            seeds, which = (
+                len(found.seeds(row)),
+                "its own baseline" if variant.own else f"the base's {BASELINE}",
+            )
+            said = [
+                (f"R@{k} over {which}", "gain"),
+                (
+                    "that gain less the base's" if variant.own else f"R@{k} over the base's same row",
+                    "more" if variant.own else "change",
+                ),
+            ]
+
+            def cell(e):
+                return f"{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]" if e else "–"
+
+            few = f" Too few seeds for a verdict ({seeds} of {LEAST_SEEDS})." if seeds < LEAST_SEEDS else ""
+            out.append(
+                f"{who} ({seeds} seed{'s' if seeds != 1 else ''}): "
+                + ". ".join(
+                    f"{what[0].upper() + what[1:]} is {', '.join(cell(x[key]) for x in d.values())} ({', '.join(tests)})"
+                    for what, key in said
+                )
+                + "."
+                + few
+            )
+    return "\n\n".join(out)
 
 # %% ../nbs/30_results.ipynb #c7af3f3b
-def forest_figure(lines, title=None, xlabel='gain in R@1 over the baseline, points'):
+def forest_figure(lines, title=None, xlabel="gain in R@1 over the baseline, points"):
     """Differences {name: {test: `Estimate` or None}} (see `gains`), a panel for each test: the value with its 95 % interval over queries (thick) and over queries and seeds (thin; four seeds or more), and each seed as a small dot; filled where the verdict at the endpoint is *resolved*.
     `DataError` if there is none at all."""
     tests = list(dict.fromkeys(t for of in lines.values() for t in of))
-    if not any(e for of in lines.values() for e in of.values()): raise DataError('no record of any of ' + ', '.join(lines))
+    if not any(e for of in lines.values() for e in of.values()):
+        raise DataError("no record of any of " + ", ".join(lines))
     main, judged = endpoint(tests), judged_gains(lines)
-    fig = Picture(2.1 + 2.2*len(tests), .9 + .27*len(lines))
+    fig = Picture(2.1 + 2.2 * len(tests), 0.9 + 0.27 * len(lines))
     for ax, t in zip(fig.subplots(1, len(tests), squeeze=False, sharey=True)[0], tests):
         for y, (name, of) in enumerate(lines.items()):
             if not (e := of.get(t)):
-                ax.text(0, y, 'no record', fontsize=6.5, color='#999999', ha='center', va='center', bbox=dict(facecolor='white', edgecolor='none', pad=1))
+                ax.text(
+                    0,
+                    y,
+                    "no record",
+                    fontsize=6.5,
+                    color="#999999",
+                    ha="center",
+                    va="center",
+                    bbox=dict(facecolor="white", edgecolor="none", pad=1),
+                )
                 continue
-            said = judged[name] if t == main else ''
-            colour = colours(2)['lower' in said] if said.startswith('resolved') else INK
-            if e.both: ax.plot(e.both, [y, y], color=colour, lw=.8)
-            ax.plot([e.low, e.high], [y, y], color=colour, lw=3, alpha=.45, solid_capstyle='butt')
-            ax.scatter(e.each, np.full(len(e.each), y + .22), s=4, color=colour, alpha=.6, linewidths=0)
-            ax.plot(e.value, y, 'o', ms=4.5, color=colour, mfc=colour if said.startswith('resolved') else 'white')
-        ax.axvline(0, color=INK, lw=.8, zorder=1); ax.set_title(t, fontsize=9, color=INK); ax.tick_params(axis='x', labelsize=8); ax.grid(axis='x', color='#eeeeee'); ax.set_axisbelow(True)
-        ax.spines[['top', 'right', 'left']].set_visible(False); ax.tick_params(axis='y', length=0)
-    fig.axes[0].set_yticks(range(len(lines)), list(lines), fontsize=8); fig.axes[0].set_ylim(len(lines) - .4, -.6); fig.supxlabel(xlabel, fontsize=8.5)
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+            said = judged[name] if t == main else ""
+            colour = colours(2)["lower" in said] if said.startswith("resolved") else INK
+            if e.both:
+                ax.plot(e.both, [y, y], color=colour, lw=0.8)
+            ax.plot([e.low, e.high], [y, y], color=colour, lw=3, alpha=0.45, solid_capstyle="butt")
+            ax.scatter(e.each, np.full(len(e.each), y + 0.22), s=4, color=colour, alpha=0.6, linewidths=0)
+            ax.plot(
+                e.value, y, "o", ms=4.5, color=colour, mfc=colour if said.startswith("resolved") else "white"
+            )
+        ax.axvline(0, color=INK, lw=0.8, zorder=1)
+        ax.set_title(t, fontsize=9, color=INK)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.grid(axis="x", color="#eeeeee")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    fig.axes[0].set_yticks(range(len(lines)), list(lines), fontsize=8)
+    fig.axes[0].set_ylim(len(lines) - 0.4, -0.6)
+    fig.supxlabel(xlabel, fontsize=8.5)
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig

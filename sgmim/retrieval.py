@@ -7,16 +7,22 @@ __all__ = ['SOUND', 'Direction', 'RetrievalResult', 'retrieval_metrics', 'bootst
            'format_table']
 
 # %% ../nbs/20_retrieval.ipynb #428e4666
-import dataclasses, itertools
+import dataclasses
+import itertools
+
 import numpy as np
 import torch
+
 from .core import CheckpointError, ConfigError, DataError, load_checkpoint, save_checkpoint
 
 # %% ../nbs/20_retrieval.ipynb #3faff7a8
 def _ranks(z_image, z_audio, image_of_caption, block, team=None):
     "Ranks (n_captions,) of A → I and (n_images,) of I → A; never more than `block` rows of scores at a time. The processes of a `team` share the blocks."
     rank, size = (0, 1) if team is None else (team.rank, team.size)
-    all_of = lambda x, op='sum': x if size == 1 else team.reduce(x.cpu(), op).to(x.device)
+
+    def all_of(x, op="sum"):
+        return x if size == 1 else team.reduce(x.cpu(), op).to(x.device)
+
     def scores():
         for start in range(0, len(z_audio), block)[rank::size]:
             rows = slice(start, start + block)
@@ -24,21 +30,24 @@ def _ranks(z_image, z_audio, image_of_caption, block, team=None):
             yield rows, s, own_image, s.gather(1, own_image[:, None])[:, 0]
 
     a2i = torch.zeros_like(image_of_caption)
-    best = z_image.new_full((len(z_image),), -torch.inf)           # per image: the score of its best caption
+    best = z_image.new_full((len(z_image),), -torch.inf)  # per image: the score of its best caption
     for rows, s, own_image, own in scores():
         a2i[rows] = (s >= own[:, None]).sum(1)
-        best.scatter_reduce_(0, own_image, own, 'amax')
-    a2i, best = all_of(a2i), all_of(best, 'max')
+        best.scatter_reduce_(0, own_image, own, "amax")
+    a2i, best = all_of(a2i), all_of(best, "max")
     i2a = torch.zeros_like(best, dtype=torch.long)
     for rows, s, own_image, own in scores():
         i2a += (s >= best).sum(0)
-        i2a.index_add_(0, own_image, -(own >= best[own_image]).long())   # an image's own captions are not wrong
+        i2a.index_add_(
+            0, own_image, -(own >= best[own_image]).long()
+        )  # an image's own captions are not wrong
     return a2i.cpu().numpy(), (all_of(i2a) + 1).cpu().numpy()
 
 # %% ../nbs/20_retrieval.ipynb #70353360
 @dataclasses.dataclass(frozen=True)
 class Direction:
     "One direction of retrieval. Recalls in per cent; `ranks` (n_queries,), the best is 1; `n_items` candidates a query."
+
     recall_at_1: float
     recall_at_5: float
     recall_at_10: float
@@ -51,12 +60,19 @@ class Direction:
     def from_ranks(cls, ranks, n_items):
         "Summarise ranks (n_queries,)."
         ranks = np.asarray(ranks)
-        return cls(*(100 * float((ranks <= k).mean()) for k in (1, 5, 10)), float(np.median(ranks)), len(ranks), int(n_items), ranks)
+        return cls(
+            *(100 * float((ranks <= k).mean()) for k in (1, 5, 10)),
+            float(np.median(ranks)),
+            len(ranks),
+            int(n_items),
+            ranks,
+        )
 
 # %% ../nbs/20_retrieval.ipynb #e1bda41b
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult:
     "Both directions. `images_dropped`: images left out of the pool because no caption is theirs. `unreadable`: images and captions left out because their files could not be read."
+
     audio_to_image: Direction
     image_to_audio: Direction
     images_dropped: int = 0
@@ -65,7 +81,11 @@ class RetrievalResult:
     @property
     def row(self) -> tuple:
         "The six numbers in the order of the paper's tables: A → I R@1, R@5, R@10, I → A R@1, R@5, R@10."
-        return tuple(getattr(d, f'recall_at_{k}') for d in (self.audio_to_image, self.image_to_audio) for k in (1, 5, 10))
+        return tuple(
+            getattr(d, f"recall_at_{k}")
+            for d in (self.audio_to_image, self.image_to_audio)
+            for k in (1, 5, 10)
+        )
 
     @property
     def mean(self) -> tuple:
@@ -74,44 +94,76 @@ class RetrievalResult:
 
     def to_dict(self) -> dict:
         "Plain numbers, for JSON."
-        side = lambda d: {f.name: getattr(d, f.name) for f in dataclasses.fields(d) if f.name != 'ranks'}
-        return dict(audio_to_image=side(self.audio_to_image), image_to_audio=side(self.image_to_audio),
-                    mean={f'recall_at_{k}': r for k, r in zip((1, 5, 10), self.mean)}, images_dropped=self.images_dropped, unreadable=self.unreadable)
 
-    def __str__(self): return format_table([('', self)])
+        def side(d):
+            return {f.name: getattr(d, f.name) for f in dataclasses.fields(d) if f.name != "ranks"}
+
+        return dict(
+            audio_to_image=side(self.audio_to_image),
+            image_to_audio=side(self.image_to_audio),
+            mean={f"recall_at_{k}": r for k, r in zip((1, 5, 10), self.mean)},
+            images_dropped=self.images_dropped,
+            unreadable=self.unreadable,
+        )
+
+    def __str__(self):
+        return format_table([("", self)])
 
 # %% ../nbs/20_retrieval.ipynb #d2ff1f49
 def _checked(z, name):
     "A matrix of embeddings as a finite float tensor (n,D)."
     z = torch.as_tensor(z).detach()
-    if z.ndim != 2 or not len(z): raise DataError(f'{name} has to be a matrix (n, D) with n >= 1, not {tuple(z.shape)}')
+    if z.ndim != 2 or not len(z):
+        raise DataError(f"{name} has to be a matrix (n, D) with n >= 1, not {tuple(z.shape)}")
     z = z.float() if z.dtype != torch.float64 else z
     bad = (~z.isfinite().all(1)).nonzero()[:, 0]
-    if len(bad): raise DataError(f'{name} holds NaN or infinite values in {len(bad)} of {len(z)} rows, the first is row {int(bad[0])}: '
-                                 'the model diverged, or an input is broken')
+    if len(bad):
+        raise DataError(
+            f"{name} holds NaN or infinite values in {len(bad)} of {len(z)} rows, the first is row {int(bad[0])}: "
+            "the model diverged, or an input is broken"
+        )
     return z
 
 # %% ../nbs/20_retrieval.ipynb #644f3efb
 def _checked_pool(z_image, z_audio, image_of_caption, similarity):
     "Two checked matrices of one width, L2-normalised for 'cosine', and owners (n_captions,) that exist."
-    z_image, z_audio = _checked(z_image, 'z_image'), _checked(z_audio, 'z_audio')
+    z_image, z_audio = _checked(z_image, "z_image"), _checked(z_audio, "z_audio")
     owner = torch.as_tensor(image_of_caption, device=z_image.device)
     if z_image.shape[1] != z_audio.shape[1]:
-        raise DataError(f'z_image is {z_image.shape[1]} wide and z_audio {z_audio.shape[1]}: they need one space')
+        raise DataError(
+            f"z_image is {z_image.shape[1]} wide and z_audio {z_audio.shape[1]}: they need one space"
+        )
     if owner.shape != (len(z_audio),) or owner.is_floating_point():
-        raise DataError(f'image_of_caption has to hold {len(z_audio)} row numbers, one a caption, not {tuple(owner.shape)} of {owner.dtype}')
+        raise DataError(
+            f"image_of_caption has to hold {len(z_audio)} row numbers, one a caption, not {tuple(owner.shape)} of {owner.dtype}"
+        )
     if owner.min() < 0 or owner.max() >= len(z_image):
-        raise DataError(f'image_of_caption runs from {int(owner.min())} to {int(owner.max())}, and there are {len(z_image)} images')
-    if similarity not in ('dot', 'cosine'):
+        raise DataError(
+            f"image_of_caption runs from {int(owner.min())} to {int(owner.max())}, and there are {len(z_image)} images"
+        )
+    if similarity not in ("dot", "cosine"):
         raise ConfigError(f"similarity is {similarity!r}; choose 'dot' (the paper) or 'cosine' (SpeechCLIP)")
-    if similarity == 'cosine': z_image, z_audio = (torch.nn.functional.normalize(z, dim=1) for z in (z_image, z_audio))
-    if z_image.norm(dim=1).max().double() * z_audio.norm(dim=1).max().double() > torch.finfo(z_image.dtype).max / 2:
-        raise DataError("the embeddings are so large that inner products overflow: give float64, or similarity='cosine'")
+    if similarity == "cosine":
+        z_image, z_audio = (torch.nn.functional.normalize(z, dim=1) for z in (z_image, z_audio))
+    if (
+        z_image.norm(dim=1).max().double() * z_audio.norm(dim=1).max().double()
+        > torch.finfo(z_image.dtype).max / 2
+    ):
+        raise DataError(
+            "the embeddings are so large that inner products overflow: give float64, or similarity='cosine'"
+        )
     return z_image, z_audio.to(z_image), owner.long()
 
 # %% ../nbs/20_retrieval.ipynb #624ddd98
-def retrieval_metrics(z_image, z_audio, image_of_caption, similarity: str = 'dot', block: int = 1024,
-                      without_caption: str = 'error', team=None) -> RetrievalResult:
+def retrieval_metrics(
+    z_image,
+    z_audio,
+    image_of_caption,
+    similarity: str = "dot",
+    block: int = 1024,
+    without_caption: str = "error",
+    team=None,
+) -> RetrievalResult:
     """Recalls of both directions for z_image (n_images,D), z_audio (n_captions,D), arrays or tensors, on any device.
 
     `image_of_caption` (n_captions,): row of z_image that each caption describes; any number of captions an image.
@@ -120,31 +172,43 @@ def retrieval_metrics(z_image, z_audio, image_of_caption, similarity: str = 'dot
     Raises `DataError` on NaN, on shapes and on row numbers that do not fit. Ties count against the model.
     """
     z_image, z_audio, owner = _checked_pool(z_image, z_audio, image_of_caption, similarity)
-    if block < 1: raise ConfigError(f'block is {block}; give a number of captions >= 1')
+    if block < 1:
+        raise ConfigError(f"block is {block}; give a number of captions >= 1")
     used = torch.bincount(owner, minlength=len(z_image)) > 0
     dropped = int((~used).sum())
-    if dropped and without_caption != 'drop':
-        raise DataError(f"{dropped} of {len(z_image)} images have no caption, the first is row {int((~used).nonzero()[0])}; "
-                        "do images and captions belong together? without_caption='drop' leaves these images out")
+    if dropped and without_caption != "drop":
+        raise DataError(
+            f"{dropped} of {len(z_image)} images have no caption, the first is row {int((~used).nonzero()[0])}; "
+            "do images and captions belong together? without_caption='drop' leaves these images out"
+        )
     z_image, owner = z_image[used], (used.cumsum(0) - 1)[owner]
     a2i, i2a = _ranks(z_image, z_audio, owner, block, team)
-    return RetrievalResult(Direction.from_ranks(a2i, len(z_image)), Direction.from_ranks(i2a, len(z_audio)), dropped)
+    return RetrievalResult(
+        Direction.from_ranks(a2i, len(z_image)), Direction.from_ranks(i2a, len(z_audio)), dropped
+    )
 
 # %% ../nbs/20_retrieval.ipynb #1042baf8
-def bootstrap(ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, minus=None, level: float = 0.95) -> dict:
+def bootstrap(
+    ranks, ks=(1, 5, 10), n: int = 1000, seed: int = 0, groups=None, minus=None, level: float = 0.95
+) -> dict:
     """Confidence interval of R@k in per cent, {k: (low, high)}, from `n` resamples of the queries.
 
     `ranks` (Q,) of one direction. `groups` (Q,): queries that belong together (the image of each caption) are drawn together.
     `minus` (Q,): ranks of another model on the same queries; then the interval is that of the difference in R@k.
     """
     ranks, rng = np.asarray(ranks), np.random.default_rng(seed)
-    if not len(ranks): raise DataError('no ranks to resample')
+    if not len(ranks):
+        raise DataError("no ranks to resample")
     if minus is not None and np.shape(minus) != ranks.shape:
-        raise DataError(f'minus has {len(minus)} ranks, and ranks {len(ranks)}: they need the same queries')
-    hit = np.stack([(ranks <= k) * 1. - (0 if minus is None else np.asarray(minus) <= k) for k in ks], axis=1)
-    _, member = np.unique(np.arange(len(ranks)) if groups is None else np.asarray(groups), return_inverse=True)
+        raise DataError(f"minus has {len(minus)} ranks, and ranks {len(ranks)}: they need the same queries")
+    hit = np.stack(
+        [(ranks <= k) * 1.0 - (0 if minus is None else np.asarray(minus) <= k) for k in ks], axis=1
+    )
+    _, member = np.unique(
+        np.arange(len(ranks)) if groups is None else np.asarray(groups), return_inverse=True
+    )
     size = np.bincount(member)
-    total = np.stack([np.bincount(member, weights=h) for h in hit.T], axis=1)      # (groups, ks)
+    total = np.stack([np.bincount(member, weights=h) for h in hit.T], axis=1)  # (groups, ks)
     draws = (rng.integers(0, len(size), len(size)) for _ in range(n))
     recalls = 100 * np.array([total[d].sum(0) / size[d].sum() for d in draws])
     low, high = np.quantile(recalls, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -158,6 +222,7 @@ class Embeddings:
     `image_id` (n_images,): the id of each row of z_image; `image_of_caption` (n_captions,): row of z_image that a caption
     describes; `index` (n_captions,): the caption's number in its dataset; `unreadable`: (what, why) of what was left out.
     """
+
     z_image: torch.Tensor
     z_audio: torch.Tensor
     image_id: torch.Tensor
@@ -167,27 +232,46 @@ class Embeddings:
 
     def metrics(self, **kwargs) -> RetrievalResult:
         "`retrieval_metrics` of this pool."
-        found = retrieval_metrics(self.z_image, self.z_audio, self.image_of_caption, **({'without_caption': 'drop'} if self.unreadable else {}), **kwargs)
+        found = retrieval_metrics(
+            self.z_image,
+            self.z_audio,
+            self.image_of_caption,
+            **({"without_caption": "drop"} if self.unreadable else {}),
+            **kwargs,
+        )
         return dataclasses.replace(found, unreadable=len(self.unreadable))
 
     def save(self, folder, **about):
         "Write the pool to `folder` (safetensors and JSON); `about`: what it is of, for `load`."
-        save_checkpoint(folder, {k: v for k, v in vars(self).items() if k != 'unreadable'}, {'embeddings': 1, 'about': about, 'unreadable': list(self.unreadable)})
+        save_checkpoint(
+            folder,
+            {k: v for k, v in vars(self).items() if k != "unreadable"},
+            {"embeddings": 1, "about": about, "unreadable": list(self.unreadable)},
+        )
 
     @classmethod
     def load(cls, folder, **about):
         "Read what `save` wrote; `CheckpointError` if it is damaged, or not of what `about` says."
         tensors, meta = load_checkpoint(folder)
-        if meta.get('embeddings') != 1: raise CheckpointError(f'{folder} holds no embeddings')
-        wrong = [f'{k} is {meta["about"].get(k)!r}, not {v!r}' for k, v in about.items() if meta['about'].get(k) != v]
-        if wrong: raise CheckpointError(f'the embeddings in {folder} are of something else: {"; ".join(wrong)}. Choose another folder, or delete this one.')
-        return cls(**tensors, unreadable=tuple(map(tuple, meta['unreadable'])))
+        if meta.get("embeddings") != 1:
+            raise CheckpointError(f"{folder} holds no embeddings")
+        wrong = [
+            f"{k} is {meta['about'].get(k)!r}, not {v!r}"
+            for k, v in about.items()
+            if meta["about"].get(k) != v
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"the embeddings in {folder} are of something else: {'; '.join(wrong)}. Choose another folder, or delete this one."
+            )
+        return cls(**tensors, unreadable=tuple(map(tuple, meta["unreadable"])))
 
 # %% ../nbs/20_retrieval.ipynb #03cfd275
-SOUND = ('audio', 'audio_len', 'frames', 'frames_len')     # a waveform, or the cached output of the frozen CNN
+SOUND = ("audio", "audio_len", "frames", "frames_len")  # a waveform, or the cached output of the frozen CNN
+
 
 @torch.no_grad()
-def embed(model, loader, device='cpu', max_unreadable: float = 0.01, team=None) -> Embeddings:
+def embed(model, loader, device="cpu", max_unreadable: float = 0.01, team=None) -> Embeddings:
     """Embed every image (once by id) and every caption of `loader` with `model`, in evaluation mode.
 
     `loader` gives batches (dicts of tensors) with image_id (B,), and image or index (B,) and sound or both, and perhaps `unreadable`. `team`: a `Team`, whose
@@ -198,54 +282,107 @@ def embed(model, loader, device='cpu', max_unreadable: float = 0.01, team=None) 
     model.eval()
     try:
         for batch in loader if team is None or team.size == 1 else _share(loader, team):
-            ids, sound = batch['image_id'].tolist(), {k: batch[k].to(device) for k in SOUND if k in batch}
-            new = [ids.index(i) for i in dict.fromkeys(ids) if i not in seen] if 'image' in batch else []     # where each image that is new first stands
+            ids, sound = batch["image_id"].tolist(), {k: batch[k].to(device) for k in SOUND if k in batch}
+            new = (
+                [ids.index(i) for i in dict.fromkeys(ids) if i not in seen] if "image" in batch else []
+            )  # where each image that is new first stands
             seen |= {ids[k] for k in new}
-            found.append({'images': [ids[k] for k in new], 'owners': ids if sound else [], 'captions': batch['index'].tolist() if sound else [], 'lost': batch.get('unreadable', []),
-                          'z_image': model.embed_image(batch['image'][new].to(device)).float().cpu() if new else None, 'z_audio': model.embed_audio(**sound).float().cpu() if sound else None})
-    finally: model.train(was_training)
-    if team is not None and team.size > 1: found = [b for turn in itertools.zip_longest(*team.everyone(found)) for b in turn if b is not None]
+            found.append(
+                {
+                    "images": [ids[k] for k in new],
+                    "owners": ids if sound else [],
+                    "captions": batch["index"].tolist() if sound else [],
+                    "lost": batch.get("unreadable", []),
+                    "z_image": model.embed_image(batch["image"][new].to(device)).float().cpu()
+                    if new
+                    else None,
+                    "z_audio": model.embed_audio(**sound).float().cpu() if sound else None,
+                }
+            )
+    finally:
+        model.train(was_training)
+    if team is not None and team.size > 1:
+        found = [b for turn in itertools.zip_longest(*team.everyone(found)) for b in turn if b is not None]
     return _pool(found, max_unreadable)
+
 
 def _share(loader, team):
     "The batches that are this process's, in turn."
-    return loader.deal(team.rank, team.size) if hasattr(loader, 'deal') else itertools.islice(loader, team.rank, None, team.size)
+    return (
+        loader.deal(team.rank, team.size)
+        if hasattr(loader, "deal")
+        else itertools.islice(loader, team.rank, None, team.size)
+    )
+
 
 def _pool(found, max_unreadable):
     "What was embedded, batch by batch, as `Embeddings`, after a check that it is the whole test set."
-    images, owners, captions, lost = (list(itertools.chain(*(b[k] for b in found))) for k in ('images', 'owners', 'captions', 'lost'))
-    if lost and len(lost) > max_unreadable*(len(set(images)) + len(captions) + len(lost)):
-        raise DataError(f'{len(lost)} of {len(set(images)) + len(captions) + len(lost)} images and captions could not be read ({lost[0][0]}: {lost[0][1]}), more than {max_unreadable:.0%}. '
-                        'Is the disk there, and are the paths right?')
-    if not captions or not images: raise DataError('the loader gave no batch: the split is empty, or smaller than one batch with drop_last=True')
+    images, owners, captions, lost = (
+        list(itertools.chain(*(b[k] for b in found))) for k in ("images", "owners", "captions", "lost")
+    )
+    if lost and len(lost) > max_unreadable * (len(set(images)) + len(captions) + len(lost)):
+        raise DataError(
+            f"{len(lost)} of {len(set(images)) + len(captions) + len(lost)} images and captions could not be read ({lost[0][0]}: {lost[0][1]}), more than {max_unreadable:.0%}. "
+            "Is the disk there, and are the paths right?"
+        )
+    if not captions or not images:
+        raise DataError(
+            "the loader gave no batch: the split is empty, or smaller than one batch with drop_last=True"
+        )
     if len(set(captions)) < len(captions):
-        raise DataError(f'{len(captions) - len(set(captions))} captions came twice; evaluate with a loader that neither repeats nor draws at random')
-    place = {i: k for k, i in reversed(list(enumerate(images)))}      # where each image first stands: two processes may both have met it
+        raise DataError(
+            f"{len(captions) - len(set(captions))} captions came twice; evaluate with a loader that neither repeats nor draws at random"
+        )
+    place = {
+        i: k for k, i in reversed(list(enumerate(images)))
+    }  # where each image first stands: two processes may both have met it
     row_of = {i: row for row, i in enumerate(sorted(place, key=place.get))}
     homeless = [j for j, i in zip(captions, owners) if i not in row_of]
-    if homeless and not lost: raise DataError(f'{len(homeless)} captions came without their image, the first is caption {homeless[0]}')
-    keep, lost = torch.tensor([i in row_of for i in owners]), [*lost, *((f'caption {j}', 'its image could not be read') for j in homeless)]
-    z_image, z_audio = (torch.cat([b[k] for b in found if b[k] is not None]) for k in ('z_image', 'z_audio'))
-    return Embeddings(z_image[list(map(place.get, row_of))], z_audio[keep], torch.tensor(list(row_of)), torch.tensor([row_of[i] for i in owners if i in row_of]), torch.tensor(captions)[keep], tuple(lost))
+    if homeless and not lost:
+        raise DataError(
+            f"{len(homeless)} captions came without their image, the first is caption {homeless[0]}"
+        )
+    keep, lost = (
+        torch.tensor([i in row_of for i in owners]),
+        [*lost, *((f"caption {j}", "its image could not be read") for j in homeless)],
+    )
+    z_image, z_audio = (torch.cat([b[k] for b in found if b[k] is not None]) for k in ("z_image", "z_audio"))
+    return Embeddings(
+        z_image[list(map(place.get, row_of))],
+        z_audio[keep],
+        torch.tensor(list(row_of)),
+        torch.tensor([row_of[i] for i in owners if i in row_of]),
+        torch.tensor(captions)[keep],
+        tuple(lost),
+    )
 
 # %% ../nbs/20_retrieval.ipynb #63c8ad33
-def top_k(z_query, z_item, k: int = 5, similarity: str = 'dot', block: int = 1024) -> tuple:
+def top_k(z_query, z_item, k: int = 5, similarity: str = "dot", block: int = 1024) -> tuple:
     "The k best items of each query, best first: row numbers (Q,k) and scores (Q,k), as arrays. Blocks as above."
-    q, z = _checked(z_query, 'z_query'), _checked(z_item, 'z_item')
-    if similarity == 'cosine': q, z = (torch.nn.functional.normalize(v, dim=1) for v in (q, z))
+    q, z = _checked(z_query, "z_query"), _checked(z_item, "z_item")
+    if similarity == "cosine":
+        q, z = (torch.nn.functional.normalize(v, dim=1) for v in (q, z))
     best = [(b @ z.T).topk(min(k, len(z)), dim=1) for b in q.split(block)]
-    return torch.cat([b.indices for b in best]).cpu().numpy(), torch.cat([b.values for b in best]).cpu().numpy()
+    return torch.cat([b.indices for b in best]).cpu().numpy(), torch.cat(
+        [b.values for b in best]
+    ).cpu().numpy()
 
 # %% ../nbs/20_retrieval.ipynb #5b4844ce
 def format_table(rows, markdown: bool = False) -> str:
     "`rows`: (name, `RetrievalResult` or six numbers as in `RetrievalResult.row`) → a table as plain text or as markdown."
-    body = [[name] + [f'{x:.1f}' for x in (r.row if isinstance(r, RetrievalResult) else r)] for name, r in rows]
+    body = [
+        [name] + [f"{x:.1f}" for x in (r.row if isinstance(r, RetrievalResult) else r)] for name, r in rows
+    ]
     short = [b[0] for b in body if len(b) != 7]
-    if short: raise DataError(f'the row {short[0]!r} needs six numbers: R@1, R@5, R@10 of A → I, then of I → A')
+    if short:
+        raise DataError(f"the row {short[0]!r} needs six numbers: R@1, R@5, R@10 of A → I, then of I → A")
     if markdown:
-        head = [''] + [f'{d} R@{k}' for d in ('A → I', 'I → A') for k in (1, 5, 10)]
-        return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---'] + ['---:'] * 6] + body)
+        head = [""] + [f"{d} R@{k}" for d in ("A → I", "I → A") for k in (1, 5, 10)]
+        return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] + ["---:"] * 6] + body)
     w = max([len(b[0]) for b in body], default=0)
-    line = lambda r: f'{r[0]:<{w}}' + ''.join(f'{x:>7}' + ('  |' if i == 2 else '') for i, x in enumerate(r[1:]))
-    head = [f'{"":<{w}}{"A → I":^21}  |{"I → A":^21}'.rstrip(), line(['', *('R@1', 'R@5', 'R@10') * 2])]
-    return '\n'.join(head + [line(b) for b in body])
+
+    def line(r):
+        return f"{r[0]:<{w}}" + "".join(f"{x:>7}" + ("  |" if i == 2 else "") for i, x in enumerate(r[1:]))
+
+    head = [f"{'':<{w}}{'A → I':^21}  |{'I → A':^21}".rstrip(), line(["", *("R@1", "R@5", "R@10") * 2])]
+    return "\n".join(head + [line(b) for b in body])

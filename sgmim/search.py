@@ -10,7 +10,17 @@ __all__ = ['IMAGES', 'SOUNDS', 'KINDS', 'FORMAT', 'VERSION', 'PART', 'ABOUT', 'F
            'open_approximate', 'search_approximate', 'printable', 'index', 'index_command', 'search', 'search_command']
 
 # %% ../nbs/33_search.ipynb #60f560eb
-import argparse, contextlib, hashlib, io, json, os, secrets, stat, sys, time, warnings
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import stat
+import sys
+import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,285 +40,466 @@ from .pretrain import shipped
 from .train import image_transform, shortest
 
 # %% ../nbs/33_search.ipynb #970aec4a
-IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm')
-SOUNDS = ('.wav', '.flac', '.mp3', '.ogg')
-KINDS = {'images': IMAGES, 'audio': SOUNDS}      # of an index
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg")
+KINDS = {"images": IMAGES, "audio": SOUNDS}  # of an index
+
 
 class File(NamedTuple):
     "A file of an index: `path` below its root, with '/'; `size` in bytes; `mtime`, its last change, in nanoseconds."
+
     path: str
     size: int
     mtime: int
 
+
 def inside(root: Path, path) -> Path:
     "The file `path` (relative) of the resolved folder `root`, links followed; `DataError` if it leads out of it, or is no ordinary file there."
-    if fault := path_fault(str(path)): raise DataError(f'the path {fault}')
-    real = (root/path).resolve()
-    if root not in real.parents: raise DataError(f'{path} is a link that leads out of {root}')
-    try: mode = real.stat().st_mode
-    except OSError as e: raise DataError(f'{path} is not there any more ({e.strerror})') from e
-    if not stat.S_ISREG(mode): raise DataError(f'{path} is no ordinary file')
+    if fault := path_fault(str(path)):
+        raise DataError(f"the path {fault}")
+    real = (root / path).resolve()
+    if root not in real.parents:
+        raise DataError(f"{path} is a link that leads out of {root}")
+    try:
+        mode = real.stat().st_mode
+    except OSError as e:
+        raise DataError(f"{path} is not there any more ({e.strerror})") from e
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is no ordinary file")
     return real
 
 # %% ../nbs/33_search.ipynb #934625e2
-def list_files(root, kind: str = 'images') -> tuple:
+def list_files(root, kind: str = "images") -> tuple:
     "([`File`, …] in the order of their paths, [(path, why), …] of what was left out) of the images or recordings anywhere below the folder `root`."
     root, files, left_out = Path(root).resolve(), [], []
-    if not root.is_dir(): raise DataError(f'{root} is no folder: give the folder that holds the {kind}')
-    shown = lambda path: os.fsencode(os.path.relpath(path, root)).decode('utf-8', 'backslashreplace').replace(os.sep, '/')
-    for folder, folders, names in os.walk(root, onerror=lambda e: left_out.append((shown(e.filename), f'cannot be opened: {e.strerror}'))):
-        folders[:] = [f for f in folders if f[0] != '.']
-        left_out += [(shown(p), 'is a link to a folder, which is not followed') for p in (Path(folder, f) for f in folders) if p.is_symlink()]
-        for path in (Path(folder, n) for n in names if n[0] != '.' and n.lower().endswith(KINDS[kind])):
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder: give the folder that holds the {kind}")
+
+    def shown(path):
+        return (
+            os.fsencode(os.path.relpath(path, root)).decode("utf-8", "backslashreplace").replace(os.sep, "/")
+        )
+
+    for folder, folders, names in os.walk(
+        root, onerror=lambda e: left_out.append((shown(e.filename), f"cannot be opened: {e.strerror}"))
+    ):
+        folders[:] = [f for f in folders if f[0] != "."]
+        left_out += [
+            (shown(p), "is a link to a folder, which is not followed")
+            for p in (Path(folder, f) for f in folders)
+            if p.is_symlink()
+        ]
+        for path in (Path(folder, n) for n in names if n[0] != "." and n.lower().endswith(KINDS[kind])):
             try:
                 relative = path.relative_to(root).as_posix()
                 relative.encode()
                 about = inside(root, relative).stat()
                 files.append(File(relative, about.st_size, about.st_mtime_ns))
-            except UnicodeEncodeError: left_out.append((shown(path), 'has a name that is not UTF-8: rename it'))
-            except (DataError, OSError, RuntimeError) as e: left_out.append((shown(path), str(e)))      # RuntimeError: links in a circle
+            except UnicodeEncodeError:
+                left_out.append((shown(path), "has a name that is not UTF-8: rename it"))
+            except (DataError, OSError, RuntimeError) as e:
+                left_out.append((shown(path), str(e)))  # RuntimeError: links in a circle
     return sorted(files), sorted(left_out)
 
 # %% ../nbs/33_search.ipynb #0ead20f7
 def to_unit(model, z: torch.Tensor) -> np.ndarray:
     "Embeddings (n, E) as float32 arrays whose inner product is the similarity of `model`: of length 1 for 'cosine'."
     z = z.float()
-    return (F.normalize(z, dim=1) if model.config.similarity == 'cosine' else z).cpu().numpy()
+    return (F.normalize(z, dim=1) if model.config.similarity == "cosine" else z).cpu().numpy()
+
 
 @torch.inference_mode()
 def embed_pictures(model, pictures: list) -> np.ndarray:
     "z^I of B pictures, uint8 (S, S, 3) each, float32 (B, E)."
-    return to_unit(model, model.embed_image(normalise(np.stack(pictures)).to(next(model.parameters()).device)))
+    return to_unit(
+        model, model.embed_image(normalise(np.stack(pictures)).to(next(model.parameters()).device))
+    )
 
-def sound_batch(model, waves: list, max_seconds: float = 10.) -> dict:
+
+def sound_batch(model, waves: list, max_seconds: float = 10.0) -> dict:
     "{'audio' (B, L), 'audio_len' (B,)} of waveforms (L_i,) at 16 kHz, of which the first `max_seconds` are heard, where `model` is. `DataError` for one too short for a frame."
-    if short := [len(w) for w in waves if len(w) < shortest(model.config)]: raise DataError(f'a recording of {short[0]} samples is too short: one frame takes {shortest(model.config)}')
-    most, longest, device = round(max_seconds*RATE), max(map(len, waves)), next(model.parameters()).device
+    if short := [len(w) for w in waves if len(w) < shortest(model.config)]:
+        raise DataError(
+            f"a recording of {short[0]} samples is too short: one frame takes {shortest(model.config)}"
+        )
+    most, longest, device = round(max_seconds * RATE), max(map(len, waves)), next(model.parameters()).device
     audio, n = pad_batch(waves, most if model.config.padding_matters else min(most, longest))
-    return {'audio': torch.as_tensor(audio).to(device), 'audio_len': torch.as_tensor(n).to(device)}
+    return {"audio": torch.as_tensor(audio).to(device), "audio_len": torch.as_tensor(n).to(device)}
+
 
 @torch.inference_mode()
-def embed_sounds(model, waves: list, max_seconds: float = 10.) -> np.ndarray:
+def embed_sounds(model, waves: list, max_seconds: float = 10.0) -> np.ndarray:
     "z^A of B waveforms, float32 (B, E); see `sound_batch`."
     return to_unit(model, model.embed_audio(**sound_batch(model, waves, max_seconds)))
 
 # %% ../nbs/33_search.ipynb #c6418241
-def reader(model, kind: str, root: Path, max_seconds: float = 10.):
+def reader(model, kind: str, root: Path, max_seconds: float = 10.0):
     "A function `File` -> what the model is to embed (a picture, uint8 (S, S, 3), or a waveform), or the text of what is wrong with the file."
     c = model.config
     transform = image_transform(c)
+
     def read(file):
         try:
             path = inside(root, file.path)
-            if kind == 'images': return transform(load_image(path, round(c.image_size/c.crop_pct)))
+            if kind == "images":
+                return transform(load_image(path, round(c.image_size / c.crop_pct)))
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')          # silence is said to nobody here: it is a bad match to everything
+                warnings.simplefilter(
+                    "ignore"
+                )  # silence is said to nobody here: it is a bad match to everything
                 wave = load_audio(path, max_seconds=max_seconds)
-            return wave if len(wave) >= shortest(c) else f'has {len(wave)} samples, and one frame takes {shortest(c)}'
-        except (DataError, OSError) as e: return str(e)
+            return (
+                wave
+                if len(wave) >= shortest(c)
+                else f"has {len(wave)} samples, and one frame takes {shortest(c)}"
+            )
+        except (DataError, OSError) as e:
+            return str(e)
+
     return read
 
 # %% ../nbs/33_search.ipynb #4b64fb9c
-FORMAT, VERSION, PART = 'sgmim search index', 1, 65_536
-ABOUT = {'format': str, 'version': int, 'kind': str, 'root': str, 'checkpoint': str, 'model': str, 'similarity': str, 'width': int, 'max_seconds': float,
-         'parts': list, 'left_out': list, 'left_out_count': int}      # what index.json holds
+FORMAT, VERSION, PART = "sgmim search index", 1, 65_536
+ABOUT = {
+    "format": str,
+    "version": int,
+    "kind": str,
+    "root": str,
+    "checkpoint": str,
+    "model": str,
+    "similarity": str,
+    "width": int,
+    "max_seconds": float,
+    "parts": list,
+    "left_out": list,
+    "left_out_count": int,
+}  # what index.json holds
+
 
 class Files(Sequence):
     "`File`s, kept as three lists: read from JSON twenty times faster than as many tuples are."
+
     def __init__(self, paths=(), sizes=(), mtimes=()):
         self.columns = [list(c) for c in (paths, sizes, mtimes)]
-        if len({len(c) for c in self.columns}) > 1: raise ValueError('lists of several lengths')
-    def __len__(self): return len(self.columns[0])
-    def __getitem__(self, i): return [*map(File, *(c[i] for c in self.columns))] if isinstance(i, slice) else File(*(c[i] for c in self.columns))
-    def __iter__(self): return map(File, *self.columns)
-    def extend(self, other):
-        for mine, theirs in zip(self.columns, other.columns): mine += theirs
+        if len({len(c) for c in self.columns}) > 1:
+            raise ValueError("lists of several lengths")
 
-def digest(blob) -> str: return hashlib.blake2b(blob, digest_size=16).hexdigest()
-def revision(entries: list) -> str: return digest(json.dumps(entries, sort_keys=True).encode())      # of what is indexed
+    def __len__(self):
+        return len(self.columns[0])
+
+    def __getitem__(self, i):
+        return (
+            [*map(File, *(c[i] for c in self.columns))]
+            if isinstance(i, slice)
+            else File(*(c[i] for c in self.columns))
+        )
+
+    def __iter__(self):
+        return map(File, *self.columns)
+
+    def extend(self, other):
+        for mine, theirs in zip(self.columns, other.columns):
+            mine += theirs
+
+
+def digest(blob) -> str:
+    return hashlib.blake2b(blob, digest_size=16).hexdigest()
+
+
+def revision(entries: list) -> str:
+    return digest(json.dumps(entries, sort_keys=True).encode())  # of what is indexed
+
 
 def write_part(folder: Path, vectors: np.ndarray, files: list) -> dict:
     "Write rows (n, E) and their `File`s as a part with a name of its own; returns its entry for index.json."
-    name, out = f'part-{secrets.token_hex(5)}', io.BytesIO()
+    name, out = f"part-{secrets.token_hex(5)}", io.BytesIO()
     np.save(out, np.ascontiguousarray(vectors, dtype=np.float32))
-    blobs = {'npy': out.getvalue(), 'json': json.dumps([*zip(*files)], ensure_ascii=False).encode()}
+    blobs = {"npy": out.getvalue(), "json": json.dumps([*zip(*files)], ensure_ascii=False).encode()}
     for suffix, blob in blobs.items():
-        with atomic_write(folder/f'{name}.{suffix}') as f: f.write(blob)
-    return {'name': name, 'rows': len(files), 'largest': float(np.linalg.norm(vectors, axis=1).max()), **{k: digest(b) for k, b in blobs.items()}}
+        with atomic_write(folder / f"{name}.{suffix}") as f:
+            f.write(blob)
+    return {
+        "name": name,
+        "rows": len(files),
+        "largest": float(np.linalg.norm(vectors, axis=1).max()),
+        **{k: digest(b) for k, b in blobs.items()},
+    }
+
 
 def read_part(folder: Path, entry: dict, width: int, verify: bool = True) -> tuple:
     "(vectors (n, E) as a memory map, its `File`s) of a part; `DataError` if it is missing, truncated, changed or unsafe."
-    name, n = folder/entry['name'], entry['rows']
+    name, n = folder / entry["name"], entry["rows"]
     try:
-        blob = name.with_suffix('.json').read_bytes()
-        if digest(blob) != entry['json'] or (verify and digest(name.with_suffix('.npy').read_bytes()) != entry['npy']): raise ValueError('not what was written')
-        vectors, files = np.load(name.with_suffix('.npy'), mmap_mode='r', allow_pickle=False), Files(*json.loads(blob))
-        if vectors.shape != (n, width) or vectors.dtype != np.float32 or len(files) != n: raise ValueError(f'{len(files)} files and vectors {vectors.shape}, not {(n, width)}')
-        if unsafe := next(filter(path_fault, files.columns[0]), None): raise ValueError(f'it names {unsafe!r}, which is outside its folder')
+        blob = name.with_suffix(".json").read_bytes()
+        if digest(blob) != entry["json"] or (
+            verify and digest(name.with_suffix(".npy").read_bytes()) != entry["npy"]
+        ):
+            raise ValueError("not what was written")
+        vectors, files = (
+            np.load(name.with_suffix(".npy"), mmap_mode="r", allow_pickle=False),
+            Files(*json.loads(blob)),
+        )
+        if vectors.shape != (n, width) or vectors.dtype != np.float32 or len(files) != n:
+            raise ValueError(f"{len(files)} files and vectors {vectors.shape}, not {(n, width)}")
+        if unsafe := next(filter(path_fault, files.columns[0]), None):
+            raise ValueError(f"it names {unsafe!r}, which is outside its folder")
         return vectors, files
-    except (OSError, ValueError, TypeError, EOFError) as e: raise DataError(f'{name}: this part of the index is damaged or missing ({e})') from e
+    except (OSError, ValueError, TypeError, EOFError) as e:
+        raise DataError(f"{name}: this part of the index is damaged or missing ({e})") from e
 
 # %% ../nbs/33_search.ipynb #7fcb6357
 def read_about(file: Path) -> dict:
     "The content of an index.json; `DataError` if it is none of ours, of a newer version, or damaged."
-    try: about = read_json(file)
-    except DataError as e: raise DataError(f'{e}. Delete the folder {file.parent} and make the index again with sgmim_index.') from e
-    if not isinstance(about, dict) or about.get('format') != FORMAT: raise DataError(f'{file} is not of an index that sgmim_index made: give the folder that it wrote')
-    if about.get('version') != VERSION: raise DataError(f'{file} is of version {about.get("version")} and this is version {VERSION}: make the index again, or install that version of sgmim')
-    entries = lambda: all(isinstance(p, dict) and set(p) == {'name', 'rows', 'largest', 'npy', 'json'} and str(p['name']).startswith('part-') and p['name'][5:].isalnum() and type(p['rows']) is int for p in about['parts'])
-    wrong = next((k for k, kind in ABOUT.items() if not isinstance(about.get(k), kind)), None) or (about['kind'] not in KINDS and 'kind') or (not entries() and 'parts')
-    if wrong: raise DataError(f'{file}: the entry {wrong!r} is missing or cannot be right, so the file was changed. Delete the folder and make the index again.')
+    try:
+        about = read_json(file)
+    except DataError as e:
+        raise DataError(
+            f"{e}. Delete the folder {file.parent} and make the index again with sgmim_index."
+        ) from e
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise DataError(f"{file} is not of an index that sgmim_index made: give the folder that it wrote")
+    if about.get("version") != VERSION:
+        raise DataError(
+            f"{file} is of version {about.get('version')} and this is version {VERSION}: make the index again, or install that version of sgmim"
+        )
+
+    def entries():
+        return all(
+            isinstance(p, dict)
+            and set(p) == {"name", "rows", "largest", "npy", "json"}
+            and str(p["name"]).startswith("part-")
+            and p["name"][5:].isalnum()
+            and type(p["rows"]) is int
+            for p in about["parts"]
+        )
+
+    wrong = (
+        next((k for k, kind in ABOUT.items() if not isinstance(about.get(k), kind)), None)
+        or (about["kind"] not in KINDS and "kind")
+        or (not entries() and "parts")
+    )
+    if wrong:
+        raise DataError(
+            f"{file}: the entry {wrong!r} is missing or cannot be right, so the file was changed. Delete the folder and make the index again."
+        )
     return about
 
 # %% ../nbs/33_search.ipynb #1ea491ac
 def best_rows(parts: list, query: np.ndarray, k: int, largest: float, block: int = 65_536) -> tuple:
     """Rows that may be among the `k` with the largest inner product with `query` (E,), and that product in 64 bits: a few more than k, in no order.
     `parts`: arrays (n_i, E), rows counted through all; `largest`: a bound on the length of a row."""
-    slack = 2*len(query)*np.finfo(np.float32).eps*largest*float(np.linalg.norm(query.astype(np.float64)))
+    slack = (
+        2 * len(query) * np.finfo(np.float32).eps * largest * float(np.linalg.norm(query.astype(np.float64)))
+    )
     rows, scores, first = np.zeros(0, np.int64), np.zeros(0, np.float32), 0
     for part in parts:
         for at in range(0, len(part), block):
-            s = part[at:at + block] @ query
-            if len(scores) >= k:                       # most blocks hold little that is better than what there is
+            s = part[at : at + block] @ query
+            if len(scores) >= k:  # most blocks hold little that is better than what there is
                 near = np.flatnonzero(s >= np.partition(scores, -k)[-k] - slack)
                 new, s = first + at + near, s[near]
-            else: new = first + at + np.arange(len(s))
+            else:
+                new = first + at + np.arange(len(s))
             rows, scores = np.concatenate([rows, new]), np.concatenate([scores, s])
             if len(scores) > k:
                 keep = scores >= np.partition(scores, -k)[-k] - slack
                 rows, scores = rows[keep], scores[keep]
         first += len(part)
     ends = np.cumsum([0] + [len(p) for p in parts])
-    of = np.searchsorted(ends, rows, 'right') - 1
+    of = np.searchsorted(ends, rows, "right") - 1
     exact = [parts[p][r - ends[p]].astype(np.float64) @ query.astype(np.float64) for p, r in zip(of, rows)]
     return rows, np.array(exact, np.float64)
 
 # %% ../nbs/33_search.ipynb #b61601ce
 class Hit(NamedTuple):
     "One result: `rank` from 1, `score` (the model's similarity), the `path` of the file below the root of the index, and its `row`."
+
     rank: int
     score: float
     path: str
     row: int
 
+
 def check_query(query, width: int) -> np.ndarray:
     "A query as a finite float32 vector (E,); `DataError` if it is none."
     query = np.asarray(query, np.float32)
-    if query.shape != (width,): raise DataError(f'a query for this index is a vector of {width} numbers, not of shape {query.shape}')
-    if not np.isfinite(query).all(): raise DataError('the query holds NaN or infinite values: the model diverged, or the input is broken')
+    if query.shape != (width,):
+        raise DataError(f"a query for this index is a vector of {width} numbers, not of shape {query.shape}")
+    if not np.isfinite(query).all():
+        raise DataError("the query holds NaN or infinite values: the model diverged, or the input is broken")
     return query
 
 # %% ../nbs/33_search.ipynb #cd995e12
 class Index:
     """An index, opened: `about` (index.json), `parts` (memory maps (n_i, E)), `files`, the `File` of each row. `broken`: (entry, why) of the parts that could not be read."""
+
     def __init__(self, folder, about, parts, files, broken=()):
-        self.folder, self.about, self.parts, self.files, self.broken = Path(folder), about, parts, files, list(broken)
+        self.folder, self.about, self.parts, self.files, self.broken = (
+            Path(folder),
+            about,
+            parts,
+            files,
+            list(broken),
+        )
 
     @classmethod
-    def open(cls, folder, verify: bool = True, mend: bool = False, name: str = 'index.json') -> 'Index':
+    def open(cls, folder, verify: bool = True, mend: bool = False, name: str = "index.json") -> "Index":
         "The index in `folder`. `verify`: compare the hashes of all vectors. `mend`: go without broken parts. `DataError`, with what to do, for anything that is no whole index."
         folder = Path(folder)
-        if not (folder/name).is_file():
-            if (folder/'unfinished.json').is_file(): raise DataError(f'the making of {folder} was interrupted: run sgmim_index again with the same arguments, it goes on where it stopped')
-            raise DataError(f'{folder} holds no index ({name} is missing): make one with sgmim_index, or give the folder that it wrote')
-        about, parts, files, broken = read_about(folder/name), [], Files(), []
-        for entry in about['parts']:
-            try: vectors, some = read_part(folder, entry, about['width'], verify)
+        if not (folder / name).is_file():
+            if (folder / "unfinished.json").is_file():
+                raise DataError(
+                    f"the making of {folder} was interrupted: run sgmim_index again with the same arguments, it goes on where it stopped"
+                )
+            raise DataError(
+                f"{folder} holds no index ({name} is missing): make one with sgmim_index, or give the folder that it wrote"
+            )
+        about, parts, files, broken = read_about(folder / name), [], Files(), []
+        for entry in about["parts"]:
+            try:
+                vectors, some = read_part(folder, entry, about["width"], verify)
             except DataError as e:
-                if not mend: raise DataError(f'{e}. Run sgmim_index again with the same arguments: it embeds those {entry["rows"]:,} files anew.') from e
+                if not mend:
+                    raise DataError(
+                        f"{e}. Run sgmim_index again with the same arguments: it embeds those {entry['rows']:,} files anew."
+                    ) from e
                 broken.append((entry, str(e)))
                 continue
-            parts.append(vectors); files.extend(some)
+            parts.append(vectors)
+            files.extend(some)
         return cls(folder, about, parts, files, broken)
 
-    def __len__(self): return len(self.files)
-    def __repr__(self): return f"Index({len(self):,} {self.about['kind']} of {self.about['root']}, by {Path(self.about['checkpoint']).name})"
+    def __len__(self):
+        return len(self.files)
+
+    def __repr__(self):
+        return f"Index({len(self):,} {self.about['kind']} of {self.about['root']}, by {Path(self.about['checkpoint']).name})"
+
     @property
-    def root(self): return Path(self.about['root'])
+    def root(self):
+        return Path(self.about["root"])
 
     def search(self, query, k: int = 10) -> list:
         "The `k` best `Hit`s for a query (E,), best first, exactly; those of one score in the order of their paths."
-        query = check_query(query, self.about['width'])
-        if k < 1: raise ConfigError(f'the number of results is {k}: ask for at least one')
-        rows, scores = best_rows(self.parts, query, k, max((p['largest'] for p in self.about['parts']), default=0.))
+        query = check_query(query, self.about["width"])
+        if k < 1:
+            raise ConfigError(f"the number of results is {k}: ask for at least one")
+        rows, scores = best_rows(
+            self.parts, query, k, max((p["largest"] for p in self.about["parts"]), default=0.0)
+        )
         found = sorted((-s, self.files[r].path, r) for s, r in zip(scores.tolist(), rows.tolist()))[:k]
         return [Hit(n, -s, path, r) for n, (s, path, r) in enumerate(found, 1)]
 
 # %% ../nbs/33_search.ipynb #23551d9f
 class Writer:
     "The parts of an index while it is being made: `entries`, and rows that are not written yet. `about`: the rest of index.json."
+
     def __init__(self, folder, about, entries):
         self.folder, self.about, self.entries, self.rows, self.files = Path(folder), about, entries, [], []
         self.mark, self.saved, self.last = secrets.token_hex(8), False, time.monotonic()
 
-    def add(self, vectors, files, every: float = 20.):
+    def add(self, vectors, files, every: float = 20.0):
         "Take rows (n, E); they are written when there are many of them, or `every` so many seconds."
-        self.rows.append(vectors); self.files += files
-        if len(self.files) >= PART or time.monotonic() - self.last > every: self.save()
+        self.rows.append(vectors)
+        self.files += files
+        if len(self.files) >= PART or time.monotonic() - self.last > every:
+            self.save()
 
     def save(self):
         "Write what was added, and unfinished.json; `DataError` if another process has written there meanwhile."
-        unfinished = self.folder/'unfinished.json'
-        if self.saved and (not unfinished.is_file() or read_json(unfinished).get('writer') != self.mark):
-            raise DataError(f'another sgmim_index is at work on {self.folder}: this one gives way')
-        if self.files: self.entries.append(write_part(self.folder, np.concatenate(self.rows), self.files))
+        unfinished = self.folder / "unfinished.json"
+        if self.saved and (not unfinished.is_file() or read_json(unfinished).get("writer") != self.mark):
+            raise DataError(f"another sgmim_index is at work on {self.folder}: this one gives way")
+        if self.files:
+            self.entries.append(write_part(self.folder, np.concatenate(self.rows), self.files))
         self.rows, self.files = [], []
-        write_json(unfinished, {**self.about, 'parts': self.entries, 'writer': self.mark})
+        write_json(unfinished, {**self.about, "parts": self.entries, "writer": self.mark})
         self.saved, self.last = True, time.monotonic()
 
     def finish(self):
         "Join small parts, put the new index.json in its place, and delete what it does not name."
         self.save()
-        self.entries = join_parts(self.folder, self.entries, self.about['width'])
-        write_json(self.folder/'index.json', {**self.about, 'parts': self.entries})
-        named = {p['name'] for p in self.entries}
+        self.entries = join_parts(self.folder, self.entries, self.about["width"])
+        write_json(self.folder / "index.json", {**self.about, "parts": self.entries})
+        named = {p["name"] for p in self.entries}
         for path in self.folder.iterdir():
-            old_part = path.name.lstrip('.').startswith('part-') and path.stem not in named
-            if path.name == 'unfinished.json' or old_part or (path.suffix == '.faiss' and path.stem != revision(self.entries)):
-                with contextlib.suppress(OSError): path.unlink()          # where files that are open cannot be deleted, the next update does
+            old_part = path.name.lstrip(".").startswith("part-") and path.stem not in named
+            if (
+                path.name == "unfinished.json"
+                or old_part
+                or (path.suffix == ".faiss" and path.stem != revision(self.entries))
+            ):
+                with contextlib.suppress(OSError):
+                    path.unlink()  # where files that are open cannot be deleted, the next update does
+
 
 def join_parts(folder, entries: list, width: int) -> list:
     "Entries of which neighbours that fit into one part are one: an index that grows by a file a day stays in few parts."
     groups = []
     for e in entries:
-        if groups and sum(x['rows'] for x in groups[-1]) + e['rows'] <= PART: groups[-1].append(e)
-        else: groups.append([e])
+        if groups and sum(x["rows"] for x in groups[-1]) + e["rows"] <= PART:
+            groups[-1].append(e)
+        else:
+            groups.append([e])
+
     def joined(group):
         read = [read_part(folder, e, width, verify=False) for e in group]
-        return write_part(folder, np.concatenate([v for v, _ in read]), [f for _, files in read for f in files])
+        return write_part(
+            folder, np.concatenate([v for v, _ in read]), [f for _, files in read for f in files]
+        )
+
     return [g[0] if len(g) == 1 else joined(g) for g in groups]
 
 # %% ../nbs/33_search.ipynb #83ef0a81
 def existing(folder: Path, about: dict) -> Index | None:
     "The index in `folder` to go on from (an unfinished one first), or None if the folder is new; `DataError` if it is of something else than `about`."
-    if folder.exists() and not folder.is_dir(): raise DataError(f'{folder} is a file: give another name with --out')
-    names = [n for n in ('unfinished.json', 'index.json') if (folder/n).is_file()]
-    if not names and folder.is_dir() and any(p for p in folder.iterdir() if not p.name.startswith('.')): raise DataError(f'{folder} is not empty and no index: give another folder with --out')
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file: give another name with --out")
+    names = [n for n in ("unfinished.json", "index.json") if (folder / n).is_file()]
+    if not names and folder.is_dir() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+        raise DataError(f"{folder} is not empty and no index: give another folder with --out")
     for n in names:
-        try: index = Index.open(folder, mend=True, name=n)
+        try:
+            index = Index.open(folder, mend=True, name=n)
         except DataError:
-            if n == names[-1]: raise
-            continue                                        # a damaged unfinished.json: there is still the index before it
-        said = {'kind': 'holds', 'model': 'was made by the weights', 'similarity': 'compares by', 'max_seconds': 'hears so many seconds:'}
+            if n == names[-1]:
+                raise
+            continue  # a damaged unfinished.json: there is still the index before it
+        said = {
+            "kind": "holds",
+            "model": "was made by the weights",
+            "similarity": "compares by",
+            "max_seconds": "hears so many seconds:",
+        }
         if wrong := next((k for k in said if index.about[k] != about[k]), None):
-            raise DataError(f'the index {folder} {said[wrong]} {index.about[wrong]}, and this is {about[wrong]}: they cannot be mixed. Give another folder with --out, or delete this one.')
+            raise DataError(
+                f"the index {folder} {said[wrong]} {index.about[wrong]}, and this is {about[wrong]}: they cannot be mixed. Give another folder with --out, or delete this one."
+            )
         return index
+
 
 def surviving(folder, index: Index, files: list) -> list:
     "Entries of the parts of `index` without the rows of files that are not in `files`, as they are now: a part that loses rows is written anew, its vectors copied."
     now, entries, first = set(files), [], 0
-    sound = [e for e in index.about['parts'] if all(e is not b for b, _ in index.broken)]
+    sound = [e for e in index.about["parts"] if all(e is not b for b, _ in index.broken)]
     for entry, vectors in zip(sound, index.parts):
-        of = index.files[first:first + len(vectors)]
+        of = index.files[first : first + len(vectors)]
         keep = [i for i, f in enumerate(of) if f in now]
-        now -= set(of)                                      # a file counts once
-        entries += [entry] if len(keep) == len(of) else [write_part(folder, vectors[keep], [of[i] for i in keep])] if keep else []
+        now -= set(of)  # a file counts once
+        entries += (
+            [entry]
+            if len(keep) == len(of)
+            else [write_part(folder, vectors[keep], [of[i] for i in keep])]
+            if keep
+            else []
+        )
         first += len(vectors)
     return entries
 
 # %% ../nbs/33_search.ipynb #8f8debe3
 class Update(NamedTuple):
     "What `update_index` did: files `kept`, `added`, `changed`, `removed`, `left_out` ((path, why), …), and the `seconds` it took."
+
     kept: int
     added: int
     changed: int
@@ -318,139 +509,264 @@ class Update(NamedTuple):
 
     def __str__(self):
         n = self.added + self.changed
-        return (f'{self.kept + n:,} in the index: {self.added:,} added, {self.changed:,} changed, {self.removed:,} removed, {self.kept:,} as they were; {len(self.left_out):,} left out; '
-                f'{self.seconds:.1f} s' + (f', {n/max(self.seconds, 1e-9):,.0f} a second' if n else ''))
+        return (
+            f"{self.kept + n:,} in the index: {self.added:,} added, {self.changed:,} changed, {self.removed:,} removed, {self.kept:,} as they were; {len(self.left_out):,} left out; "
+            f"{self.seconds:.1f} s" + (f", {n / max(self.seconds, 1e-9):,.0f} a second" if n else "")
+        )
 
-def embed_files(model, writer: Writer, read, files: list, batch_size: int, workers: int, progress: bool) -> list:
+
+def embed_files(
+    model, writer: Writer, read, files: list, batch_size: int, workers: int, progress: bool
+) -> list:
     "Read, embed and add `files`; returns [(path, why), …] of those that could not be read."
     from tqdm.auto import tqdm
-    left_out, kind, batch = [], writer.about['kind'], []
+
+    left_out, kind, batch = [], writer.about["kind"], []
+
     def flush():
-        if not batch: return
-        z = embed_pictures(model, [x for _, x in batch]) if kind == 'images' else embed_sounds(model, [x for _, x in batch], writer.about['max_seconds'])
-        if not np.isfinite(z).all(): raise DataError(f'the model gives NaN or infinite values for {batch[int(np.isfinite(z).all(1).argmin())][0].path}: it diverged, use another checkpoint')
+        if not batch:
+            return
+        z = (
+            embed_pictures(model, [x for _, x in batch])
+            if kind == "images"
+            else embed_sounds(model, [x for _, x in batch], writer.about["max_seconds"])
+        )
+        if not np.isfinite(z).all():
+            raise DataError(
+                f"the model gives NaN or infinite values for {batch[int(np.isfinite(z).all(1).argmin())][0].path}: it diverged, use another checkpoint"
+            )
         writer.add(z, [f for f, _ in batch])
         batch.clear()
+
     with ThreadPoolExecutor(workers) as threads:
-        for file, x in zip(tqdm(files, desc='embedding', unit='file', disable=None if progress else True), in_order(threads, read, files, ahead=4*batch_size)):
-            if isinstance(x, str): left_out.append((file.path, x))
-            else: batch.append((file, x))
-            if len(batch) == batch_size: flush()
+        for file, x in zip(
+            tqdm(files, desc="embedding", unit="file", disable=None if progress else True),
+            in_order(threads, read, files, ahead=4 * batch_size),
+        ):
+            if isinstance(x, str):
+                left_out.append((file.path, x))
+            else:
+                batch.append((file, x))
+            if len(batch) == batch_size:
+                flush()
     flush()
     return left_out
 
 # %% ../nbs/33_search.ipynb #44cf9a3d
-def update_index(folder, root, model, kind: str = 'images', checkpoint='', max_seconds: float = 10., batch_size: int = 64, workers: int = 2, prune: bool = False, progress: bool = True) -> Update:
+def update_index(
+    folder,
+    root,
+    model,
+    kind: str = "images",
+    checkpoint="",
+    max_seconds: float = 10.0,
+    batch_size: int = 64,
+    workers: int = 2,
+    prune: bool = False,
+    progress: bool = True,
+) -> Update:
     """Make the index `folder` of the images (or audio) below the folder `root`, or bring it up to date: only what is new or changed is embedded.
 
     `checkpoint`: where `model` came from, for `sgmim_search`. `max_seconds`: heard of a recording, here and in queries. `workers`: threads that open files. `prune`: allow that most files are gone.
     Raises `DataError` if there is nothing to index, or if the folder is something else, of another model, or of files that are mostly gone. Interrupted, it keeps what it has."""
     began, folder, root = time.perf_counter(), Path(folder), Path(root).resolve()
     files, left_out = list_files(root, kind)
-    if not files: raise DataError(f'{root} holds no {kind} ({", ".join(KINDS[kind])}). Is it the right folder, and is the disk there?')
-    about = {'format': FORMAT, 'version': VERSION, 'kind': kind, 'root': str(root), 'checkpoint': str(checkpoint), 'model': state_digest(model), 'similarity': model.config.similarity,
-             'width': model.config.embed_dim, 'max_seconds': float(max_seconds), 'left_out': [], 'left_out_count': 0}
+    if not files:
+        raise DataError(
+            f"{root} holds no {kind} ({', '.join(KINDS[kind])}). Is it the right folder, and is the disk there?"
+        )
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "root": str(root),
+        "checkpoint": str(checkpoint),
+        "model": state_digest(model),
+        "similarity": model.config.similarity,
+        "width": model.config.embed_dim,
+        "max_seconds": float(max_seconds),
+        "left_out": [],
+        "left_out_count": 0,
+    }
     old = existing(folder, about)
     before, paths = {} if old is None else {f.path: f for f in old.files}, {f.path for f in files}
-    if not prune and sum(p in paths for p in before) < len(before)/2:
-        raise DataError(f'{sum(p not in paths for p in before):,} of the {len(before):,} files in the index {folder} are not in {root}. Is it the right folder, and is the disk there? If they are gone for good, add --prune.')
+    if not prune and sum(p in paths for p in before) < len(before) / 2:
+        raise DataError(
+            f"{sum(p not in paths for p in before):,} of the {len(before):,} files in the index {folder} are not in {root}. Is it the right folder, and is the disk there? If they are gone for good, add --prune."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    for _, why in [] if old is None else old.broken: warnings.warn(f'{why}: its files are embedded again')
+    for _, why in [] if old is None else old.broken:
+        warnings.warn(f"{why}: its files are embedded again")
     writer = Writer(folder, about, [] if old is None else surviving(folder, old, files))
     new = [f for f in files if before.get(f.path) != f]
     writer.save()
-    try: left_out += embed_files(model, writer, reader(model, kind, root, max_seconds), new, batch_size, workers, progress)
+    try:
+        left_out += embed_files(
+            model, writer, reader(model, kind, root, max_seconds), new, batch_size, workers, progress
+        )
     except KeyboardInterrupt:
         writer.save()
-        raise KeyboardInterrupt(f'what is embedded is kept in {folder}; run the same command again to go on') from None
+        raise KeyboardInterrupt(
+            f"what is embedded is kept in {folder}; run the same command again to go on"
+        ) from None
     bad, was = {p for p, _ in left_out}, set(before)
-    about |= {'left_out': sorted(left_out)[:1000], 'left_out_count': len(left_out)}      # these are tried again at every update
+    about |= {
+        "left_out": sorted(left_out)[:1000],
+        "left_out_count": len(left_out),
+    }  # these are tried again at every update
     writer.finish()
     done = [f.path for f in new if f.path not in bad]
-    return Update(len(files) - len(new), len(set(done) - was), len(set(done) & was), len(was - (paths - bad)), sorted(left_out), time.perf_counter() - began)
+    return Update(
+        len(files) - len(new),
+        len(set(done) - was),
+        len(set(done) & was),
+        len(was - (paths - bad)),
+        sorted(left_out),
+        time.perf_counter() - began,
+    )
 
 # %% ../nbs/33_search.ipynb #1a3d0a1c
 def open_model(index: Index, checkpoint=None, device=None):
     "The model that made an index, from `checkpoint` or the folder noted in the index; `DataError` if it is gone, or if its weights are others."
-    path = Path(checkpoint or index.about['checkpoint'])
-    if not path.exists() or path == Path('.'): raise DataError(f'the checkpoint of this index, {path}, is not there: say with --checkpoint where it is now')
+    path = Path(checkpoint or index.about["checkpoint"])
+    if not path.exists() or path == Path("."):
+        raise DataError(
+            f"the checkpoint of this index, {path}, is not there: say with --checkpoint where it is now"
+        )
     model = open_checkpoint(path).to(pick_device(device))
-    if state_digest(model) != index.about['model']: raise DataError(f'the index {index.folder} was made by other weights than those in {path}: name the right ones with --checkpoint, or make the index again')
+    if state_digest(model) != index.about["model"]:
+        raise DataError(
+            f"the index {index.folder} was made by other weights than those in {path}: name the right ones with --checkpoint, or make the index again"
+        )
     return model.eval()
 
-def query_of(model, index: Index, recording=None, text=None, voice: str = 'en-us-m3', picture=None) -> np.ndarray:
+
+def query_of(
+    model, index: Index, recording=None, text=None, voice: str = "en-us-m3", picture=None
+) -> np.ndarray:
     "The vector (E,) of a query: the file of a `recording`, a `text` to be said by a `voice` (see `sgmim.data.voice`), or the file of a `picture`."
-    wants = 'speech' if index.about['kind'] == 'images' else 'a picture'
-    if (picture is None) == (wants == 'a picture'): raise ConfigError(f'this is an index of {index.about["kind"]}: search it with {wants}')
-    if picture is not None: return embed_pictures(model, [image_transform(model.config)(load_image(picture))])[0]
-    seconds = index.about['max_seconds']
-    if text is not None and voice not in SPEAKERS: raise ConfigError(f"there is no voice '{voice}'; choose one of {', '.join(SPEAKERS)}")
-    wave = speak(text, SPEAKERS[voice]).wave if text is not None else load_audio(recording, max_seconds=seconds)
+    wants = "speech" if index.about["kind"] == "images" else "a picture"
+    if (picture is None) == (wants == "a picture"):
+        raise ConfigError(f"this is an index of {index.about['kind']}: search it with {wants}")
+    if picture is not None:
+        return embed_pictures(model, [image_transform(model.config)(load_image(picture))])[0]
+    seconds = index.about["max_seconds"]
+    if text is not None and voice not in SPEAKERS:
+        raise ConfigError(f"there is no voice '{voice}'; choose one of {', '.join(SPEAKERS)}")
+    wave = (
+        speak(text, SPEAKERS[voice]).wave if text is not None else load_audio(recording, max_seconds=seconds)
+    )
     return embed_sounds(model, [wave], seconds)[0]
 
 # %% ../nbs/33_search.ipynb #727a28de
 def _faiss():
-    try: import faiss
-    except ImportError as e: raise ConfigError('approximate search needs FAISS: pip install faiss-cpu; or leave --approximate out: exact search needs nothing') from e
+    try:
+        import faiss
+    except ImportError as e:
+        raise ConfigError(
+            "approximate search needs FAISS: pip install faiss-cpu; or leave --approximate out: exact search needs nothing"
+        ) from e
     return faiss
+
 
 def build_approximate(index: Index, lists: int = None) -> Path:
     "Group the rows of an index around `lists` centres (None: the root of their number), found on 40 rows each; returns the file, in the folder of the index. All vectors are held in memory meanwhile."
-    faiss, width, n = _faiss(), index.about['width'], len(index)
-    lists = max(1, min(lists or round(n**.5), n))
+    faiss, width, n = _faiss(), index.about["width"], len(index)
+    lists = max(1, min(lists or round(n**0.5), n))
     grouped = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-    step = max(1, n//(40*lists))
+    step = max(1, n // (40 * lists))
     grouped.train(np.concatenate([p[::step] for p in index.parts]))
-    for part in index.parts: grouped.add(np.ascontiguousarray(part))
-    path = index.folder/f'{revision(index.about["parts"])}.faiss'
-    faiss.write_index(grouped, str(path) + '.part')
-    os.replace(str(path) + '.part', path)
+    for part in index.parts:
+        grouped.add(np.ascontiguousarray(part))
+    path = index.folder / f"{revision(index.about['parts'])}.faiss"
+    faiss.write_index(grouped, str(path) + ".part")
+    os.replace(str(path) + ".part", path)
     return path
+
 
 def open_approximate(index: Index):
     "What `build_approximate` wrote for this state of the index; `DataError` if there is none, or if it is damaged."
-    path = index.folder/f'{revision(index.about["parts"])}.faiss'
-    if not path.is_file(): raise DataError(f'{index.folder} has no groups for approximate search, or they are older than the index: run sgmim_index --approximate again')
+    path = index.folder / f"{revision(index.about['parts'])}.faiss"
+    if not path.is_file():
+        raise DataError(
+            f"{index.folder} has no groups for approximate search, or they are older than the index: run sgmim_index --approximate again"
+        )
     faiss = _faiss()
-    try: grouped = faiss.read_index(str(path))
-    except RuntimeError as e: raise DataError(f'{path} is damaged: delete it, and run sgmim_index --approximate again') from e
-    if (grouped.ntotal, grouped.d) != (len(index), index.about['width']): raise DataError(f'{path} is of another index: delete it, and run sgmim_index --approximate again')
+    try:
+        grouped = faiss.read_index(str(path))
+    except RuntimeError as e:
+        raise DataError(f"{path} is damaged: delete it, and run sgmim_index --approximate again") from e
+    if (grouped.ntotal, grouped.d) != (len(index), index.about["width"]):
+        raise DataError(f"{path} is of another index: delete it, and run sgmim_index --approximate again")
     return grouped
+
 
 def search_approximate(index: Index, grouped, query, k: int = 10, probes: int = 16) -> list:
     "As `Index.search`, of the `probes` groups nearest to the query only: `Hit`s, some of which may be missing."
-    query = check_query(query, index.about['width'])
+    query = check_query(query, index.about["width"])
     grouped.nprobe = probes
     scores, rows = grouped.search(query[None], k)
     found = sorted((-float(s), index.files[r].path, int(r)) for s, r in zip(scores[0], rows[0]) if r >= 0)
     return [Hit(n, -s, path, r) for n, (s, path, r) in enumerate(found, 1)]
 
 # %% ../nbs/33_search.ipynb #ea026cb5
-def printable(text) -> str: return ''.join(c if c.isprintable() else '\ufffd' for c in str(text))     # a file's name may hold what moves the cursor
+def printable(text) -> str:
+    return "".join(
+        c if c.isprintable() else "\ufffd" for c in str(text)
+    )  # a file's name may hold what moves the cursor
+
 
 def index(argv=None):
     "What `sgmim_index` does."
-    p = argparse.ArgumentParser('sgmim_index', description='Embed a folder of images, or of recordings, once, to be searched with sgmim_search and sgmim_app. A second call embeds only what is new or changed.')
-    p.add_argument('checkpoint', nargs='?', help='a checkpoint (default: the shipped scenes-tiny)')
+    p = argparse.ArgumentParser(
+        "sgmim_index",
+        description="Embed a folder of images, or of recordings, once, to be searched with sgmim_search and sgmim_app. A second call embeds only what is new or changed.",
+    )
+    p.add_argument("checkpoint", nargs="?", help="a checkpoint (default: the shipped scenes-tiny)")
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument('--images', metavar='DIR', help='folder of images, to be searched by speech')
-    what.add_argument('--audio', metavar='DIR', help='folder of recordings, to be searched by a picture')
-    p.add_argument('--out', metavar='INDEX', required=True, help='folder of the index')
-    p.add_argument('--max-seconds', type=above(0, float), default=10., help='of a recording or a query, so much is heard (default %(default)s)')
-    p.add_argument('--batch-size', type=above(1), default=64)
-    option(p, 'workers', 'threads that open files (default %(default)s)', default=2)
-    p.add_argument('--prune', action='store_true', help='go on although most of the files of the index are gone')
-    p.add_argument('--approximate', action='store_true', help='also group the vectors for approximate search with FAISS')
-    option(p, 'device'); option(p, 'threads')
+    what.add_argument("--images", metavar="DIR", help="folder of images, to be searched by speech")
+    what.add_argument("--audio", metavar="DIR", help="folder of recordings, to be searched by a picture")
+    p.add_argument("--out", metavar="INDEX", required=True, help="folder of the index")
+    p.add_argument(
+        "--max-seconds",
+        type=above(0, float),
+        default=10.0,
+        help="of a recording or a query, so much is heard (default %(default)s)",
+    )
+    p.add_argument("--batch-size", type=above(1), default=64)
+    option(p, "workers", "threads that open files (default %(default)s)", default=2)
+    p.add_argument(
+        "--prune", action="store_true", help="go on although most of the files of the index are gone"
+    )
+    p.add_argument(
+        "--approximate", action="store_true", help="also group the vectors for approximate search with FAISS"
+    )
+    option(p, "device")
+    option(p, "threads")
     a = p.parse_args(argv)
-    if a.threads: torch.set_num_threads(a.threads)
-    folder = Path(a.checkpoint or shipped('scenes-tiny')).resolve()
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    folder = Path(a.checkpoint or shipped("scenes-tiny")).resolve()
     model = open_checkpoint(folder).to(pick_device(a.device)).eval()
-    done = update_index(a.out, a.images or a.audio, model, 'images' if a.images else 'audio', folder, a.max_seconds, a.batch_size, a.workers, a.prune)
-    for path, why in done.left_out[:10]: print(f'left out: {printable(path)}: {printable(why)}', file=sys.stderr)
-    if len(done.left_out) > 10: print(f'left out: and {len(done.left_out) - 10:,} more; index.json lists a thousand', file=sys.stderr)
-    print(f'{a.out}: {done}')
-    if a.approximate: print(f'groups for approximate search in {build_approximate(Index.open(a.out)).name}')
+    done = update_index(
+        a.out,
+        a.images or a.audio,
+        model,
+        "images" if a.images else "audio",
+        folder,
+        a.max_seconds,
+        a.batch_size,
+        a.workers,
+        a.prune,
+    )
+    for path, why in done.left_out[:10]:
+        print(f"left out: {printable(path)}: {printable(why)}", file=sys.stderr)
+    if len(done.left_out) > 10:
+        print(f"left out: and {len(done.left_out) - 10:,} more; index.json lists a thousand", file=sys.stderr)
+    print(f"{a.out}: {done}")
+    if a.approximate:
+        print(f"groups for approximate search in {build_approximate(Index.open(a.out)).name}")
+
 
 def index_command(argv=None):
     "sgmim_index CHECKPOINT --images DIR --out INDEX."
@@ -459,26 +775,71 @@ def index_command(argv=None):
 # %% ../nbs/33_search.ipynb #4d046457
 def search(argv=None):
     "What `sgmim_search` does."
-    p = argparse.ArgumentParser('sgmim_search', description='Search an index: images by speech, recordings by a picture.')
-    p.add_argument('index', help='folder that sgmim_index wrote')
-    p.add_argument('query', nargs='?', help=f'a recording ({", ".join(SOUNDS)}), or a picture ({", ".join(IMAGES)})')
-    p.add_argument('--say', metavar='TEXT', help='a sentence that the voice of the embedded corpus says, instead of a recording')
-    p.add_argument('--voice', default='en-us-m3', help='which voice (default %(default)s)')
-    p.add_argument('--top', type=above(1), default=10, help='how many results (default %(default)s)')
-    p.add_argument('--json', action='store_true', help='print JSON')
-    p.add_argument('--checkpoint', help='where the checkpoint is now, if it has moved')
-    p.add_argument('--approximate', action='store_true', help='with FAISS: faster for very many, and may miss some')
-    option(p, 'device')
+    p = argparse.ArgumentParser(
+        "sgmim_search", description="Search an index: images by speech, recordings by a picture."
+    )
+    p.add_argument("index", help="folder that sgmim_index wrote")
+    p.add_argument(
+        "query", nargs="?", help=f"a recording ({', '.join(SOUNDS)}), or a picture ({', '.join(IMAGES)})"
+    )
+    p.add_argument(
+        "--say",
+        metavar="TEXT",
+        help="a sentence that the voice of the embedded corpus says, instead of a recording",
+    )
+    p.add_argument("--voice", default="en-us-m3", help="which voice (default %(default)s)")
+    p.add_argument("--top", type=above(1), default=10, help="how many results (default %(default)s)")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument("--checkpoint", help="where the checkpoint is now, if it has moved")
+    p.add_argument(
+        "--approximate", action="store_true", help="with FAISS: faster for very many, and may miss some"
+    )
+    option(p, "device")
     a = p.parse_args(argv)
-    if (a.query is None) == (a.say is None): raise ConfigError('give the file of a query, or --say and a sentence')
+    if (a.query is None) == (a.say is None):
+        raise ConfigError("give the file of a query, or --say and a sentence")
     found = Index.open(a.index)
-    if (Path(a.index)/'unfinished.json').is_file(): warnings.warn(f'an update of {a.index} is under way or was interrupted: this is its state before')
-    source = {'text': a.say, 'voice': a.voice} if a.say is not None else {'picture' if a.query.lower().endswith(IMAGES) else 'recording': a.query}
+    if (Path(a.index) / "unfinished.json").is_file():
+        warnings.warn(f"an update of {a.index} is under way or was interrupted: this is its state before")
+    source = (
+        {"text": a.say, "voice": a.voice}
+        if a.say is not None
+        else {"picture" if a.query.lower().endswith(IMAGES) else "recording": a.query}
+    )
     query = query_of(open_model(found, a.checkpoint, a.device), found, **source)
-    hits = search_approximate(found, open_approximate(found), query, a.top) if a.approximate else found.search(query, a.top)
-    if a.json: print(json.dumps({'index': a.index, 'query': a.say or a.query, 'items': len(found), 'similarity': found.about['similarity'], 'exact': not a.approximate,
-                                 'hits': [{'rank': h.rank, 'score': round(h.score, 6), 'path': str(found.root/h.path)} for h in hits]}, indent=1, ensure_ascii=False))
-    else: print(*(f'{h.rank:>4}  {h.score:>8.4f}  {printable(found.root/h.path)}' + ('' if (found.root/h.path).is_file() else '  (gone)') for h in hits), sep='\n')
+    hits = (
+        search_approximate(found, open_approximate(found), query, a.top)
+        if a.approximate
+        else found.search(query, a.top)
+    )
+    if a.json:
+        print(
+            json.dumps(
+                {
+                    "index": a.index,
+                    "query": a.say or a.query,
+                    "items": len(found),
+                    "similarity": found.about["similarity"],
+                    "exact": not a.approximate,
+                    "hits": [
+                        {"rank": h.rank, "score": round(h.score, 6), "path": str(found.root / h.path)}
+                        for h in hits
+                    ],
+                },
+                indent=1,
+                ensure_ascii=False,
+            )
+        )
+    else:
+        print(
+            *(
+                f"{h.rank:>4}  {h.score:>8.4f}  {printable(found.root / h.path)}"
+                + ("" if (found.root / h.path).is_file() else "  (gone)")
+                for h in hits
+            ),
+            sep="\n",
+        )
+
 
 def search_command(argv=None):
     "sgmim_search INDEX query.wav."

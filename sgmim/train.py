@@ -12,7 +12,20 @@ __all__ = ['RECIPES', 'RUNNING', 'LOOKED', 'FREE', 'AUDIO_SIZES', 'TrainConfig',
            'check', 'Fitted', 'finish']
 
 # %% ../nbs/23_train.ipynb #851a53c6
-import contextlib, ctypes, errno, json, math, os, random, shutil, signal, socket, sys, threading, time, warnings
+import contextlib
+import ctypes
+import errno
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,12 +35,35 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from .core import (CheckpointError, ConfigError, DataError, SgmimError, atomic_write, code_version, config_to_dict, load_checkpoint, load_state,
-                        run_record, save_checkpoint, set_seed, stable_hash, write_json)
+from sgmim.core import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    SgmimError,
+    atomic_write,
+    code_version,
+    config_to_dict,
+    load_checkpoint,
+    load_state,
+    run_record,
+    save_checkpoint,
+    set_seed,
+    stable_hash,
+    write_json,
+)
 from .data.check import CAPS
 from .data.corpus import Corpus, measure
-from .data.loaders import (Order, Pairs, ahead, check_batch, check_batches, is_corpus, pool_loader, read_item,
-                                train_loader)
+from sgmim.data.loaders import (
+    Order,
+    Pairs,
+    ahead,
+    check_batch,
+    check_batches,
+    is_corpus,
+    pool_loader,
+    read_item,
+    train_loader,
+)
 from .data.scenes import cache_folder
 from .figures import curves_figure, save_figure
 from .image import eval_transform, train_transform
@@ -41,229 +77,363 @@ from .retrieval import embed
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
-    epochs: float = 30.                # §3.2: 30 for SpokenCOCO and Places, 20 for FACC
-    batch_size: int = 100              # §3.2: 100; 80 for Places
-    optimiser: str = 'bertadam'        # §3.2; 'adamw' for small models (ours)
-    lr: float = 5e-6                   # peak, §3.2
-    warmup: float = .1                 # share of training, §3.2
-    schedule: str = 'linear'           # §3.2; 'cosine' (ours)
-    weight_decay: float = .01          # VG, on all parameters
-    clip: float = 1.                   # global norm of the gradient, VG; 0: none
-    max_seconds: float = 8.            # of each caption, VG (18 for Places)
-    eval_seconds: float = 10.          # of each caption in evaluation, VG (25 for Places)
-    augment: str = 'randaugment'       # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
-    speed: float = 0.                  # captions up to this share faster or slower, anew each time (ours)
-    pad: str = 'auto'                  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (VG), else 'batch'
-    bucket: int = 0                    # batches of similar length from pools of so many batches (ours); 0: none
-    curriculum: float = 0.             # share of training in which short captions come first (ours)
-    shard_window: int = 16             # shards that a batch is drawn from, where the corpus is in shards (ours)
-    micro_batch: int = 0               # pairs at a time, by gradient caching: the gradient of the whole batch in the memory of these (ours); 0: the whole batch at once
-    max_skipped: int = 0               # steps with a loss or gradient that is not finite that are left out before training stops (ours)
-    max_unreadable: float = .01        # share of the pairs that may turn out to be unreadable before training stops (ours)
-    eval_every: float = 1.             # epochs between evaluations
-    save_every: int = 500              # steps between checkpoints
-    log_every: int = 50                # steps
-    amp: str = 'auto'                  # bfloat16 autocast: 'auto' (on CUDA), 'bf16' (faster on CPUs that have it), 'off'
-    cache_frames: bool = False         # compute the frozen front end once and keep its output in memory (ours)
+
+    epochs: float = 30.0  # §3.2: 30 for SpokenCOCO and Places, 20 for FACC
+    batch_size: int = 100  # §3.2: 100; 80 for Places
+    optimiser: str = "bertadam"  # §3.2; 'adamw' for small models (ours)
+    lr: float = 5e-6  # peak, §3.2
+    warmup: float = 0.1  # share of training, §3.2
+    schedule: str = "linear"  # §3.2; 'cosine' (ours)
+    weight_decay: float = 0.01  # VG, on all parameters
+    clip: float = 1.0  # global norm of the gradient, VG; 0: none
+    max_seconds: float = 8.0  # of each caption, VG (18 for Places)
+    eval_seconds: float = 10.0  # of each caption in evaluation, VG (25 for Places)
+    augment: str = "randaugment"  # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
+    speed: float = 0.0  # captions up to this share faster or slower, anew each time (ours)
+    pad: str = "auto"  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (VG), else 'batch'
+    bucket: int = 0  # batches of similar length from pools of so many batches (ours); 0: none
+    curriculum: float = 0.0  # share of training in which short captions come first (ours)
+    shard_window: int = 16  # shards that a batch is drawn from, where the corpus is in shards (ours)
+    micro_batch: int = 0  # pairs at a time, by gradient caching: the gradient of the whole batch in the memory of these (ours); 0: the whole batch at once
+    max_skipped: int = (
+        0  # steps with a loss or gradient that is not finite that are left out before training stops (ours)
+    )
+    max_unreadable: float = (
+        0.01  # share of the pairs that may turn out to be unreadable before training stops (ours)
+    )
+    eval_every: float = 1.0  # epochs between evaluations
+    save_every: int = 500  # steps between checkpoints
+    log_every: int = 50  # steps
+    amp: str = "auto"  # bfloat16 autocast: 'auto' (on CUDA), 'bf16' (faster on CPUs that have it), 'off'
+    cache_frames: bool = False  # compute the frozen front end once and keep its output in memory (ours)
     seed: int = 0
 
     def __post_init__(self):
         def need(ok, field, what):
-            if not ok: raise ConfigError(f'TrainConfig.{field} must be {what}, got {getattr(self, field)!r}')
-        for f in ('epochs', 'lr', 'max_seconds', 'eval_seconds', 'eval_every', 'save_every', 'log_every', 'shard_window'): need(0 < getattr(self, f) < math.inf, f, 'greater than 0')
-        need(self.batch_size > 1, 'batch_size', 'at least 2: the contrastive loss of one pair is 0 whatever the model does')
-        for f in ('clip', 'weight_decay', 'bucket', 'micro_batch', 'max_skipped'): need(getattr(self, f) >= 0, f, '0 or more')
-        for f in ('warmup', 'curriculum', 'speed', 'max_unreadable'): need(0 <= getattr(self, f) < 1, f, 'a share from 0 to below 1')
-        for f, options in (('optimiser', ('bertadam', 'adamw')), ('augment', ('randaugment', 'crop', 'none')), ('pad', ('auto', 'full', 'batch')), ('schedule', ('linear', 'cosine')), ('amp', ('auto', 'bf16', 'off'))):
-            need(getattr(self, f) in options, f, ' or '.join(options))
+            if not ok:
+                raise ConfigError(f"TrainConfig.{field} must be {what}, got {getattr(self, field)!r}")
+
+        for f in (
+            "epochs",
+            "lr",
+            "max_seconds",
+            "eval_seconds",
+            "eval_every",
+            "save_every",
+            "log_every",
+            "shard_window",
+        ):
+            need(0 < getattr(self, f) < math.inf, f, "greater than 0")
+        need(
+            self.batch_size > 1,
+            "batch_size",
+            "at least 2: the contrastive loss of one pair is 0 whatever the model does",
+        )
+        for f in ("clip", "weight_decay", "bucket", "micro_batch", "max_skipped"):
+            need(getattr(self, f) >= 0, f, "0 or more")
+        for f in ("warmup", "curriculum", "speed", "max_unreadable"):
+            need(0 <= getattr(self, f) < 1, f, "a share from 0 to below 1")
+        for f, options in (
+            ("optimiser", ("bertadam", "adamw")),
+            ("augment", ("randaugment", "crop", "none")),
+            ("pad", ("auto", "full", "batch")),
+            ("schedule", ("linear", "cosine")),
+            ("amp", ("auto", "bf16", "off")),
+        ):
+            need(getattr(self, f) in options, f, " or ".join(options))
 
 # %% ../nbs/23_train.ipynb #b7851153
 RECIPES = {
-    'paper-spokencoco': TrainConfig(),                                              # §3.2: batch 100, 30 epochs
-    'paper-places': TrainConfig(batch_size=80, max_seconds=18., eval_seconds=25.),  # §3.2: batch 80, 30 epochs; lengths VG
-    'paper-facc': TrainConfig(epochs=20.),                                          # §3.2: batch 100, 20 epochs
-    'vg-hubert': TrainConfig(lr=5e-5, augment='crop'),                              # VG: batch 100, 30 epochs, peak 5e-5, no RandAugment
-    'scenes-tiny': TrainConfig(epochs=2.25, batch_size=32, optimiser='adamw', lr=1e-3, schedule='cosine', weight_decay=.05, max_seconds=4., eval_seconds=4.,
-                               augment='none', speed=.12, bucket=16, curriculum=.3, eval_every=.5)}
+    "paper-spokencoco": TrainConfig(),  # §3.2: batch 100, 30 epochs
+    "paper-places": TrainConfig(
+        batch_size=80, max_seconds=18.0, eval_seconds=25.0
+    ),  # §3.2: batch 80, 30 epochs; lengths VG
+    "paper-facc": TrainConfig(epochs=20.0),  # §3.2: batch 100, 20 epochs
+    "vg-hubert": TrainConfig(lr=5e-5, augment="crop"),  # VG: batch 100, 30 epochs, peak 5e-5, no RandAugment
+    "scenes-tiny": TrainConfig(
+        epochs=2.25,
+        batch_size=32,
+        optimiser="adamw",
+        lr=1e-3,
+        schedule="cosine",
+        weight_decay=0.05,
+        max_seconds=4.0,
+        eval_seconds=4.0,
+        augment="none",
+        speed=0.12,
+        bucket=16,
+        curriculum=0.3,
+        eval_every=0.5,
+    ),
+}
+
 
 def recipe(name):
     "The `TrainConfig` that belongs to a preset of `sgmim.models.sgmim.PRESETS`."
-    if name not in RECIPES: raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
+    if name not in RECIPES:
+        raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
     return RECIPES[name]
 
 # %% ../nbs/23_train.ipynb #a2c26411
 def optimiser_state(optimiser):
     "(tensors, numbers) of an optimiser's state, by the position of the parameter."
     state = optimiser.state_dict()
-    flat = {f'optimiser.{i}.{k}': v for i, s in state['state'].items() for k, v in s.items()}
+    flat = {f"optimiser.{i}.{k}": v for i, s in state["state"].items() for k, v in s.items()}
     tensors = {k: v for k, v in flat.items() if torch.is_tensor(v)}
-    groups = [{k: v for k, v in g.items() if k != 'params' and isinstance(v, (int, float, bool, str, type(None)))} for g in state['param_groups']]
-    return tensors, {'state': {k: v for k, v in flat.items() if k not in tensors}, 'groups': groups}
+    groups = [
+        {k: v for k, v in g.items() if k != "params" and isinstance(v, (int, float, bool, str, type(None)))}
+        for g in state["param_groups"]
+    ]
+    return tensors, {"state": {k: v for k, v in flat.items() if k not in tensors}, "groups": groups}
+
 
 def restore_optimiser(optimiser, tensors, numbers):
     "Put back what `optimiser_state` took."
     state = {}
-    for name, v in {**{k: v for k, v in tensors.items() if k.startswith('optimiser.')}, **numbers['state']}.items():
-        _, i, k = name.split('.')
+    for name, v in {
+        **{k: v for k, v in tensors.items() if k.startswith("optimiser.")},
+        **numbers["state"],
+    }.items():
+        _, i, k = name.split(".")
         state.setdefault(int(i), {})[k] = v
-    groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()['param_groups'], numbers['groups'])]
-    optimiser.load_state_dict({'state': state, 'param_groups': groups})
+    groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()["param_groups"], numbers["groups"])]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 # %% ../nbs/23_train.ipynb #2dfcdeab
 class Snapshots:
     "Checkpoints `step-00001200`, … in `folder`; the newest `keep` are kept."
-    def __init__(self, folder, keep=2): self.folder, self.keep = Path(folder), keep
 
-    def steps(self): return sorted(p for p in self.folder.glob('step-*') if p.name[5:].isdigit())
+    def __init__(self, folder, keep=2):
+        self.folder, self.keep = Path(folder), keep
+
+    def steps(self):
+        return sorted(p for p in self.folder.glob("step-*") if p.name[5:].isdigit())
 
     def save(self, step, tensors, meta):
         "Write the snapshot of `step`, whole or not at all."
-        replace_folder(self.folder/f'step-{step:08d}', lambda part: save_checkpoint(part, tensors, {'step': step, **meta}))
-        kept = [p for p in self.steps() if int(p.name[5:]) <= step][-self.keep:]     # what lies beyond this step is broken, or of an earlier run
+        replace_folder(
+            self.folder / f"step-{step:08d}",
+            lambda part: save_checkpoint(part, tensors, {"step": step, **meta}),
+        )
+        kept = [p for p in self.steps() if int(p.name[5:]) <= step][
+            -self.keep :
+        ]  # what lies beyond this step is broken, or of an earlier run
         for p in self.steps():
-            if p not in kept: shutil.rmtree(p, ignore_errors=True)
+            if p not in kept:
+                shutil.rmtree(p, ignore_errors=True)
 
     def latest(self):
         "(tensors, meta) of the newest snapshot that is whole, or None."
         for path in reversed(self.steps()):
-            try: return load_checkpoint(path)
-            except CheckpointError as e: print(f'passing over a broken checkpoint: {e}', file=sys.stderr)
+            try:
+                return load_checkpoint(path)
+            except CheckpointError as e:
+                print(f"passing over a broken checkpoint: {e}", file=sys.stderr)
+
 
 def replace_folder(path, write):
     "Let `write` fill a folder beside `path`, then put it in the place of `path`."
-    part, old = path.with_name(f'.{path.name}.part'), path.with_name(f'.{path.name}.old')
+    part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     shutil.rmtree(part, ignore_errors=True)
-    try: write(part)
+    try:
+        write(part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists(): path.rename(old)
+    if path.exists():
+        path.rename(old)
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/23_train.ipynb #5d0b7c31
-_HELD = set()      # locks of this process, which the system would give it twice
+_HELD = set()  # locks of this process, which the system would give it twice
+
 
 @contextlib.contextmanager
-def alone(folder, name='lock'):
+def alone(folder, name="lock"):
     """Yields True if no other run works in `folder`, and keeps others out meanwhile.
 
     The file `name` is locked by the operating system, so the lock ends with the process, however that ends. Where
     the system has no such locks (Windows, some network folders), only runs of the same process exclude each other.
     """
-    path = Path(folder).resolve()/name
-    if path in _HELD: return (yield False)
+    path = Path(folder).resolve() / name
+    if path in _HELD:
+        return (yield False)
     path.parent.mkdir(parents=True, exist_ok=True)
     _HELD.add(path)
     try:
-        with open(path, 'a+', encoding='utf-8') as f:
+        with open(path, "a+", encoding="utf-8") as f:
             mine = _lock(f, path)
             if mine:
                 f.truncate(0)
-                print(f'process {os.getpid()} on {socket.gethostname()}', file=f, flush=True)
-            else: _HELD.discard(path)
-            try: yield mine
+                print(f"process {os.getpid()} on {socket.gethostname()}", file=f, flush=True)
+            else:
+                _HELD.discard(path)
+            try:
+                yield mine
             finally:
-                if mine: path.unlink(missing_ok=True)
-    finally: _HELD.discard(path)
+                if mine:
+                    path.unlink(missing_ok=True)
+    finally:
+        _HELD.discard(path)
+
 
 def _lock(file, path):
     "Lock an open file: True, or False if another process has locked it, or removed it at this moment."
-    try: import fcntl
-    except ImportError: return True
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)       # not inherited by the processes that decode
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the processes that decode
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
-    except FileNotFoundError: return False
-    except OSError as e: return e.errno not in (errno.EACCES, errno.EAGAIN)
+    except FileNotFoundError:
+        return False
+    except OSError as e:
+        return e.errno not in (errno.EACCES, errno.EAGAIN)
+
 
 @contextlib.contextmanager
 def only_run(folder, team=Team()):
     "`CheckpointError` if another training runs in `folder` (None: nothing is checked); keeps others out meanwhile."
     with alone(folder, RUNNING) if folder and team.first else contextlib.nullcontext(True) as mine:
         if not all(team.everyone(mine)):
-            raise CheckpointError(f'another training runs in {folder} ({_owner(Path(folder)/RUNNING)}): '
-                                  'wait until it has ended, stop it, or choose another folder')
+            raise CheckpointError(
+                f"another training runs in {folder} ({_owner(Path(folder) / RUNNING)}): "
+                "wait until it has ended, stop it, or choose another folder"
+            )
         yield
 
-RUNNING = '.running'      # the lock's file
+
+RUNNING = ".running"  # the lock's file
+
 
 def _owner(path):
-    if path.resolve() in _HELD: return 'in this process'       # reading the file would end its lock
-    try: return path.read_text(encoding='utf-8').strip() or 'another process'
-    except OSError: return 'another process'
-
+    if path.resolve() in _HELD:
+        return "in this process"  # reading the file would end its lock
+    try:
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    except OSError:
+        return "another process"
 
 # %% ../nbs/23_train.ipynb #faf06419
 class Stop:
     "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
+
     asked = None
+
     def __enter__(self):
         self._old = {}
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM): self._old[s] = signal.signal(s, self._ask)
+            for s in (signal.SIGINT, signal.SIGTERM):
+                self._old[s] = signal.signal(s, self._ask)
         return self
-    def _ask(self, number, frame): self.asked = signal.Signals(number).name
+
+    def _ask(self, number, frame):
+        self.asked = signal.Signals(number).name
+
     def __exit__(self, *error):
-        for s, handler in self._old.items(): signal.signal(s, handler)
+        for s, handler in self._old.items():
+            signal.signal(s, handler)
 
 # %% ../nbs/23_train.ipynb #afad922e
 def keep_memory():
     "Tell glibc to keep freed blocks (no effect elsewhere)."
     with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL('libc.so.6')
-        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)): libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)):
+            libc.mallopt(option, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
 # %% ../nbs/23_train.ipynb #3b6f8d14
 def mark(values):
     "What numbers (tensors or arrays) are: [norm, projection]; of long ones a part. None if one is not finite."
-    norm = projection = 0.
+    norm = projection = 0.0
     for k, v in enumerate(values):
         x = torch.as_tensor(v).detach().reshape(-1)
-        x = x[::max(1, len(x)//2**16)].cpu().double()
+        x = x[:: max(1, len(x) // 2**16)].cpu().double()
         norm += float(x @ x)
-        projection += float(x @ torch.cos(torch.arange(len(x), dtype=torch.float64) + 7*k))
+        projection += float(x @ torch.cos(torch.arange(len(x), dtype=torch.float64) + 7 * k))
     return [math.sqrt(norm), projection] if math.isfinite(norm) else None
+
 
 def alike(a, b):
     "Are two marks, dicts of marks, or hashes of the same? None is not known, and like anything."
-    if a is None or b is None: return True
-    if isinstance(a, str) or isinstance(b, str): return a == b
-    if isinstance(a, dict): return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
-    return all(abs(x - y) <= 1e-4*max(a[0], b[0]) for x, y in zip(a, b))
+    if a is None or b is None:
+        return True
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
+    return all(abs(x - y) <= 1e-4 * max(a[0], b[0]) for x, y in zip(a, b))
+
 
 def weights_marks(state):
     "{part: mark} of the `state_dict` of an `SGMIM`: its image encoder, its audio encoder, and all else."
-    def part(name): return root if (root := name.split('.')[0]) in ('image_encoder', 'audio_encoder') else 'all else'
-    return {p: mark(v for k, v in sorted(state.items()) if part(k) == p) for p in sorted({part(k) for k in state})}
+
+    def part(name):
+        return root if (root := name.split(".")[0]) in ("image_encoder", "audio_encoder") else "all else"
+
+    return {
+        p: mark(v for k, v in sorted(state.items()) if part(k) == p) for p in sorted({part(k) for k in state})
+    }
+
 
 def batch_mark(batch):
     "{key: mark} of a batch; None if some of it could not be read."
-    if not isinstance(batch, dict) or 'unreadable' in batch: return None
+    if not isinstance(batch, dict) or "unreadable" in batch:
+        return None
     return {k: mark([batch[k]]) for k in sorted(batch) if torch.is_tensor(batch[k])}
-
 
 # %% ../nbs/23_train.ipynb #a58cfa2f
 class Feed:
     "Batches from a step on, of a `team` one's own rows. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
+
     def __init__(self, data, config, workers=0, model=None, team=Team()):
-        self.data, self.config, self.workers, self.rows = data, config, workers, team.rows if team.size > 1 else None
-        self.corpus, self.seen, self.known = is_corpus(data), [], bool(getattr(data, 'fingerprint', None))
+        self.data, self.config, self.workers, self.rows = (
+            data,
+            config,
+            workers,
+            team.rows if team.size > 1 else None,
+        )
+        self.corpus, self.seen, self.known = is_corpus(data), [], bool(getattr(data, "fingerprint", None))
         if self.corpus:
-            self.pairs = corpus_pairs(data, config.max_seconds, model, config.augment, workers == 0, config.speed, config.pad, lengths=config.bucket or config.curriculum)
-            self.per_epoch = len(self.pairs)//config.batch_size
+            self.pairs = corpus_pairs(
+                data,
+                config.max_seconds,
+                model,
+                config.augment,
+                workers == 0,
+                config.speed,
+                config.pad,
+                lengths=config.bucket or config.curriculum,
+            )
+            self.per_epoch = len(self.pairs) // config.batch_size
         else:
-            try: self.per_epoch = len(data)
-            except TypeError: raise ConfigError('data needs a length (batches in an epoch): give a corpus, a DataLoader or a list of batches') from None
-        if not self.per_epoch: raise DataError(f'the data do not fill one batch of {config.batch_size}')
-        self.steps = max(1, round(config.epochs*self.per_epoch))
+            try:
+                self.per_epoch = len(data)
+            except TypeError:
+                raise ConfigError(
+                    "data needs a length (batches in an epoch): give a corpus, a DataLoader or a list of batches"
+                ) from None
+        if not self.per_epoch:
+            raise DataError(f"the data do not fill one batch of {config.batch_size}")
+        self.steps = max(1, round(config.epochs * self.per_epoch))
 
     def from_step(self, start):
         "An iterator over the batches of steps `start`, `start` + 1, … to the last."
         c = self.config
         if self.corpus:
-            order = Order(self.pairs.lengths, c.batch_size, self.steps, c.seed, c.bucket, c.curriculum, groups=getattr(self.data, 'shard_of_caption', None), window=c.shard_window)
+            order = Order(
+                self.pairs.lengths,
+                c.batch_size,
+                self.steps,
+                c.seed,
+                c.bucket,
+                c.curriculum,
+                groups=getattr(self.data, "shard_of_caption", None),
+                window=c.shard_window,
+            )
             batches = train_loader(self.pairs, order, start, self.workers, self.rows)
             return ahead(batches) if self.workers else iter(batches)
         return self._walk(start)
@@ -272,355 +442,621 @@ class Feed:
         step = 0
         while step < self.steps:
             first = step
-            torch.manual_seed(stable_hash(self.config.seed, 'pass', step) % 2**63)   # a loader that shuffles draws its order from this
+            torch.manual_seed(
+                stable_hash(self.config.seed, "pass", step) % 2**63
+            )  # a loader that shuffles draws its order from this
             for batch in self.data:
-                check_batch(batch, f'batch {step - first}', least=2 if self.rows is None else 1)
+                check_batch(batch, f"batch {step - first}", least=2 if self.rows is None else 1)
                 self._look(step, batch)
-                if step >= start: yield batch if self.rows is None else {k: v[self.rows(len(v))] for k, v in batch.items()}
+                if step >= start:
+                    yield batch if self.rows is None else {k: v[self.rows(len(v))] for k, v in batch.items()}
                 step += 1
-                if step == self.steps: return
-            if step == first: raise DataError('the data gave no batch on a second pass: give something that can be iterated again (a list, a DataLoader)')
+                if step == self.steps:
+                    return
+            if step == first:
+                raise DataError(
+                    "the data gave no batch on a second pass: give something that can be iterated again (a list, a DataLoader)"
+                )
 
     def _look(self, step, batch):
         "Mark a batch, or compare it with what the run saw at this step before it was interrupted."
-        if self.known or step >= LOOKED: return
+        if self.known or step >= LOOKED:
+            return
         found = batch_mark(batch)
-        if step == len(self.seen): self.seen.append(found)
+        if step == len(self.seen):
+            self.seen.append(found)
         elif not alike(self.seen[step], found):
-            raise CheckpointError(f'batch {step + 1:,} of the data is not the one that this run saw: these are other data (choose '
-                                  'another folder; resume=False starts anew), or batches that are not the same each time '
-                                  '(give the data an attribute `fingerprint`, any text, to be compared instead)')
+            raise CheckpointError(
+                f"batch {step + 1:,} of the data is not the one that this run saw: these are other data (choose "
+                "another folder; resume=False starts anew), or batches that are not the same each time "
+                "(give the data an attribute `fingerprint`, any text, to be compared instead)"
+            )
 
     @property
     def fingerprint(self):
         "What the data are, for the run record."
-        named = self.corpus and type(self.data).__repr__ is not object.__repr__     # the default repr holds an address
+        named = (
+            self.corpus and type(self.data).__repr__ is not object.__repr__
+        )  # the default repr holds an address
         left_out = self.data.skipped.left_out if isinstance(self.data, Corpus) else {}
-        return {'name': repr(self.data) if named else type(self.data).__name__, 'pairs': len(self.pairs) if self.corpus else None, **({'left_out': left_out} if left_out else {}),
-                'fingerprint': getattr(self.data, 'fingerprint', None) or (
-                    str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist())) if self.corpus else None)}
+        return {
+            "name": repr(self.data) if named else type(self.data).__name__,
+            "pairs": len(self.pairs) if self.corpus else None,
+            **({"left_out": left_out} if left_out else {}),
+            "fingerprint": getattr(self.data, "fingerprint", None)
+            or (
+                str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist()))
+                if self.corpus
+                else None
+            ),
+        }
 
 # %% ../nbs/23_train.ipynb #1f6c93ab
-LOOKED = 500      # batches of one's own that are marked
+LOOKED = 500  # batches of one's own that are marked
+
 
 def content_marks(data):
     """Marks and hashes of what a corpus holds, a list: of files their sizes and a sample (`Corpus.marks`); nothing for a
     corpus with a `fingerprint` of its own; of another class 8 images and 8 recordings. None for what cannot be read."""
-    if isinstance(data, Corpus): return data.marks
-    if getattr(data, 'fingerprint', None): return []
-    if not is_corpus(data): return _loader_marks(data)
+    if isinstance(data, Corpus):
+        return data.marks
+    if getattr(data, "fingerprint", None):
+        return []
+    if not is_corpus(data):
+        return _loader_marks(data)
     images = np.unique(data.image_of_caption)
-    spread = lambda n: np.linspace(0, n - 1, min(n, 8)).astype(int).tolist()
-    sample = [('image', int(images[k])) for k in spread(len(images))] + [('audio', j) for j in spread(len(data.image_of_caption))]
+
+    def spread(n):
+        return np.linspace(0, n - 1, min(n, 8)).astype(int).tolist()
+
+    sample = [("image", int(images[k])) for k in spread(len(images))] + [
+        ("audio", j) for j in spread(len(data.image_of_caption))
+    ]
     return [_mark_of(data, name, k) for name, k in sample]
+
 
 def _loader_marks(data):
     "The length of a loader and the mark of its first batch; what can be iterated only once is left alone."
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        if iter(data) is data: return []
-        set_seed(0)      # for a loader that shuffles
-        return [str(len(data)) if hasattr(data, '__len__') else None, batch_mark(next(iter(data), None))]
+        if iter(data) is data:
+            return []
+        set_seed(0)  # for a loader that shuffles
+        return [str(len(data)) if hasattr(data, "__len__") else None, batch_mark(next(iter(data), None))]
     finally:
         torch.set_rng_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])
 
+
 def _mark_of(data, name, k):
-    try: return mark([read_item(data, name, k)])
-    except (DataError, OSError): return None
+    try:
+        return mark([read_item(data, name, k)])
+    except (DataError, OSError):
+        return None
+
 
 def dev_marks(dev):
     "{name: what it is} of the dev sets; see `content_marks`."
-    def name(d): return getattr(d, 'fingerprint', None) or (str(stable_hash(*map(int, d.image_of_caption))) if is_corpus(d) else None)
-    return {n: {'fingerprint': name(d), 'content': content_marks(d)} for n, d in dev.items()}
+
+    def name(d):
+        return getattr(d, "fingerprint", None) or (
+            str(stable_hash(*map(int, d.image_of_caption))) if is_corpus(d) else None
+        )
+
+    return {n: {"fingerprint": name(d), "content": content_marks(d)} for n, d in dev.items()}
 
 # %% ../nbs/23_train.ipynb #0ce65358
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
     "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU; None for one that cannot be read."
     from tqdm.auto import tqdm
-    frames = [None]*len(pairs)
-    for batch in tqdm(pool_loader(pairs, batch_size).loaders[1], desc='front end', disable=not progress, leave=False):     # captions alone
-        if 'audio' not in batch: continue
-        out, n = model.audio_encoder.cnn(batch['audio'].to(device), batch['audio_len'].to(device))
-        for j, f, k in zip(batch['index'].tolist(), out.cpu(), n.tolist()): frames[j] = f[:k].clone()
+
+    frames = [None] * len(pairs)
+    for batch in tqdm(
+        pool_loader(pairs, batch_size).loaders[1], desc="front end", disable=not progress, leave=False
+    ):  # captions alone
+        if "audio" not in batch:
+            continue
+        out, n = model.audio_encoder.cnn(batch["audio"].to(device), batch["audio_len"].to(device))
+        for j, f, k in zip(batch["index"].tolist(), out.cpu(), n.tolist()):
+            frames[j] = f[:k].clone()
     return frames
 
 # %% ../nbs/23_train.ipynb #a3e599d4
-def corpus_pairs(corpus, max_seconds, model=None, augment='none', keep=True, speed=0., pad='auto', lengths=False):
+def corpus_pairs(
+    corpus, max_seconds, model=None, augment="none", keep=True, speed=0.0, pad="auto", lengths=False
+):
     "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
-    pad = pad == 'full' or (pad == 'auto' and model is not None and model.padding_matters)
+    pad = pad == "full" or (pad == "auto" and model is not None and model.padding_matters)
     if isinstance(corpus, Corpus):
-        if lengths: measure(corpus, cache_folder())
-        side = model and round(model.image_size*2 if augment != 'none' else model.image_size/model.crop_pct)
-        return Pairs(corpus, max_seconds, model and image_transform(model, augment), pad=pad, speed=speed, side=side, skip=True, shortest=shortest(model) if model else 1)
+        if lengths:
+            measure(corpus, cache_folder())
+        side = model and round(
+            model.image_size * 2 if augment != "none" else model.image_size / model.crop_pct
+        )
+        return Pairs(
+            corpus,
+            max_seconds,
+            model and image_transform(model, augment),
+            pad=pad,
+            speed=speed,
+            side=side,
+            skip=True,
+            shortest=shortest(model) if model else 1,
+        )
     pairs = Pairs(corpus, max_seconds, pad=pad, speed=speed, shortest=shortest(model) if model else 1)
     last = int(pairs.image_of_caption.max())
-    first = read_item(corpus, 'image', int(pairs.image_of_caption[0]))
-    read_item(corpus, 'image', last)      # an index that is too high shows here
-    if keep and first.nbytes*(last + 1) < 2**31: pairs._kept = {}      # 2 GiB
+    first = read_item(corpus, "image", int(pairs.image_of_caption[0]))
+    read_item(corpus, "image", last)  # an index that is too high shows here
+    if keep and first.nbytes * (last + 1) < 2**31:
+        pairs._kept = {}  # 2 GiB
     if model is not None:
         pairs.transform = image_transform(model, augment)
         fits = (model.image_size, model.image_size)
-        if augment == 'none' and first.shape[:2] == fits: pairs.as_they_are = fits
+        if augment == "none" and first.shape[:2] == fits:
+            pairs.as_they_are = fits
     return pairs
+
 
 def shortest(model):
     "Samples of one frame: the receptive field of the convolutions of a configuration."
     n = hop = 1
-    for k, s in zip(model.conv_kernel, model.conv_stride): n, hop = n + (k - 1)*hop, hop*s
+    for k, s in zip(model.conv_kernel, model.conv_stride):
+        n, hop = n + (k - 1) * hop, hop * s
     return n
 
-def image_transform(model, augment='none'):
+
+def image_transform(model, augment="none"):
     "uint8 (H, W, 3) -> uint8 (S, S, 3) for a model of the configuration `model`."
-    if augment == 'none': return eval_transform(model.image_size, round(model.image_size/model.crop_pct), normalised=False)
-    return train_transform(model.image_size, **({} if augment == 'randaugment' else {'randaugment': None}), normalised=False)
+    if augment == "none":
+        return eval_transform(model.image_size, round(model.image_size / model.crop_pct), normalised=False)
+    return train_transform(
+        model.image_size, **({} if augment == "randaugment" else {"randaugment": None}), normalised=False
+    )
+
 
 def evaluation_cut(corpus):
     "Seconds of each caption that count in evaluation: 25 for Places Audio, else 10 (VG-HuBERT's code)."
-    return float(CAPS.get(getattr(corpus, 'name', ''), (8, 10))[1])
+    return float(CAPS.get(getattr(corpus, "name", ""), (8, 10))[1])
+
 
 def pool(model, corpus, max_seconds=None, batch_size=64, workers=0):
     "The loader of a retrieval test: every image once, every caption once, up to `max_seconds` of each (None: `evaluation_cut`)."
     max_seconds = evaluation_cut(corpus) if max_seconds is None else max_seconds
-    return pool_loader(corpus_pairs(corpus, max_seconds, model, lengths=not model.padding_matters), batch_size, workers)
+    return pool_loader(
+        corpus_pairs(corpus, max_seconds, model, lengths=not model.padding_matters), batch_size, workers
+    )
 
-def evaluate(model, data, device=None, batch_size=64, max_seconds=None, workers=0, max_unreadable=.01, team=None):
+
+def evaluate(
+    model, data, device=None, batch_size=64, max_seconds=None, workers=0, max_unreadable=0.01, team=None
+):
     """`RetrievalResult` of a model on a corpus (every caption once, images once each) or on a loader of batches.
     Of each caption the first `max_seconds` (None: 10, and 25 for Places Audio, as in VG-HuBERT's code). `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the work, and all get the result."""
     device = device or next(model.parameters()).device
-    if is_corpus(data): data = pool(model.config, data, max_seconds, batch_size, workers)
-    elif not isinstance(data, pool_loader): data = check_batches(data)
-    return embed(model, data, device, max_unreadable, team).metrics(similarity=model.config.similarity, team=team)
+    if is_corpus(data):
+        data = pool(model.config, data, max_seconds, batch_size, workers)
+    elif not isinstance(data, pool_loader):
+        data = check_batches(data)
+    return embed(model, data, device, max_unreadable, team).metrics(
+        similarity=model.config.similarity, team=team
+    )
 
 # %% ../nbs/23_train.ipynb #29f35d7a
 @contextlib.contextmanager
 def autocast(amp, device):
     "bfloat16 where `TrainConfig.amp` ('auto', 'bf16', 'off') says so."
-    on = amp == 'bf16' or (amp == 'auto' and device.type == 'cuda' and torch.cuda.is_bf16_supported())
-    plain = sdpa_kernel(SDPBackend.MATH) if on and device.type == 'cpu' else contextlib.nullcontext()
-    with plain, torch.autocast(device.type, torch.bfloat16, enabled=on): yield
+    on = amp == "bf16" or (amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    plain = sdpa_kernel(SDPBackend.MATH) if on and device.type == "cpu" else contextlib.nullcontext()
+    with plain, torch.autocast(device.type, torch.bfloat16, enabled=on):
+        yield
 
 # %% ../nbs/23_train.ipynb #a568012d
 def make_optimiser(model, config):
     "The optimiser over all parameters that are trained; its rate is set from outside, step by step."
     params = [p for p in model.parameters() if p.requires_grad]
-    if config.optimiser == 'bertadam': return BertAdam(params, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(params, lr=config.lr, betas=(.9, .98), weight_decay=config.weight_decay)
+    if config.optimiser == "bertadam":
+        return BertAdam(params, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(params, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+
 
 def train_step(model, batch, optimiser, step, steps, onset, config, device, team=Team(), net=None):
     """One update; returns the losses of the whole batch, the rate, α, its number of `pairs`, and whether all was `finite` (else nothing was updated). `onset`: the first step with reconstruction;
     `batch`: the rows of this process of the `team`; `net`: `model` in its `DistributedDataParallel`."""
-    c, seed = model.config, stable_hash(config.seed, 'step', step) % 2**63
+    c, seed = model.config, stable_hash(config.seed, "step", step) % 2**63
     batch = {k: v.to(device, non_blocking=True) for k, v in batch.items() if torch.is_tensor(v)}
-    counts = team.everyone(len(batch['image']))      # fewer where files could not be read
-    if min(counts) < 1: raise DataError(f'a batch of {sum(counts)} pairs cannot be shared by {team.size} processes: each needs one')
-    masks = random_mask(sum(counts), model.image_encoder.num_patches, c.mask_ratio, torch.Generator().manual_seed(seed), device) if step >= onset and model.decoder is not None else None
-    factor = {'linear': warmup_linear, 'cosine': warmup_cosine}[config.schedule](step/steps, config.warmup)
-    for group in optimiser.param_groups: group['lr'] = config.lr*factor
+    counts = team.everyone(len(batch["image"]))  # fewer where files could not be read
+    if min(counts) < 1:
+        raise DataError(
+            f"a batch of {sum(counts)} pairs cannot be shared by {team.size} processes: each needs one"
+        )
+    masks = (
+        random_mask(
+            sum(counts),
+            model.image_encoder.num_patches,
+            c.mask_ratio,
+            torch.Generator().manual_seed(seed),
+            device,
+        )
+        if step >= onset and model.decoder is not None
+        else None
+    )
+    factor = {"linear": warmup_linear, "cosine": warmup_cosine}[config.schedule](step / steps, config.warmup)
+    for group in optimiser.param_groups:
+        group["lr"] = config.lr * factor
     optimiser.zero_grad(set_to_none=True)
     losses = gradients(model if net is None else net, batch, masks, counts, config, device, seed, team)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-    finite = bool(norm.isfinite()) and math.isfinite(losses['loss'])
-    alpha = momentum_at(step, steps, c.momentum_start, c.momentum_end, onset if c.momentum_horizon == 'reconstruction' else 0)
+    finite = bool(norm.isfinite()) and math.isfinite(losses["loss"])
+    alpha = momentum_at(
+        step, steps, c.momentum_start, c.momentum_end, onset if c.momentum_horizon == "reconstruction" else 0
+    )
     if finite:
         optimiser.step()
         model.update_momentum(alpha)
-    return {**losses, 'lr': config.lr*factor, 'alpha': alpha, 'pairs': sum(counts), 'finite': finite}
+    return {**losses, "lr": config.lr * factor, "alpha": alpha, "pairs": sum(counts), "finite": finite}
 
 # %% ../nbs/23_train.ipynb #b61acf04
 def gradients(net, batch, masks, counts, config, device, seed=0, team=Team()):
     """Backward pass of eq. 5 over the whole batch, whose rows are spread over `counts` pairs of each process; leaves gradients in the parameters and returns the losses as numbers.
     `masks`: of the whole batch; None for no reconstruction."""
-    model, b, start = getattr(net, 'module', net), counts[team.rank], sum(counts[:team.rank])
+    model, b, start = getattr(net, "module", net), counts[team.rank], sum(counts[: team.rank])
     whole, size = sum(counts), min(config.micro_batch or b, b)
-    cached = bool(config.micro_batch) and max(counts) > config.micro_batch      # the same on all processes, also where one's own rows fit: what they exchange has to match
-    pieces, own = [slice(a, min(a + size, b)) for a in range(0, b, size)], slice(start, start + b) if team.size > 1 else None
-    contrast = lambda image, audio, ids: model.contrast(*(x if x is None else gather(x.float() if x.is_floating_point() else x, counts, team) for x in (image, audio, ids)), own)
+    cached = (
+        bool(config.micro_batch) and max(counts) > config.micro_batch
+    )  # the same on all processes, also where one's own rows fit: what they exchange has to match
+    pieces, own = (
+        [slice(a, min(a + size, b)) for a in range(0, b, size)],
+        slice(start, start + b) if team.size > 1 else None,
+    )
+
+    def contrast(image, audio, ids):
+        return model.contrast(
+            *(
+                x if x is None else gather(x.float() if x.is_floating_point() else x, counts, team)
+                for x in (image, audio, ids)
+            ),
+            own,
+        )
 
     def losses(net, k, contrast, masks=masks):
-        torch.manual_seed((seed + stable_hash(team.rank, k)*(team.rank + k > 0)) % 2**63)      # dropout
+        torch.manual_seed((seed + stable_hash(team.rank, k) * (team.rank + k > 0)) % 2**63)  # dropout
         rows = pieces[k]
-        mask = masks and PatchMask(*(m[start + rows.start:start + rows.stop] for m in masks))
+        mask = masks and PatchMask(*(m[start + rows.start : start + rows.stop] for m in masks))
         with autocast(config.amp, device):
-            return net({n: v[rows] for n, v in batch.items()}, reconstruct=masks is not None, lam=model.config.lam*(rows.stop - rows.start)/whole, mask=mask, contrast=contrast)
+            return net(
+                {n: v[rows] for n, v in batch.items()},
+                reconstruct=masks is not None,
+                lam=model.config.lam * (rows.stop - rows.start) / whole,
+                mask=mask,
+                contrast=contrast,
+            )
 
     if cached:
-        with torch.no_grad(): found = [losses(model, k, lambda *z: z[0].new_zeros(()), None) for k in range(len(pieces))]
-        image, audio = (torch.cat([f[k] for f in found]).float().requires_grad_() for k in ('z_image', 'z_audio'))
-        nce = contrast(image, audio, batch.get('image_id'))
+        with torch.no_grad():
+            found = [losses(model, k, lambda *z: z[0].new_zeros(()), None) for k in range(len(pieces))]
+        image, audio = (
+            torch.cat([f[k] for f in found]).float().requires_grad_() for k in ("z_image", "z_audio")
+        )
+        nce = contrast(image, audio, batch.get("image_id"))
         nce.backward()
-        pull = lambda rows: lambda z_image, z_audio, ids: (z_image.float()*image.grad[rows]).sum() + (z_audio.float()*audio.grad[rows]).sum()
-    mim = 0.
+
+        def pull(rows):
+            return lambda z_image, z_audio, ids: (
+                (z_image.float() * image.grad[rows]).sum() + (z_audio.float() * audio.grad[rows]).sum()
+            )
+
+    mim = 0.0
     for k, rows in enumerate(pieces):
-        with net.no_sync() if team.size > 1 and k < len(pieces) - 1 else contextlib.nullcontext():      # gradients are exchanged once
+        with (
+            net.no_sync() if team.size > 1 and k < len(pieces) - 1 else contextlib.nullcontext()
+        ):  # gradients are exchanged once
             out = losses(net, k, pull(rows) if cached else contrast)
-            (out['loss']*team.size if team.size > 1 else out['loss']).backward()
-        mim = mim + out['loss_mim'].detach()*((rows.stop - rows.start)/whole)
-    nce, mim = team.reduce([float((nce if cached else out['loss_nce']).detach()), float(mim)])
-    return {'loss': nce + model.config.lam*mim, 'loss_nce': nce, 'loss_mim': mim}
+            (out["loss"] * team.size if team.size > 1 else out["loss"]).backward()
+        mim = mim + out["loss_mim"].detach() * ((rows.stop - rows.start) / whole)
+    nce, mim = team.reduce([float((nce if cached else out["loss_nce"]).detach()), float(mim)])
+    return {"loss": nce + model.config.lam * mim, "loss_nce": nce, "loss_mim": mim}
 
 # %% ../nbs/23_train.ipynb #c0f04b8b
 class Run:
     "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
+
     def __init__(self, folder, model, optimiser, about, team=Team()):
-        self.folder, self.model, self.optimiser, self.about, self.team = folder and Path(folder), model, optimiser, about, team
-        self.history, self.best, self.best_state, self.seconds, self.step, self.sums, self.pairs, self.seen, self.changed = [], None, None, 0., 0, {}, 0, [], []
-        self.unreadable, self.skipped, self.code = {}, [], [code_version()]      # as the run begins: a checkout may move on while it goes on
-        self.shots = folder and Snapshots(self.folder/'checkpoints')
+        self.folder, self.model, self.optimiser, self.about, self.team = (
+            folder and Path(folder),
+            model,
+            optimiser,
+            about,
+            team,
+        )
+        (
+            self.history,
+            self.best,
+            self.best_state,
+            self.seconds,
+            self.step,
+            self.sums,
+            self.pairs,
+            self.seen,
+            self.changed,
+        ) = [], None, None, 0.0, 0, {}, 0, [], []
+        self.unreadable, self.skipped, self.code = (
+            {},
+            [],
+            [code_version()],
+        )  # as the run begins: a checkout may move on while it goes on
+        self.shots = folder and Snapshots(self.folder / "checkpoints")
 
     def resume(self, start=True):
         "Go on from the last snapshot, if there is one of the same run. `start`: compare the initial weights too."
         found = self.shots.latest() if self.folder else None
-        steps = self.team.everyone(found and found[1]['step'])
-        if len(set(steps)) > 1: raise CheckpointError(f'the processes find different checkpoints in {self.folder} (of the steps {steps}): it has to be a folder that all machines share')
-        if not found: return
+        steps = self.team.everyone(found and found[1]["step"])
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes find different checkpoints in {self.folder} (of the steps {steps}): it has to be a folder that all machines share"
+            )
+        if not found:
+            return
         tensors, meta = found
-        again = alike(getattr(self.model, 'began', None) or {}, meta['about'].get('start'))      # the same model object, interrupted or done
+        again = alike(
+            getattr(self.model, "began", None) or {}, meta["about"].get("start")
+        )  # the same model object, interrupted or done
         compare_run(self, meta, start and not again)
-        load_state(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}, what=str(self.folder))
-        restore_optimiser(self.optimiser, tensors, meta['optimiser'])
-        for k in ('history', 'best', 'seconds', 'step', 'sums', 'unreadable', 'skipped', 'seen', 'changed'): setattr(self, k, meta.get(k, []))
-        self.pairs = meta.get('pairs', self.step*self.about['train']['batch_size'])       # older snapshots do not count them
-        self.code = [*meta['code'], *(c for c in self.code if c != meta['code'][-1])]
+        load_state(
+            self.model,
+            {k[6:]: v for k, v in tensors.items() if k.startswith("model.")},
+            what=str(self.folder),
+        )
+        restore_optimiser(self.optimiser, tensors, meta["optimiser"])
+        for k in ("history", "best", "seconds", "step", "sums", "unreadable", "skipped", "seen", "changed"):
+            setattr(self, k, meta.get(k, []))
+        self.pairs = meta.get(
+            "pairs", self.step * self.about["train"]["batch_size"]
+        )  # older snapshots do not count them
+        self.code = [*meta["code"], *(c for c in self.code if c != meta["code"][-1])]
         wrong, self.best = self.team.everyone((recover_best(self), self.best) if self.team.first else None)[0]
-        if wrong: raise CheckpointError(wrong)
+        if wrong:
+            raise CheckpointError(wrong)
 
     def add(self, losses, reconstructs):
         "Count a step's losses and pairs; L_MIM only if the step `reconstructs`."
-        self.pairs += losses.pop('pairs')
-        if not reconstructs: losses.pop('loss_mim')
-        for k, v in {**losses, 'n': 1, 'n_mim': int(reconstructs)}.items(): self.sums[k] = self.sums.get(k, 0) + v
+        self.pairs += losses.pop("pairs")
+        if not reconstructs:
+            losses.pop("loss_mim")
+        for k, v in {**losses, "n": 1, "n_mim": int(reconstructs)}.items():
+            self.sums[k] = self.sums.get(k, 0) + v
 
     def save(self, seconds):
         "A snapshot from which the run can go on, whatever the number of processes."
-        for found in self.team.everyone(self.unreadable): self.unreadable |= found
-        if self.folder and self.team.first: self._write(seconds)
-        self.team.wait()      # a process that is done ends the others, who may be writing
+        for found in self.team.everyone(self.unreadable):
+            self.unreadable |= found
+        if self.folder and self.team.first:
+            self._write(seconds)
+        self.team.wait()  # a process that is done ends the others, who may be writing
 
     def _write(self, seconds):
-        if self.unreadable: write_json(self.folder/'unreadable.json', self.unreadable)
+        if self.unreadable:
+            write_json(self.folder / "unreadable.json", self.unreadable)
         broken = [k for k, p in self.model.named_parameters() if not bool(p.isfinite().all())]
-        if broken: raise SgmimError(f'weights are no longer finite at step {self.step} ({broken[0]} …), so they were not saved. The last good checkpoint is in {self.shots.folder}. Lower the learning rate, or look for bad input.')
+        if broken:
+            raise SgmimError(
+                f"weights are no longer finite at step {self.step} ({broken[0]} …), so they were not saved. The last good checkpoint is in {self.shots.folder}. Lower the learning rate, or look for bad input."
+            )
         tensors, numbers = optimiser_state(self.optimiser)
-        self.shots.save(self.step, {**{f'model.{k}': v for k, v in self.model.state_dict().items()}, **tensors},
-                        {'about': self.about, 'optimiser': numbers, 'history': self.history, 'best': self.best, 'seconds': seconds,
-                         'sums': self.sums, 'unreadable': self.unreadable, 'skipped': self.skipped, 'code': self.code,
-                         'pairs': self.pairs, 'seen': self.seen, 'changed': self.changed})
-        with atomic_write(self.folder/'log.jsonl', 'w') as f: f.writelines(json.dumps(h) + '\n' for h in self.history)
+        self.shots.save(
+            self.step,
+            {**{f"model.{k}": v for k, v in self.model.state_dict().items()}, **tensors},
+            {
+                "about": self.about,
+                "optimiser": numbers,
+                "history": self.history,
+                "best": self.best,
+                "seconds": seconds,
+                "sums": self.sums,
+                "unreadable": self.unreadable,
+                "skipped": self.skipped,
+                "code": self.code,
+                "pairs": self.pairs,
+                "seen": self.seen,
+                "changed": self.changed,
+            },
+        )
+        with atomic_write(self.folder / "log.jsonl", "w") as f:
+            f.writelines(json.dumps(h) + "\n" for h in self.history)
 
     def lose(self, batch, config, pairs):
         "Count what could not be read; too much of it is an error."
-        self.unreadable.update(batch['unreadable'])
-        if self.folder and self.team.first: write_json(self.folder/'unreadable.json', self.unreadable)
+        self.unreadable.update(batch["unreadable"])
+        if self.folder and self.team.first:
+            write_json(self.folder / "unreadable.json", self.unreadable)
         what, why = next(reversed(self.unreadable.items()))
-        said = f'{len(self.unreadable):,} of {pairs:,} pairs could not be read by step {self.step} (the last: {what}, {why})'
-        if len(self.unreadable) > config.max_unreadable*pairs:
-            raise DataError(f'{said}, more than max_unreadable={config.max_unreadable:.2%}. sgmim_check_data looks for all of them. Mend the files, or allow a higher share: the run goes on.')
-        if len(batch['index']) < (2 if self.team.size == 1 else 1): raise DataError(f'{said}, and too few of this batch are left. Is the disk there?')
+        said = f"{len(self.unreadable):,} of {pairs:,} pairs could not be read by step {self.step} (the last: {what}, {why})"
+        if len(self.unreadable) > config.max_unreadable * pairs:
+            raise DataError(
+                f"{said}, more than max_unreadable={config.max_unreadable:.2%}. sgmim_check_data looks for all of them. Mend the files, or allow a higher share: the run goes on."
+            )
+        if len(batch["index"]) < (2 if self.team.size == 1 else 1):
+            raise DataError(f"{said}, and too few of this batch are left. Is the disk there?")
 
     def skip(self, batch, losses, config):
         "Count a step whose loss or gradient was not finite; one too many is an error."
-        captions = sorted(j for some in self.team.everyone(batch['index'].tolist()) for j in some)
-        self.skipped.append({'step': self.step, 'loss': repr(losses['loss']), 'captions': captions})
-        if len(self.skipped) <= config.max_skipped: return
-        raise SgmimError(f'the loss is {losses["loss"]}' + ('' if not math.isfinite(losses['loss']) else ', but its gradient is not finite,') + f' at step {self.step} (captions of the batch: {captions[:10]}{" …" if len(captions) > 10 else ""})'
-                         + (f', the {len(self.skipped)}th such step' if config.max_skipped else '') + '. Nothing was updated. ' + (f'The last good checkpoint is in {self.shots.folder}. ' if self.folder else '')
-                         + 'Lower the learning rate, look for bad input, or leave such steps out: max_skipped.')
+        captions = sorted(j for some in self.team.everyone(batch["index"].tolist()) for j in some)
+        self.skipped.append({"step": self.step, "loss": repr(losses["loss"]), "captions": captions})
+        if len(self.skipped) <= config.max_skipped:
+            return
+        raise SgmimError(
+            f"the loss is {losses['loss']}"
+            + ("" if not math.isfinite(losses["loss"]) else ", but its gradient is not finite,")
+            + f" at step {self.step} (captions of the batch: {captions[:10]}{' …' if len(captions) > 10 else ''})"
+            + (f", the {len(self.skipped)}th such step" if config.max_skipped else "")
+            + ". Nothing was updated. "
+            + (f"The last good checkpoint is in {self.shots.folder}. " if self.folder else "")
+            + "Lower the learning rate, look for bad input, or leave such steps out: max_skipped."
+        )
 
     def keep_if_best(self, results):
         "Keep the model if R@1 (then R@10), the mean of both directions and of all dev sets, is the best so far (VG-HuBERT's rule)."
-        score = [sum(r.mean[k] for r in results.values())/len(results) for k in (0, 2)]
-        if self.best and score <= self.best['score'] and self.best['step'] != self.step: return      # a step that is taken anew replaces its model
-        self.best = {'step': self.step, 'score': score}
-        if self.folder and not self.team.first: return
-        if self.folder: replace_folder(self.folder/'best', lambda part: save_model(self.model, part, {**self.best, 'dev': {n: r.to_dict() for n, r in results.items()}}))
-        else: self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        score = [sum(r.mean[k] for r in results.values()) / len(results) for k in (0, 2)]
+        if self.best and score <= self.best["score"] and self.best["step"] != self.step:
+            return  # a step that is taken anew replaces its model
+        self.best = {"step": self.step, "score": score}
+        if self.folder and not self.team.first:
+            return
+        if self.folder:
+            replace_folder(
+                self.folder / "best",
+                lambda part: save_model(
+                    self.model, part, {**self.best, "dev": {n: r.to_dict() for n, r in results.items()}}
+                ),
+            )
+        else:
+            self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
 # %% ../nbs/23_train.ipynb #b19d4c86
-FREE = ('max_unreadable', 'max_skipped', 'save_every', 'log_every')      # fields of `TrainConfig` that may change while a run goes on
+FREE = (
+    "max_unreadable",
+    "max_skipped",
+    "save_every",
+    "log_every",
+)  # fields of `TrainConfig` that may change while a run goes on
+
 
 def run_differences(was, now):
     "In what two runs (`Run.about`) differ, as sentences: model, training, data and dev set. What an older run does not say is not compared."
-    train = {**config_to_dict(TrainConfig()), **was['train']}
-    model = {**now['model'], **BEFORE, **was['model']}
-    data = {k: now['data'].get(k) if v is None else v for k, v in {'left_out': {}, **was['data']}.items()}
-    pairs = [('model', model, now['model']), ('train', *({k: v for k, v in t.items() if k not in FREE} for t in (train, now['train']))),
-             ('data', data, {'left_out': {}, **now['data']}), ('run', {'steps': was['steps']}, {'steps': now['steps']})]
-    if 'dev' in was: pairs.append(('dev', *({n: d['fingerprint'] for n, d in r.get('dev', {}).items()} for r in (was, now))))
-    return [f'{part}.{k} is {a.get(k, "absent")!r} there and {b.get(k, "absent")!r} here'
-            for part, a, b in pairs for k in sorted(a.keys() | b.keys()) if a.get(k, 'absent') != b.get(k, 'absent')]
+    train = {**config_to_dict(TrainConfig()), **was["train"]}
+    model = {**now["model"], **BEFORE, **was["model"]}
+    data = {k: now["data"].get(k) if v is None else v for k, v in {"left_out": {}, **was["data"]}.items()}
+    pairs = [
+        ("model", model, now["model"]),
+        ("train", *({k: v for k, v in t.items() if k not in FREE} for t in (train, now["train"]))),
+        ("data", data, {"left_out": {}, **now["data"]}),
+        ("run", {"steps": was["steps"]}, {"steps": now["steps"]}),
+    ]
+    if "dev" in was:
+        pairs.append(
+            ("dev", *({n: d["fingerprint"] for n, d in r.get("dev", {}).items()} for r in (was, now)))
+        )
+    return [
+        f"{part}.{k} is {a.get(k, 'absent')!r} there and {b.get(k, 'absent')!r} here"
+        for part, a, b in pairs
+        for k in sorted(a.keys() | b.keys())
+        if a.get(k, "absent") != b.get(k, "absent")
+    ]
+
 
 def start_differences(was, now):
     "Sentences on the initial weights of two runs, where both say them."
-    a, b = was.get('start') or {}, now.get('start') or {}
+    a, b = was.get("start") or {}, now.get("start") or {}
     parts = [p for p in a if p in b and not alike(a[p], b[p])]
-    if not parts: return []
-    return [f'it began with other initial weights ({", ".join(parts)}); a model made at random has to be made after torch.manual_seed with the same seed, '
-            'and fit(model.config, …) goes on with the weights that are there']
+    if not parts:
+        return []
+    return [
+        f"it began with other initial weights ({', '.join(parts)}); a model made at random has to be made after torch.manual_seed with the same seed, "
+        "and fit(model.config, …) goes on with the weights that are there"
+    ]
+
 
 def _changed(a, b):
     "How many of the marks of two contents differ; None if there is nothing to compare."
-    if a is None or b is None: return None
+    if a is None or b is None:
+        return None
     return sum(not alike(x, y) for x, y in zip(a, b)) + abs(len(a) - len(b))
+
 
 def files_differences(was, now):
     "Sentences on what the training data hold."
-    n = _changed(was.get('content'), now.get('content'))
-    return [f'the training data hold something else under the same names ({n} of {len(now["content"])} marks differ: sizes of files, and a sample of them)'] if n else []
+    n = _changed(was.get("content"), now.get("content"))
+    return (
+        [
+            f"the training data hold something else under the same names ({n} of {len(now['content'])} marks differ: sizes of files, and a sample of them)"
+        ]
+        if n
+        else []
+    )
+
 
 def dev_differences(was, now):
     "Sentences on what the dev sets hold: what was best on one is not on another."
-    a, b = was.get('dev', {}), now.get('dev', {})
-    return [f'dev set {n} holds something else than there' for n in a if n in b and _changed(a[n]['content'], b[n]['content'])]
-
+    a, b = was.get("dev", {}), now.get("dev", {})
+    return [
+        f"dev set {n} holds something else than there"
+        for n in a
+        if n in b and _changed(a[n]["content"], b[n]["content"])
+    ]
 
 # %% ../nbs/23_train.ipynb #6ea3f1d8
 def compare_run(run, meta, start=True):
     "`CheckpointError` if the snapshot of `meta` is of another run than `run`. `start`: compare the initial weights too."
-    now, was = json.loads(json.dumps(run.about)), meta['about']
+    now, was = json.loads(json.dumps(run.about)), meta["about"]
     found = run_differences(was, now)
-    if start: found += start_differences(was, now)
-    if meta['best']: found += dev_differences(was, now)
+    if start:
+        found += start_differences(was, now)
+    if meta["best"]:
+        found += dev_differences(was, now)
     files = files_differences(was, now)
-    if files and not (meta.get('unreadable') or (run.folder/'unreadable.json').is_file()): found += files
+    if files and not (meta.get("unreadable") or (run.folder / "unreadable.json").is_file()):
+        found += files
     if found:
-        raise CheckpointError(f'{run.folder} holds another run: {"; ".join(found[:8])}{"; …" if len(found) > 8 else ""}. '
-                              'Choose another folder, or delete it (from Python, resume=False starts anew).')
-    if files:       # files that could not be read were to be mended
-        warnings.warn(f'{run.folder}: {files[0]}. The run goes on, since it met unreadable files; its record says so.', stacklevel=4)
-        meta['changed'] = [*meta.get('changed', []), meta['step']]
-        was['content'] = now['content']
-    run.about = {**run.about, **{k: was[k] for k in ('start', 'content', 'dev') if k in was}}
-
+        raise CheckpointError(
+            f"{run.folder} holds another run: {'; '.join(found[:8])}{'; …' if len(found) > 8 else ''}. "
+            "Choose another folder, or delete it (from Python, resume=False starts anew)."
+        )
+    if files:  # files that could not be read were to be mended
+        warnings.warn(
+            f"{run.folder}: {files[0]}. The run goes on, since it met unreadable files; its record says so.",
+            stacklevel=4,
+        )
+        meta["changed"] = [*meta.get("changed", []), meta["step"]]
+        was["content"] = now["content"]
+    run.about = {**run.about, **{k: was[k] for k in ("start", "content", "dev") if k in was}}
 
 # %% ../nbs/23_train.ipynb #2c94b7e0
 def recover_best(run):
     "What is wrong with `best/`, or None; it is put back where that is possible. One later than the snapshot was saved just before the interruption."
-    if not run.best: return
-    path, why = run.folder/'best', None
-    for place in (path, *(path.with_name(f'.best.{s}') for s in ('part', 'old'))):
-        try: meta = load_checkpoint(place)[1]
+    if not run.best:
+        return
+    path, why = run.folder / "best", None
+    for place in (path, *(path.with_name(f".best.{s}") for s in ("part", "old"))):
+        try:
+            meta = load_checkpoint(place)[1]
         except CheckpointError as e:
             why = why or str(e)
             continue
-        step = meta.get('step')
-        if step == run.best['step'] or (type(step) is int and step > run.step):
-            if step > run.step and 'score' in meta: run.best = {'step': step, 'score': meta['score']}
+        step = meta.get("step")
+        if step == run.best["step"] or (type(step) is int and step > run.step):
+            if step > run.step and "score" in meta:
+                run.best = {"step": step, "score": meta["score"]}
             if place != path:
                 shutil.rmtree(path, ignore_errors=True)
                 place.rename(path)
             return
-        why = why or f'{place} is of step {step}'
-    for shot in (p for p in run.shots.steps() if int(p.name[5:]) == run.best['step']):
+        why = why or f"{place} is of step {step}"
+    for shot in (p for p in run.shots.steps() if int(p.name[5:]) == run.best["step"]):
         with contextlib.suppress(CheckpointError):
-            tensors = {k[6:]: v for k, v in load_checkpoint(shot)[0].items() if k.startswith('model.')}
-            return replace_folder(path, lambda part, tensors=tensors: save_checkpoint(part, tensors, {'model': 'sgmim', 'config': run.about['model'], **run.best}))
-    return (f'the best model so far, of step {run.best["step"]:,}, is lost: {why} Copy {path} back from a backup, or start anew: '
-            'choose another folder, or delete this one (from Python, resume=False)')
-
+            tensors = {k[6:]: v for k, v in load_checkpoint(shot)[0].items() if k.startswith("model.")}
+            return replace_folder(
+                path,
+                lambda part, tensors=tensors: save_checkpoint(
+                    part, tensors, {"model": "sgmim", "config": run.about["model"], **run.best}
+                ),
+            )
+    return (
+        f"the best model so far, of step {run.best['step']:,}, is lost: {why} Copy {path} back from a backup, or start anew: "
+        "choose another folder, or delete this one (from Python, resume=False)"
+    )
 
 # %% ../nbs/23_train.ipynb #d5ee67e6
-def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, progress=True, workers=0, notes=None):
+def fit(
+    model,
+    data,
+    dev=None,
+    config=None,
+    out=None,
+    device=None,
+    resume=True,
+    progress=True,
+    workers=0,
+    notes=None,
+):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
     `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
     (None: nothing is written); `resume`: go on from what `out` holds; `workers`: processes that decode ahead;
@@ -631,149 +1067,328 @@ def fit(model, data, dev=None, config=None, out=None, device=None, resume=True, 
     Raises `ConfigError`, `DataError`, `CheckpointError` (another run in `out`, or one that still runs), and `SgmimError` for a loss that is not finite."""
     keep_memory()
     team, device = join(device)
-    if out is not None and team.first:      # say so before the first step, not after an hour
-        with atomic_write(Path(out)/'log.jsonl.try'): pass
-        (Path(out)/'log.jsonl.try').unlink()
-    with only_run(out, team): return _fit(model, data, dev, config, out, device, resume, progress, workers, notes, team)
+    if out is not None and team.first:  # say so before the first step, not after an hour
+        with atomic_write(Path(out) / "log.jsonl.try"):
+            pass
+        (Path(out) / "log.jsonl.try").unlink()
+    with only_run(out, team):
+        return _fit(model, data, dev, config, out, device, resume, progress, workers, notes, team)
+
 
 def _fit(given, data, dev, config, out, device, resume, progress, workers, notes, team):
     "`fit`, alone in its folder."
     from tqdm.auto import tqdm
-    model, dev = given, {} if dev is None else dev if isinstance(dev, dict) else {'dev': dev}
+
+    model, dev = given, {} if dev is None else dev if isinstance(dev, dict) else {"dev": dev}
     watch, progress = progress if callable(progress) and team.first else None, progress is True and team.first
     config = config or (recipe(model) if isinstance(model, str) else TrainConfig())
     set_seed(config.seed)
-    if config.batch_size < team.size: raise ConfigError(f'{team.size} processes share a batch, so TrainConfig.batch_size has to be at least that, not {config.batch_size}')
+    if config.batch_size < team.size:
+        raise ConfigError(
+            f"{team.size} processes share a batch, so TrainConfig.batch_size has to be at least that, not {config.batch_size}"
+        )
     model = build(model).to(device).train()
-    net = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False) if team.size > 1 else model      # before its onset the decoder has no gradient
+    net = (
+        DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+        if team.size > 1
+        else model
+    )  # before its onset the decoder has no gradient
     feed, optimiser = Feed(data, config, workers, model.config, team), make_optimiser(model, config)
-    run = Run(out, model, optimiser, {'model': config_to_dict(model.config), 'train': config_to_dict(config), 'data': feed.fingerprint, 'steps': feed.steps}, team)
-    if len(set(team.everyone(json.dumps([run.about, str(out)], sort_keys=True, default=str)))) > 1: raise ConfigError(f'the {team.size} processes were given different runs (model, training, data or folder): start one command')
-    if run.folder: run.about |= team.everyone({'start': weights_marks(model.state_dict()), 'content': content_marks(data) if feed.corpus else None, 'dev': dev_marks(dev)})[0]
-    if resume: run.resume(start=not isinstance(given, SGMIMConfig))
-    elif run.folder and team.first: shutil.rmtree(run.folder/'checkpoints', ignore_errors=True)
-    model.began, feed.seen = run.about.get('start'), run.seen
-    if not run.step: check_front_end(model, given)
-    say(f'{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train on {device}' + (f' × {team.size}' if team.size > 1 else '') + f', {feed.steps:,} steps'
-        + (f', going on from step {run.step:,}' if run.step else ''), progress)
+    run = Run(
+        out,
+        model,
+        optimiser,
+        {
+            "model": config_to_dict(model.config),
+            "train": config_to_dict(config),
+            "data": feed.fingerprint,
+            "steps": feed.steps,
+        },
+        team,
+    )
+    if len(set(team.everyone(json.dumps([run.about, str(out)], sort_keys=True, default=str)))) > 1:
+        raise ConfigError(
+            f"the {team.size} processes were given different runs (model, training, data or folder): start one command"
+        )
+    if run.folder:
+        run.about |= team.everyone(
+            {
+                "start": weights_marks(model.state_dict()),
+                "content": content_marks(data) if feed.corpus else None,
+                "dev": dev_marks(dev),
+            }
+        )[0]
+    if resume:
+        run.resume(start=not isinstance(given, SGMIMConfig))
+    elif run.folder and team.first:
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    model.began, feed.seen = run.about.get("start"), run.seen
+    if not run.step:
+        check_front_end(model, given)
+    say(
+        f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train on {device}"
+        + (f" × {team.size}" if team.size > 1 else "")
+        + f", {feed.steps:,} steps"
+        + (f", going on from step {run.step:,}" if run.step else ""),
+        progress,
+    )
     began = time.perf_counter() - run.seconds
     pools = prepare(model, feed, dev, config, device, progress)
-    onset, every = round(model.config.mim_onset*feed.per_epoch), max(1, round(config.eval_every*feed.per_epoch))
-    if run.sums: run.sums.setdefault('n_mim', max(0, min(run.sums['n'], run.step - onset))*(model.decoder is not None))      # an older snapshot
-    bar = tqdm(total=feed.steps, initial=run.step, disable=not progress, unit='step')
+    onset, every = (
+        round(model.config.mim_onset * feed.per_epoch),
+        max(1, round(config.eval_every * feed.per_epoch)),
+    )
+    if run.sums:
+        run.sums.setdefault(
+            "n_mim", max(0, min(run.sums["n"], run.step - onset)) * (model.decoder is not None)
+        )  # an older snapshot
+    bar = tqdm(total=feed.steps, initial=run.step, disable=not progress, unit="step")
     with Stop() as stop, bar:
         for batch in feed.from_step(run.step):
-            if 'unreadable' in batch: run.lose(batch, config, len(feed.pairs) if feed.corpus else feed.per_epoch*config.batch_size)
+            if "unreadable" in batch:
+                run.lose(
+                    batch, config, len(feed.pairs) if feed.corpus else feed.per_epoch * config.batch_size
+                )
             model.train()
-            losses = train_step(model, batch, optimiser, run.step, feed.steps, onset, config, device, team, net)
+            losses = train_step(
+                model, batch, optimiser, run.step, feed.steps, onset, config, device, team, net
+            )
             run.step += 1
-            if losses.pop('finite'): run.add(losses, run.step > onset and model.decoder is not None)
-            else: run.skip(batch, losses, config)
+            if losses.pop("finite"):
+                run.add(losses, run.step > onset and model.decoder is not None)
+            else:
+                run.skip(batch, losses, config)
             last = run.step == feed.steps
-            if run.step % config.log_every == 0 or last: log(run, feed, config, began, bar)
-            if pools and (run.step % every == 0 or last): check(run, {n: evaluate(model, p, device, max_unreadable=config.max_unreadable, team=team) for n, p in pools.items()}, began, bar)
+            if run.step % config.log_every == 0 or last:
+                log(run, feed, config, began, bar)
+            if pools and (run.step % every == 0 or last):
+                check(
+                    run,
+                    {
+                        n: evaluate(model, p, device, max_unreadable=config.max_unreadable, team=team)
+                        for n, p in pools.items()
+                    },
+                    began,
+                    bar,
+                )
             bar.update()
-            if watch and run.history and run.history[-1]['step'] == run.step: watch(run.history)
-            asked = any(team.everyone(stop.asked))        # one is enough: all stop at the same step
-            if run.step % config.save_every == 0 or last or asked: run.save(time.perf_counter() - began)
-            if asked: raise KeyboardInterrupt(f'{stop.asked or "another process was stopped"} at step {run.step}' + (f'; the same call goes on from there, with {out}' if out else ''))
-    if hasattr(watch, 'close'): watch.close()
+            if watch and run.history and run.history[-1]["step"] == run.step:
+                watch(run.history)
+            asked = any(team.everyone(stop.asked))  # one is enough: all stop at the same step
+            if run.step % config.save_every == 0 or last or asked:
+                run.save(time.perf_counter() - began)
+            if asked:
+                raise KeyboardInterrupt(
+                    f"{stop.asked or 'another process was stopped'} at step {run.step}"
+                    + (f"; the same call goes on from there, with {out}" if out else "")
+                )
+    if hasattr(watch, "close"):
+        watch.close()
     return finish(run, time.perf_counter() - began, device, notes)
 
 # %% ../nbs/23_train.ipynb #ed415cbd
 def build(model):
     "An `SGMIM` from a model, a configuration or the name of a preset. The small preset gets its shipped encoders; a configuration starts at random."
-    if not isinstance(model, str): return SGMIM(model) if isinstance(model, SGMIMConfig) else model
-    if model not in PRESETS: raise ConfigError(f"no preset '{model}'; there are {', '.join(PRESETS)}")
-    if model != 'scenes-tiny': return SGMIM(PRESETS[model]())
-    weights = [load_checkpoint(str(files('sgmim')/'weights'/n))[0] for n in ('tiny-mae', 'tiny-hubert')]     # as `sgmim.pretrain.load_tiny_backbones`, which comes later
+    if not isinstance(model, str):
+        return SGMIM(model) if isinstance(model, SGMIMConfig) else model
+    if model not in PRESETS:
+        raise ConfigError(f"no preset '{model}'; there are {', '.join(PRESETS)}")
+    if model != "scenes-tiny":
+        return SGMIM(PRESETS[model]())
+    weights = [
+        load_checkpoint(str(files("sgmim") / "weights" / n))[0] for n in ("tiny-mae", "tiny-hubert")
+    ]  # as `sgmim.pretrain.load_tiny_backbones`, which comes later
     load_backbones(model := SGMIM(PRESETS[model]()), *weights, generator=torch.Generator().manual_seed(0))
     return model
+
 
 def prepare(model, feed, dev, config, device, progress):
     "Corpora to pairs, with cached frames where asked; returns what to evaluate on, {name: loader}."
     if config.cache_frames and not (feed.corpus and model.config.freeze_cnn):
-        raise ConfigError('cache_frames needs a corpus and a frozen front end (freeze_cnn): otherwise what is kept would go stale')
-    if config.cache_frames and config.speed: raise ConfigError('cache_frames and speed exclude each other: with speed a caption sounds different every time')
+        raise ConfigError(
+            "cache_frames needs a corpus and a frozen front end (freeze_cnn): otherwise what is kept would go stale"
+        )
+    if config.cache_frames and config.speed:
+        raise ConfigError(
+            "cache_frames and speed exclude each other: with speed a caption sounds different every time"
+        )
     if config.cache_frames and model.config.padding_matters:
-        raise ConfigError("cache_frames needs conv_norm='layer', zero_padded_frames=True and valid_frames='convolution': otherwise a caption depends on how far its batch is padded")
-    if config.cache_frames: feed.pairs.frames = frames_of(model, feed.pairs, device, progress=progress)
-    for n, d in dev.items():
-        if not is_corpus(d) and iter(d) is not d: check_batch(next(iter(d), None), f'the first batch of dev set {n}', train=False)
-    pools = {n: pool(model.config, d, config.eval_seconds, workers=feed.workers) if is_corpus(d) else d for n, d in dev.items()}
+        raise ConfigError(
+            "cache_frames needs conv_norm='layer', zero_padded_frames=True and valid_frames='convolution': otherwise a caption depends on how far its batch is padded"
+        )
     if config.cache_frames:
-        for p in (p for n, p in pools.items() if is_corpus(dev[n])): p.pairs.frames = frames_of(model, p.pairs, device)
+        feed.pairs.frames = frames_of(model, feed.pairs, device, progress=progress)
+    for n, d in dev.items():
+        if not is_corpus(d) and iter(d) is not d:
+            check_batch(next(iter(d), None), f"the first batch of dev set {n}", train=False)
+    pools = {
+        n: pool(model.config, d, config.eval_seconds, workers=feed.workers) if is_corpus(d) else d
+        for n, d in dev.items()
+    }
+    if config.cache_frames:
+        for p in (p for n, p in pools.items() if is_corpus(dev[n])):
+            p.pairs.frames = frames_of(model, p.pairs, device)
     return pools
 
+
 def say(text, progress):
-    if progress: print(text, flush=True)
+    if progress:
+        print(text, flush=True)
 
 # %% ../nbs/23_train.ipynb #93d5e6c1
-AUDIO_SIZES = ('audio_width', 'audio_depth', 'audio_heads', 'audio_hidden', 'conv_dim', 'conv_kernel', 'conv_stride', 'conv_bias', 'conv_norm', 'pos_kernel', 'pos_groups')
+AUDIO_SIZES = (
+    "audio_width",
+    "audio_depth",
+    "audio_heads",
+    "audio_hidden",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "conv_bias",
+    "conv_norm",
+    "pos_kernel",
+    "pos_groups",
+)
+
 
 def check_front_end(model, given):
     """A frozen front end that was never trained stays random: `ConfigError` if `given` (what `fit` was given) is a preset or a configuration for
     whose sizes there are weights, else a warning."""
-    if not (model.config.freeze_cnn and untrained(model.audio_encoder.hubert.feature_extractor)): return
+    if not (model.config.freeze_cnn and untrained(model.audio_encoder.hubert.feature_extractor)):
+        return
     said = "the convolutional front end of the audio encoder is random, and freeze_cnn=True keeps it so"
-    sizes = lambda c: [getattr(c, f) for f in AUDIO_SIZES]
+
+    def sizes(c):
+        return [getattr(c, f) for f in AUDIO_SIZES]
+
     fits = [n for n, make in PRESETS.items() if sizes(make()) == sizes(model.config)]
     if not fits or not isinstance(given, (str, SGMIMConfig)):
-        return warnings.warn(f'{said}: load weights into the model, or set freeze_cnn=False, and it learns', stacklevel=4)
-    load = 'sgmim.pretrain.load_tiny_backbones(model)' if 'scenes-tiny' in fits else "sgmim.checkpoints.load_pretrained(model, image=…, audio='facebook/hubert-base-ls960')"
-    raise ConfigError(f'{said}. Make the model first, model = SGMIM(config), load pre-trained encoders with {load}, and give fit the model; or set freeze_cnn=False, and it learns from nothing.')
+        return warnings.warn(
+            f"{said}: load weights into the model, or set freeze_cnn=False, and it learns", stacklevel=4
+        )
+    load = (
+        "sgmim.pretrain.load_tiny_backbones(model)"
+        if "scenes-tiny" in fits
+        else "sgmim.checkpoints.load_pretrained(model, image=…, audio='facebook/hubert-base-ls960')"
+    )
+    raise ConfigError(
+        f"{said}. Make the model first, model = SGMIM(config), load pre-trained encoders with {load}, and give fit the model; or set freeze_cnn=False, and it learns from nothing."
+    )
+
 
 def untrained(module):
     "Are all normalisations of a module as they are made, scale 1 and shift 0? Training moves them."
     norms = [m for m in module.modules() if isinstance(m, (torch.nn.LayerNorm, torch.nn.GroupNorm))]
     return bool(norms) and all(bool((m.weight == 1).all() and (m.bias == 0).all()) for m in norms)
 
-
 # %% ../nbs/23_train.ipynb #266e0165
 def log(run, feed, config, began, bar):
     "Add the mean of the last steps to the history (nothing, if all were left out); `loss_mim` is the mean of those with reconstruction, and absent if there was none."
-    if not run.sums: return
-    n, n_mim, seconds = run.sums.pop('n'), run.sums.pop('n_mim'), time.perf_counter() - began
-    if not n_mim: run.sums.pop('loss_mim', None)
-    mean, run.sums = {k: float(v)/(n_mim if k == 'loss_mim' else n) for k, v in run.sums.items()}, {}
-    run.history.append({'step': run.step, 'epoch': run.step/feed.per_epoch, **mean, 'seconds': round(seconds, 2), 'pairs_per_second': round(run.pairs/seconds, 1)})
-    bar.set_postfix_str(f'nce {mean["loss_nce"]:.2f}' + (f' mim {mean["loss_mim"]:.3f}' if n_mim else '') + f' {run.history[-1]["pairs_per_second"]:.0f} pairs/s' + _recalls(run.history) + (f' {len(run.unreadable)} unreadable' if run.unreadable else ''))
+    if not run.sums:
+        return
+    n, n_mim, seconds = run.sums.pop("n"), run.sums.pop("n_mim"), time.perf_counter() - began
+    if not n_mim:
+        run.sums.pop("loss_mim", None)
+    mean, run.sums = {k: float(v) / (n_mim if k == "loss_mim" else n) for k, v in run.sums.items()}, {}
+    run.history.append(
+        {
+            "step": run.step,
+            "epoch": run.step / feed.per_epoch,
+            **mean,
+            "seconds": round(seconds, 2),
+            "pairs_per_second": round(run.pairs / seconds, 1),
+        }
+    )
+    bar.set_postfix_str(
+        f"nce {mean['loss_nce']:.2f}"
+        + (f" mim {mean['loss_mim']:.3f}" if n_mim else "")
+        + f" {run.history[-1]['pairs_per_second']:.0f} pairs/s"
+        + _recalls(run.history)
+        + (f" {len(run.unreadable)} unreadable" if run.unreadable else "")
+    )
+
 
 def _recalls(history):
-    last = next((h for h in reversed(history) if 'recall_at_10' in h), None)
-    return f' dev R@1 {last["recall_at_1"]:.1f} R@10 {last["recall_at_10"]:.1f}' if last else ''
+    last = next((h for h in reversed(history) if "recall_at_10" in h), None)
+    return f" dev R@1 {last['recall_at_1']:.1f} R@10 {last['recall_at_10']:.1f}" if last else ""
+
 
 def check(run, results, began, bar):
     "Note the recalls on dev (their mean, where there are several sets); keep the model if they are the best."
-    mean = {f'recall_at_{k}': sum(r.mean[i] for r in results.values())/len(results) for i, k in enumerate((1, 5, 10))}
-    run.history.append({'step': run.step, 'seconds': round(time.perf_counter() - began, 2), **mean,
-                        **({'sets': {n: list(r.mean) for n, r in results.items()}} if len(results) > 1 else {})})
+    mean = {
+        f"recall_at_{k}": sum(r.mean[i] for r in results.values()) / len(results)
+        for i, k in enumerate((1, 5, 10))
+    }
+    run.history.append(
+        {
+            "step": run.step,
+            "seconds": round(time.perf_counter() - began, 2),
+            **mean,
+            **({"sets": {n: list(r.mean) for n, r in results.items()}} if len(results) > 1 else {}),
+        }
+    )
     run.keep_if_best(results)
 
 # %% ../nbs/23_train.ipynb #cca8b5a1
 @dataclass(frozen=True)
 class Fitted:
     "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."
+
     model: SGMIM
     history: list
     record: dict
     folder: Path | None
 
+
 def finish(run, seconds, device, notes=None):
     "Put the best weights in, write the record and the curves."
-    run.team.wait()       # for the files of the first process
+    run.team.wait()  # for the files of the first process
     if run.best:
-        best = run.best_state or load_checkpoint(run.folder/'best')[0]
-        load_state(run.model, best, what='the best checkpoint')
-    elif run.folder and run.team.first: replace_folder(run.folder/'best', lambda part: save_model(run.model, part, {'step': run.step}))
-    evals = [h for h in run.history if 'recall_at_10' in h]
-    metrics = {'best': run.best, 'dev': evals, 'losses': next((h for h in reversed(run.history) if 'loss' in h), None)}
-    data = run.about['data'] if not run.seen or run.about['data'].get('fingerprint') else {**run.about['data'], 'fingerprint': str(stable_hash(*(f'{x:.3g}' for batch in run.seen for m in (batch or {}).values() for x in m or ())))}
-    record = run_record('train', {'model': run.about['model'], 'train': run.about['train']}, run.about['train']['seed'], data, metrics, seconds, device, run.code[0],
-                        steps=run.step, pairs_seen=run.pairs, **(notes or {}), **({'files_changed_at': run.changed} if run.changed else {}), **({'resumed_with': run.code[1:]} if run.code[1:] else {}),
-                        **({'processes': run.team.size} if run.team.size > 1 else {}), **({'skipped': run.skipped} if run.skipped else {}),
-                        **({'unreadable': {'pairs': len(run.unreadable), 'first': dict(list(run.unreadable.items())[:20])}} if run.unreadable else {}))
+        best = run.best_state or load_checkpoint(run.folder / "best")[0]
+        load_state(run.model, best, what="the best checkpoint")
+    elif run.folder and run.team.first:
+        replace_folder(run.folder / "best", lambda part: save_model(run.model, part, {"step": run.step}))
+    evals = [h for h in run.history if "recall_at_10" in h]
+    metrics = {
+        "best": run.best,
+        "dev": evals,
+        "losses": next((h for h in reversed(run.history) if "loss" in h), None),
+    }
+    data = (
+        run.about["data"]
+        if not run.seen or run.about["data"].get("fingerprint")
+        else {
+            **run.about["data"],
+            "fingerprint": str(
+                stable_hash(
+                    *(f"{x:.3g}" for batch in run.seen for m in (batch or {}).values() for x in m or ())
+                )
+            ),
+        }
+    )
+    record = run_record(
+        "train",
+        {"model": run.about["model"], "train": run.about["train"]},
+        run.about["train"]["seed"],
+        data,
+        metrics,
+        seconds,
+        device,
+        run.code[0],
+        steps=run.step,
+        pairs_seen=run.pairs,
+        **(notes or {}),
+        **({"files_changed_at": run.changed} if run.changed else {}),
+        **({"resumed_with": run.code[1:]} if run.code[1:] else {}),
+        **({"processes": run.team.size} if run.team.size > 1 else {}),
+        **({"skipped": run.skipped} if run.skipped else {}),
+        **(
+            {"unreadable": {"pairs": len(run.unreadable), "first": dict(list(run.unreadable.items())[:20])}}
+            if run.unreadable
+            else {}
+        ),
+    )
     if run.folder and run.team.first:
-        write_json(run.folder/'record.json', record)
-        save_figure(curves_figure(run.history), run.folder/'curves.png')
+        write_json(run.folder / "record.json", record)
+        save_figure(curves_figure(run.history), run.folder / "curves.png")
     return Fitted(run.model.eval(), run.history, record, run.folder)

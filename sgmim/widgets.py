@@ -8,7 +8,10 @@ __all__ = ['figure_html', 'sound_html', 'table_html', 'Explorer', 'slider', 'cap
            'Pool', 'RetrievalExplorer', 'Monitor']
 
 # %% ../nbs/36_widgets.ipynb #c113c970
-import base64, html, io, time
+import base64
+import html
+import io
+import time
 
 import numpy as np
 import torch
@@ -28,55 +31,87 @@ from .words import boundaries, frame_times, layer_attention, layer_numbers, segm
 def figure_html(fig, alt: str, dpi: int = 80) -> str:
     "A matplotlib figure as an `<img>` with the alternative text `alt`."
     data = io.BytesIO()
-    fig.savefig(data, format='png', dpi=dpi, bbox_inches='tight')
+    fig.savefig(data, format="png", dpi=dpi, bbox_inches="tight")
     return f'<img style="max-width:100%" alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+
 
 def sound_html(wave, name: str) -> str:
     "A waveform (L,) at 16 kHz as a player, called `name` by screen readers."
     import soundfile
+
     data = io.BytesIO()
-    soundfile.write(data, np.asarray(wave, np.float32), RATE, format='WAV', subtype='PCM_16')
+    soundfile.write(data, np.asarray(wave, np.float32), RATE, format="WAV", subtype="PCM_16")
     return f'<audio controls aria-label="{html.escape(name)}" src="data:audio/wav;base64,{base64.b64encode(data.getvalue()).decode()}"></audio>'
+
 
 def table_html(head, rows, about: str) -> str:
     "A table of texts, with a caption."
-    row = lambda cells, tag: '<tr>' + ''.join(f'<{tag} style="padding:0 .6em;text-align:left">{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
+
+    def row(cells, tag):
+        return (
+            "<tr>"
+            + "".join(
+                f'<{tag} style="padding:0 .6em;text-align:left">{html.escape(str(c))}</{tag}>' for c in cells
+            )
+            + "</tr>"
+        )
+
     return f'<table><caption style="text-align:left">{html.escape(about)}</caption>{row(head, "th")}{"".join(row(r, "td") for r in rows)}</table>'
 
 # %% ../nbs/36_widgets.ipynb #e1f54e91
 class Explorer:
     "Controls {name: widget} above a place for HTML; `draw()` of a subclass gives the HTML from `self.state`. `self.box` is the widget."
+
     def __init__(self, controls: dict, *below):
         import ipywidgets as W
+
         self.controls, self.said, self.shown = controls, W.HTML(), W.HTML()
         for c in controls.values():
-            c.style, c.layout = {'description_width': '12em'} | ({'button_width': '14em'} if isinstance(c, W.ToggleButtons) else {}), W.Layout(width='44em')
-            c.observe(self.changed, 'value')
+            c.style, c.layout = (
+                {"description_width": "12em"}
+                | ({"button_width": "14em"} if isinstance(c, W.ToggleButtons) else {}),
+                W.Layout(width="44em"),
+            )
+            c.observe(self.changed, "value")
         self.box = W.VBox([*controls.values(), self.said, self.shown, *below])
         self.refresh()
 
     @property
-    def state(self): return {k: c.value for k, c in self.controls.items()}
-    def changed(self, change): self.refresh()
-    def refresh(self): self.attempt(lambda: setattr(self.shown, 'value', self.draw(**self.state)))
+    def state(self):
+        return {k: c.value for k, c in self.controls.items()}
+
+    def changed(self, change):
+        self.refresh()
+
+    def refresh(self):
+        self.attempt(lambda: setattr(self.shown, "value", self.draw(**self.state)))
+
     def attempt(self, what):
         "`what()`; an error of this library, or a refusal, becomes a sentence."
         try:
             what()
-            self.said.value = ''
-        except (SgmimError, Refusal, OSError) as e: self.said.value = f'<p role="alert" style="color:#D55E00">{html.escape(str(e))}</p>'
+            self.said.value = ""
+        except (SgmimError, Refusal, OSError) as e:
+            self.said.value = f'<p role="alert" style="color:#D55E00">{html.escape(str(e))}</p>'
+
     def close(self):
         "Take the widget, with all that is in it, off the page and out of the kernel."
+
         def close(widget):
-            for child in getattr(widget, 'children', ()): close(child)
+            for child in getattr(widget, "children", ()):
+                close(child)
             widget.close()
+
         close(self.box)
+
     def _ipython_display_(self):
         from IPython.display import Javascript, display
+
         display(self.box, Javascript(_NAMES))
 
+
 # ipywidgets puts a slider's label beside its handle, not on it: a screen reader would say a number and not of what
-_NAMES = '''if (!window.sgmimNames) {
+_NAMES = """if (!window.sgmimNames) {
   window.sgmimNames = new MutationObserver(() => {
     for (const slider of document.querySelectorAll('.widget-slider')) {
       const handle = slider.querySelector('[role=slider]'), label = slider.querySelector('.widget-label')
@@ -84,75 +119,121 @@ _NAMES = '''if (!window.sgmimNames) {
     }
   })
   window.sgmimNames.observe(document.body, {childList: true, subtree: true})
-}'''
+}"""
+
 
 def slider(kind, description, value, low, high, step=None):
     "An ipywidgets slider ('Int' or 'Float') that waits until it is let go."
     import ipywidgets as W
-    return getattr(W, f'{kind}Slider')(value=value, min=low, max=high, **({} if step is None else {'step': step}), description=description, continuous_update=False)
 
-def caption_choice(corpus, description='Caption', most=200):
+    return getattr(W, f"{kind}Slider")(
+        value=value,
+        min=low,
+        max=high,
+        **({} if step is None else {"step": step}),
+        description=description,
+        continuous_update=False,
+    )
+
+
+def caption_choice(corpus, description="Caption", most=200):
     "A list to choose a caption from: (text, number); where the corpus knows no text, its number."
     import ipywidgets as W
-    text = lambda j: getattr(corpus.captions[j], 'text', None) or f'recording {j}'
-    return W.Dropdown(options=[(f'{j}: {text(j)[:90]}', j) for j in range(min(most, len(corpus)))], description=description + (f' (first {most})' if len(corpus) > most else ''))
+
+    def text(j):
+        return getattr(corpus.captions[j], "text", None) or f"recording {j}"
+
+    return W.Dropdown(
+        options=[(f"{j}: {text(j)[:90]}", j) for j in range(min(most, len(corpus)))],
+        description=description + (f" (first {most})" if len(corpus) > most else ""),
+    )
 
 # %% ../nbs/36_widgets.ipynb #eba8ae20
 @torch.no_grad()
 def attention_of(model, wave, layer: int = -1) -> tuple:
     "Attention (H, T) of [CLS] in a layer over a waveform (L,), the middle of frame 0 and the step in seconds."
     encoder = model.audio_encoder
-    layer, = layer_numbers(encoder, [layer])
+    (layer,) = layer_numbers(encoder, [layer])
     device = next(encoder.parameters()).device
-    batch = {'audio': torch.as_tensor(wave, dtype=torch.float32, device=device)[None], 'audio_len': torch.tensor([len(wave)], device=device)}
+    batch = {
+        "audio": torch.as_tensor(wave, dtype=torch.float32, device=device)[None],
+        "audio_len": torch.tensor([len(wave)], device=device),
+    }
     training = encoder.training
     encoder.eval()
-    try: W, frames = layer_attention(encoder, batch, [layer])
-    finally: encoder.train(training)
+    try:
+        W, frames = layer_attention(encoder, batch, [layer])
+    finally:
+        encoder.train(training)
     T = int(frames[0])
     return W[layer][0, :, :T].float().cpu().numpy(), *frame_times(encoder, len(wave), T)
 
+
 def above(attention, quantile: float) -> np.ndarray:
     "Attention (H, T) where each head keeps its frames at or above a `quantile` of its own, else 0."
-    return np.where(attention >= np.quantile(attention, quantile, axis=1, keepdims=True), attention, 0.)
+    return np.where(attention >= np.quantile(attention, quantile, axis=1, keepdims=True), attention, 0.0)
 
-def attention_view(model, wave, words=(), layer: int = -1, quantile: float = .7, title: str | None = None) -> str:
+
+def attention_view(
+    model, wave, words=(), layer: int = -1, quantile: float = 0.7, title: str | None = None
+) -> str:
     "HTML: the sound, its spectrogram with the heads, the segments that the threshold leaves."
     W, first, hop = attention_of(model, wave, layer)
-    found, seconds = segments(W, quantile, hop, first), len(wave)/RATE
-    fig = attention_figure(wave, above(W, quantile), words, hop_seconds=hop, first=first, spectrogram=True, title=title)
+    found, seconds = segments(W, quantile, hop, first), len(wave) / RATE
+    fig = attention_figure(
+        wave, above(W, quantile), words, hop_seconds=hop, first=first, spectrogram=True, title=title
+    )
     cuts = boundaries(found, seconds)[1:-1]
-    alt = f'{len(W)} heads of layer {layer} over {seconds:.1f} s of speech; {len(found)} segments stay above the threshold'
-    listed = ', '.join(f'{a:.2f}–{b:.2f}' for a, b in found)
-    said = f'{len(found)} segments (s): {listed}. Boundaries half-way (s): {", ".join(f"{t:.2f}" for t in cuts) or "none"}.'
-    return sound_html(wave, 'the caption') + '<br>' + figure_html(fig, alt) + f'<p>{said}</p>'
+    alt = f"{len(W)} heads of layer {layer} over {seconds:.1f} s of speech; {len(found)} segments stay above the threshold"
+    listed = ", ".join(f"{a:.2f}–{b:.2f}" for a, b in found)
+    said = f"{len(found)} segments (s): {listed}. Boundaries half-way (s): {', '.join(f'{t:.2f}' for t in cuts) or 'none'}."
+    return sound_html(wave, "the caption") + "<br>" + figure_html(fig, alt) + f"<p>{said}</p>"
 
 # %% ../nbs/36_widgets.ipynb #2b44be1c
 class AttentionExplorer(Explorer):
     "Attention of [CLS] over the captions of a corpus, or over a recording that is uploaded."
+
     def __init__(self, model, corpus, max_seconds: float | None = None):
         import ipywidgets as W
+
         self.model, self.corpus, self.own = model, corpus, None
         self.seconds = max_seconds or evaluation_cut(corpus)
         depth = len(model.audio_encoder.hubert.encoder.layers)
-        self.upload = W.FileUpload(accept='audio/*', description='Upload a recording', layout=W.Layout(width='auto'))
-        self.upload.observe(lambda change: self.attempt(self.take), 'value')
-        self.back = W.Button(description='Back to the caption', disabled=True)
+        self.upload = W.FileUpload(
+            accept="audio/*", description="Upload a recording", layout=W.Layout(width="auto")
+        )
+        self.upload.observe(lambda change: self.attempt(self.take), "value")
+        self.back = W.Button(description="Back to the caption", disabled=True)
         self.back.on_click(lambda _: self.choose())
-        self.words, self.pressed = W.HBox(layout=W.Layout(flex_flow='row wrap')), W.HTML()
-        super().__init__({'caption': caption_choice(corpus), 'layer': W.Dropdown(options=[(f'{k + 1} of {depth}', k) for k in range(depth)], value=depth - 1, description='Layer'),
-                          'threshold': slider('Float', 'Threshold (quantile)', .7, 0., 1., .05)}, self.words, self.pressed)
+        self.words, self.pressed = W.HBox(layout=W.Layout(flex_flow="row wrap")), W.HTML()
+        super().__init__(
+            {
+                "caption": caption_choice(corpus),
+                "layer": W.Dropdown(
+                    options=[(f"{k + 1} of {depth}", k) for k in range(depth)],
+                    value=depth - 1,
+                    description="Layer",
+                ),
+                "threshold": slider("Float", "Threshold (quantile)", 0.7, 0.0, 1.0, 0.05),
+            },
+            self.words,
+            self.pressed,
+        )
         self.box.children = (W.HBox((self.upload, self.back)), *self.box.children)
         self.name_words()
 
     def draw(self, caption, layer, threshold):
-        wave = self.corpus.audio(caption)[:round(self.seconds*RATE)] if self.own is None else self.own
+        wave = self.corpus.audio(caption)[: round(self.seconds * RATE)] if self.own is None else self.own
         words = self.corpus.captions[caption].words if self.own is None else ()
-        return attention_view(self.model, wave, words, layer, threshold, title=None if self.own is None else 'your recording')
+        return attention_view(
+            self.model, wave, words, layer, threshold, title=None if self.own is None else "your recording"
+        )
 
     def changed(self, change):
-        if change['owner'] is self.controls['caption']: self.choose()
-        else: self.refresh()
+        if change["owner"] is self.controls["caption"]:
+            self.choose()
+        else:
+            self.refresh()
 
     def choose(self):
         "Another caption, or the one that was left for a recording."
@@ -163,29 +244,57 @@ class AttentionExplorer(Explorer):
     def name_words(self):
         "The words of the caption as buttons."
         import ipywidgets as W
-        self.pressed.value, found = '', self.known()
-        buttons = [W.Button(description=w.word, tooltip=f'hear “{w.word}” and see where it points', layout=W.Layout(width='auto')) for w in found]
-        for b, w in zip(buttons, found): b.on_click(lambda b, w=w: self.attempt(lambda: self.press(w, b)))
+
+        self.pressed.value, found = "", self.known()
+        buttons = [
+            W.Button(
+                description=w.word,
+                tooltip=f"hear “{w.word}” and see where it points",
+                layout=W.Layout(width="auto"),
+            )
+            for w in found
+        ]
+        for b, w in zip(buttons, found):
+            b.on_click(lambda b, w=w: self.attempt(lambda: self.press(w, b)))
         self.words.children = buttons
 
     def known(self):
-        try: return spoken_words(self.corpus, self.controls['caption'].value)
-        except (SgmimError, AttributeError): return []        # a corpus without words: nothing to press
+        try:
+            return spoken_words(self.corpus, self.controls["caption"].value)
+        except (SgmimError, AttributeError):
+            return []  # a corpus without words: nothing to press
 
     def press(self, w, button):
-        for b in self.words.children: b.button_style = 'info' if b is button else ''
-        j = self.controls['caption'].value
+        for b in self.words.children:
+            b.button_style = "info" if b is button else ""
+        j = self.controls["caption"].value
         words, maps = caption_maps(self.model, self.corpus, j, words=[w], max_seconds=self.seconds)
-        if not words: raise DataError(f'“{w.word}” is said after the first {self.seconds:g} seconds')
+        if not words:
+            raise DataError(f"“{w.word}” is said after the first {self.seconds:g} seconds")
         fig = grounding_figure(seen(self.model, self.corpus, j), [w.word], maps, cell=2.4)
-        self.pressed.value = f'<p role="status">“{html.escape(w.word)}”</p>' + sound_html(self.corpus.audio(j)[round(w.start*RATE):round(w.end*RATE)], w.word) + '<br>' + figure_html(fig, f'the image of the caption, and where “{w.word}” points in it')
+        self.pressed.value = (
+            f'<p role="status">“{html.escape(w.word)}”</p>'
+            + sound_html(self.corpus.audio(j)[round(w.start * RATE) : round(w.end * RATE)], w.word)
+            + "<br>"
+            + figure_html(fig, f"the image of the caption, and where “{w.word}” points in it")
+        )
 
     def take(self):
         "The recording that was uploaded."
-        if not self.upload.value: return
-        blob = bytes(self.upload.value[0]['content'])
-        if len(blob) > MAX_BYTES: raise Refusal(413, f'The recording has {len(blob)/2**20:.0f} MB; at most {MAX_BYTES//2**20} can be taken.')
-        self.own, self.words.children, self.pressed.value, self.back.disabled = decode_upload(blob, self.seconds)[0], (), '', False
+        if not self.upload.value:
+            return
+        blob = bytes(self.upload.value[0]["content"])
+        if len(blob) > MAX_BYTES:
+            raise Refusal(
+                413,
+                f"The recording has {len(blob) / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} can be taken.",
+            )
+        self.own, self.words.children, self.pressed.value, self.back.disabled = (
+            decode_upload(blob, self.seconds)[0],
+            (),
+            "",
+            False,
+        )
         self.shown.value = self.draw(**self.state)
 
 # %% ../nbs/36_widgets.ipynb #6e93f04e
@@ -193,55 +302,101 @@ def other_image(corpus, j: int) -> int:
     "The next caption whose image is another than that of caption `j`."
     own = np.asarray(corpus.image_of_caption)
     others = np.flatnonzero(own != own[j])
-    if not len(others): raise DataError('all captions are of one image: there is no wrong caption to compare with')
+    if not len(others):
+        raise DataError("all captions are of one image: there is no wrong caption to compare with")
     return int(others[np.searchsorted(others, j) % len(others)])
 
-def masking_result(model, corpus, caption: int = 0, ratio: float = .75, seed: int = 0) -> tuple:
+
+def masking_result(model, corpus, caption: int = 0, ratio: float = 0.75, seed: int = 0) -> tuple:
     "(figure, number of patches hidden, of all, {what is heard: (what it says, mean error)}) of the image of a caption with three captions: its own, that of another image, none."
     k, data = other_image(corpus, caption), corpus_pairs(corpus, evaluation_cut(corpus), model.config)
     batch = data.collate([data[caption], data[k]])
-    if lost := batch.pop('unreadable', []): raise DataError(f'{lost[0][0]}: {lost[0][1]}')
+    if lost := batch.pop("unreadable", []):
+        raise DataError(f"{lost[0][0]}: {lost[0][1]}")
     batch = {key: v.to(next(model.parameters()).device) for key, v in batch.items()}
     mask = random_mask(2, model.image_encoder.num_patches, ratio, torch.Generator().manual_seed(seed))
-    mask = type(mask)(*(t.to(batch['image'].device) for t in mask))
+    mask = type(mask)(*(t.to(batch["image"].device) for t in mask))
     model.eval()
-    made = {c: reconstruct_with(model, batch, c, mask) for c in ('right', 'wrong', 'none')}
-    target, hidden = made['right']['target'][0], made['right']['mask'][0]
-    errors = {c: float(((m['predicted'][0] - target)[hidden]**2).mean()) for c, m in made.items()}
-    names = {'right': 'right caption', 'wrong': 'another caption', 'none': 'no caption'}
-    text = lambda j: getattr(corpus.captions[j], 'text', None) or f'recording {j}'
-    fig = reconstruction_figure(seen(model, corpus, caption), hidden, target, {names[c]: m['predicted'][0] for c, m in made.items()})
-    return fig, int(hidden.sum()), len(hidden), {names[c]: ({'right': text(caption), 'wrong': text(k), 'none': ''}[c], e) for c, e in errors.items()}
+    made = {c: reconstruct_with(model, batch, c, mask) for c in ("right", "wrong", "none")}
+    target, hidden = made["right"]["target"][0], made["right"]["mask"][0]
+    errors = {c: float(((m["predicted"][0] - target)[hidden] ** 2).mean()) for c, m in made.items()}
+    names = {"right": "right caption", "wrong": "another caption", "none": "no caption"}
 
-def masking_view(model, corpus, caption: int = 0, ratio: float = .75, seed: int = 0) -> str:
+    def text(j):
+        return getattr(corpus.captions[j], "text", None) or f"recording {j}"
+
+    fig = reconstruction_figure(
+        seen(model, corpus, caption), hidden, target, {names[c]: m["predicted"][0] for c, m in made.items()}
+    )
+    return (
+        fig,
+        int(hidden.sum()),
+        len(hidden),
+        {names[c]: ({"right": text(caption), "wrong": text(k), "none": ""}[c], e) for c, e in errors.items()},
+    )
+
+
+def masking_view(model, corpus, caption: int = 0, ratio: float = 0.75, seed: int = 0) -> str:
     "HTML: what the encoder sees of the image of a caption, what the decoder makes of it with three captions, and the mean error of each."
     fig, hidden, N, heard = masking_result(model, corpus, caption, ratio, seed)
-    alt = f'{hidden} of {N} patches hidden; error at the hidden patches ' + ', '.join(f'{e:.3f} with {name}' for name, (_, e) in heard.items())
-    return figure_html(fig, alt) + table_html(['heard', 'said', 'mean error'], [(name, said, f'{e:.3f}') for name, (said, e) in heard.items()], f'{hidden} of {N} patches hidden')
+    alt = f"{hidden} of {N} patches hidden; error at the hidden patches " + ", ".join(
+        f"{e:.3f} with {name}" for name, (_, e) in heard.items()
+    )
+    return figure_html(fig, alt) + table_html(
+        ["heard", "said", "mean error"],
+        [(name, said, f"{e:.3f}") for name, (said, e) in heard.items()],
+        f"{hidden} of {N} patches hidden",
+    )
+
 
 class MaskingExplorer(Explorer):
     "Which patches are hidden, and what the decoder predicts there with the right caption, another, and none."
+
     def __init__(self, model, corpus):
         self.model, self.corpus = model, corpus
-        super().__init__({'caption': caption_choice(corpus, 'Image of caption'), 'ratio': slider('Float', 'Share hidden', model.config.mask_ratio, .1, .95, .05), 'seed': slider('Int', 'Seed of the mask', 0, 0, 99)})
-    def draw(self, **state): return masking_view(self.model, self.corpus, **state)
+        super().__init__(
+            {
+                "caption": caption_choice(corpus, "Image of caption"),
+                "ratio": slider("Float", "Share hidden", model.config.mask_ratio, 0.1, 0.95, 0.05),
+                "seed": slider("Int", "Seed of the mask", 0, 0, 99),
+            }
+        )
+
+    def draw(self, **state):
+        return masking_view(self.model, self.corpus, **state)
 
 # %% ../nbs/36_widgets.ipynb #11fca129
 class Pool:
     "The embeddings of a corpus, in the order of its captions and images, and their scores."
+
     def __init__(self, model, corpus):
-        e, self.corpus, c = embed(model, pool(model.config, corpus), next(model.parameters()).device), corpus, model.config
-        self.images, self.captions, self.owner = e.image_id.numpy(), e.index.numpy(), e.image_id.numpy()[e.image_of_caption.numpy()]
-        n = lambda z: torch.nn.functional.normalize(z, dim=1) if c.similarity == 'cosine' else z
-        self.scores = (n(e.z_audio) @ n(e.z_image).T).numpy()        # (captions, images)
+        e, self.corpus, c = (
+            embed(model, pool(model.config, corpus), next(model.parameters()).device),
+            corpus,
+            model.config,
+        )
+        self.images, self.captions, self.owner = (
+            e.image_id.numpy(),
+            e.index.numpy(),
+            e.image_id.numpy()[e.image_of_caption.numpy()],
+        )
+
+        def n(z):
+            return torch.nn.functional.normalize(z, dim=1) if c.similarity == "cosine" else z
+
+        self.scores = (n(e.z_audio) @ n(e.z_image).T).numpy()  # (captions, images)
 
     def ranked(self, query: int, side: str, k: int = 5) -> tuple:
         "(numbers, scores, right or not) of the `k` best, and the rank of the first right one, of caption or image `query`; `side`: what it is, 'caption' or 'image'."
-        if query not in (self.captions if side == 'caption' else self.images): raise DataError(f'{side} {query} could not be read, so it is not in the pool')
-        if side == 'caption': s, of, right = self.scores[self.captions == query][0], self.images, None
-        else: s, of, right = self.scores[:, self.images == query][:, 0], self.captions, self.owner == query
-        if right is None: right = self.images == self.owner[self.captions == query][0]
-        order = np.argsort(-s, kind='stable')
+        if query not in (self.captions if side == "caption" else self.images):
+            raise DataError(f"{side} {query} could not be read, so it is not in the pool")
+        if side == "caption":
+            s, of, right = self.scores[self.captions == query][0], self.images, None
+        else:
+            s, of, right = self.scores[:, self.images == query][:, 0], self.captions, self.owner == query
+        if right is None:
+            right = self.images == self.owner[self.captions == query][0]
+        order = np.argsort(-s, kind="stable")
         return of[order[:k]], s[order[:k]], right[order[:k]], int(np.flatnonzero(right[order])[0]) + 1
 
     def hard_negatives(self, k: int = 5) -> list:
@@ -249,63 +404,138 @@ class Pool:
         right = self.images[None] == self.owner[:, None]
         wrong = np.where(right, -np.inf, self.scores)
         best, lead = wrong.argmax(1), wrong.max(1) - self.scores[right]
-        return [(int(self.captions[j]), int(self.images[best[j]]), float(lead[j])) for j in np.argsort(-lead, kind='stable')[:k]]
+        return [
+            (int(self.captions[j]), int(self.images[best[j]]), float(lead[j]))
+            for j in np.argsort(-lead, kind="stable")[:k]
+        ]
 
     def confusion(self) -> list:
         "(kind of word, share of the wrong answers that contradict it, the same of random pictures); `DataError` where the corpus does not know what was said."
-        if not hasattr(self.corpus, 'scene'): raise DataError('only the embedded corpus knows what its captions say and what its pictures show')
+        if not hasattr(self.corpus, "scene"):
+            raise DataError("only the embedded corpus knows what its captions say and what its pictures show")
         chosen = np.empty(len(self.corpus), int)
         chosen[self.captions] = self.images[self.scores.argmax(1)]
         shares = mistake_shares(self.corpus, chosen, resamples=100)
-        value = lambda e: '–' if e is None else f'{100*e["value"]:.0f} %'
-        return [(kind, value(shares[kind]['of_wrong']), value(shares[kind]['by_chance'])) for kind in contradictions(self.corpus)]
+
+        def value(e):
+            return "–" if e is None else f"{100 * e['value']:.0f} %"
+
+        return [
+            (kind, value(shares[kind]["of_wrong"]), value(shares[kind]["by_chance"]))
+            for kind in contradictions(self.corpus)
+        ]
 
 # %% ../nbs/36_widgets.ipynb #5776d1f5
 class RetrievalExplorer(Explorer):
     "Pick a caption or an image; see the other side ranked."
+
     def __init__(self, model, corpus):
         import ipywidgets as W
+
         self.corpus, self.pool = corpus, Pool(model, corpus)
         images = sorted({int(i) for i in corpus.image_of_caption})
         extra = W.HTML(self.whole())
-        super().__init__({'side': W.ToggleButtons(options=[('a caption finds images', 'caption'), ('an image finds captions', 'image')], description='Direction'), 'caption': caption_choice(corpus),
-                          'image': W.Dropdown(options=[(f'image {i}', i) for i in images[:200]], description='Image' + (' (first 200)' if len(images) > 200 else '')), 'k': slider('Int', 'How many', 5, 1, 10)}, extra)
+        super().__init__(
+            {
+                "side": W.ToggleButtons(
+                    options=[("a caption finds images", "caption"), ("an image finds captions", "image")],
+                    description="Direction",
+                ),
+                "caption": caption_choice(corpus),
+                "image": W.Dropdown(
+                    options=[(f"image {i}", i) for i in images[:200]],
+                    description="Image" + (" (first 200)" if len(images) > 200 else ""),
+                ),
+                "k": slider("Int", "How many", 5, 1, 10),
+            },
+            extra,
+        )
 
-    def text(self, j): return getattr(self.corpus.captions[j], 'text', None) or f'recording {j}'
+    def text(self, j):
+        return getattr(self.corpus.captions[j], "text", None) or f"recording {j}"
 
     def draw(self, side, caption, image, k):
-        self.controls['caption'].disabled, self.controls['image'].disabled = side != 'caption', side != 'image'
-        query = caption if side == 'caption' else image
+        self.controls["caption"].disabled, self.controls["image"].disabled = (
+            side != "caption",
+            side != "image",
+        )
+        query = caption if side == "caption" else image
         found, scores, right, rank = self.pool.ranked(query, side, k)
-        show = (lambda n: self.corpus.image(int(n))) if side == 'caption' else (lambda n: self.text(int(n)))
-        asked = self.text(query) if side == 'caption' else self.corpus.image(query)
-        fig = retrieval_gallery([asked], [show(n) for n in found], [list(range(len(found)))], [list(np.flatnonzero(right))], ranks=[rank])
-        rows = [(i + 1, f'image {n}' if side == 'caption' else self.text(int(n)), f'{s:.3f}', '✓ right' if ok else '') for i, (n, s, ok) in enumerate(zip(found, scores, right))]
-        sound = sound_html(self.corpus.audio(query), 'the caption') + '<br>' if side == 'caption' else ''
-        return sound + figure_html(fig, f'{side} {query} and the {len(found)} that score highest; the right one has rank {rank}') + table_html(['rank', 'found', 'score', ''], rows, f'The first right one has rank {rank}.')
+        show = (lambda n: self.corpus.image(int(n))) if side == "caption" else (lambda n: self.text(int(n)))
+        asked = self.text(query) if side == "caption" else self.corpus.image(query)
+        fig = retrieval_gallery(
+            [asked],
+            [show(n) for n in found],
+            [list(range(len(found)))],
+            [list(np.flatnonzero(right))],
+            ranks=[rank],
+        )
+        rows = [
+            (
+                i + 1,
+                f"image {n}" if side == "caption" else self.text(int(n)),
+                f"{s:.3f}",
+                "✓ right" if ok else "",
+            )
+            for i, (n, s, ok) in enumerate(zip(found, scores, right))
+        ]
+        sound = sound_html(self.corpus.audio(query), "the caption") + "<br>" if side == "caption" else ""
+        return (
+            sound
+            + figure_html(
+                fig, f"{side} {query} and the {len(found)} that score highest; the right one has rank {rank}"
+            )
+            + table_html(["rank", "found", "score", ""], rows, f"The first right one has rank {rank}.")
+        )
 
     def whole(self):
-        hard = table_html(['caption', 'taken for', 'lead'], [(self.text(j), f'image {i}', f'{lead:+.3f}') for j, i, lead in self.pool.hard_negatives()], 'Hardest negatives of the pool: score of the best wrong image less that of the right one')
-        try: kinds = table_html(['kind of word', 'of the wrong answers', 'of random pictures'], self.pool.confusion(), 'What wrong answers contradict')
-        except DataError as e: kinds = f'<p>{html.escape(str(e))}</p>'
+        hard = table_html(
+            ["caption", "taken for", "lead"],
+            [(self.text(j), f"image {i}", f"{lead:+.3f}") for j, i, lead in self.pool.hard_negatives()],
+            "Hardest negatives of the pool: score of the best wrong image less that of the right one",
+        )
+        try:
+            kinds = table_html(
+                ["kind of word", "of the wrong answers", "of random pictures"],
+                self.pool.confusion(),
+                "What wrong answers contradict",
+            )
+        except DataError as e:
+            kinds = f"<p>{html.escape(str(e))}</p>"
         return hard + kinds
 
 # %% ../nbs/36_widgets.ipynb #5987204f
 class Monitor:
     "Live curves of a training: `fit(…, progress=Monitor())`. At most one drawing in `every` seconds, and one at the end (`close`, which `fit` calls)."
-    def __init__(self, every: float = 2., show: bool = True):
+
+    def __init__(self, every: float = 2.0, show: bool = True):
         import ipywidgets as W
-        self.every, self.shown, self.history, self._last = every, W.HTML('<p>waiting for the first steps</p>'), [], -np.inf
+
+        self.every, self.shown, self.history, self._last = (
+            every,
+            W.HTML("<p>waiting for the first steps</p>"),
+            [],
+            -np.inf,
+        )
         if show:
             from IPython.display import display
+
             display(self.shown)
 
     def __call__(self, history):
         self.history = history
-        if time.monotonic() - self._last >= self.every: self.close()
+        if time.monotonic() - self._last >= self.every:
+            self.close()
 
     def close(self):
         "Draw what there is."
         self._last = time.monotonic()
-        try: self.shown.value = figure_html(curves_figure(self.history), f'losses and recalls up to step {self.history[-1]["step"]}') + f'<p>step {self.history[-1]["step"]:,}</p>'
-        except Exception as e: self.shown.value = f'<p role="alert">{html.escape(str(e) or "nothing to draw yet")}</p>'      # whatever it is, the training goes on
+        try:
+            self.shown.value = (
+                figure_html(
+                    curves_figure(self.history), f"losses and recalls up to step {self.history[-1]['step']}"
+                )
+                + f"<p>step {self.history[-1]['step']:,}</p>"
+            )
+        except Exception as e:
+            self.shown.value = f'<p role="alert">{html.escape(str(e) or "nothing to draw yet")}</p>'  # whatever it is, the training goes on

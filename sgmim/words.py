@@ -33,6 +33,7 @@ from .models.audio_encoder import cls_attention
 class Heard:
     """What [CLS] attended to in one spoken caption: `attention` (H, T), a row a head; the middle of frame 0 at `first` seconds and `hop` seconds from frame to frame;
     `duration` in seconds; `words` ((word, start s, end s), …), () where the corpus tells none; the numbers of the `caption` and its `image`."""
+
     caption: int
     image: int
     attention: np.ndarray
@@ -44,30 +45,42 @@ class Heard:
     @property
     def middles(self):
         "Middle of each frame in seconds, (T,)."
-        return self.first + self.hop*np.arange(self.attention.shape[1])
+        return self.first + self.hop * np.arange(self.attention.shape[1])
 
 # %% ../nbs/28_words.ipynb #e99e7e6a
 def frame_times(encoder, samples, frames, stretched=False):
     "(middle of frame 0, step from frame to frame) in seconds, of `frames` frames that `encoder` (an `AudioEncoder`) makes of `samples` samples."
-    if stretched: return samples/RATE/frames/2, samples/RATE/frames
-    return encoder.shortest/2/RATE, encoder.hop/RATE
+    if stretched:
+        return samples / RATE / frames / 2, samples / RATE / frames
+    return encoder.shortest / 2 / RATE, encoder.hop / RATE
 
 # %% ../nbs/28_words.ipynb #45192609
 @torch.no_grad()
 def layer_attention(encoder, batch, layers):
     "{layer: attention of [CLS] (B, H, T)} for the `layers` (numbers from 0), and the valid frames (B,), of a batch of sound."
     blocks, inputs = encoder.hubert.encoder.layers, {}
-    hooks = [blocks[k].register_forward_pre_hook(lambda module, args, k=k: inputs.update({k: args[0]})) for k in layers]
-    try: padding = encoder(**batch, need_attention=False).frame_mask
+    hooks = [
+        blocks[k].register_forward_pre_hook(lambda module, args, k=k: inputs.update({k: args[0]}))
+        for k in layers
+    ]
+    try:
+        padding = encoder(**batch, need_attention=False).frame_mask
     finally:
-        for hook in hooks: hook.remove()
-    return {k: cls_attention(blocks[k].attention, inputs[k], padding, encoder.heads) for k in layers}, (~padding).sum(1)
+        for hook in hooks:
+            hook.remove()
+    return {k: cls_attention(blocks[k].attention, inputs[k], padding, encoder.heads) for k in layers}, (
+        ~padding
+    ).sum(1)
+
 
 def layer_numbers(encoder, layers):
     "Layer numbers counted from 0; -1 is the last. `ConfigError` if there is no such layer."
     depth = len(encoder.hubert.encoder.layers)
     for k in layers:
-        if not -depth <= k < depth: raise ConfigError(f'there is no layer {k}: this audio encoder has {depth}, numbered 0 to {depth - 1} (-1: the last)')
+        if not -depth <= k < depth:
+            raise ConfigError(
+                f"there is no layer {k}: this audio encoder has {depth}, numbered 0 to {depth - 1} (-1: the last)"
+            )
     return [k % depth for k in layers]
 
 # %% ../nbs/28_words.ipynb #63d9d161
@@ -75,76 +88,122 @@ def words_heard(words, seconds):
     "Words ((word, start s, end s), …) in the order of time, without those that begin after `seconds`."
     return tuple(sorted((w for w in words if w[1] < seconds), key=lambda w: w[1:]))
 
-def cls_attention_of(model, corpus, captions=None, layer=-1, device=None, batch_size=None, max_seconds=60., stretched=False, unreadable=None):
+
+def cls_attention_of(
+    model,
+    corpus,
+    captions=None,
+    layer=-1,
+    device=None,
+    batch_size=None,
+    max_seconds=60.0,
+    stretched=False,
+    unreadable=None,
+):
     """The attention of [CLS] over `captions` (numbers; None: all) of a corpus, as a list of `Heard`. `layer`: from 0, -1 the last; several: {layer: list}, in one pass.
     `batch_size` None: 32, or 1 for a model whose frames depend on the padding (HuBERT Base). Of each caption the first `max_seconds`. `stretched`: VG-HuBERT's frame times.
     `unreadable`: a list that takes (caption, why) of what cannot be read, which is left out; None: it is a `DataError`."""
-    encoder = getattr(model, 'audio_encoder', model)
+    encoder = getattr(model, "audio_encoder", model)
     layers = list(dict.fromkeys(layer_numbers(encoder, [layer] if isinstance(layer, int) else layer)))
     captions = list(range(len(corpus)) if captions is None else captions)
-    if batch_size is None: batch_size = 1 if encoder.padding_matters else 32
-    if isinstance(corpus, Corpus): measure(corpus, progress=False)
-    pairs, device = Pairs(corpus, max_seconds, skip=unreadable is not None, shortest=encoder.shortest), device or next(encoder.parameters()).device
+    if batch_size is None:
+        batch_size = 1 if encoder.padding_matters else 32
+    if isinstance(corpus, Corpus):
+        measure(corpus, progress=False)
+    pairs, device = (
+        Pairs(corpus, max_seconds, skip=unreadable is not None, shortest=encoder.shortest),
+        device or next(encoder.parameters()).device,
+    )
     order = sorted(captions, key=lambda j: pairs.lengths[j])
     training, heard = encoder.training, {k: {} for k in layers}
     encoder.eval()
     try:
-        for a in tqdm(range(0, len(order), batch_size), desc='attention', leave=False, disable=None):     # None: a bar on a terminal alone
-            batch = collate([pairs.attempt(j, lambda: {**pairs.sound(j), 'index': j}) for j in order[a:a + batch_size]])
-            if lost := batch.pop('unreadable', []): unreadable += lost
-            if not len(read := batch.pop('index').tolist()): continue
-            W, frames = layer_attention(encoder, {k: batch[k].to(device) for k in ('audio', 'audio_len')}, layers)
-            for i, (j, n, T) in enumerate(zip(read, batch['audio_len'].tolist(), frames.tolist())):
-                about = (*frame_times(encoder, n, T, stretched), n/RATE, words_heard(corpus.captions[j].words, n/RATE))
-                for k in W: heard[k][j] = Heard(j, int(corpus.image_of_caption[j]), W[k][i, :, :T].float().cpu().numpy(), *about)
-    finally: encoder.train(training)
-    if unreadable and not heard[layers[0]]: raise DataError(f'not one of {len(captions):,} captions could be read (caption {unreadable[-1][0]}: {unreadable[-1][1]})')
+        for a in tqdm(
+            range(0, len(order), batch_size), desc="attention", leave=False, disable=None
+        ):  # None: a bar on a terminal alone
+            batch = collate(
+                [pairs.attempt(j, lambda: {**pairs.sound(j), "index": j}) for j in order[a : a + batch_size]]
+            )
+            if lost := batch.pop("unreadable", []):
+                unreadable += lost
+            if not len(read := batch.pop("index").tolist()):
+                continue
+            W, frames = layer_attention(
+                encoder, {k: batch[k].to(device) for k in ("audio", "audio_len")}, layers
+            )
+            for i, (j, n, T) in enumerate(zip(read, batch["audio_len"].tolist(), frames.tolist())):
+                about = (
+                    *frame_times(encoder, n, T, stretched),
+                    n / RATE,
+                    words_heard(corpus.captions[j].words, n / RATE),
+                )
+                for k in W:
+                    heard[k][j] = Heard(
+                        j, int(corpus.image_of_caption[j]), W[k][i, :, :T].float().cpu().numpy(), *about
+                    )
+    finally:
+        encoder.train(training)
+    if unreadable and not heard[layers[0]]:
+        raise DataError(
+            f"not one of {len(captions):,} captions could be read (caption {unreadable[-1][0]}: {unreadable[-1][1]})"
+        )
     lists = {k: [found[j] for j in captions if j in found] for k, found in heard.items()}
     return lists[layers[0]] if isinstance(layer, int) else lists
 
 # %% ../nbs/28_words.ipynb #fe67a90b
-def segments(attention, quantile=.7, seconds_per_frame=.02, first=None):
+def segments(attention, quantile=0.7, seconds_per_frame=0.02, first=None):
     """Segments (S, 2) in seconds of the frames that some head attends to most (VG-HuBERT's code; .7 is its quantile). `attention` (H, T); `first`: middle of frame 0
     in seconds (default: half a frame, as if frame 0 began with the sound). A higher `quantile` keeps less: of T frames each head keeps about (1 - quantile) T."""
     attention = np.asarray(attention)
     if attention.ndim != 2 or not attention.size or not np.isfinite(attention).all():
-        raise DataError(f'attention must be heads x frames and finite, got shape {attention.shape}')
-    if not 0 <= quantile <= 1: raise ConfigError(f'quantile must be within 0 and 1, got {quantile}')
+        raise DataError(f"attention must be heads x frames and finite, got shape {attention.shape}")
+    if not 0 <= quantile <= 1:
+        raise ConfigError(f"quantile must be within 0 and 1, got {quantile}")
     least = np.quantile(attention.astype(np.float64), quantile, axis=1, keepdims=True)
-    kept = (attention >= least - 1e-6*np.abs(least)).any(0)                # a whisker less, so that rounding decides nothing
+    kept = (attention >= least - 1e-6 * np.abs(least)).any(
+        0
+    )  # a whisker less, so that rounding decides nothing
     runs = np.flatnonzero(np.diff(np.r_[False, kept, False].astype(int))).reshape(-1, 2)
-    if (longer := runs[:, 1] - runs[:, 0] > 1).any(): runs = runs[longer]
-    return (runs - .5)*seconds_per_frame + (seconds_per_frame/2 if first is None else first)
+    if (longer := runs[:, 1] - runs[:, 0] > 1).any():
+        runs = runs[longer]
+    return (runs - 0.5) * seconds_per_frame + (seconds_per_frame / 2 if first is None else first)
 
 # %% ../nbs/28_words.ipynb #8a8a287c
-def boundaries(segments, duration, at='middles'):
+def boundaries(segments, duration, at="middles"):
     """Word boundaries in seconds, ascending, from segments (S, 2) in a sound of `duration` seconds. at='middles': half-way between segments, (S+1,) (VG-HuBERT's code);
     at='edges': where segments begin and end, between 0 and `duration` (ours). The first and the last are not scored."""
     segments = np.asarray(segments, float).reshape(-1, 2)
-    if at not in ('middles', 'edges'): raise ConfigError(f"at must be 'middles' or 'edges', got {at!r}")
-    if at == 'edges': return np.r_[0., np.unique(segments), duration]
-    if not len(segments): return np.zeros(0)
+    if at not in ("middles", "edges"):
+        raise ConfigError(f"at must be 'middles' or 'edges', got {at!r}")
+    if at == "edges":
+        return np.r_[0.0, np.unique(segments), duration]
+    if not len(segments):
+        return np.zeros(0)
     starts, ends = segments.T
-    return np.r_[starts[0]/2, (ends[:-1] + starts[1:])/2, (ends[-1] + duration)/2]
+    return np.r_[starts[0] / 2, (ends[:-1] + starts[1:]) / 2, (ends[-1] + duration) / 2]
+
 
 def true_boundaries(words, duration=np.inf):
     "Where words ((word, start s, end s), …) begin and end, ascending, each once: a pause between two words counts twice (VG-HuBERT's code). Words after `duration` are left out."
     return np.unique([min(t, duration) for _, start, end in words if start < duration for t in (start, end)])
 
 # %% ../nbs/28_words.ipynb #0a6ae244
-def matches(found, true, tolerance=.02):
+def matches(found, true, tolerance=0.02):
     "Pairs (i, j) of `found` and `true` boundaries (sorted, seconds) at most `tolerance` apart, each used once; as many pairs as there can be."
     found, true, i, j, pairs = np.asarray(found).tolist(), np.asarray(true).tolist(), 0, 0, []
     while i < len(found) and j < len(true):
         apart = found[i] - true[j]
-        if abs(apart) <= tolerance + 1e-9:                 # 20 ms is within 20 ms, whatever the rounding
+        if abs(apart) <= tolerance + 1e-9:  # 20 ms is within 20 ms, whatever the rounding
             pairs.append((i, j))
             i, j = i + 1, j + 1
-        elif apart < 0: i += 1
-        else: j += 1
+        elif apart < 0:
+            i += 1
+        else:
+            j += 1
     return pairs
 
-def boundary_counts(found, true, tolerance=.02):
+
+def boundary_counts(found, true, tolerance=0.02):
     "Matched, found and true boundaries of each caption, (n, 3), from lists of all boundaries of each; the first and the last are left out."
     inner = [(np.asarray(f)[1:-1], np.asarray(t)[1:-1]) for f, t in zip(found, true, strict=True)]
     return np.array([(len(matches(f, t, tolerance)), len(f), len(t)) for f, t in inner], float).reshape(-1, 3)
@@ -153,39 +212,47 @@ def boundary_counts(found, true, tolerance=.02):
 def segmentation_scores(precision, recall, over=None):
     "{precision, recall, f1, over_segmentation, r_value} from numbers or arrays of any shape, as shares of 1. `over`: the over-segmentation, if known (None: recall/precision - 1)."
     p, r = np.asarray(precision, float), np.asarray(recall, float)
-    over = r/p - 1 if over is None else np.asarray(over, float)
-    f1 = 2*p*r/np.where(p + r > 0, p + r, 1)
-    r_value = 1 - (np.hypot(1 - r, over) + np.abs(-over + r - 1)/2**.5)/2
+    over = r / p - 1 if over is None else np.asarray(over, float)
+    f1 = 2 * p * r / np.where(p + r > 0, p + r, 1)
+    r_value = 1 - (np.hypot(1 - r, over) + np.abs(-over + r - 1) / 2**0.5) / 2
     return dict(precision=p, recall=r, f1=f1, over_segmentation=over, r_value=r_value)
+
 
 def scores_of_counts(counts):
     "`segmentation_scores` from matched, found and true boundaries, (…, 3). With pairs, recall/precision is found/true, defined also where nothing matched; finding nothing has precision 0."
     matched, found, true = np.moveaxis(np.asarray(counts, float), -1, 0)
-    return segmentation_scores(matched/np.maximum(found, 1e-9), matched/true, found/true - 1)
+    return segmentation_scores(matched / np.maximum(found, 1e-9), matched / true, found / true - 1)
 
-def boundary_scores(found, true, tolerance=.02):
+
+def boundary_scores(found, true, tolerance=0.02):
     "Scores of boundaries, pooled over captions. `found`, `true`: for each caption all boundaries in seconds, ascending; the first and the last are left out. `DataError` if there is nothing to find."
     total = boundary_counts(found, true, tolerance).sum(0)
-    if not total[2]: raise DataError(f'there is nothing to find: none of the {len(true)} captions has a word boundary between its first and its last')
+    if not total[2]:
+        raise DataError(
+            f"there is nothing to find: none of the {len(true)} captions has a word boundary between its first and its last"
+        )
     return {k: float(v) for k, v in scores_of_counts(total).items()}
 
 # %% ../nbs/28_words.ipynb #9a9d2fc6
-BASELINES = ('random', 'even', 'exchanged')
+BASELINES = ("random", "even", "exchanged")
+
 
 def random_boundaries(found, durations, rng):
     "For each caption as many inner boundaries as were `found`, anywhere within its seconds; its two ends are the first and the last."
     return [np.r_[0, np.sort(rng.uniform(0, d, max(len(f) - 2, 0))), d] for f, d in zip(found, durations)]
 
+
 def even_boundaries(found, durations):
     "For each caption as many inner boundaries as were `found`, at equal distances."
     return [np.linspace(0, d, max(len(f), 2)) for f, d in zip(found, durations)]
 
+
 def exchanged_boundaries(found, durations, shift=1):
     "For each caption the boundaries `found` in the caption `shift` places on in the order of durations (or back, where there is none), scaled to its own; |shift| at most half of all."
-    order, n = np.argsort(durations, kind='stable'), len(durations)
+    order, n = np.argsort(durations, kind="stable"), len(durations)
     there, other = np.arange(n) + shift, np.empty(n, int)
-    other[order] = order[np.where((there < 0) | (there >= n), there - 2*shift, there)]
-    return [np.asarray(found[o])*(d/durations[o]) for o, d in zip(other, durations)]
+    other[order] = order[np.where((there < 0) | (there >= n), there - 2 * shift, there)]
+    return [np.asarray(found[o]) * (d / durations[o]) for o, d in zip(other, durations)]
 
 # %% ../nbs/28_words.ipynb #8037e6d0
 def resampled_sums(x, units, n=1000, seed=0):
@@ -196,230 +263,485 @@ def resampled_sums(x, units, n=1000, seed=0):
     rng = np.random.default_rng(seed)
     return np.stack([total[rng.integers(0, len(total), len(total))].sum(0) for _ in range(n)])
 
-def interval(draws): return [round(float(x), 5) for x in np.quantile(draws, [.025, .975])]
+
+def interval(draws):
+    return [round(float(x), 5) for x in np.quantile(draws, [0.025, 0.975])]
+
 
 def chance_counts(found, true, durations, tolerance, draws=100, seed=0):
     "{baseline: mean `boundary_counts` (n, 3)}; 'exchanged' takes up to 20 neighbours in length, and is missing for a single caption."
-    rng, near = np.random.default_rng(seed), [s*k for k in range(1, min(10, len(found)//2) + 1) for s in (1, -1)]
-    counted = lambda some: np.mean([boundary_counts(b, true, tolerance) for b in some], axis=0)
-    counts = {'random': counted(random_boundaries(found, durations, rng) for _ in range(draws)), 'even': counted([even_boundaries(found, durations)])}
-    return counts | ({'exchanged': counted(exchanged_boundaries(found, durations, s) for s in near)} if near else {})
+    rng, near = (
+        np.random.default_rng(seed),
+        [s * k for k in range(1, min(10, len(found) // 2) + 1) for s in (1, -1)],
+    )
+
+    def counted(some):
+        return np.mean([boundary_counts(b, true, tolerance) for b in some], axis=0)
+
+    counts = {
+        "random": counted(random_boundaries(found, durations, rng) for _ in range(draws)),
+        "even": counted([even_boundaries(found, durations)]),
+    }
+    return counts | (
+        {"exchanged": counted(exchanged_boundaries(found, durations, s) for s in near)} if near else {}
+    )
 
 # %% ../nbs/28_words.ipynb #4a0f41e6
-def scores_with_chance(heard, found, tolerance=.02, draws=100, seed=0):
+def scores_with_chance(heard, found, tolerance=0.02, draws=100, seed=0):
     """Scores of the boundaries `found` in captions `heard`, with 95 % intervals, beside the baselines: {'found': {precision, …, 'interval': {precision: (low, high), …}},
     'random': …, 'even': …, 'exchanged': … (with an interval of f1), 'gain': {baseline: {'f1': difference, 'interval': …}}}."""
     durations, true = [h.duration for h in heard], [true_boundaries(h.words, h.duration) for h in heard]
-    counts = {'found': boundary_counts(found, true, tolerance), **chance_counts(found, true, durations, tolerance, draws, seed)}
-    table = np.stack(list(counts.values()), axis=1)                                 # (captions, systems, 3)
-    if not table[..., 2].sum(): raise DataError('there is nothing to find: no caption has a word boundary between its first and its last')
-    point, drawn = scores_of_counts(table.sum(0)), scores_of_counts(np.maximum(resampled_sums(table, [h.image for h in heard], seed=seed), 1e-9))
-    result = {name: {**{k: round(float(v[i]), 5) for k, v in point.items()}, 'interval': {k: interval(v[:, i]) for k, v in drawn.items() if name == 'found' or k == 'f1'}}
-              for i, name in enumerate(counts)}
-    gain = {name: {'f1': round(float(point['f1'][0] - point['f1'][i]), 5), 'interval': interval(drawn['f1'][:, 0] - drawn['f1'][:, i])} for i, name in enumerate(counts) if i}
-    return {**result, 'gain': gain, 'boundaries': dict(zip(('matched', 'found', 'true'), map(int, table[:, 0].sum(0))))}
+    counts = {
+        "found": boundary_counts(found, true, tolerance),
+        **chance_counts(found, true, durations, tolerance, draws, seed),
+    }
+    table = np.stack(list(counts.values()), axis=1)  # (captions, systems, 3)
+    if not table[..., 2].sum():
+        raise DataError(
+            "there is nothing to find: no caption has a word boundary between its first and its last"
+        )
+    point, drawn = (
+        scores_of_counts(table.sum(0)),
+        scores_of_counts(np.maximum(resampled_sums(table, [h.image for h in heard], seed=seed), 1e-9)),
+    )
+    result = {
+        name: {
+            **{k: round(float(v[i]), 5) for k, v in point.items()},
+            "interval": {k: interval(v[:, i]) for k, v in drawn.items() if name == "found" or k == "f1"},
+        }
+        for i, name in enumerate(counts)
+    }
+    gain = {
+        name: {
+            "f1": round(float(point["f1"][0] - point["f1"][i]), 5),
+            "interval": interval(drawn["f1"][:, 0] - drawn["f1"][:, i]),
+        }
+        for i, name in enumerate(counts)
+        if i
+    }
+    return {
+        **result,
+        "gain": gain,
+        "boundaries": dict(zip(("matched", "found", "true"), map(int, table[:, 0].sum(0)))),
+    }
 
 # %% ../nbs/28_words.ipynb #0a779935
-CLASSES = ('thing', 'colour', 'size', 'place', 'other')
-FUNCTION_WORDS = frozenset('''a an the this that these those some and or but with without of in on at by to from for as into onto over under above below near next beside behind between
-    through around is are was were be been being am has have having had there here it its he she his her they their them him who which while up down out off not no very i we you my our your'''.split())
+CLASSES = ("thing", "colour", "size", "place", "other")
+FUNCTION_WORDS = frozenset(
+    """a an the this that these those some and or but with without of in on at by to from for as into onto over under above below near next beside behind between
+    through around is are was were be been being am has have having had there here it its he she his her they their them him who which while up down out off not no very i we you my our your""".split()
+)
+
 
 def content_class(word):
     "'content' or 'function', for English words of any corpus; noises such as <SPOKEN_NOISE> are 'function'."
-    return 'function' if word.lower() in FUNCTION_WORDS or not any(c.isalpha() for c in word) or word.startswith('<') else 'content'
+    return (
+        "function"
+        if word.lower() in FUNCTION_WORDS or not any(c.isalpha() for c in word) or word.startswith("<")
+        else "content"
+    )
+
 
 def word_classes(corpus):
     "(function from word to class, names of the classes) for a corpus: those of the grammar for the embedded one, else content and function."
-    return (word_class, CLASSES) if hasattr(corpus, 'scenes') else (content_class, ('content', 'function'))
+    return (word_class, CLASSES) if hasattr(corpus, "scenes") else (content_class, ("content", "function"))
+
 
 def word_of_frames(words, middles):
     "Which of `words` is spoken at each time of `middles` (T,): int (T,), -1 in a pause."
-    if not words: return np.full(len(middles), -1)
+    if not words:
+        return np.full(len(middles), -1)
     starts, ends = np.array([w[1:] for w in words], float).T
-    at = np.searchsorted(starts, middles, side='right') - 1
+    at = np.searchsorted(starts, middles, side="right") - 1
     return np.where((at >= 0) & (middles < ends[at]), at, -1)
 
 # %% ../nbs/28_words.ipynb #1ab938d3
 def class_shares(heard, kind=word_class, names=CLASSES):
     "Time (n, C) and attention (n, H, C) of each class of words in each caption, as shares of 1; what is left is pause. `kind`: function from a word to one of `names`."
-    time, weight = np.zeros((len(heard), len(names))), np.zeros((len(heard), len(heard[0].attention), len(names)))
+    time, weight = (
+        np.zeros((len(heard), len(names))),
+        np.zeros((len(heard), len(heard[0].attention), len(names))),
+    )
     for n, h in enumerate(heard):
         of_word = np.array([names.index(kind(word)) for word, _, _ in h.words] + [-1])
-        one_hot = of_word[word_of_frames(h.words, h.middles)][:, None] == np.arange(len(names))        # (T, C)
-        time[n], weight[n] = one_hot.mean(0), h.attention @ one_hot/h.attention.sum(1, keepdims=True)
+        one_hot = of_word[word_of_frames(h.words, h.middles)][:, None] == np.arange(len(names))  # (T, C)
+        time[n], weight[n] = one_hot.mean(0), h.attention @ one_hot / h.attention.sum(1, keepdims=True)
     return time, weight
+
 
 def favour(time, weight):
     "Share of attention over share of time, (H, C), from what `class_shares` gives; NaN for a class that does not occur."
-    with np.errstate(invalid='ignore'): return weight.mean(0)/time.mean(0)
+    with np.errstate(invalid="ignore"):
+        return weight.mean(0) / time.mean(0)
+
 
 def attention_share(heard, kind=word_class, names=CLASSES, seed=0):
     "{class: {'time', 'attention' (mean of the heads), 'favour', 'interval' (95 %), 'heads': [favour of each], 'words': how many}}; a class that does not occur is left out."
     time, weight = class_shares(heard, kind, names)
     drawn = resampled_sums(np.stack([time, weight.mean(1)], axis=1), [h.image for h in heard], seed=seed)
     words = [names.index(kind(w)) for h in heard for w, _, _ in h.words]
-    heads, drawn = favour(time, weight), drawn[:, 1]/np.maximum(drawn[:, 0], 1e-9)
-    short = lambda x: np.round(x, 5).tolist()
-    return {name: {'time': short(time[:, c].mean()), 'attention': short(weight[..., c].mean()), 'favour': short(heads[:, c].mean()), 'interval': interval(drawn[:, c]),
-                   'heads': short(heads[:, c]), 'words': words.count(c)} for c, name in enumerate(names) if time[:, c].any()}
+    heads, drawn = favour(time, weight), drawn[:, 1] / np.maximum(drawn[:, 0], 1e-9)
+
+    def short(x):
+        return np.round(x, 5).tolist()
+
+    return {
+        name: {
+            "time": short(time[:, c].mean()),
+            "attention": short(weight[..., c].mean()),
+            "favour": short(heads[:, c].mean()),
+            "interval": interval(drawn[:, c]),
+            "heads": short(heads[:, c]),
+            "words": words.count(c),
+        }
+        for c, name in enumerate(names)
+        if time[:, c].any()
+    }
 
 # %% ../nbs/28_words.ipynb #e10816b8
-QUANTILES = (.3, .4, .5, .6, .7, .75, .8, .85, .9, .93, .95, .97, .99)      # of VG-HuBERT's code: .6 to .99
+QUANTILES = (
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.75,
+    0.8,
+    0.85,
+    0.9,
+    0.93,
+    0.95,
+    0.97,
+    0.99,
+)  # of VG-HuBERT's code: .6 to .99
+
 
 def with_words(heard, corpus):
     "Those of `heard` whose words are known; `DataError` if there are none."
     known = [h for h in heard if h.words]
     if not known:
-        raise DataError(f'{corpus!r} tells no word times, so there is nothing to compare with. The embedded corpus and its exports have them, SpokenCOCO and Places Audio '
-                        'in the aligned variants of their files ("text_alignment", as in "…_with_alignments.json"); Flickr8k Audio has none')
+        raise DataError(
+            f"{corpus!r} tells no word times, so there is nothing to compare with. The embedded corpus and its exports have them, SpokenCOCO and Places Audio "
+            'in the aligned variants of their files ("text_alignment", as in "…_with_alignments.json"); Flickr8k Audio has none'
+        )
     return known
 
-def found_boundaries(heard, quantile, at='middles'):
+
+def found_boundaries(heard, quantile, at="middles"):
     "`boundaries` of each caption: a list."
     return [boundaries(segments(h.attention, quantile, h.hop, h.first), h.duration, at) for h in heard]
 
-def quantile_table(model, dev, layers=None, quantiles=QUANTILES, tolerance=.02, captions=1000, **options):
+
+def quantile_table(model, dev, layers=None, quantiles=QUANTILES, tolerance=0.02, captions=1000, **options):
     "Boundary scores on the first `captions` of a dev corpus, a dict a row: 'layer' (None: all), 'at', 'quantile' and the scores. `options` go to `cls_attention_of`."
-    depth = len(getattr(model, 'audio_encoder', model).hubert.encoder.layers)
-    heard = {k: with_words(h, dev) for k, h in cls_attention_of(model, dev, range(min(captions, len(dev))), range(depth) if layers is None else layers, **options).items()}
+    depth = len(getattr(model, "audio_encoder", model).hubert.encoder.layers)
+    heard = {
+        k: with_words(h, dev)
+        for k, h in cls_attention_of(
+            model, dev, range(min(captions, len(dev))), range(depth) if layers is None else layers, **options
+        ).items()
+    }
     true = [true_boundaries(h.words, h.duration) for h in next(iter(heard.values()))]
-    return [{'layer': k, 'at': at, 'quantile': q, **boundary_scores(found_boundaries(h, q, at), true, tolerance)}
-            for k, h in heard.items() for at in ('middles', 'edges') for q in quantiles]
+    return [
+        {"layer": k, "at": at, "quantile": q, **boundary_scores(found_boundaries(h, q, at), true, tolerance)}
+        for k, h in heard.items()
+        for at in ("middles", "edges")
+        for q in quantiles
+    ]
 
 # %% ../nbs/28_words.ipynb #1f5d2ace
-def choose_quantile(model, dev, layer=None, at='middles', by='r_value', table=None, **options):
+def choose_quantile(model, dev, layer=None, at="middles", by="r_value", table=None, **options):
     "The best row of `quantile_table` (given as `table`, or made): the best quantile, and layer unless that is given, for boundaries at 'middles' or 'edges', by 'r_value' or another score."
-    layer = layer if layer is None else layer_numbers(getattr(model, 'audio_encoder', model), [layer])[0]
-    table = quantile_table(model, dev, None if layer is None else [layer], **options) if table is None else table
-    rows = [r for r in table if r['at'] == at and layer in (None, r['layer'])]
-    if not rows or by not in rows[0]: raise ConfigError(f"nothing to choose from: layer {layer}, at {at!r}, by {by!r}; at is 'middles' or 'edges', by a score such as 'r_value' or 'f1'")
+    layer = layer if layer is None else layer_numbers(getattr(model, "audio_encoder", model), [layer])[0]
+    table = (
+        quantile_table(model, dev, None if layer is None else [layer], **options) if table is None else table
+    )
+    rows = [r for r in table if r["at"] == at and layer in (None, r["layer"])]
+    if not rows or by not in rows[0]:
+        raise ConfigError(
+            f"nothing to choose from: layer {layer}, at {at!r}, by {by!r}; at is 'middles' or 'edges', by a score such as 'r_value' or 'f1'"
+        )
     return max(rows, key=lambda r: r[by])
 
 # %% ../nbs/28_words.ipynb #f9d4e908
-def word_discovery(model, corpus, quantile, layer=-1, at='middles', tolerances=(.02, .06), draws=100, seed=0, kinds=None, heard=None, **options):
+def word_discovery(
+    model,
+    corpus,
+    quantile,
+    layer=-1,
+    at="middles",
+    tolerances=(0.02, 0.06),
+    draws=100,
+    seed=0,
+    kinds=None,
+    heard=None,
+    **options,
+):
     """Everything above for a model on a corpus: {'captions', 'without_words', 'layer', 'quantile', 'at', 'segments': a caption, 'boundaries': {'20 ms': `scores_with_chance`, '60 ms': …},
     'attention': `attention_share`}. Take `layer`, `quantile` and `at` from `choose_quantile` on dev. `kinds`: (function, names) instead of `word_classes`; `heard`: what
     `cls_attention_of` gave for that layer, else made with `options`. `DataError` for a corpus without word times."""
-    layer = layer_numbers(getattr(model, 'audio_encoder', model), [layer])[0]
+    layer = layer_numbers(getattr(model, "audio_encoder", model), [layer])[0]
     heard = cls_attention_of(model, corpus, layer=layer, **options) if heard is None else heard
     known = with_words(heard, corpus)
     found = found_boundaries(known, quantile, at)
-    return {'captions': len(known), 'without_words': len(heard) - len(known), 'layer': layer, 'quantile': quantile, 'at': at,
-            'segments': round(float(np.mean([len(segments(h.attention, quantile)) for h in known])), 2),
-            'boundaries': {f'{1000*t:.0f} ms': scores_with_chance(known, found, t, draws, seed) for t in tolerances},
-            'attention': attention_share(known, *(kinds or word_classes(corpus)), seed)}
+    return {
+        "captions": len(known),
+        "without_words": len(heard) - len(known),
+        "layer": layer,
+        "quantile": quantile,
+        "at": at,
+        "segments": round(float(np.mean([len(segments(h.attention, quantile)) for h in known])), 2),
+        "boundaries": {
+            f"{1000 * t:.0f} ms": scores_with_chance(known, found, t, draws, seed) for t in tolerances
+        },
+        "attention": attention_share(known, *(kinds or word_classes(corpus)), seed),
+    }
 
 # %% ../nbs/28_words.ipynb #d93fa2d0
-def discovery_figure(wave, heard, quantile, tolerance=.02, at='middles', title=None, width=8.):
+def discovery_figure(wave, heard, quantile, tolerance=0.02, at="middles", title=None, width=8.0):
     """A waveform (L,) with its true words, the attention of each head, a bar over the frames that this head keeps, and the segments (shaded). Triangles are the
     boundaries found: green where a true one lies within `tolerance` seconds, else open."""
-    fig = attention_figure(wave, heard.attention, heard.words, hop_seconds=heard.hop, first=heard.first, title=title, width=width)
+    fig = attention_figure(
+        wave, heard.attention, heard.words, hop_seconds=heard.hop, first=heard.first, title=title, width=width
+    )
     top, *lanes = fig.axes
     found = segments(heard.attention, quantile, heard.hop, heard.first)
     for ax in fig.axes:
-        for start, end in found: ax.axvspan(start, end, color='#F0D58C', alpha=.35, lw=0, zorder=0)
+        for start, end in found:
+            ax.axvspan(start, end, color="#F0D58C", alpha=0.35, lw=0, zorder=0)
     for ax, row, colour in zip(lanes, heard.attention, colours(len(lanes))):
         kept = heard.middles[row >= np.quantile(row, quantile)]
-        ax.hlines([1.03]*len(kept), kept - heard.hop/2, kept + heard.hop/2, color=colour, lw=2.2)
+        ax.hlines([1.03] * len(kept), kept - heard.hop / 2, kept + heard.hop / 2, color=colour, lw=2.2)
     marks = boundaries(found, heard.duration, at)[1:-1]
     right = {i for i, _ in matches(marks, true_boundaries(heard.words, heard.duration)[1:-1], tolerance)}
     for i, t in enumerate(marks):
-        top.plot([t], [.05], '^', transform=top.get_xaxis_transform(), ms=8, mfc=RIGHT if i in right else 'white', mec=RIGHT if i in right else '#D55E00', zorder=5, clip_on=False)
+        top.plot(
+            [t],
+            [0.05],
+            "^",
+            transform=top.get_xaxis_transform(),
+            ms=8,
+            mfc=RIGHT if i in right else "white",
+            mec=RIGHT if i in right else "#D55E00",
+            zorder=5,
+            clip_on=False,
+        )
     return fig
 
 # %% ../nbs/28_words.ipynb #720ad391
-def nested(table, by='r_value'):
+def nested(table, by="r_value"):
     "A score of `quantile_table` as {at: {layer: {quantile: score}}}: short enough for a record."
     found = {}
-    for r in table: found.setdefault(r['at'], {}).setdefault(str(r['layer']), {})[f"{r['quantile']:g}"] = round(r[by], 4)
+    for r in table:
+        found.setdefault(r["at"], {}).setdefault(str(r["layer"]), {})[f"{r['quantile']:g}"] = round(r[by], 4)
     return found
 
 # %% ../nbs/28_words.ipynb #a40a25b9
 def enough(lost, n, split, max_unreadable):
     "`DataError` if more than the share `max_unreadable` of `n` captions are in the list `lost` of what could not be read."
-    if len(lost) > max_unreadable*n:
-        raise DataError(f'{split}: {len(lost):,} of {n:,} captions could not be read, more than {max_unreadable:.1%} (caption {lost[0][0]}: {lost[0][1]}). Mend the files, or allow more: max_unreadable, --max-unreadable')
+    if len(lost) > max_unreadable * n:
+        raise DataError(
+            f"{split}: {len(lost):,} of {n:,} captions could not be read, more than {max_unreadable:.1%} (caption {lost[0][0]}: {lost[0][1]}). Mend the files, or allow more: max_unreadable, --max-unreadable"
+        )
 
-def about_corpus(corpus, lost=(), heard=None, max_seconds=60.):
+
+def about_corpus(corpus, lost=(), heard=None, max_seconds=60.0):
     "What a record says about a corpus: which it is, what its reader noted, how many captions could not be read, have no word times, were cut."
-    said = {'name': repr(corpus), 'fingerprint': getattr(corpus, 'fingerprint', None), 'left_out': getattr(getattr(corpus, 'skipped', None), 'counts', {}), 'unreadable': {str(j): why for j, why in lost[:20]}, 'unread': len(lost)}
-    if heard is None: return said
-    return {**said, 'captions': len(corpus), 'without_words': sum(not h.words for h in heard), 'cut': sum(h.duration >= max_seconds - 1e-9 for h in heard)}
+    said = {
+        "name": repr(corpus),
+        "fingerprint": getattr(corpus, "fingerprint", None),
+        "left_out": getattr(getattr(corpus, "skipped", None), "counts", {}),
+        "unreadable": {str(j): why for j, why in lost[:20]},
+        "unread": len(lost),
+    }
+    if heard is None:
+        return said
+    return {
+        **said,
+        "captions": len(corpus),
+        "without_words": sum(not h.words for h in heard),
+        "cut": sum(h.duration >= max_seconds - 1e-9 for h in heard),
+    }
 
 # %% ../nbs/28_words.ipynb #52f9fa6c
-READINGS = {'last layer': {'layer': -1, 'at': 'middles'}, 'best layer': {'layer': None, 'at': 'middles'}, 'best layer, edges': {'layer': None, 'at': 'edges'}}
+READINGS = {
+    "last layer": {"layer": -1, "at": "middles"},
+    "best layer": {"layer": None, "at": "middles"},
+    "best layer, edges": {"layer": None, "at": "edges"},
+}
 
-def discovery_record(model, dev, splits, about=None, record=None, device=None, tolerances=(.02, .06), draws=100, seed=0, dev_captions=1000, max_unreadable=.01, **options):
+
+def discovery_record(
+    model,
+    dev,
+    splits,
+    about=None,
+    record=None,
+    device=None,
+    tolerances=(0.02, 0.06),
+    draws=100,
+    seed=0,
+    dev_captions=1000,
+    max_unreadable=0.01,
+    **options,
+):
     """Word discovery as a run record: `READINGS` chosen on the corpus `dev`, then measured on `splits` {name: corpus}, as metrics[split][reading]. `about`: more for the record's
     config (which checkpoint, which weights); `record`: file to write. `options` go to `cls_attention_of`. Moves the model to `device`. `DataError` if more than the share `max_unreadable` cannot be read."""
     began, code, device = time.perf_counter(), code_version(), pick_device(device)
     model, lost = model.to(device), []
-    table = quantile_table(model, dev, tolerance=tolerances[0], captions=dev_captions, unreadable=lost, **options)
-    enough(lost, min(dev_captions, len(dev)), 'dev', max_unreadable)
+    table = quantile_table(
+        model, dev, tolerance=tolerances[0], captions=dev_captions, unreadable=lost, **options
+    )
+    enough(lost, min(dev_captions, len(dev)), "dev", max_unreadable)
     chosen = {name: choose_quantile(model, dev, **reading, table=table) for name, reading in READINGS.items()}
-    metrics, data = {}, {'dev': about_corpus(dev, lost)}
+    metrics, data = {}, {"dev": about_corpus(dev, lost)}
     for split, corpus in splits.items():
-        heard = cls_attention_of(model, corpus, layer=[c['layer'] for c in chosen.values()], unreadable=(lost := []), **options)
+        heard = cls_attention_of(
+            model, corpus, layer=[c["layer"] for c in chosen.values()], unreadable=(lost := []), **options
+        )
         enough(lost, len(corpus), split, max_unreadable)
-        data[split] = about_corpus(corpus, lost, next(iter(heard.values())), options.get('max_seconds', 60.))
-        metrics[split] = {name: word_discovery(model, corpus, c['quantile'], c['layer'], c['at'], tolerances, draws, seed, heard=heard[c['layer']]) for name, c in chosen.items()}
-    config = {**(about or {}), 'tolerances': tolerances, 'draws': draws, 'dev_captions': min(dev_captions, len(dev)), 'chosen_by': 'r_value', **options,
-              'readings': {name: {k: c[k] for k in ('layer', 'at', 'quantile')} for name, c in chosen.items()}}
-    made = run_record('words', config, seed, data, metrics, time.perf_counter() - began, device, code, chosen_from=nested(table))
-    if record: write_json(record, made)
+        data[split] = about_corpus(corpus, lost, next(iter(heard.values())), options.get("max_seconds", 60.0))
+        metrics[split] = {
+            name: word_discovery(
+                model,
+                corpus,
+                c["quantile"],
+                c["layer"],
+                c["at"],
+                tolerances,
+                draws,
+                seed,
+                heard=heard[c["layer"]],
+            )
+            for name, c in chosen.items()
+        }
+    config = {
+        **(about or {}),
+        "tolerances": tolerances,
+        "draws": draws,
+        "dev_captions": min(dev_captions, len(dev)),
+        "chosen_by": "r_value",
+        **options,
+        "readings": {name: {k: c[k] for k in ("layer", "at", "quantile")} for name, c in chosen.items()},
+    }
+    made = run_record(
+        "words",
+        config,
+        seed,
+        data,
+        metrics,
+        time.perf_counter() - began,
+        device,
+        code,
+        chosen_from=nested(table),
+    )
+    if record:
+        write_json(record, made)
     return made
 
 # %% ../nbs/28_words.ipynb #aea5400a
 def discovery_remarks(record):
     "{split: how many captions a run record of `discovery_record` scored, and what became of the others}, in words."
     said = {}
-    for split, d in record['data'].items():
-        if 'captions' not in d: continue        # dev, and older records
-        first = next((f' (caption {j}: {why})' for j, why in d['unreadable'].items()), '')
-        losses = [('tell no word times', d['without_words']), ('could not be read' + first, d['unread']), ('were cut', d['cut'])]
-        scored = d['captions'] - d['without_words'] - d['unread']
-        noted = ', '.join(f'{n:,} {kind}' for kind, n in d['left_out'].items())
-        said[split] = '; '.join([f"{scored:,} of {d['captions']:,} captions scored", *(f'{n:,} {what}' for what, n in losses if n)] + [f'its reader noted: {noted}']*bool(noted))
+    for split, d in record["data"].items():
+        if "captions" not in d:
+            continue  # dev, and older records
+        first = next((f" (caption {j}: {why})" for j, why in d["unreadable"].items()), "")
+        losses = [
+            ("tell no word times", d["without_words"]),
+            ("could not be read" + first, d["unread"]),
+            ("were cut", d["cut"]),
+        ]
+        scored = d["captions"] - d["without_words"] - d["unread"]
+        noted = ", ".join(f"{n:,} {kind}" for kind, n in d["left_out"].items())
+        said[split] = "; ".join(
+            [
+                f"{scored:,} of {d['captions']:,} captions scored",
+                *(f"{n:,} {what}" for what, n in losses if n),
+            ]
+            + [f"its reader noted: {noted}"] * bool(noted)
+        )
     return said
 
 # %% ../nbs/28_words.ipynb #782d51d6
-def discovery_table(record, tolerance='20 ms', markdown=True):
+def discovery_table(record, tolerance="20 ms", markdown=True):
     "A run record of `discovery_record` as a table (text): for each split and reading the scores, F1 by chance, and the gain over boundaries of another caption."
-    rows = [['split', 'reading', 'layer', 'quantile', 'P', 'R', 'F1', 'OS', 'R-value', 'F1 random', 'F1 even', 'F1 exchanged', 'gain over exchanged']]
-    for split, readings in record['metrics'].items():
+    rows = [
+        [
+            "split",
+            "reading",
+            "layer",
+            "quantile",
+            "P",
+            "R",
+            "F1",
+            "OS",
+            "R-value",
+            "F1 random",
+            "F1 even",
+            "F1 exchanged",
+            "gain over exchanged",
+        ]
+    ]
+    for split, readings in record["metrics"].items():
         for name, r in readings.items():
-            s = r['boundaries'][tolerance]
-            f, gain = s['found'], s['gain'].get('exchanged')
-            rows.append([split, name, str(r['layer']), f"{r['quantile']:g}", *(f'{f[k]:.3f}' for k in ('precision', 'recall')), '{:.3f} ({:.3f} to {:.3f})'.format(f['f1'], *f['interval']['f1']),
-                         f"{f['over_segmentation']:+.2f}", f"{f['r_value']:.3f}", *(f"{s[b]['f1']:.3f}" if b in s else '' for b in BASELINES),
-                         '{:+.3f} ({:+.3f} to {:+.3f})'.format(gain['f1'], *gain['interval']) if gain else ''])
-    if markdown: return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [rows[0], ['---', '---'] + ['---:']*(len(rows[0]) - 2)] + rows[1:])
+            s = r["boundaries"][tolerance]
+            f, gain = s["found"], s["gain"].get("exchanged")
+            rows.append(
+                [
+                    split,
+                    name,
+                    str(r["layer"]),
+                    f"{r['quantile']:g}",
+                    *(f"{f[k]:.3f}" for k in ("precision", "recall")),
+                    "{:.3f} ({:.3f} to {:.3f})".format(f["f1"], *f["interval"]["f1"]),
+                    f"{f['over_segmentation']:+.2f}",
+                    f"{f['r_value']:.3f}",
+                    *(f"{s[b]['f1']:.3f}" if b in s else "" for b in BASELINES),
+                    "{:+.3f} ({:+.3f} to {:+.3f})".format(gain["f1"], *gain["interval"]) if gain else "",
+                ]
+            )
+    if markdown:
+        return "\n".join(
+            "| " + " | ".join(r) + " |"
+            for r in [rows[0], ["---", "---"] + ["---:"] * (len(rows[0]) - 2)] + rows[1:]
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(f'{x:<{w}}' if k < 2 else f'{x:>{w}}' for k, (x, w) in enumerate(zip(r, widths))).rstrip() for r in rows)
+    return "\n".join(
+        "  ".join(f"{x:<{w}}" if k < 2 else f"{x:>{w}}" for k, (x, w) in enumerate(zip(r, widths))).rstrip()
+        for r in rows
+    )
 
 # %% ../nbs/28_words.ipynb #08d56fbb
 def chance_figure(result, title=None, width=6.4):
     "Boundary F1 of a `word_discovery` result beside the baselines, at each tolerance, as bars with 95 % intervals."
     fig = Picture(width, 2.7)
-    ax, shades = fig.subplots(), {'found': '#0072B2', 'exchanged': '#8c8c8c', 'even': '#b3b3b3', 'random': '#d9d9d9'}
-    names = {'found': 'found', 'exchanged': "another caption's", 'even': 'even', 'random': 'random'}
-    for k, (tolerance, scores) in enumerate(result['boundaries'].items()):
+    ax, shades = (
+        fig.subplots(),
+        {"found": "#0072B2", "exchanged": "#8c8c8c", "even": "#b3b3b3", "random": "#d9d9d9"},
+    )
+    names = {"found": "found", "exchanged": "another caption's", "even": "even", "random": "random"}
+    for k, (tolerance, scores) in enumerate(result["boundaries"].items()):
         for i, name in enumerate(n for n in shades if n in scores):
-            f1, (low, high), x = scores[name]['f1'], scores[name]['interval']['f1'], k + .2*(i - 1.5)
-            ax.bar(x, f1, .18, color=shades[name], label=names[name] if k == 0 else None)
+            f1, (low, high), x = scores[name]["f1"], scores[name]["interval"]["f1"], k + 0.2 * (i - 1.5)
+            ax.bar(x, f1, 0.18, color=shades[name], label=names[name] if k == 0 else None)
             ax.plot([x, x], [low, high], color=INK, lw=1)
-            ax.text(x, high + .01, f'{f1:.2f}', ha='center', va='bottom', fontsize=7.5, color=INK)
-    ax.set_xticks(range(len(result['boundaries'])), [f'within {t}' for t in result['boundaries']])
-    ax.set_ylabel('boundary $F_1$', fontsize=8); ax.tick_params(labelsize=8)
-    ax.spines[['top', 'right']].set_visible(False); ax.margins(y=.1)
-    ax.legend(frameon=False, fontsize=8, ncols=4, loc='lower left', bbox_to_anchor=(-.01, .97))
-    if title: fig.suptitle(title, fontsize=10, color=INK)
+            ax.text(x, high + 0.01, f"{f1:.2f}", ha="center", va="bottom", fontsize=7.5, color=INK)
+    ax.set_xticks(range(len(result["boundaries"])), [f"within {t}" for t in result["boundaries"]])
+    ax.set_ylabel("boundary $F_1$", fontsize=8)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(y=0.1)
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(-0.01, 0.97))
+    if title:
+        fig.suptitle(title, fontsize=10, color=INK)
     return fig
 
 # %% ../nbs/28_words.ipynb #e75878a0
 def before_training(model, seed=0):
     "A model of the configuration of `model` (scenes-tiny) as it is before its first step: the shipped backbones; [CLS] and all else as drawn from `seed`. In evaluation mode."
     from sgmim.pretrain import load_tiny_backbones
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return load_tiny_backbones(type(model)(model.config)).eval()

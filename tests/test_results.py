@@ -1,4 +1,5 @@
 "Run records, the paper's tables, staleness, and what is concluded from records."
+
 import ast
 import copy
 import io
@@ -9,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
+
 from sgmim import results as R
 from sgmim.core import DataError, read_json, run_record, write_json
 
@@ -18,129 +19,281 @@ from sgmim.core import DataError, read_json, run_record, write_json
 
 
 def committed():
-    return sorted((ROOT / 'results').rglob('*.json')) + sorted((ROOT / 'sgmim/weights').glob('*/record.json'))
+    return sorted((ROOT / "results").rglob("*.json")) + sorted((ROOT / "sgmim/weights").glob("*/record.json"))
 
 
-@pytest.mark.parametrize('path', committed(), ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", committed(), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_a_committed_record_is_complete(path):
-    root = ROOT / 'results' if ROOT / 'results' in path.parents else ROOT / 'sgmim/weights'
+    root = ROOT / "results" if ROOT / "results" in path.parents else ROOT / "sgmim/weights"
     assert R.check_file(path, root) == []
 
 
 def demo():
-    return read_json(ROOT / 'sgmim/weights/scenes-tiny/record.json')
+    return read_json(ROOT / "sgmim/weights/scenes-tiny/record.json")
 
 
 def edit(record, path, value):
     "The record with the value at a dotted path replaced (removed: None as `del`)."
     record = copy.deepcopy(record)
-    *way, last = path.split('.')
+    *way, last = path.split(".")
     target = record
-    for part in way: target = target[part]
-    if value is KeyError: del target[last]
-    else: target[last] = value
+    for part in way:
+        target = target[part]
+    if value is KeyError:
+        del target[last]
+    else:
+        target[last] = value
     return record
 
 
-@pytest.mark.parametrize('path, value, words', [
-    ('kind', KeyError, 'kind is missing'), ('kind', '', 'kind is empty'), ('seed', KeyError, 'seed is missing'), ('seed', '0', "seed is '0', not int"), ('seed', True, 'seed is True'), ('config', {}, 'config is empty'),
-    ('config.model', KeyError, 'config.model is missing'), ('code', KeyError, 'code.sgmim is missing'), ('code.commit', 7, 'code.commit is 7'), ('hardware', {}, 'hardware.processor is missing'),
-    ('hardware.torch', None, 'hardware.torch is None'), ('data', None, 'data is None'), ('metrics', {}, 'metrics is empty'), ('wall_seconds', float('nan'), 'wall_seconds is nan'), ('wall_seconds', -3., 'wall_seconds is -3'),
-    ('steps', 10.5, 'steps is 10.5'), ('finished', '23/11/2026', 'not a time in UTC'), ('command', 'sgmim_demo --out /home/ann/runs', 'a path of the machine'), ('data.train.name', 'Corpus in /mnt/disk1/places', 'a path of the machine'),
-    ('metrics.test-seen.audio_to_image.recall_at_1', 95., 'recalls fall'), ('metrics.test-seen.audio_to_image.recall_at_10', 120., 'no numbers from 0 to 100'), ('metrics.test-seen.mean.recall_at_5', None, 'no numbers'),
-    ('metrics.test-seen.audio_to_image.interval.recall_at_1', [50., 40.], 'an interval runs from 50'), ('metrics.training.losses.loss', float('inf'), 'loss is inf')])
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        ("kind", KeyError, "kind is missing"),
+        ("kind", "", "kind is empty"),
+        ("seed", KeyError, "seed is missing"),
+        ("seed", "0", "seed is '0', not int"),
+        ("seed", True, "seed is True"),
+        ("config", {}, "config is empty"),
+        ("config.model", KeyError, "config.model is missing"),
+        ("code", KeyError, "code.sgmim is missing"),
+        ("code.commit", 7, "code.commit is 7"),
+        ("hardware", {}, "hardware.processor is missing"),
+        ("hardware.torch", None, "hardware.torch is None"),
+        ("data", None, "data is None"),
+        ("metrics", {}, "metrics is empty"),
+        ("wall_seconds", float("nan"), "wall_seconds is nan"),
+        ("wall_seconds", -3.0, "wall_seconds is -3"),
+        ("steps", 10.5, "steps is 10.5"),
+        ("finished", "23/11/2026", "not a time in UTC"),
+        ("command", "sgmim_demo --out /home/ann/runs", "a path of the machine"),
+        ("data.train.name", "Corpus in /mnt/disk1/places", "a path of the machine"),
+        ("metrics.test-seen.audio_to_image.recall_at_1", 95.0, "recalls fall"),
+        ("metrics.test-seen.audio_to_image.recall_at_10", 120.0, "no numbers from 0 to 100"),
+        ("metrics.test-seen.mean.recall_at_5", None, "no numbers"),
+        ("metrics.test-seen.audio_to_image.interval.recall_at_1", [50.0, 40.0], "an interval runs from 50"),
+        ("metrics.training.losses.loss", float("inf"), "loss is inf"),
+    ],
+)
 def test_a_faulty_record_is_found(path, value, words):
     assert R.check_record(demo()) == []
-    problems = R.check_record(edit(demo(), path, value), 'here')
+    problems = R.check_record(edit(demo(), path, value), "here")
     assert any(words in p for p in problems), problems
-    assert all(p.startswith('here: ') for p in problems)
+    assert all(p.startswith("here: ") for p in problems)
 
 
 def test_files_that_are_no_records(tmp_path):
-    for name, text in (('cut.json', '{"kind": '), ('list.json', '[]'), ('nan.json', '{"kind": "settings", "why": "", "from": [], "set": {"lr": NaN}}'), ('from.json', '{"kind": "settings", "why": "", "from": ["gone.json"]}'),
-                       ('bare.json', '{"kind": "settings"}'), ('timings.json', '{"measured_on": "x", "log": "/home/ann/x"}'), ('fine.json', '{"measured_on": "x"}')): (tmp_path / name).write_text(text)
+    for name, text in (
+        ("cut.json", '{"kind": '),
+        ("list.json", "[]"),
+        ("nan.json", '{"kind": "settings", "why": "", "from": [], "set": {"lr": NaN}}'),
+        ("from.json", '{"kind": "settings", "why": "", "from": ["gone.json"]}'),
+        ("bare.json", '{"kind": "settings"}'),
+        ("timings.json", '{"measured_on": "x", "log": "/home/ann/x"}'),
+        ("fine.json", '{"measured_on": "x"}'),
+    ):
+        (tmp_path / name).write_text(text)
     problems = R.check_results(tmp_path)
-    for words in ('not valid JSON', 'list.json: not an object', 'set.lr is nan', 'chosen from gone.json', '"why" is missing', '"from" is missing', 'log holds a path'): assert any(words in p for p in problems), words
-    assert not any('fine.json' in p for p in problems) and len(problems) == 7
+    for words in (
+        "not valid JSON",
+        "list.json: not an object",
+        "set.lr is nan",
+        "chosen from gone.json",
+        '"why" is missing',
+        '"from" is missing',
+        "log holds a path",
+    ):
+        assert any(words in p for p in problems), words
+    assert not any("fine.json" in p for p in problems) and len(problems) == 7
 
 
 # --- records that contradict themselves
 
-SUMMARY = 'table_4/scenes/summary-seed1.json'
+SUMMARY = "table_4/scenes/summary-seed1.json"
 
 
-def real(name=SUMMARY): return read_json(ROOT / 'results' / name)
+def real(name=SUMMARY):
+    return read_json(ROOT / "results" / name)
 
 
-def both_sides(record, split='test-seen'):
+def both_sides(record, split="test-seen"):
     "Set all ranks of a split to 1, with the recalls, medians and intervals that follow."
     for side in R.SIDES:
-        d = record['metrics']['tests'][split][side]
-        d |= {'ranks': R.pack([1] * d['n_queries']), 'median_rank': 1., 'interval': {k: [100., 100.] for k in R.RECALLS}, **dict.fromkeys(R.RECALLS, 100.)}
-    record['metrics']['tests'][split]['mean'] = dict.fromkeys(R.RECALLS, 100.)
+        d = record["metrics"]["tests"][split][side]
+        d |= {
+            "ranks": R.pack([1] * d["n_queries"]),
+            "median_rank": 1.0,
+            "interval": {k: [100.0, 100.0] for k in R.RECALLS},
+            **dict.fromkeys(R.RECALLS, 100.0),
+        }
+    record["metrics"]["tests"][split]["mean"] = dict.fromkeys(R.RECALLS, 100.0)
 
 
-A2I, I2A = 'metrics.tests.test-seen.audio_to_image', 'metrics.tests.test-unseen.image_to_audio'
+A2I, I2A = "metrics.tests.test-seen.audio_to_image", "metrics.tests.test-unseen.image_to_audio"
 
 
-@pytest.mark.parametrize('path, value, words', [
-    (f'{A2I}.ranks', R.pack([1] * 1000), f'{A2I}.recall_at_1 is'), (f'{A2I}.ranks', R.pack([1] * 999), 'there are 999 ranks'), (f'{A2I}.ranks', R.pack([1001] * 1000), 'not within 1 and n_items = 1000'),
-    (f'{A2I}.ranks', R.pack([0] * 1000), 'from 0 to 0'), (f'{A2I}.ranks', '1.5 ' * 1000, 'not a string of integers'), (f'{A2I}.ranks', KeyError, f'{A2I}.ranks is missing'), (f'{A2I}.ranks', None, 'not a string'),
-    (f'{A2I}.recall_at_1', 29., 'its ranks give'), (f'{I2A}.recall_at_5', 50., f'{I2A}.recall_at_5 is 50.0'), (f'{I2A}.recall_at_10', 60., 'its ranks give'), (f'{I2A}.median_rank', 3., 'median_rank is 3.0'),
-    (f'{A2I}.interval.recall_at_1', [20., 40.], 'interval.recall_at_1 is [20.0, 40.0]'), (f'{A2I}.interval.recall_at_10', 3., 'interval'), (f'{A2I}.n_queries', 500, 'n_queries is 500, and there are 1000 ranks'),
-    (f'{A2I}.n_items', 2000, '1000 queries and 2000 items need groups'), (f'{I2A}.n_items', 2000, 'not as many as the items of the other'), (f'{A2I}.groups', R.pack([*range(999), 998]), '999 groups for 1000 images'),
-    (f'{A2I}.groups', R.pack(range(1, 1001)), 'from 0 without gaps'), (f'{A2I}.groups', R.pack(range(999)), 'one per query'), ('metrics.tests.test-novel.mean.recall_at_1', 30., 'mean.recall_at_1 is 30.0'),
-    ('seed', 7, 'config.train.seed is 1'), ('config.train.seed', 0, 'config.train.seed is 0'), ('command', "sgmim_reproduce --table 4 --seeds 3,", 'the seed in command is 3'), ('spec.row', '+ Recon', "config.model.reconstruction is 'summary'"),
-    ('spec.budget', 'compute', 'summary-seed1-compute.json'), ('spec.label', 'places', 'table_4/places/'), ('spec.table', 1, 'the record is of table_1/'),
-    ('metrics.best.score', [99., 99.], 'metrics.dev has'), ('metrics.best.step', 5, 'metrics.best.step is 5'), ('metrics.dev.0', {'step': 218, 'recall_at_1': 90., 'recall_at_5': 95., 'recall_at_10': 99.}, 'the best on dev is step 218'), ('metrics.best', {'step': 983}, 'metrics.best.score is missing'),
-    ('steps', 900, 'steps is 900'), ('pairs_seen', 7, 'pairs_seen is 7'), ('config.train.epochs', 9., 'steps is 983'), ('wall_seconds', 3., 'the curves end after'), ('metrics.curves.lr', '1 2', 'not all of one length'),
-    ('config.data', 'scenes', 'config.data is'), ('metrics.tests.test-seen', 5, 'not built as it should be')])
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (f"{A2I}.ranks", R.pack([1] * 1000), f"{A2I}.recall_at_1 is"),
+        (f"{A2I}.ranks", R.pack([1] * 999), "there are 999 ranks"),
+        (f"{A2I}.ranks", R.pack([1001] * 1000), "not within 1 and n_items = 1000"),
+        (f"{A2I}.ranks", R.pack([0] * 1000), "from 0 to 0"),
+        (f"{A2I}.ranks", "1.5 " * 1000, "not a string of integers"),
+        (f"{A2I}.ranks", KeyError, f"{A2I}.ranks is missing"),
+        (f"{A2I}.ranks", None, "not a string"),
+        (f"{A2I}.recall_at_1", 29.0, "its ranks give"),
+        (f"{I2A}.recall_at_5", 50.0, f"{I2A}.recall_at_5 is 50.0"),
+        (f"{I2A}.recall_at_10", 60.0, "its ranks give"),
+        (f"{I2A}.median_rank", 3.0, "median_rank is 3.0"),
+        (f"{A2I}.interval.recall_at_1", [20.0, 40.0], "interval.recall_at_1 is [20.0, 40.0]"),
+        (f"{A2I}.interval.recall_at_10", 3.0, "interval"),
+        (f"{A2I}.n_queries", 500, "n_queries is 500, and there are 1000 ranks"),
+        (f"{A2I}.n_items", 2000, "1000 queries and 2000 items need groups"),
+        (f"{I2A}.n_items", 2000, "not as many as the items of the other"),
+        (f"{A2I}.groups", R.pack([*range(999), 998]), "999 groups for 1000 images"),
+        (f"{A2I}.groups", R.pack(range(1, 1001)), "from 0 without gaps"),
+        (f"{A2I}.groups", R.pack(range(999)), "one per query"),
+        ("metrics.tests.test-novel.mean.recall_at_1", 30.0, "mean.recall_at_1 is 30.0"),
+        ("seed", 7, "config.train.seed is 1"),
+        ("config.train.seed", 0, "config.train.seed is 0"),
+        ("command", "sgmim_reproduce --table 4 --seeds 3,", "the seed in command is 3"),
+        ("spec.row", "+ Recon", "config.model.reconstruction is 'summary'"),
+        ("spec.budget", "compute", "summary-seed1-compute.json"),
+        ("spec.label", "places", "table_4/places/"),
+        ("spec.table", 1, "the record is of table_1/"),
+        ("metrics.best.score", [99.0, 99.0], "metrics.dev has"),
+        ("metrics.best.step", 5, "metrics.best.step is 5"),
+        (
+            "metrics.dev.0",
+            {"step": 218, "recall_at_1": 90.0, "recall_at_5": 95.0, "recall_at_10": 99.0},
+            "the best on dev is step 218",
+        ),
+        ("metrics.best", {"step": 983}, "metrics.best.score is missing"),
+        ("steps", 900, "steps is 900"),
+        ("pairs_seen", 7, "pairs_seen is 7"),
+        ("config.train.epochs", 9.0, "steps is 983"),
+        ("wall_seconds", 3.0, "the curves end after"),
+        ("metrics.curves.lr", "1 2", "not all of one length"),
+        ("config.data", "scenes", "config.data is"),
+        ("metrics.tests.test-seen", 5, "not built as it should be"),
+    ],
+)
 def test_a_falsified_record_is_found(path, value, words, tmp_path):
     target = tmp_path / SUMMARY
     target.parent.mkdir(parents=True)
     record = real()
-    *way, last = path.split('.')
+    *way, last = path.split(".")
     *way, last = [int(p) if p.isdigit() else p for p in (*way, last)]
     part = record
-    for p in way: part = part[p]
-    if value is KeyError: del part[last]
-    else: part[last] = value
+    for p in way:
+        part = part[p]
+    if value is KeyError:
+        del part[last]
+    else:
+        part[last] = value
     target.write_text(json.dumps(record))
     problems = R.check_results(tmp_path)
-    assert any(words in p for p in problems) and all(p.startswith(SUMMARY + ': ') for p in problems), problems
-    assert R.collect(tmp_path, 4, 'scenes', stale=lambda r: []).records == {}
+    assert any(words in p for p in problems) and all(p.startswith(SUMMARY + ": ") for p in problems), problems
+    assert R.collect(tmp_path, 4, "scenes", stale=lambda r: []).records == {}
 
 
 def test_consistent_perfection_is_above_what_a_perfect_listener_reaches():
     record = real()
     both_sides(record)
-    assert 'test-seen.audio_to_image: R@1 is 100, and a perfect listener reaches 64.5' in str(R.check_record(record))
+    assert "test-seen.audio_to_image: R@1 is 100, and a perfect listener reaches 64.5" in str(
+        R.check_record(record)
+    )
 
 
 def test_a_file_under_another_name_is_found(tmp_path):
-    for name in ('table_4/scenes/summary-seed2.json', 'table_4/scenes-lam32/summary-seed1.json', 'table_4/scenes/recon-seed1.json', 'summary-seed1.json'):
+    for name in (
+        "table_4/scenes/summary-seed2.json",
+        "table_4/scenes-lam32/summary-seed1.json",
+        "table_4/scenes/recon-seed1.json",
+        "summary-seed1.json",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_json(tmp_path / name, real())
-        assert f'{name}: the record is of {SUMMARY}' in R.check_results(tmp_path)
+        assert f"{name}: the record is of {SUMMARY}" in R.check_results(tmp_path)
 
 
 def test_a_copy_under_another_seed_is_found(tmp_path):
-    copied = edit(edit(edit(real(), 'seed', 9), 'config.train.seed', 9), 'command', '')
-    copied['command'] = 'sgmim_reproduce'
-    for r in (real(), copied): put(tmp_path, r)
+    copied = edit(edit(edit(real(), "seed", 9), "config.train.seed", 9), "command", "")
+    copied["command"] = "sgmim_reproduce"
+    for r in (real(), copied):
+        put(tmp_path, r)
     problems = R.check_results(tmp_path)
-    assert len(problems) == 2 and 'identical results in table_4/scenes/summary-seed1.json' in problems[1]
-    assert not R.collect(tmp_path, 4, 'scenes', stale=lambda r: [])
+    assert len(problems) == 2 and "identical results in table_4/scenes/summary-seed1.json" in problems[1]
+    assert not R.collect(tmp_path, 4, "scenes", stale=lambda r: [])
 
 
-@pytest.mark.parametrize('name, path, value, words', [
-    ('demo.json', 'metrics.training.best.score', [99., 99.], 'metrics.training.dev has'), ('demo.json', 'metrics.test-seen.image_to_audio.recall_at_1', 24.25, 'not a whole number'), ('demo.json', 'seed', 3, 'config.train.seed is 0'),
-    ('demo.json', 'metrics.test-seen.audio_to_image.recall_at_1', 30., 'outside its interval'), ('demo.json', 'metrics.caption_dependence.right_over_wrong', .1, 'right_over_wrong is 0.1'), ('demo.json', 'pairs_seen', 1, 'pairs_seen'),
-    ('eval-scenes-tiny.json', 'metrics.test-seen.audio_to_image.recall_at_1', 60., 'contradicts R@1 = 60'), ('eval-scenes-tiny.json', 'metrics.test-seen.mean.recall_at_5', 90., 'not the mean'),
-    ('words-scenes-tiny.json', 'metrics.test-seen.last layer.boundaries.20 ms.found.f1', .3, 'f1 is 0.3'), ('words-scenes-tiny.json', 'metrics.test-seen.last layer.boundaries.20 ms.found.r_value', .9, 'r_value is 0.9'),
-    ('words-scenes-tiny.json', 'metrics.test-seen.last layer.attention.thing.favour', 3., 'favour is 3.0'), ('grounding-scenes-tiny.json', 'metrics.test-seen.kind.thing.pointing.minus_centre.value', .5, 'minus_centre is 0.5'),
-    ('grounding-scenes-tiny.json', 'metrics.test-seen.kind.thing.pointing.model.value', .95, 'outside its interval'), ('dependence-scenes.json', 'metrics.test-seen.overall.wrong_minus_right.value', .2, 'wrong_minus_right is 0.2'),
-    ('gradients-scenes.json', 'metrics.test-seen.+ Recon.parts.image encoder.ratio.value', .5, 'ratio is 0.5'), ('mistakes-scenes.json', 'metrics.test-seen.VG-HuBERT (M).thing.less_chance.value', .1, 'less_chance is 0.1')])
+@pytest.mark.parametrize(
+    "name, path, value, words",
+    [
+        ("demo.json", "metrics.training.best.score", [99.0, 99.0], "metrics.training.dev has"),
+        ("demo.json", "metrics.test-seen.image_to_audio.recall_at_1", 24.25, "not a whole number"),
+        ("demo.json", "seed", 3, "config.train.seed is 0"),
+        ("demo.json", "metrics.test-seen.audio_to_image.recall_at_1", 30.0, "outside its interval"),
+        ("demo.json", "metrics.caption_dependence.right_over_wrong", 0.1, "right_over_wrong is 0.1"),
+        ("demo.json", "pairs_seen", 1, "pairs_seen"),
+        (
+            "eval-scenes-tiny.json",
+            "metrics.test-seen.audio_to_image.recall_at_1",
+            60.0,
+            "contradicts R@1 = 60",
+        ),
+        ("eval-scenes-tiny.json", "metrics.test-seen.mean.recall_at_5", 90.0, "not the mean"),
+        (
+            "words-scenes-tiny.json",
+            "metrics.test-seen.last layer.boundaries.20 ms.found.f1",
+            0.3,
+            "f1 is 0.3",
+        ),
+        (
+            "words-scenes-tiny.json",
+            "metrics.test-seen.last layer.boundaries.20 ms.found.r_value",
+            0.9,
+            "r_value is 0.9",
+        ),
+        (
+            "words-scenes-tiny.json",
+            "metrics.test-seen.last layer.attention.thing.favour",
+            3.0,
+            "favour is 3.0",
+        ),
+        (
+            "grounding-scenes-tiny.json",
+            "metrics.test-seen.kind.thing.pointing.minus_centre.value",
+            0.5,
+            "minus_centre is 0.5",
+        ),
+        (
+            "grounding-scenes-tiny.json",
+            "metrics.test-seen.kind.thing.pointing.model.value",
+            0.95,
+            "outside its interval",
+        ),
+        (
+            "dependence-scenes.json",
+            "metrics.test-seen.overall.wrong_minus_right.value",
+            0.2,
+            "wrong_minus_right is 0.2",
+        ),
+        (
+            "gradients-scenes.json",
+            "metrics.test-seen.+ Recon.parts.image encoder.ratio.value",
+            0.5,
+            "ratio is 0.5",
+        ),
+        (
+            "mistakes-scenes.json",
+            "metrics.test-seen.VG-HuBERT (M).thing.less_chance.value",
+            0.1,
+            "less_chance is 0.1",
+        ),
+    ],
+)
 def test_another_falsified_record_is_found(name, path, value, words):
     assert R.check_record(real(name)) == []
     problems = R.check_record(edit(real(name), path, value))
@@ -148,230 +301,386 @@ def test_another_falsified_record_is_found(name, path, value, words):
 
 
 def test_a_tuning_record_belongs_to_its_file(tmp_path):
-    name = 'tuning/scenes/summary-seed0-lam=32-mim-onset=1..json'
-    (tmp_path / 'tuning/scenes').mkdir(parents=True)
+    name = "tuning/scenes/summary-seed0-lam=32-mim-onset=1..json"
+    (tmp_path / "tuning/scenes").mkdir(parents=True)
     write_json(tmp_path / name, real(name))
     assert R.check_results(tmp_path) == []
-    (tmp_path / name).rename(tmp_path / 'tuning/scenes/summary-seed1-lam=32.json')
-    assert 'the record is of tuning/scenes/summary-seed0' in R.check_results(tmp_path)[0]
+    (tmp_path / name).rename(tmp_path / "tuning/scenes/summary-seed1-lam=32.json")
+    assert "the record is of tuning/scenes/summary-seed0" in R.check_results(tmp_path)[0]
 
 
 # --- the paper's numbers: check sums of the print, made from the paper's text by another program: the sum, and the sum by place, in tenths
 
 SUMS = {
-    (1, 'ResDAVEnet [2]'): (7055, 47430, []),
-    (1, 'MILAN [19]'): (9344, 62260, []),
-    (1, 'FaST-VGS [7] †'): (9645, 64319, [2, 3, 10, 11]),
-    (1, 'VG-HuBERT (M)'): (9699, 64658, [0, 1, 4, 5, 6, 7, 8, 9, 11]),
-    (1, 'Ours'): (9864, 65626, []),
-    (2, 'ResDAVEnet [2]'): (2520, 9983, []),
-    (2, 'VG-HuBERT [6]'): (3644, 14127, []),
-    (2, 'FaST-VGS [7] †'): (3704, 14297, [0, 1, 3, 5]),
-    (2, 'VG-HuBERT (M)'): (3642, 14136, [4]),
-    (2, 'Ours'): (3770, 14586, [2]),
-    (3, 'FaST-VGS [7] †'): (3306, 12801, []),
-    (3, 'SpeechCLIP [8] †'): (3532, 13908, []),
-    (3, 'VG-HuBERT (M)'): (3306, 12912, []),
-    (3, 'Ours'): (3376, 13115, [1, 2, 3, 4, 5]),
-    (4, 'VG-HuBERT (M)'): (4849, 17693, []),
-    (4, '+ Recon'): (4875, 17781, []),
-    (4, '+ Speech-Guided'): (4871, 17727, []),
-    (4, '+ Summary (Ours)'): (4932, 17957, []),
+    (1, "ResDAVEnet [2]"): (7055, 47430, []),
+    (1, "MILAN [19]"): (9344, 62260, []),
+    (1, "FaST-VGS [7] †"): (9645, 64319, [2, 3, 10, 11]),
+    (1, "VG-HuBERT (M)"): (9699, 64658, [0, 1, 4, 5, 6, 7, 8, 9, 11]),
+    (1, "Ours"): (9864, 65626, []),
+    (2, "ResDAVEnet [2]"): (2520, 9983, []),
+    (2, "VG-HuBERT [6]"): (3644, 14127, []),
+    (2, "FaST-VGS [7] †"): (3704, 14297, [0, 1, 3, 5]),
+    (2, "VG-HuBERT (M)"): (3642, 14136, [4]),
+    (2, "Ours"): (3770, 14586, [2]),
+    (3, "FaST-VGS [7] †"): (3306, 12801, []),
+    (3, "SpeechCLIP [8] †"): (3532, 13908, []),
+    (3, "VG-HuBERT (M)"): (3306, 12912, []),
+    (3, "Ours"): (3376, 13115, [1, 2, 3, 4, 5]),
+    (4, "VG-HuBERT (M)"): (4849, 17693, []),
+    (4, "+ Recon"): (4875, 17781, []),
+    (4, "+ Speech-Guided"): (4871, 17727, []),
+    (4, "+ Summary (Ours)"): (4932, 17957, []),
 }
 
 
 def test_the_papers_numbers_are_the_papers():
-    assert {(n, name + (' †' if name in t.prior else '')) for n, t in R.PAPER.items() for name in t.systems} == set(SUMS)
+    assert {
+        (n, name + (" †" if name in t.prior else "")) for n, t in R.PAPER.items() for name in t.systems
+    } == set(SUMS)
     for (n, name), (total, weighted, underlined) in SUMS.items():
-        t, name = R.PAPER[n], name.removesuffix(' †')
+        t, name = R.PAPER[n], name.removesuffix(" †")
         values = [v for s in t.splits for v in t.systems[name][s]]
-        assert (round(10 * sum(values)), round(10 * sum(i * v for i, v in enumerate(values, 1)))) == (total, weighted), name
+        assert (round(10 * sum(values)), round(10 * sum(i * v for i, v in enumerate(values, 1)))) == (
+            total,
+            weighted,
+        ), name
         width = len(t.systems[name][t.splits[0]])
-        assert [t.splits.index(s) * width + i for s in t.splits for i in range(width) if (name, s, i) in t.underlined] == underlined, name
+        assert [
+            t.splits.index(s) * width + i
+            for s in t.splits
+            for i in range(width)
+            if (name, s, i) in t.underlined
+        ] == underlined, name
 
 
 def test_recalls_of_the_paper_rise():
     for t in R.PAPER.values():
         for by_split in t.systems.values():
             for v in by_split.values():
-                for a in range(0, len(v), 3): assert v[a] < v[a + 1] < v[a + 2]
+                for a in range(0, len(v), 3):
+                    assert v[a] < v[a + 1] < v[a + 2]
 
 
-@pytest.mark.parametrize('split', ('test-seen', 'test-unseen'))
-@pytest.mark.parametrize('one, four', (('VG-HuBERT (M)', 'VG-HuBERT (M)'), ('Ours', '+ Summary (Ours)')))
-@pytest.mark.parametrize('k', range(3))
+@pytest.mark.parametrize("split", ("test-seen", "test-unseen"))
+@pytest.mark.parametrize("one, four", (("VG-HuBERT (M)", "VG-HuBERT (M)"), ("Ours", "+ Summary (Ours)")))
+@pytest.mark.parametrize("k", range(3))
 def test_table_4_is_the_mean_of_table_1(split, one, four, k):
     "Twelve relations: two systems that both tables have, two tests, three recalls; each of Table 4 is the mean of two numbers of Table 1, to rounding."
     v = R.PAPER[1].systems[one][split]
-    assert abs((v[k] + v[k + 3]) / 2 - R.PAPER[4].systems[four][split][k]) <= .05 + 1e-9
+    assert abs((v[k] + v[k + 3]) / 2 - R.PAPER[4].systems[four][split][k]) <= 0.05 + 1e-9
 
 
 def test_rows_that_can_be_run_are_rows_of_the_model():
     from sgmim.models.sgmim import PRESETS, ROWS
+
     for n in R.PAPER:
-        for row in R.rows_of(n): assert row in ROWS or row == 'VG-HuBERT' and 'vg-hubert' in PRESETS
-        for name in R.PAPER[n].systems: assert f'| {name}' in R.paper_table(n)
+        for row in R.rows_of(n):
+            assert row in ROWS or row == "VG-HuBERT" and "vg-hubert" in PRESETS
+        for name in R.PAPER[n].systems:
+            assert f"| {name}" in R.paper_table(n)
 
 
 # --- code
+
 
 def without_prose(source):
     "Source without comments and docstrings, by Python's own tokenizer: another way than the library's."
     gone = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None: gone.add((node.body[0].lineno, node.body[0].col_offset))
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            gone.add((node.body[0].lineno, node.body[0].col_offset))
     tokens = []
     for t in tokenize.generate_tokens(io.StringIO(source).readline):
-        if t.type == tokenize.COMMENT: continue
-        tokens.append((t.type, '0' if t.type == tokenize.STRING and t.start in gone else t.string))
+        if t.type == tokenize.COMMENT:
+            continue
+        tokens.append((t.type, "0" if t.type == tokenize.STRING and t.start in gone else t.string))
     return tokenize.untokenize(tokens)
 
 
-@pytest.mark.parametrize('module', ('losses', 'train', 'models/sgmim', 'data/scenes'))
+@pytest.mark.parametrize("module", ("losses", "train", "models/sgmim", "data/scenes"))
 def test_prose_does_not_change_a_digest(module):
-    source = (ROOT / f'sgmim/{module}.py').read_text()
+    source = (ROOT / f"sgmim/{module}.py").read_text()
     bare = without_prose(source)
-    assert bare != source and '# ' not in bare.replace("'# ", '')
-    bare = re.sub(r'^(\s*)0\s*$', r'\1"x"', bare, flags=re.M)       # what was a docstring is another one
+    assert bare != source and "# " not in bare.replace("'# ", "")
+    bare = re.sub(r"^(\s*)0\s*$", r'\1"x"', bare, flags=re.M)  # what was a docstring is another one
     assert R.digest(bare) == R.digest(source)
 
 
 def test_every_change_of_a_number_changes_a_digest():
-    source = (ROOT / 'sgmim/losses.py').read_text()
+    source = (ROOT / "sgmim/losses.py").read_text()
     tree, changed = ast.parse(source), 0
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, (int, float))
+            and not isinstance(node.value, bool)
+        ):
             node.value += 1
             changed += R.digest(ast.unparse(tree)) != R.digest(source)
             node.value -= 1
-    numbers = sum(isinstance(n, ast.Constant) and isinstance(n.value, (int, float)) and not isinstance(n.value, bool) for n in ast.walk(tree))
-    assert numbers > 10 and changed >= numbers - 3         # a default of an annotation, or a number in an error's text, decides nothing
+    numbers = sum(
+        isinstance(n, ast.Constant) and isinstance(n.value, (int, float)) and not isinstance(n.value, bool)
+        for n in ast.walk(tree)
+    )
+    assert (
+        numbers > 10 and changed >= numbers - 3
+    )  # a default of an annotation, or a number in an error's text, decides nothing
     assert R.digest(ast.unparse(tree)) == R.digest(source)
 
 
 def test_the_digests_cover_what_decides_numbers():
-    for data in ('scenes', 'files'):
+    for data in ("scenes", "files"):
         found = R.code_digests(data)
-        assert {'losses', 'train', 'optim', 'patches', 'retrieval', 'image', 'audio', 'data.loaders', 'models.sgmim', 'models.decoder'} <= set(found)
-        assert all(re.fullmatch('[0-9a-f]{8}', h) for h in found.values())
-    assert {'data.scenes', 'data.voice'} <= set(R.code_digests('scenes')) and {'data.corpora', 'checkpoints'} <= set(R.code_digests('files'))
+        assert {
+            "losses",
+            "train",
+            "optim",
+            "patches",
+            "retrieval",
+            "image",
+            "audio",
+            "data.loaders",
+            "models.sgmim",
+            "models.decoder",
+        } <= set(found)
+        assert all(re.fullmatch("[0-9a-f]{8}", h) for h in found.values())
+    assert {"data.scenes", "data.voice"} <= set(R.code_digests("scenes")) and {
+        "data.corpora",
+        "checkpoints",
+    } <= set(R.code_digests("files"))
 
 
 def test_what_is_accepted_as_the_same(tmp_path):
     assert R.same_numbers(tmp_path) == []
-    old = fake('+ Recon', 0, 0.)
-    old['code']['modules'] = {**old['code']['modules'], 'losses': 'a', 'patches': 'b'}
+    old = fake("+ Recon", 0, 0.0)
+    old["code"]["modules"] = {**old["code"]["modules"], "losses": "a", "patches": "b"}
     put(tmp_path, old)
-    assert R.collect(tmp_path, 4, 'scenes').stale == {('+ Recon', 0): ['the code of patches, losses has changed']}
-    assert [(c['module'], c['was'], c['why']) for c in R.claim_same_numbers(tmp_path, 'clearer')] == [('patches', 'b', 'clearer'), ('losses', 'a', 'clearer')]
-    assert R.collect(tmp_path, 4, 'scenes').seeds('+ Recon') == [0] and R.check_results(tmp_path) == [] and R.claim_same_numbers(tmp_path, 'x') == []
+    assert R.collect(tmp_path, 4, "scenes").stale == {
+        ("+ Recon", 0): ["the code of patches, losses has changed"]
+    }
+    assert [(c["module"], c["was"], c["why"]) for c in R.claim_same_numbers(tmp_path, "clearer")] == [
+        ("patches", "b", "clearer"),
+        ("losses", "a", "clearer"),
+    ]
+    assert (
+        R.collect(tmp_path, 4, "scenes").seeds("+ Recon") == [0]
+        and R.check_results(tmp_path) == []
+        and R.claim_same_numbers(tmp_path, "x") == []
+    )
     now = R.code_digests()
-    assert R.is_stale(old, old['config'], code={**now, 'losses': 'later'}, accepted=R.same_numbers(tmp_path)) == ['the code of losses has changed']      # the claim was about that change, not the next
-    write_json(tmp_path / 'same_numbers.json', {'kind': 'same-numbers', 'changes': [{'module': 'losses', 'was': 'a', 'is': 'b'}]})
-    assert R.check_results(tmp_path) == ['same_numbers.json: changes.0 lacks why']
+    assert R.is_stale(
+        old, old["config"], code={**now, "losses": "later"}, accepted=R.same_numbers(tmp_path)
+    ) == ["the code of losses has changed"]  # the claim was about that change, not the next
+    write_json(
+        tmp_path / "same_numbers.json",
+        {"kind": "same-numbers", "changes": [{"module": "losses", "was": "a", "is": "b"}]},
+    )
+    assert R.check_results(tmp_path) == ["same_numbers.json: changes.0 lacks why"]
 
 
 # --- from records to words: made-up records of known skill
 
-def fake(row, seed, skill, queries=200, label='scenes', table=4, budget='steps', captions=1, tests=('test-seen', 'test-unseen', 'test-novel'), spread=0.):
+
+def fake(
+    row,
+    seed,
+    skill,
+    queries=200,
+    label="scenes",
+    table=4,
+    budget="steps",
+    captions=1,
+    tests=("test-seen", "test-unseen", "test-novel"),
+    spread=0.0,
+):
     "A record whose hits are drawn: a query is as hard for every model; a seed moves the skill by up to `spread`."
-    hard, skill = np.random.default_rng(5).normal(size=(2, queries * captions)), skill + spread * np.random.default_rng([9, seed]).normal()
+    hard, skill = (
+        np.random.default_rng(5).normal(size=(2, queries * captions)),
+        skill + spread * np.random.default_rng([9, seed]).normal(),
+    )
+
     def side(z, groups, items):
         ranks = np.clip(np.exp(1.2 * (z - skill) + 1), 1, items).astype(int)
-        return {'ranks': R.pack(ranks), 'groups': groups, 'queries': 'q', 'n_queries': len(ranks), 'n_items': items, **{f'recall_at_{k}': 100 * float((ranks <= k).mean()) for k in R.KS}}
-    noise = np.random.default_rng([seed, sum(map(ord, row))]).normal(size=hard.shape) * .2
-    test = {'audio_to_image': side((hard + noise)[0], None if captions == 1 else R.pack(np.repeat(np.arange(queries), captions)), queries),
-            'image_to_audio': side((hard + noise)[1, :queries], None, queries * captions)}
-    config = {'model': {'lam': 2.}, 'train': {'lr': .1, 'seed': seed}, 'data': {'kind': 'scenes'}}
-    dev = {'best': {'step': 1, 'score': [1., 2.]}, 'dev': [{'step': 1, 'recall_at_1': 1., 'recall_at_10': 2.}]}
-    r = run_record('reproduce', config, seed, {'train': {'name': 'made up', 'fingerprint': 'f'}}, {'tests': {t: test for t in tests}, **dev, 'curves': {'step': '1'}}, 1800.,
-                   spec={'table': table, 'row': row, 'label': label, 'budget': budget, 'changes': []}, steps=10, pairs_seen=100)
-    return {**r, 'code': {**r['code'], 'modules': R.code_digests()}}
+        return {
+            "ranks": R.pack(ranks),
+            "groups": groups,
+            "queries": "q",
+            "n_queries": len(ranks),
+            "n_items": items,
+            **{f"recall_at_{k}": 100 * float((ranks <= k).mean()) for k in R.KS},
+        }
+
+    noise = np.random.default_rng([seed, sum(map(ord, row))]).normal(size=hard.shape) * 0.2
+    test = {
+        "audio_to_image": side(
+            (hard + noise)[0],
+            None if captions == 1 else R.pack(np.repeat(np.arange(queries), captions)),
+            queries,
+        ),
+        "image_to_audio": side((hard + noise)[1, :queries], None, queries * captions),
+    }
+    config = {"model": {"lam": 2.0}, "train": {"lr": 0.1, "seed": seed}, "data": {"kind": "scenes"}}
+    dev = {
+        "best": {"step": 1, "score": [1.0, 2.0]},
+        "dev": [{"step": 1, "recall_at_1": 1.0, "recall_at_10": 2.0}],
+    }
+    r = run_record(
+        "reproduce",
+        config,
+        seed,
+        {"train": {"name": "made up", "fingerprint": "f"}},
+        {"tests": {t: test for t in tests}, **dev, "curves": {"step": "1"}},
+        1800.0,
+        spec={"table": table, "row": row, "label": label, "budget": budget, "changes": []},
+        steps=10,
+        pairs_seen=100,
+    )
+    return {**r, "code": {**r["code"], "modules": R.code_digests()}}
 
 
 def as_planned(record, spec):
     "The made-up record with the configuration of a planned run, and as many steps as that has."
     steps = round(spec.train.epochs * (spec.sizes.train * spec.sizes.captions // spec.train.batch_size))
-    return {**record, 'config': spec.config, 'preset': spec.preset, 'steps': steps, 'pairs_seen': steps * spec.train.batch_size}
+    return {
+        **record,
+        "config": spec.config,
+        "preset": spec.preset,
+        "steps": steps,
+        "pairs_seen": steps * spec.train.batch_size,
+    }
 
 
-def found_of(*records): return R.Found(4, 'scenes', 'steps', {(r['spec']['row'], r['seed']): r for r in records})
+def found_of(*records):
+    return R.Found(4, "scenes", "steps", {(r["spec"]["row"], r["seed"]): r for r in records})
 
 
-def test_a_made_up_record_is_complete(): assert R.check_record(fake('+ Recon', 0, 0.)) == []
+def test_a_made_up_record_is_complete():
+    assert R.check_record(fake("+ Recon", 0, 0.0)) == []
 
 
 def test_an_estimate_is_the_mean_of_the_records():
-    records = [fake('+ Recon', s, .2, captions=3, spread=.1) for s in range(3)]
-    e = R.estimate(found_of(*records), 'test-seen', '+ Recon')
+    records = [fake("+ Recon", s, 0.2, captions=3, spread=0.1) for s in range(3)]
+    e = R.estimate(found_of(*records), "test-seen", "+ Recon")
     for k in R.KS:
-        each = [np.mean([r['metrics']['tests']['test-seen'][side][f'recall_at_{k}'] for side in R.SIDES]) for r in records]
-        assert np.allclose(e[k].each, each) and np.isclose(e[k].value, np.mean(each)) and e[k].low < e[k].value < e[k].high
+        each = [
+            np.mean([r["metrics"]["tests"]["test-seen"][side][f"recall_at_{k}"] for side in R.SIDES])
+            for r in records
+        ]
+        assert (
+            np.allclose(e[k].each, each)
+            and np.isclose(e[k].value, np.mean(each))
+            and e[k].low < e[k].value < e[k].high
+        )
         assert np.isclose(e[k].sd, np.std(each, ddof=1))
 
 
 def test_captions_of_one_image_are_drawn_together():
     "With five captions that are all found or all not, the interval is that of the images, not of five times as many queries."
     g, rng = np.repeat(np.arange(100), 5), np.random.default_rng(0)
-    v = (rng.uniform(size=100) < .5)[g][:, None] * 100.
-    width = lambda groups: np.diff(R.interval([(v, groups)], n=2000), axis=0)[0, 0]
+    v = (rng.uniform(size=100) < 0.5)[g][:, None] * 100.0
+
+    def width(groups):
+        return np.diff(R.interval([(v, groups)], n=2000), axis=0)[0, 0]
+
     assert 1.8 < width(g) / width(np.arange(500)) < 2.7
 
 
 def test_the_interval_covers_as_often_as_it_says():
     rng, covered = np.random.default_rng(1), 0
     for i in range(200):
-        v = (rng.uniform(size=150) < .3)[:, None] * 100.
+        v = (rng.uniform(size=150) < 0.3)[:, None] * 100.0
         low, high = R.interval([(v, np.arange(150))], n=300, seed=i)
         covered += low[0] <= 30 <= high[0]
     assert 180 <= covered <= 199
 
 
 def test_a_difference_is_paired_and_over_common_seeds():
-    f = found_of(*[fake('VG-HuBERT (M)', s, 0., spread=.5) for s in range(3)], *[fake('+ Summary', s, .15, spread=.5) for s in range(1, 5)])
-    d = R.estimate(f, 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1]
+    f = found_of(
+        *[fake("VG-HuBERT (M)", s, 0.0, spread=0.5) for s in range(3)],
+        *[fake("+ Summary", s, 0.15, spread=0.5) for s in range(1, 5)],
+    )
+    d = R.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
     assert len(d.each) == 2 and d.high - d.low < 12
-    assert np.std(d.each) < np.std(R.estimate(f, 'test-seen', '+ Summary')[1].each)       # what a seed does to both is gone
+    assert np.std(d.each) < np.std(
+        R.estimate(f, "test-seen", "+ Summary")[1].each
+    )  # what a seed does to both is gone
 
 
-@pytest.mark.parametrize('skill, spread, words', ((.4, .02, 'resolved: higher'), (-.4, .02, 'resolved: lower'), (0., .02, 'not resolved'), (.1, 1.5, 'not resolved')))
+@pytest.mark.parametrize(
+    "skill, spread, words",
+    (
+        (0.4, 0.02, "resolved: higher"),
+        (-0.4, 0.02, "resolved: lower"),
+        (0.0, 0.02, "not resolved"),
+        (0.1, 1.5, "not resolved"),
+    ),
+)
 def test_verdicts(skill, spread, words):
-    base, other = [fake('VG-HuBERT (M)', s, 0.) for s in range(4)], [fake('+ Summary', s, skill, spread=spread) for s in range(4)]
+    base, other = (
+        [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)],
+        [fake("+ Summary", s, skill, spread=spread) for s in range(4)],
+    )
     f = found_of(*base, *other)
-    assert R.verdict(R.estimate(f, 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1]) == words
+    assert R.verdict(R.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]) == words
 
 
-@pytest.mark.parametrize('seeds', (1, 2, 3))
+@pytest.mark.parametrize("seeds", (1, 2, 3))
 def test_too_few_seeds_resolve_nothing(seeds):
-    f = found_of(*[fake(row, s, skill) for s in range(seeds) for row, skill in (('VG-HuBERT (M)', 0.), ('+ Summary', 1.))])
-    e = R.estimate(f, 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1]
-    assert R.verdict(e) == f'too few seeds ({seeds} of 4)' and (e.both, e.p) == (None, None)
-    assert f'too few seeds ({seeds} of 4)' in R.conclusions(f) and 'resolved' not in R.conclusions(f)
+    f = found_of(
+        *[
+            fake(row, s, skill)
+            for s in range(seeds)
+            for row, skill in (("VG-HuBERT (M)", 0.0), ("+ Summary", 1.0))
+        ]
+    )
+    e = R.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
+    assert R.verdict(e) == f"too few seeds ({seeds} of 4)" and (e.both, e.p) == (None, None)
+    assert f"too few seeds ({seeds} of 4)" in R.conclusions(f) and "resolved" not in R.conclusions(f)
 
 
 def test_equal_differences_have_an_interval():
     "Seeds that agree to the last digit, and queries that all agree: an interval of no width would resolve anything."
-    for e in (R.Estimate(.8, .8, .8, (.8,) * 4, .05), R.Estimate(.8, -1., 2.6, (.8,) * 4)): assert e.both[1] - e.both[0] > 0
-    assert R.verdict(R.Estimate(.8, -1., 2.6, (.8,) * 4)) == R.verdict(R.Estimate(0., 0., 0., (0.,) * 4)) == 'not resolved'
-    base, same = [fake('VG-HuBERT (M)', s, 0.) for s in range(4)], [fake('+ Summary', s, 0.) for s in range(4)]
+    for e in (R.Estimate(0.8, 0.8, 0.8, (0.8,) * 4, 0.05), R.Estimate(0.8, -1.0, 2.6, (0.8,) * 4)):
+        assert e.both[1] - e.both[0] > 0
+    assert (
+        R.verdict(R.Estimate(0.8, -1.0, 2.6, (0.8,) * 4))
+        == R.verdict(R.Estimate(0.0, 0.0, 0.0, (0.0,) * 4))
+        == "not resolved"
+    )
+    base, same = (
+        [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)],
+        [fake("+ Summary", s, 0.0) for s in range(4)],
+    )
     for a, b in zip(base, same):
-        b['metrics']['tests'] = copy.deepcopy(a['metrics']['tests'])
-        side = b['metrics']['tests']['test-seen']['audio_to_image']
-        ranks = side['ranks'].split()
-        side['ranks'] = ' '.join(['1' if i == ranks.index('2') else v for i, v in enumerate(ranks)])       # one query more, with every seed
-    e = R.estimate(found_of(*base, *same), 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1]
-    assert e.each == pytest.approx((.25,) * 4) and e.both[0] < 0 < e.both[1] and R.verdict(e) == 'not resolved'
+        b["metrics"]["tests"] = copy.deepcopy(a["metrics"]["tests"])
+        side = b["metrics"]["tests"]["test-seen"]["audio_to_image"]
+        ranks = side["ranks"].split()
+        side["ranks"] = " ".join(
+            ["1" if i == ranks.index("2") else v for i, v in enumerate(ranks)]
+        )  # one query more, with every seed
+    e = R.estimate(found_of(*base, *same), "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
+    assert (
+        e.each == pytest.approx((0.25,) * 4) and e.both[0] < 0 < e.both[1] and R.verdict(e) == "not resolved"
+    )
 
 
 def test_differences_are_judged_together():
     "Of twenty differences with p = .03 none is resolved; one by itself is."
-    e = R.Estimate(3., 3 - 1.96 * .8, 3 + 1.96 * .8, (3.,) * 4)
-    assert .02 < e.p < .05 and R.verdict(e) == 'resolved: higher'
-    assert set(R.verdicts({i: e for i in range(20)}).values()) == {'not resolved'}
-    clear = R.Estimate(-30., -31., -29., (-30.,) * 4)
-    judged = R.verdicts({'a': e, 'b': clear, 'c': None, 'd': R.Estimate(9., 8., 10., (9.,) * 2)})
-    assert judged == {'a': 'resolved: higher', 'b': 'resolved: lower', 'c': 'no record', 'd': 'too few seeds (2 of 4)'}
-    assert R.verdicts({'a': e, 'x': e, 'b': clear})['a'] == 'not resolved'
+    e = R.Estimate(3.0, 3 - 1.96 * 0.8, 3 + 1.96 * 0.8, (3.0,) * 4)
+    assert 0.02 < e.p < 0.05 and R.verdict(e) == "resolved: higher"
+    assert set(R.verdicts({i: e for i in range(20)}).values()) == {"not resolved"}
+    clear = R.Estimate(-30.0, -31.0, -29.0, (-30.0,) * 4)
+    judged = R.verdicts({"a": e, "b": clear, "c": None, "d": R.Estimate(9.0, 8.0, 10.0, (9.0,) * 2)})
+    assert judged == {
+        "a": "resolved: higher",
+        "b": "resolved: lower",
+        "c": "no record",
+        "d": "too few seeds (2 of 4)",
+    }
+    assert R.verdicts({"a": e, "x": e, "b": clear})["a"] == "not resolved"
 
 
 def test_the_rule_holds_over_a_family():
@@ -379,232 +688,466 @@ def test_the_rule_holds_over_a_family():
     rng, wrong = np.random.default_rng(0), 0
     for _ in range(400):
         d = rng.normal(size=(5, 4))
-        wrong += any(v.startswith('resolved') for v in R.verdicts({i: R.Estimate(float(x.mean()), float(x.mean()), float(x.mean()), tuple(x)) for i, x in enumerate(d)}).values())
+        wrong += any(
+            v.startswith("resolved")
+            for v in R.verdicts(
+                {
+                    i: R.Estimate(float(x.mean()), float(x.mean()), float(x.mean()), tuple(x))
+                    for i, x in enumerate(d)
+                }
+            ).values()
+        )
     assert wrong <= 30
 
 
 def test_verdicts_are_about_one_endpoint():
-    f = found_of(*[fake(row, s, skill) for s in range(4) for row, skill in (('VG-HuBERT (M)', 0.), ('+ Summary', .4))])
-    judged = {(t, k): words for t, row, minus, k, _, _, words in R.differences(f) if (row, minus) == ('+ Summary', 'VG-HuBERT (M)')}
-    assert {key for key, words in judged.items() if words} == {('test-seen', 1)} and judged['test-seen', 1] == 'resolved: higher, as in the paper'
-    assert R.conclusions(f).count('+ Summary − VG-HuBERT (M)') == 1
+    f = found_of(
+        *[
+            fake(row, s, skill)
+            for s in range(4)
+            for row, skill in (("VG-HuBERT (M)", 0.0), ("+ Summary", 0.4))
+        ]
+    )
+    judged = {
+        (t, k): words
+        for t, row, minus, k, _, _, words in R.differences(f)
+        if (row, minus) == ("+ Summary", "VG-HuBERT (M)")
+    }
+    assert {key for key, words in judged.items() if words} == {("test-seen", 1)} and judged[
+        "test-seen", 1
+    ] == "resolved: higher, as in the paper"
+    assert R.conclusions(f).count("+ Summary − VG-HuBERT (M)") == 1
 
 
 def test_equal_compute_is_not_compared_with_the_paper():
-    f = found_of(*[fake(row, s, skill) for s in range(4) for row, skill in (('VG-HuBERT (M)', .4), ('+ Summary', 0.))])
-    assert 'resolved: lower, unlike the paper' in R.differences_table(f)
-    compute = replace(f, budget='compute')
-    assert 'resolved: lower |' in R.differences_table(compute) and 'R@1 on test-seen, resolved: lower: ' in R.conclusions(compute)
-    for text in (R.differences_table(compute), R.conclusions(compute)): assert 'as in the paper' not in text and 'unlike' not in text and '+2.0' not in text
+    f = found_of(
+        *[
+            fake(row, s, skill)
+            for s in range(4)
+            for row, skill in (("VG-HuBERT (M)", 0.4), ("+ Summary", 0.0))
+        ]
+    )
+    assert "resolved: lower, unlike the paper" in R.differences_table(f)
+    compute = replace(f, budget="compute")
+    assert "resolved: lower |" in R.differences_table(
+        compute
+    ) and "R@1 on test-seen, resolved: lower: " in R.conclusions(compute)
+    for text in (R.differences_table(compute), R.conclusions(compute)):
+        assert "as in the paper" not in text and "unlike" not in text and "+2.0" not in text
 
 
 def test_exchanging_the_rows_exchanges_the_verdict():
-    f = found_of(*[fake(row, s, skill) for s in range(4) for row, skill in (('VG-HuBERT (M)', .4), ('+ Summary', 0.))])
-    assert 'resolved: lower, unlike the paper' in R.differences_table(f)
+    f = found_of(
+        *[
+            fake(row, s, skill)
+            for s in range(4)
+            for row, skill in (("VG-HuBERT (M)", 0.4), ("+ Summary", 0.0))
+        ]
+    )
+    assert "resolved: lower, unlike the paper" in R.differences_table(f)
 
 
 def test_other_queries_are_refused():
-    a, b = fake('VG-HuBERT (M)', 0, 0.), fake('+ Summary', 0, 0.)
-    b['metrics']['tests']['test-seen']['image_to_audio']['queries'] = 'r'
-    with pytest.raises(DataError, match='not of the same queries of test-seen'): R.estimate(found_of(a, b), 'test-seen', '+ Summary', 'VG-HuBERT (M)')
+    a, b = fake("VG-HuBERT (M)", 0, 0.0), fake("+ Summary", 0, 0.0)
+    b["metrics"]["tests"]["test-seen"]["image_to_audio"]["queries"] = "r"
+    with pytest.raises(DataError, match="not of the same queries of test-seen"):
+        R.estimate(found_of(a, b), "test-seen", "+ Summary", "VG-HuBERT (M)")
 
 
 # --- between labels
 
-def variant_of(label='scenes-x', own=False, **more): return R.Variant(label, label, ('lam=3.',), (R.BASELINE, '+ Summary') if own else ('+ Summary',), **more)
+
+def variant_of(label="scenes-x", own=False, **more):
+    return R.Variant(label, label, ("lam=3.",), (R.BASELINE, "+ Summary") if own else ("+ Summary",), **more)
 
 
-def labelled(label, *records): return replace(found_of(*records), label=label)
+def labelled(label, *records):
+    return replace(found_of(*records), label=label)
 
 
 def test_between_labels_it_is_paired_over_common_seeds():
-    a, b = labelled('scenes-x', *[fake('+ Summary', s, .3, spread=.5) for s in (1, 2, 3)]), found_of(*[fake('+ Summary', s, 0., spread=.5) for s in (0, 1, 2)])
-    d = R.between(a, '+ Summary', b, '+ Summary', 'test-seen')
-    both = [[np.mean([f.records['+ Summary', s]['metrics']['tests']['test-seen'][side]['recall_at_1'] for side in R.SIDES]) for s in (1, 2)] for f in (a, b)]
+    a, b = (
+        labelled("scenes-x", *[fake("+ Summary", s, 0.3, spread=0.5) for s in (1, 2, 3)]),
+        found_of(*[fake("+ Summary", s, 0.0, spread=0.5) for s in (0, 1, 2)]),
+    )
+    d = R.between(a, "+ Summary", b, "+ Summary", "test-seen")
+    both = [
+        [
+            np.mean(
+                [
+                    f.records["+ Summary", s]["metrics"]["tests"]["test-seen"][side]["recall_at_1"]
+                    for side in R.SIDES
+                ]
+            )
+            for s in (1, 2)
+        ]
+        for f in (a, b)
+    ]
     assert np.allclose(d[1].each, np.subtract(*both)) and d[1].low < d[1].value < d[1].high
-    assert R.between(b, '+ Summary', a, '+ Summary', 'test-seen')[1].value == -d[1].value
-    same = R.between(b, '+ Summary', b, '+ Summary', 'test-seen')[10]
+    assert R.between(b, "+ Summary", a, "+ Summary", "test-seen")[1].value == -d[1].value
+    same = R.between(b, "+ Summary", b, "+ Summary", "test-seen")[10]
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_within_a_label_it_is_the_same_as_before():
-    f = found_of(*[fake(row, s, skill) for s in range(3) for row, skill in (('VG-HuBERT (M)', 0.), ('+ Summary', .2))])
-    for side in (R.SIDES, R.SIDES[:1]): assert R.estimate(f, 'test-seen', '+ Summary', 'VG-HuBERT (M)', side) == R.between(f, '+ Summary', f, 'VG-HuBERT (M)', 'test-seen', side)
+    f = found_of(
+        *[
+            fake(row, s, skill)
+            for s in range(3)
+            for row, skill in (("VG-HuBERT (M)", 0.0), ("+ Summary", 0.2))
+        ]
+    )
+    for side in (R.SIDES, R.SIDES[:1]):
+        assert R.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)", side) == R.between(
+            f, "+ Summary", f, "VG-HuBERT (M)", "test-seen", side
+        )
 
 
 def test_other_data_or_no_common_seed_or_test_is_refused():
-    a, b = labelled('scenes-x', fake('+ Summary', 0, 0.)), found_of(fake('+ Summary', 0, 0.))
-    a.records['+ Summary', 0]['data']['test-seen'] = {'name': 'x', 'fingerprint': 'other'}      # as many queries, with the same numbers, of other data
-    with pytest.raises(DataError, match=r'\+ Summary \(scenes-x\) and \+ Summary \(scenes\) are not of the same queries of test-seen'): R.between(a, '+ Summary', b, '+ Summary', 'test-seen')
-    R.between(a, '+ Summary', b, '+ Summary', 'test-novel')
-    with pytest.raises(DataError, match=r'no record of \+ Summary \(scenes-x\) and \+ Recon \(scenes\) with the same seed'): R.between(a, '+ Summary', b, '+ Recon', 'test-seen')
-    with pytest.raises(DataError, match='do not all have the test test-other'): R.between(a, '+ Summary', b, '+ Summary', 'test-other')
+    a, b = labelled("scenes-x", fake("+ Summary", 0, 0.0)), found_of(fake("+ Summary", 0, 0.0))
+    a.records["+ Summary", 0]["data"]["test-seen"] = {
+        "name": "x",
+        "fingerprint": "other",
+    }  # as many queries, with the same numbers, of other data
+    with pytest.raises(
+        DataError,
+        match=r"\+ Summary \(scenes-x\) and \+ Summary \(scenes\) are not of the same queries of test-seen",
+    ):
+        R.between(a, "+ Summary", b, "+ Summary", "test-seen")
+    R.between(a, "+ Summary", b, "+ Summary", "test-novel")
+    with pytest.raises(
+        DataError, match=r"no record of \+ Summary \(scenes-x\) and \+ Recon \(scenes\) with the same seed"
+    ):
+        R.between(a, "+ Summary", b, "+ Recon", "test-seen")
+    with pytest.raises(DataError, match="do not all have the test test-other"):
+        R.between(a, "+ Summary", b, "+ Summary", "test-other")
 
 
 def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
     "All has become better, the row no more than the baseline: a change, and no gain; and a gain of the base that is gone."
-    base = found_of(*[fake(row, s, skill) for s in range(4) for row, skill in (('VG-HuBERT (M)', 0.), ('+ Summary', .4))])
-    longer = labelled('scenes-x', *[fake(row, s, .8) for s in range(4) for row in ('VG-HuBERT (M)', '+ Summary')])
-    own, shared = (R.compared(base, variant_of(own=o), longer, '+ Summary', 'test-seen') for o in (True, False))
-    assert R.verdict(own['change']) == 'resolved: higher' and R.verdict(own['gain']) == 'not resolved' and R.verdict(own['more']) == 'resolved: lower'
-    assert R.verdict(shared['gain']) == 'resolved: higher' and shared['more'].each == pytest.approx(shared['change'].each)
-    assert np.isclose(own['more'].value, own['gain'].value - R.estimate(base, 'test-seen', '+ Summary', 'VG-HuBERT (M)')[1].value)
-    lacks = labelled('scenes-x', *[r for (row, _), r in longer.records.items() if row == '+ Summary'])
-    assert R.compared(base, variant_of(own=True), lacks, '+ Summary', 'test-seen')['gain'] is None          # the base's baseline is no substitute
+    base = found_of(
+        *[
+            fake(row, s, skill)
+            for s in range(4)
+            for row, skill in (("VG-HuBERT (M)", 0.0), ("+ Summary", 0.4))
+        ]
+    )
+    longer = labelled(
+        "scenes-x", *[fake(row, s, 0.8) for s in range(4) for row in ("VG-HuBERT (M)", "+ Summary")]
+    )
+    own, shared = (
+        R.compared(base, variant_of(own=o), longer, "+ Summary", "test-seen") for o in (True, False)
+    )
+    assert (
+        R.verdict(own["change"]) == "resolved: higher"
+        and R.verdict(own["gain"]) == "not resolved"
+        and R.verdict(own["more"]) == "resolved: lower"
+    )
+    assert R.verdict(shared["gain"]) == "resolved: higher" and shared["more"].each == pytest.approx(
+        shared["change"].each
+    )
+    assert np.isclose(
+        own["more"].value,
+        own["gain"].value - R.estimate(base, "test-seen", "+ Summary", "VG-HuBERT (M)")[1].value,
+    )
+    lacks = labelled("scenes-x", *[r for (row, _), r in longer.records.items() if row == "+ Summary"])
+    assert (
+        R.compared(base, variant_of(own=True), lacks, "+ Summary", "test-seen")["gain"] is None
+    )  # the base's baseline is no substitute
     lines = R.gains(base, {variant_of(own=True): lacks})
-    assert lines['scenes-x'] == dict.fromkeys(base.tests) and R.verdict(lines['+ Summary']['test-seen']) == 'resolved: higher'
+    assert (
+        lines["scenes-x"] == dict.fromkeys(base.tests)
+        and R.verdict(lines["+ Summary"]["test-seen"]) == "resolved: higher"
+    )
     text = R.variants_table(base, {variant_of(own=True): longer})
-    assert '| scenes-x | `lam=3.` | VG-HuBERT (M) | 4 |' in text and 'changed: resolved: higher; over the baseline: not resolved' in text and ', of its own |' in text
+    assert (
+        "| scenes-x | `lam=3.` | VG-HuBERT (M) | 4 |" in text
+        and "changed: resolved: higher; over the baseline: not resolved" in text
+        and ", of its own |" in text
+    )
     assert "That gain less the base's is -" in R.variant_says(base, variant_of(own=True), longer)
 
 
 def test_a_variant_without_records_has_no_numbers():
-    base, none = found_of(*[fake(row, s, 0.) for s in range(2) for row in ('VG-HuBERT (M)', '+ Summary')]), R.Found(4, 'scenes-x', 'steps', stale={('+ Summary', 0): ['the code of losses has changed']})
+    base, none = (
+        found_of(*[fake(row, s, 0.0) for s in range(2) for row in ("VG-HuBERT (M)", "+ Summary")]),
+        R.Found(4, "scenes-x", "steps", stale={("+ Summary", 0): ["the code of losses has changed"]}),
+    )
     text = R.variants_table(base, {variant_of(): none})
-    assert '| scenes-x | `lam=3.` | + Summary |  | no record |  |  |  |  |' in text and '**Stale or broken**, and left out: scenes-x, + Summary, seed 0: the code of losses has changed.' in text
-    assert R.variant_says(base, variant_of(), none) == '**scenes-x**, + Summary: **no record** that counts (there are stale ones).'
-    assert R.judged_gains({'a': {'test-seen': None}}) == {'a': 'no record'}
-    nothing = R.Found(4, 'scenes', 'steps')
-    assert R.gains(nothing, {variant_of(): none}) == {'scenes-x': {'test-seen': None, 'test-unseen': None}}
-    with pytest.raises(DataError, match='no record of any of scenes-x'): R.forest_figure(R.gains(nothing, {variant_of(): none}))
+    assert (
+        "| scenes-x | `lam=3.` | + Summary |  | no record |  |  |  |  |" in text
+        and "**Stale or broken**, and left out: scenes-x, + Summary, seed 0: the code of losses has changed."
+        in text
+    )
+    assert (
+        R.variant_says(base, variant_of(), none)
+        == "**scenes-x**, + Summary: **no record** that counts (there are stale ones)."
+    )
+    assert R.judged_gains({"a": {"test-seen": None}}) == {"a": "no record"}
+    nothing = R.Found(4, "scenes", "steps")
+    assert R.gains(nothing, {variant_of(): none}) == {"scenes-x": {"test-seen": None, "test-unseen": None}}
+    with pytest.raises(DataError, match="no record of any of scenes-x"):
+        R.forest_figure(R.gains(nothing, {variant_of(): none}))
 
 
 def test_the_forest_marks_what_is_resolved():
-    up, open_, one = R.Estimate(3., 2.5, 3.5, (2.9, 3.1) * 2), R.Estimate(1., -1., 3., (.9, 1.1) * 2), R.Estimate(9., 7., 11., (9.,))
-    fig = R.forest_figure({'a': {'t': up, 'u': open_}, 'b': {'t': one, 'u': None}})
-    points = {(ax.get_title(), float(p.get_xdata()[0])): p.get_markerfacecolor() for ax in fig.axes for p in ax.lines if p.get_marker() == 'o'}
-    assert set(points) == {('t', 3.), ('t', 9.), ('u', 1.)} and points['u', 1.] == points['t', 9.] == 'white' != points['t', 3.]
-    assert [t.get_text() for ax in fig.axes for t in ax.texts] == ['no record'] and [t.get_text() for t in fig.axes[0].get_yticklabels()] == ['a', 'b']
+    up, open_, one = (
+        R.Estimate(3.0, 2.5, 3.5, (2.9, 3.1) * 2),
+        R.Estimate(1.0, -1.0, 3.0, (0.9, 1.1) * 2),
+        R.Estimate(9.0, 7.0, 11.0, (9.0,)),
+    )
+    fig = R.forest_figure({"a": {"t": up, "u": open_}, "b": {"t": one, "u": None}})
+    points = {
+        (ax.get_title(), float(p.get_xdata()[0])): p.get_markerfacecolor()
+        for ax in fig.axes
+        for p in ax.lines
+        if p.get_marker() == "o"
+    }
+    assert (
+        set(points) == {("t", 3.0), ("t", 9.0), ("u", 1.0)}
+        and points["u", 1.0] == points["t", 9.0] == "white" != points["t", 3.0]
+    )
+    assert [t.get_text() for ax in fig.axes for t in ax.texts] == ["no record"] and [
+        t.get_text() for t in fig.axes[0].get_yticklabels()
+    ] == ["a", "b"]
 
 
 # --- folders
 
-def put(folder, record): write_json(folder / f'table_{record["spec"]["table"]}' / record['spec']['label'] / R.record_name(record['spec']['row'], record['seed'], record['spec']['budget']), record)
+
+def put(folder, record):
+    write_json(
+        folder
+        / f"table_{record['spec']['table']}"
+        / record["spec"]["label"]
+        / R.record_name(record["spec"]["row"], record["seed"], record["spec"]["budget"]),
+        record,
+    )
 
 
 def test_collecting(tmp_path):
-    for r in (fake('+ Recon', 0, 0.), fake('+ Recon', 1, 0.), fake('+ Recon', 0, 0., budget='compute'), fake('+ Summary', 0, 0., table=1), fake('+ Summary', 0, 0., label='other')): put(tmp_path, r)
-    f = R.collect(tmp_path, 4, 'scenes')
-    assert set(f.records) == {('+ Recon', 0), ('+ Recon', 1), ('+ Summary', 0)} and not f.stale and not f.broken
-    assert set(R.collect(tmp_path, 4, 'scenes', 'compute').records) == {('+ Recon', 0)}
-    old = fake('+ Recon', 1, 0.)
-    old['code']['modules'] = {**old['code']['modules'], 'optim': '0'}
+    for r in (
+        fake("+ Recon", 0, 0.0),
+        fake("+ Recon", 1, 0.0),
+        fake("+ Recon", 0, 0.0, budget="compute"),
+        fake("+ Summary", 0, 0.0, table=1),
+        fake("+ Summary", 0, 0.0, label="other"),
+    ):
+        put(tmp_path, r)
+    f = R.collect(tmp_path, 4, "scenes")
+    assert (
+        set(f.records) == {("+ Recon", 0), ("+ Recon", 1), ("+ Summary", 0)} and not f.stale and not f.broken
+    )
+    assert set(R.collect(tmp_path, 4, "scenes", "compute").records) == {("+ Recon", 0)}
+    old = fake("+ Recon", 1, 0.0)
+    old["code"]["modules"] = {**old["code"]["modules"], "optim": "0"}
     put(tmp_path, old)
-    (tmp_path / 'table_4/scenes/summary-seed3.json').write_text('{"kind": "reproduce", "see')
-    f = R.collect(tmp_path, 4, 'scenes')
-    assert f.stale == {('+ Recon', 1): ['the code of optim has changed']} and list(f.broken) == ['table_4/scenes/summary-seed3.json']
+    (tmp_path / "table_4/scenes/summary-seed3.json").write_text('{"kind": "reproduce", "see')
+    f = R.collect(tmp_path, 4, "scenes")
+    assert f.stale == {("+ Recon", 1): ["the code of optim has changed"]} and list(f.broken) == [
+        "table_4/scenes/summary-seed3.json"
+    ]
     line = R.what_was_found(f)
-    assert '**Stale**, and left out: + Recon, seed 1: the code of optim has changed' in line and '**Broken**' in line and '+ Recon: 1 seed;' in line
-    assert R.collect(tmp_path, 4, 'scenes', stale=lambda r: []).seeds('+ Recon') == [0, 1]
+    assert (
+        "**Stale**, and left out: + Recon, seed 1: the code of optim has changed" in line
+        and "**Broken**" in line
+        and "+ Recon: 1 seed;" in line
+    )
+    assert R.collect(tmp_path, 4, "scenes", stale=lambda r: []).seeds("+ Recon") == [0, 1]
 
 
 def test_the_picture_draws_every_row_and_seed():
-    f = found_of(*[fake(row, s, .1) for s in range(3) for row in ('VG-HuBERT (M)', '+ Recon')])
+    f = found_of(*[fake(row, s, 0.1) for s in range(3) for row in ("VG-HuBERT (M)", "+ Recon")])
     fig = R.table4_figure(f, k=10)
-    assert [ax.get_title() for ax in fig.axes] == ['test-seen', 'test-unseen', 'test-novel'] and fig.axes[0].get_ylabel() == 'R@10 in %'
-    dots = [len(c.get_offsets()) for c in fig.axes[0].collections if hasattr(c, 'get_sizes') and len(c.get_sizes())]
+    assert [ax.get_title() for ax in fig.axes] == ["test-seen", "test-unseen", "test-novel"] and fig.axes[
+        0
+    ].get_ylabel() == "R@10 in %"
+    dots = [
+        len(c.get_offsets())
+        for c in fig.axes[0].collections
+        if hasattr(c, "get_sizes") and len(c.get_sizes())
+    ]
     assert dots == [3, 3]
 
 
 # --- the pages
 
-PAGES = sorted((ROOT / 'nbs/paper').glob('table_*.ipynb'))
+PAGES = sorted((ROOT / "nbs/paper").glob("table_*.ipynb"))
 
 
 def show(page, folder, monkeypatch):
     "What a page shows, cell by cell, with its records in `folder`."
-    monkeypatch.setenv('SGMIM_RESULTS', str(folder))
+    monkeypatch.setenv("SGMIM_RESULTS", str(folder))
     shown, names = [], {}
-    for cell in json.loads(page.read_text())['cells']:
-        source = ''.join(cell['source'])
-        if cell['cell_type'] != 'code': continue
+    for cell in json.loads(page.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            continue
         tree = ast.parse(source)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, page.name, 'exec'), names)
+        exec(compile(tree, page.name, "exec"), names)
         if last is not None:
-            out = eval(compile(ast.Expression(last.value), page.name, 'eval'), names)
-            shown.append(getattr(out, 'data', None) if isinstance(getattr(out, 'data', None), str) else out)
+            out = eval(compile(ast.Expression(last.value), page.name, "eval"), names)
+            shown.append(getattr(out, "data", None) if isinstance(getattr(out, "data", None), str) else out)
     return shown
 
 
-def text_of(shown): return '\n\n'.join(s for s in shown if isinstance(s, str))
+def text_of(shown):
+    return "\n\n".join(s for s in shown if isinstance(s, str))
 
 
-def test_there_are_four_pages(): assert [p.stem for p in PAGES] == [f'table_{n}' for n in (1, 2, 3, 4)]
+def test_there_are_four_pages():
+    assert [p.stem for p in PAGES] == [f"table_{n}" for n in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_without_records_a_page_says_so(page, tmp_path, monkeypatch):
     n, shown = int(page.stem[-1]), show(page, tmp_path, monkeypatch)
     text = text_of(shown)
-    assert shown[0] == R.paper_table(n) and text.count('no record') >= 3 and text.count('not measured: there is no record') >= 2
-    papers = {f'{v:.1f}' for by in R.PAPER[n].systems.values() for row in by.values() for v in row}
-    assert set(re.findall(r'\d+\.\d+', re.sub(r'<[^>]+>', '', text))) <= papers, 'a number that is neither measured nor the paper\'s'
-    for name in R.PAPER[n].systems: assert f'| {name}' in text
-    assert not any(hasattr(s, 'savefig') for s in shown)
+    assert (
+        shown[0] == R.paper_table(n)
+        and text.count("no record") >= 3
+        and text.count("not measured: there is no record") >= 2
+    )
+    papers = {f"{v:.1f}" for by in R.PAPER[n].systems.values() for row in by.values() for v in row}
+    assert set(re.findall(r"\d+\.\d+", re.sub(r"<[^>]+>", "", text))) <= papers, (
+        "a number that is neither measured nor the paper's"
+    )
+    for name in R.PAPER[n].systems:
+        assert f"| {name}" in text
+    assert not any(hasattr(s, "savefig") for s in shown)
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
     from sgmim import reproduce
     from sgmim.models.sgmim import ROWS
-    for row, skill in zip(ROWS, (0., 0., .02, .5)):
+
+    for row, skill in zip(ROWS, (0.0, 0.0, 0.02, 0.5)):
         for seed in range(4):
             r = fake(row, seed, skill)
             spec = reproduce.plan_runs(4, rows=[row], seeds=[seed], results=tmp_path)[0]
             put(tmp_path, as_planned(r, spec))
     shown = show(page, tmp_path, monkeypatch)
     text, n = text_of(shown), int(page.stem[-1])
-    assert '+ Summary: 4 seeds' in text and ('R@1 on test-seen, resolved: higher, as in the paper: + Summary − VG-HuBERT (M)' if n in (1, 4) else 'resolved: higher: + Summary − VG-HuBERT (M)') in text and '30 minutes a run (mean of ' in text
-    assert 'neither confirms nor refutes' in text and 'Neither confirmed nor refuted here: it has not been run' in text
-    assert any(hasattr(s, 'savefig') for s in shown) == (n == 4)
-    value = R.estimate(R.collect(tmp_path, 4, 'scenes', stale=lambda r: []), 'test-novel', '+ Summary', sides=R.SIDES if n == 4 else R.SIDES[:1])[1]
+    assert (
+        "+ Summary: 4 seeds" in text
+        and (
+            "R@1 on test-seen, resolved: higher, as in the paper: + Summary − VG-HuBERT (M)"
+            if n in (1, 4)
+            else "resolved: higher: + Summary − VG-HuBERT (M)"
+        )
+        in text
+        and "30 minutes a run (mean of " in text
+    )
+    assert (
+        "neither confirms nor refutes" in text
+        and "Neither confirmed nor refuted here: it has not been run" in text
+    )
+    assert any(hasattr(s, "savefig") for s in shown) == (n == 4)
+    value = R.estimate(
+        R.collect(tmp_path, 4, "scenes", stale=lambda r: []),
+        "test-novel",
+        "+ Summary",
+        sides=R.SIDES if n == 4 else R.SIDES[:1],
+    )[1]
     assert R.number(value) in text
-    for f in tmp_path.glob('table_4/scenes/*seed2.json'):       # another rate: the record is of another plan
+    for f in tmp_path.glob("table_4/scenes/*seed2.json"):  # another rate: the record is of another plan
         r = read_json(f)
-        write_json(f, {**r, 'config': {**r['config'], 'train': {**r['config']['train'], 'lr': .5}}})
+        write_json(f, {**r, "config": {**r["config"], "train": {**r["config"]["train"], "lr": 0.5}}})
     text = text_of(show(page, tmp_path, monkeypatch))
-    assert '+ Summary: 3 seeds' in text and 'too few seeds (3 of 4)' in text and '**Stale**' in text and 'train.lr: 0.5, now 0.001' in text
+    assert (
+        "+ Summary: 3 seeds" in text
+        and "too few seeds (3 of 4)" in text
+        and "**Stale**" in text
+        and "train.lr: 0.5, now 0.001" in text
+    )
 
 
 # --- the page about variants
 
-WHY = ROOT / 'nbs/tutorials/what_reconstruction_adds.ipynb'
+WHY = ROOT / "nbs/tutorials/what_reconstruction_adds.ipynb"
 
 
 def test_without_records_the_page_about_variants_says_so(tmp_path, monkeypatch):
     shown = show(WHY, tmp_path, monkeypatch)
     text = text_of(shown)
-    assert text.count('no record') + text.count('No record') >= 25 and 'sgmim_analyse mistakes --runs-of scenes' in text and not any(hasattr(s, 'savefig') for s in shown)
-    for command in ("--label scenes-mask50 --rows '+ Summary' --set mask_ratio=.5 lam=32. --seeds 4`", '--from-scratch --seeds 4`', '--sizes train=1750 --seeds 4`'): assert command in text
-    papers = text.split("The paper's numbers")[1].split('. It has no')[0]
-    assert not re.search(r'[+-]\d+\.\d|\[[+-]?\d', text.replace(papers, '').replace('R@1', '')), 'a number without a record'
-    assert 'has no record: λ = 2, as in the paper, ' in text and 'chosen on dev' not in text and '**no record** of a choice on dev' in text
+    assert (
+        text.count("no record") + text.count("No record") >= 25
+        and "sgmim_analyse mistakes --runs-of scenes" in text
+        and not any(hasattr(s, "savefig") for s in shown)
+    )
+    for command in (
+        "--label scenes-mask50 --rows '+ Summary' --set mask_ratio=.5 lam=32. --seeds 4`",
+        "--from-scratch --seeds 4`",
+        "--sizes train=1750 --seeds 4`",
+    ):
+        assert command in text
+    papers = text.split("The paper's numbers")[1].split(". It has no")[0]
+    assert not re.search(r"[+-]\d+\.\d|\[[+-]?\d", text.replace(papers, "").replace("R@1", "")), (
+        "a number without a record"
+    )
+    assert (
+        "has no record: λ = 2, as in the paper, " in text
+        and "chosen on dev" not in text
+        and "**no record** of a choice on dev" in text
+    )
 
 
 def test_with_records_the_page_about_variants_shows_them(tmp_path, monkeypatch):
     from sgmim import reproduce
-    def make(row, seed, skill, label='scenes', **plan):
+
+    def make(row, seed, skill, label="scenes", **plan):
         spec = reproduce.plan_runs(4, rows=[row], seeds=[seed], label=label, results=tmp_path, **plan)[0]
-        r = fake(row, seed, skill, label=label, spread=.01)
+        r = fake(row, seed, skill, label=label, spread=0.01)
         put(tmp_path, as_planned(r, spec))
+
     for seed in range(4):
-        make('VG-HuBERT (M)', seed, 0.); make('+ Recon', seed, 0.); make('+ Summary', seed, -.5)
-        make('+ Summary', seed, .5, 'scenes-mask90', changes=('mask_ratio=.9', 'lam=32.'))
-        make('+ Summary', seed, .5, 'scenes-mask50', changes=('mask_ratio=.4', 'lam=32.'))         # not what the page is about
-        for row in (R.BASELINE, '+ Summary'): make(row, seed, .9, 'scenes-few', changes=('epochs=9.', 'mim_onset=4.', 'eval_every=2.', 'lam=32.'), sizes=reproduce.DemoData(train=1750))
+        make("VG-HuBERT (M)", seed, 0.0)
+        make("+ Recon", seed, 0.0)
+        make("+ Summary", seed, -0.5)
+        make("+ Summary", seed, 0.5, "scenes-mask90", changes=("mask_ratio=.9", "lam=32."))
+        make(
+            "+ Summary", seed, 0.5, "scenes-mask50", changes=("mask_ratio=.4", "lam=32.")
+        )  # not what the page is about
+        for row in (R.BASELINE, "+ Summary"):
+            make(
+                row,
+                seed,
+                0.9,
+                "scenes-few",
+                changes=("epochs=9.", "mim_onset=4.", "eval_every=2.", "lam=32."),
+                sizes=reproduce.DemoData(train=1750),
+            )
     shown = show(WHY, tmp_path, monkeypatch)
     text = text_of(shown)
-    assert 'resolvably better than the baseline in R@1 on test-seen: no row; resolvably worse: + Summary' in text and sum(hasattr(s, 'savefig') for s in shown) == 1
-    assert '**nine tenths hidden**, + Summary (4 seeds): R@1 over the base\'s VG-HuBERT (M) is +' in text and '**half hidden**, + Summary: **no record** that counts' in text and 'model.mask_ratio: 0.4, now 0.5' in text
-    assert '**a quarter of the data**, + Summary (4 seeds): R@1 over its own baseline' in text and 'Reconstruction helps: nine tenths hidden.' in text and 'Reconstruction does harm: + Summary.' in text
+    assert (
+        "resolvably better than the baseline in R@1 on test-seen: no row; resolvably worse: + Summary" in text
+        and sum(hasattr(s, "savefig") for s in shown) == 1
+    )
+    assert (
+        "**nine tenths hidden**, + Summary (4 seeds): R@1 over the base's VG-HuBERT (M) is +" in text
+        and "**half hidden**, + Summary: **no record** that counts" in text
+        and "model.mask_ratio: 0.4, now 0.5" in text
+    )
+    assert (
+        "**a quarter of the data**, + Summary (4 seeds): R@1 over its own baseline" in text
+        and "Reconstruction helps: nine tenths hidden." in text
+        and "Reconstruction does harm: + Summary." in text
+    )
 
 
 def test_without_benchmarks_the_page_about_scaling_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('SGMIM_RESULTS', str(tmp_path))
-    cells = {c['id']: ''.join(c['source']) for c in json.loads((ROOT / 'nbs/tutorials/scaling_up.ipynb').read_text())['cells']}
+    monkeypatch.setenv("SGMIM_RESULTS", str(tmp_path))
+    cells = {
+        c["id"]: "".join(c["source"])
+        for c in json.loads((ROOT / "nbs/tutorials/scaling_up.ipynb").read_text())["cells"]
+    }
     names = {}
-    for key in ('5145dc32', '80edddec', 'a9444fbd', '26246fd9', 'dd1de80f', 'f3c32cbe'): exec(cells[key], names)
+    for key in ("5145dc32", "80edddec", "a9444fbd", "26246fd9", "dd1de80f", "f3c32cbe"):
+        exec(cells[key], names)
     said = capsys.readouterr().out
-    assert 'No record: python benchmarks/shards.py' in said and 'No record: python benchmarks/loader.py' in said
-    assert 'kB a pair' not in said and 'one process brings' not in said and '10^9' in said
+    assert (
+        "No record: python benchmarks/shards.py" in said and "No record: python benchmarks/loader.py" in said
+    )
+    assert "kB a pair" not in said and "one process brings" not in said and "10^9" in said

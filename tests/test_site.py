@@ -1,4 +1,5 @@
 """What Quarto is given: nbdev's processing of all notebooks, checked without Quarto; and each of these checks can fail. Also llms.txt and the social card."""
+
 import json
 import os
 import shutil
@@ -17,15 +18,36 @@ import llms  # noqa: E402
 
 def prepared(root):
     "Run nbdev's processing of the project `root`, a copy, and the check of what came out."
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, ROOT / "tools/docs.py" if not (root / "tools").exists() else root / "tools/docs.py", "--prepare"], cwd=root, env=env,
-                          capture_output=True, text=True, timeout=600)
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {
+        "PYTHONPATH": str(root),
+        "HF_HUB_OFFLINE": "1",
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [
+            sys.executable,
+            ROOT / "tools/docs.py" if not (root / "tools").exists() else root / "tools/docs.py",
+            "--prepare",
+        ],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def test_the_site_is_ready_for_quarto(tmp_path):
     "Half a minute on two cores: every exported cell and every import of every notebook is run."
     copy = tmp_path / "sgmim"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "_proc", "_docs", "runs", "__pycache__", ".pytest_cache", ".ruff_cache"))
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=shutil.ignore_patterns(
+            ".git", ".venv", "_proc", "_docs", "runs", "__pycache__", ".pytest_cache", ".ruff_cache"
+        ),
+    )
     done = prepared(copy)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"prepared {len(checks.notebooks(ROOT))} notebooks" in done.stdout
@@ -35,8 +57,12 @@ def test_the_site_is_ready_for_quarto(tmp_path):
 
 # --- each part can fail
 
-FIGURE = [cell("Also `Box.size` and `one`.", "markdown"), cell('#| fig-alt: "A plot."\n1', outputs=[output(**{"image/png": "iVBORw0KGgo="})]), cell("*A plot.*", "markdown"),
-          cell("#| export\nclass Box:\n    'A box.'\n    def size(self):\n        'How large.'\n        return 2")]
+FIGURE = [
+    cell("Also `Box.size` and `one`.", "markdown"),
+    cell('#| fig-alt: "A plot."\n1', outputs=[output(**{"image/png": "iVBORw0KGgo="})]),
+    cell("*A plot.*", "markdown"),
+    cell("#| export\nclass Box:\n    'A box.'\n    def size(self):\n        'How large.'\n        return 2"),
+]
 
 
 @pytest.fixture
@@ -44,7 +70,12 @@ def exported(mini):  # noqa: F811
     "The small project with its modules."
     write(mini, "00_core.ipynb", *CORE, *FIGURE)
     export = "import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; nbdev_export()"
-    subprocess.run([sys.executable, "-c", export], cwd=mini, env={k: v for k, v in os.environ.items() if k != "IN_TEST"}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", export],
+        cwd=mini,
+        env={k: v for k, v in os.environ.items() if k != "IN_TEST"},
+        check=True,
+    )
     return mini
 
 
@@ -65,10 +96,12 @@ def edit(root, name, change):
 
 def replace(old, new):
     "In the Markdown among the outputs, and in the sources, of processed cells."
+
     def change(cells):
         text = json.dumps(cells)
         assert old in text
         cells[:] = json.loads(text.replace(old, new))
+
     return change
 
 
@@ -76,11 +109,25 @@ def test_a_fault_of_the_site_is_found(site):
     assert docs.problems(site, site / "_proc") == []
     core = (site / "_proc/00_core.ipynb").read_text()
     assert "core.html#box" in core and "box.size" not in core  # a method is linked to its class
-    for change, words in ((lambda cells: cells.append({"cell_type": "code", "source": "", "outputs": [{"output_type": "error"}]}), "00_core.ipynb shows an error"),
-                          (replace("### one", "### none"), "00_core.ipynb does not document one"), (replace("### Box", "Box"), "does not document Box"),
-                          (replace("fig-alt", "alt"), "has lost a figure"), (replace("A plot.*", "*"), "has lost what begins with '*A plot"), (replace("description: ", "about: "), "no description"),
-                          (lambda cells: cells.append({"cell_type": "markdown", "source": "[a](gone.ipynb)"}), "gone.ipynb, which is not there"),
-                          (replace("core.html#one", "core.html#nine"), "no such heading"), (replace("core.html#one", "cores.html"), "not there")):
+    for change, words in (
+        (
+            lambda cells: cells.append(
+                {"cell_type": "code", "source": "", "outputs": [{"output_type": "error"}]}
+            ),
+            "00_core.ipynb shows an error",
+        ),
+        (replace("### one", "### none"), "00_core.ipynb does not document one"),
+        (replace("### Box", "Box"), "does not document Box"),
+        (replace("fig-alt", "alt"), "has lost a figure"),
+        (replace("A plot.*", "*"), "has lost what begins with '*A plot"),
+        (replace("description: ", "about: "), "no description"),
+        (
+            lambda cells: cells.append({"cell_type": "markdown", "source": "[a](gone.ipynb)"}),
+            "gone.ipynb, which is not there",
+        ),
+        (replace("core.html#one", "core.html#nine"), "no such heading"),
+        (replace("core.html#one", "cores.html"), "not there"),
+    ):
         edit(site, "00_core.ipynb", change)
         assert any(words in p for p in docs.problems(site, site / "_proc")), words
         (site / "_proc/00_core.ipynb").write_text(core)
@@ -103,10 +150,15 @@ def test_a_cell_that_cannot_be_run_stops_the_site(exported):
 
 # --- llms.txt and the card
 
+
 def test_llms(mini):  # noqa: F811
-    assert llms.listing(mini) == ("# sgmim\n\n> " + checks.settings(ROOT)["description"] + "\n\n- [Mini](https://sgmim.github.io/sgmim/index.html): Two modules.\n\n## A\n\n"
-                                  "- [Core](https://sgmim.github.io/sgmim/core.html): The base.\n"
-                                  "- [More](https://sgmim.github.io/sgmim/data_more.html): On top of core.\n")
+    assert llms.listing(mini) == (
+        "# sgmim\n\n> "
+        + checks.settings(ROOT)["description"]
+        + "\n\n- [Mini](https://sgmim.github.io/sgmim/index.html): Two modules.\n\n## A\n\n"
+        "- [Core](https://sgmim.github.io/sgmim/core.html): The base.\n"
+        "- [More](https://sgmim.github.io/sgmim/data_more.html): On top of core.\n"
+    )
     every = llms.listing(ROOT)
     assert every.count("\n- [") == len(checks.notebooks(ROOT)) and "]()" not in every and "): \n" not in every
 

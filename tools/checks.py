@@ -3,6 +3,7 @@
 Each check takes the top folder of the project and returns a list of problems; an empty list is a pass. tests/test_project.py
 runs them all, and plants a fault for each to see that it is found.
 """
+
 import ast
 import configparser
 import json
@@ -19,19 +20,51 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 import readme
 
-LATE = {"fastcore", "soundfile", "soxr", "espeakng_loader", "ipywidgets", "IPython", "nbdev"}  # imported where used, never on top
+LATE = {
+    "fastcore",
+    "soundfile",
+    "soxr",
+    "espeakng_loader",
+    "ipywidgets",
+    "IPython",
+    "nbdev",
+}  # imported where used, never on top
 EXPORTS = {"export", "exports", "exporti"}  # directives of cells that go into the module
 MAX_NOTEBOOK = 1_500_000  # bytes
-STUB = {"project": {"type": "website"}, "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"]}  # nbs/_quarto.yml
-QUARTO_KEYS = {"": {"project", "format", "website", "metadata-files", "execute", "lang"},
-               "project": {"type", "preview", "output-dir", "render", "resources"},
-               "website": {"title", "description", "favicon", "image", "image-alt", "site-url", "repo-url", "repo-branch", "repo-actions", "open-graph",
-                           "twitter-card", "search", "page-navigation", "back-to-top-navigation", "bread-crumbs", "navbar", "sidebar", "page-footer"}}
+STUB = {
+    "project": {"type": "website"},
+    "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"],
+}  # nbs/_quarto.yml
+QUARTO_KEYS = {
+    "": {"project", "format", "website", "metadata-files", "execute", "lang"},
+    "project": {"type", "preview", "output-dir", "render", "resources"},
+    "website": {
+        "title",
+        "description",
+        "favicon",
+        "image",
+        "image-alt",
+        "site-url",
+        "repo-url",
+        "repo-branch",
+        "repo-actions",
+        "open-graph",
+        "twitter-card",
+        "search",
+        "page-navigation",
+        "back-to-top-navigation",
+        "bread-crumbs",
+        "navbar",
+        "sidebar",
+        "page-footer",
+    },
+}
 MAX_LINES, MAX_EXPORTED = 50, 75  # lines of a cell: about a screen; a whole class may be longer
 joined = readme.joined
 
 
 # --- reading the project
+
 
 def settings(root):
     ini = configparser.ConfigParser(delimiters=["="])
@@ -82,6 +115,7 @@ def modules(root):
 
 # --- the package is what the notebooks say
 
+
 def in_step(root):
     "Export and clean a copy of the project from nothing; every module and notebook must come out byte for byte as it is here."
     root, lib = Path(root), settings(root)["lib_path"]
@@ -91,20 +125,35 @@ def in_step(root):
         for name in ("settings.ini", "pyproject.toml"):
             shutil.copy(root / name, copy)
         shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-        run = ("import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; from nbdev.clean import nbdev_clean;"
-               "nbdev_export(); nbdev_clean()")
-        env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev exports nothing where IN_TEST is set
+        run = (
+            "import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; from nbdev.clean import nbdev_clean;"
+            "nbdev_export(); nbdev_clean()"
+        )
+        env = {
+            k: v for k, v in os.environ.items() if k != "IN_TEST"
+        }  # nbdev exports nothing where IN_TEST is set
         done = subprocess.run([sys.executable, "-c", run], cwd=copy, env=env, capture_output=True, text=True)
         if done.returncode:
             return [f"the notebooks do not export: {done.stderr.strip()[-1500:]}"]
-        files = lambda top: {p.relative_to(top).as_posix() for p in (top / lib).rglob("*.py")}
+
+        def files(top):
+            return {p.relative_to(top).as_posix() for p in (top / lib).rglob("*.py")}
+
         here, made = files(root), files(copy)
         problems = [f"{p}: no notebook exports it; delete it" for p in sorted(here - made)]
         problems += [f"{p} is missing: run nbdev_export" for p in sorted(made - here)]
-        changed = lambda p: (root / p).read_bytes() != (copy / p).read_bytes()
-        problems += [f"{p} is not what its notebook exports: run nbdev_export (edit the notebook, not the module)"
-                     for p in sorted(here & made) + ["pyproject.toml"] if changed(p)]
-        problems += [f"nbs/{p} is not clean: run nbdev_clean" for p in notebooks(root) if changed(Path("nbs") / p)]
+
+        def changed(p):
+            return (root / p).read_bytes() != (copy / p).read_bytes()
+
+        problems += [
+            f"{p} is not what its notebook exports: run nbdev_export (edit the notebook, not the module)"
+            for p in sorted(here & made) + ["pyproject.toml"]
+            if changed(p)
+        ]
+        problems += [
+            f"nbs/{p} is not clean: run nbdev_clean" for p in notebooks(root) if changed(Path("nbs") / p)
+        ]
     return problems
 
 
@@ -120,7 +169,7 @@ def sgmim_imports(tree, module, lib):
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:  # `from ..core import x` inside sgmim.data.voice -> sgmim.core
-                base = ".".join((module or lib).split(".")[:-node.level] + [base] * bool(base))
+                base = ".".join((module or lib).split(".")[: -node.level] + [base] * bool(base))
             if base.split(".")[0] == lib:
                 yield base
                 yield from (f"{base}.{a.name}" for a in node.names)
@@ -142,8 +191,14 @@ def import_order(root):
                 if name in exported:
                     theirs = number(exported[name])
                     if number(path) is not None and (theirs is None or theirs > number(path)):
-                        problems.append(f"nbs/{path} imports {name}, which comes later (nbs/{exported[name]})")
-                elif name not in packages and name.rpartition(".")[0] not in exported and name != f"{lib}.__version__":
+                        problems.append(
+                            f"nbs/{path} imports {name}, which comes later (nbs/{exported[name]})"
+                        )
+                elif (
+                    name not in packages
+                    and name.rpartition(".")[0] not in exported
+                    and name != f"{lib}.__version__"
+                ):
                     problems.append(f"nbs/{path} imports {name}, which no notebook exports")
     return sorted(set(problems))
 
@@ -163,10 +218,18 @@ def late_imports(root):
             if tree is None or not EXPORTS & marks.keys():
                 continue
             for node in top_level(tree):
-                names = ([a.name for a in node.names] if isinstance(node, ast.Import)
-                         else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else [])
-                problems += [f"nbs/{path}: an exported cell imports {n} on top; import it inside the function that uses it"
-                             for n in names if n.split(".")[0] in LATE]
+                names = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom) and not node.level
+                    else []
+                )
+                problems += [
+                    f"nbs/{path}: an exported cell imports {n} on top; import it inside the function that uses it"
+                    for n in names
+                    if n.split(".")[0] in LATE
+                ]
     return problems
 
 
@@ -180,24 +243,40 @@ def imports_apart(root):
             nodes = list(ast.walk(tree))
             other = [n for n in nodes if isinstance(n, (ast.Expr, ast.Assign))]
             if other and any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes):
-                problems.append(f"nbs/{path}: a cell mixes imports with other code (`{ast.unparse(other[0])[:60]}`); give the imports a cell")
+                problems.append(
+                    f"nbs/{path}: a cell mixes imports with other code (`{ast.unparse(other[0])[:60]}`); give the imports a cell"
+                )
     return problems
 
 
 # --- notebooks are fit to be stored and tested
+
 
 def notebook_state(root):
     "No widget state, no errors, no local paths in outputs, no large notebook, no cell that nbdev_test would pass over in silence."
     problems = []
     for path in notebooks(root):
         text = (Path(root) / "nbs" / path).read_text(encoding="utf-8")
-        if "widgets" in json.loads(text).get("metadata", {}) or "application/vnd.jupyter.widget" in text or "application/javascript" in text:
-            problems.append(f"nbs/{path} holds widget state or a script: clear that output (tools/refresh.py does)")
+        if (
+            "widgets" in json.loads(text).get("metadata", {})
+            or "application/vnd.jupyter.widget" in text
+            or "application/javascript" in text
+        ):
+            problems.append(
+                f"nbs/{path} holds widget state or a script: clear that output (tools/refresh.py does)"
+            )
         if len(text.encode()) > MAX_NOTEBOOK:
-            problems.append(f"nbs/{path} is {len(text) / 1e6:.1f} MB, over {MAX_NOTEBOOK / 1e6} MB: store smaller figures")
+            problems.append(
+                f"nbs/{path} is {len(text) / 1e6:.1f} MB, over {MAX_NOTEBOOK / 1e6} MB: store smaller figures"
+            )
         for cell in cells(root, path, "code"):
             source, outputs = joined(cell["source"]), cell.get("outputs", [])
-            shown = json.dumps([{k: v for k, v in o.get("data", {}).items() if k.startswith("text")} or o.get("text") for o in outputs])
+            shown = json.dumps(
+                [
+                    {k: v for k, v in o.get("data", {}).items() if k.startswith("text")} or o.get("text")
+                    for o in outputs
+                ]
+            )
             if any(o["output_type"] == "error" for o in outputs):
                 problems.append(f"nbs/{path}: a stored output is an error: run tools/refresh.py {path.stem}")
             if re.search(r"/root/|/home/\w|/Users/\w|[A-Z]:\\\\\\\\Users", shown):
@@ -205,12 +284,17 @@ def notebook_state(root):
             if "nbdev_export(" in source:
                 problems.append(f"nbs/{path}: nbdev_test skips a cell that says nbdev_export(")
             for line in source.splitlines():
-                if re.match(r"\s*!|%%capture|%%(ba)?sh", line) and not re.search(r"^\s*#\s*\|\s*eval:\s*false", source, re.M):
-                    problems.append(f"nbs/{path}: `{line.strip()}` can fail unseen in nbdev_test; use subprocess.run(..., check=True)")
+                if re.match(r"\s*!|%%capture|%%(ba)?sh", line) and not re.search(
+                    r"^\s*#\s*\|\s*eval:\s*false", source, re.M
+                ):
+                    problems.append(
+                        f"nbs/{path}: `{line.strip()}` can fail unseen in nbdev_test; use subprocess.run(..., check=True)"
+                    )
     return problems
 
 
 # --- pages are fit to be read
+
 
 def is_shown(marks, what=""):
     "Whether the site shows a cell with these directives; or of a shown cell its `what`: 'input' or 'output'."
@@ -222,7 +306,9 @@ def is_shown(marks, what=""):
 
 def images(cell):
     "The kinds of images among the stored outputs of a cell."
-    return {kind for out in cell.get("outputs", []) for kind in out.get("data", {}) if kind.startswith("image/")}
+    return {
+        kind for out in cell.get("outputs", []) for kind in out.get("data", {}) if kind.startswith("image/")
+    }
 
 
 def has_caption(after):
@@ -230,7 +316,11 @@ def has_caption(after):
     for cell in after:
         if cell["cell_type"] == "markdown":
             return bool(re.match(r"\*[^*\s]", joined(cell["source"])))
-        if not images(cell) and is_shown(marks := readme.directives(joined(cell["source"]))[0]) and is_shown(marks, "input"):
+        if (
+            not images(cell)
+            and is_shown(marks := readme.directives(joined(cell["source"]))[0])
+            and is_shown(marks, "input")
+        ):
             return False
     return False
 
@@ -243,25 +333,35 @@ def pages(root):
         name, found = f"nbs/{path}", cells(root, path)
         first = joined(found[0]["source"]) if found and found[0]["cell_type"] == "markdown" else ""
         if not re.match(r"# \S[^\n]*\n\n> \S[^\n]*(\n\s*\n|\s*$)", first):
-            problems.append(f"{name} does not begin with a title (`# …`), an empty line and a subtitle of one line (`> …`)")
+            problems.append(
+                f"{name} does not begin with a title (`# …`), an empty line and a subtitle of one line (`> …`)"
+            )
         elif not re.fullmatch(r"[^\n]*\n\n[^\n]*\s*", first):
-            problems.append(f"{name}: its first cell holds more than title and subtitle; the site would lack the rest: give that a cell of its own")
+            problems.append(
+                f"{name}: its first cell holds more than title and subtitle; the site would lack the rest: give that a cell of its own"
+            )
         for i, cell in enumerate(found):
             if cell["cell_type"] != "code":
                 continue
             marks, code = readme.directives(joined(cell["source"]))
             begins = code.strip().split("\n")[0][:50]
             for out in cell["outputs"]:
-                text = joined(out.get("text", "")) + "".join(joined(v) for k, v in out.get("data", {}).items() if k.startswith("text/"))
+                text = joined(out.get("text", "")) + "".join(
+                    joined(v) for k, v in out.get("data", {}).items() if k.startswith("text/")
+                )
                 if out.get("name") == "stderr":
-                    problems.append(f"{name}: the cell `{begins}` has stored what went to stderr: run tools/refresh.py {path.stem}")
+                    problems.append(
+                        f"{name}: the cell `{begins}` has stored what went to stderr: run tools/refresh.py {path.stem}"
+                    )
                 elif said := re.search(r"Traceback \(most recent call last\)|\b\w*Warning\b", text):
                     problems.append(f"{name}: an output of the cell `{begins}` says {said[0]!r}")
             if not is_shown(marks):
                 continue
             limit = MAX_EXPORTED if EXPORTS & marks.keys() else MAX_LINES
             if is_shown(marks, "input") and len(code.splitlines()) > limit:
-                problems.append(f"{name}: the cell `{begins}` has {len(code.splitlines())} lines, over {limit}: part it, with words between")
+                problems.append(
+                    f"{name}: the cell `{begins}` has {len(code.splitlines())} lines, over {limit}: part it, with words between"
+                )
             for key in ("fig-alt", "fig-cap"):
                 for line in re.findall(rf"^\s*#\s*\|\s*({key}:.*)", joined(cell["source"]), re.M):
                     try:
@@ -273,13 +373,18 @@ def pages(root):
             if not images(cell) or not is_shown(marks, "output"):
                 continue
             if "fig-alt" not in marks:
-                problems.append(f"{name}: the figure of the cell `{begins}` has no `#| fig-alt: \"…\"`, a sentence for those who cannot see it")
-            if images(cell) - {"image/jpeg"} and "fig-cap" not in marks and not has_caption(found[i + 1:]):
-                problems.append(f"{name}: the figure of the cell `{begins}` has no caption: begin the Markdown after it with a line in *italics*")
+                problems.append(
+                    f'{name}: the figure of the cell `{begins}` has no `#| fig-alt: "…"`, a sentence for those who cannot see it'
+                )
+            if images(cell) - {"image/jpeg"} and "fig-cap" not in marks and not has_caption(found[i + 1 :]):
+                problems.append(
+                    f"{name}: the figure of the cell `{begins}` has no caption: begin the Markdown after it with a line in *italics*"
+                )
     return problems
 
 
 # --- links
+
 
 def slugs(heading):
     "The anchors that Pandoc (the site) and GitHub give a heading."
@@ -294,7 +399,9 @@ def prose(root, file):
     "The Markdown of a page as one string, without fences, code spans and formulas."
     file = Path(file)
     if file.suffix == ".ipynb":
-        text = "\n\n".join(joined(c["source"]) for c in cells(root, file.relative_to(Path(root) / "nbs"), "markdown"))
+        text = "\n\n".join(
+            joined(c["source"]) for c in cells(root, file.relative_to(Path(root) / "nbs"), "markdown")
+        )
     else:
         text = file.read_text(encoding="utf-8")
     text = re.sub(r"^\s*(```+|~~~+).*?^\s*\1\s*$", "", text, flags=re.M | re.S)
@@ -305,13 +412,20 @@ def prose(root, file):
 def anchors(root, file):
     "Every #fragment a page answers to: headings, explicit ids, and the exported names that the site documents."
     file, found = Path(file), set()
-    text = file.read_text(encoding="utf-8") if file.suffix == ".md" else "\n\n".join(
-        joined(c["source"]) for c in cells(root, file.relative_to(Path(root) / "nbs"), "markdown"))
+    text = (
+        file.read_text(encoding="utf-8")
+        if file.suffix == ".md"
+        else "\n\n".join(
+            joined(c["source"]) for c in cells(root, file.relative_to(Path(root) / "nbs"), "markdown")
+        )
+    )
     text = re.sub(r"^\s*(```+|~~~+).*?^\s*\1\s*$", "", text, flags=re.M | re.S)
     for heading in re.findall(r"^#{1,6}\s+(.+?)\s*#*$", text, re.M):
         title, _, attributes = heading.partition("{")
         found |= slugs(title) | set(re.findall(r"#([\w.-]+)", attributes))
-    found |= set(re.findall(r'<\w+[^>]*\s(?:id|name)="([^"]+)"', text)) | set(re.findall(r"\{#([\w.-]+)", text))
+    found |= set(re.findall(r'<\w+[^>]*\s(?:id|name)="([^"]+)"', text)) | set(
+        re.findall(r"\{#([\w.-]+)", text)
+    )
     if file.suffix == ".ipynb":
         for marks, tree in code_cells(root, file.relative_to(Path(root) / "nbs")):
             if tree and {"export", "exports"} & marks.keys():
@@ -321,7 +435,12 @@ def anchors(root, file):
 
 def html_pages(root):
     "{address of a page on the site: its notebook}"
-    return {(p.parent / re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem.lower())).as_posix() + ".html": Path(root) / "nbs" / p for p in notebooks(root)}
+    return {
+        (p.parent / re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem.lower())).as_posix() + ".html": Path(root)
+        / "nbs"
+        / p
+        for p in notebooks(root)
+    }
 
 
 def links(root):
@@ -330,17 +449,23 @@ def links(root):
     site = cfg["doc_host"] + cfg["doc_baseurl"]
     own = re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/" + re.escape(cfg["branch"]) + r"/(.*)")
     pages = html_pages(root)
-    files = [root / "nbs" / p for p in notebooks(root)] + sorted(root.glob("*.md")) + sorted(root.glob("data_manifests/*.md"))
+    files = (
+        [root / "nbs" / p for p in notebooks(root)]
+        + sorted(root.glob("*.md"))
+        + sorted(root.glob("data_manifests/*.md"))
+    )
     for file in files:
         text, name = prose(root, file), file.relative_to(root).as_posix()
-        targets = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"^\[[^\]]+\]:\s+<?([^\s>]+)", text, re.M)
+        targets = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(
+            r"^\[[^\]]+\]:\s+<?([^\s>]+)", text, re.M
+        )
         targets += re.findall(r'<[a-z]+\b[^>]*?\b(?:href|src)="([^"]+)"', text)
         for target in targets:
             address, _, fragment = target.partition("#")
             if match := own.match(address):
                 goal = root / match[1]
             elif address.startswith(site + "/"):
-                page = address[len(site) + 1:] or "index.html"
+                page = address[len(site) + 1 :] or "index.html"
                 goal = pages.get(page, root / "nbs" / page)
             elif re.match(r"[a-z][a-z0-9+.-]*:", address, re.I):
                 continue
@@ -350,15 +475,21 @@ def links(root):
                 problems.append(f"{name} links to {target}, which is not there")
             elif root not in goal.parents and goal != root:
                 problems.append(f"{name} links to {target}, outside the project")
-            elif fragment and goal.suffix in (".md", ".ipynb") and fragment.lower() not in {a.lower() for a in anchors(root, goal)}:
+            elif (
+                fragment
+                and goal.suffix in (".md", ".ipynb")
+                and fragment.lower() not in {a.lower() for a in anchors(root, goal)}
+            ):
                 problems.append(f"{name} links to {target}, but {goal.name} has no such heading")
     return problems
 
 
 # --- lists and settings
 
+
 def sidebar(root):
     "nbs/sidebar.yml lists every notebook once, and nothing else."
+
     def walk(item):
         if isinstance(item, str):
             yield item
@@ -368,12 +499,24 @@ def sidebar(root):
         elif isinstance(item, dict):
             yield from walk([item[k] for k in ("href", "file", "contents") if k in item])
 
-    listed = list(walk(yaml.safe_load((Path(root) / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]))
+    listed = list(
+        walk(
+            yaml.safe_load((Path(root) / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]
+        )
+    )
     pages = [p for p in listed if not re.match(r"https?:", p)]
     there = {p.as_posix() for p in notebooks(root)}
-    problems = [f"nbs/sidebar.yml lists {p}, which is not there" for p in sorted(set(pages)) if not (Path(root) / "nbs" / p).exists()]
-    problems += [f"nbs/sidebar.yml lists {p} more than once" for p in sorted({p for p in pages if pages.count(p) > 1})]
-    return problems + [f"nbs/sidebar.yml does not list {p}: add it to a section" for p in sorted(there - set(pages))]
+    problems = [
+        f"nbs/sidebar.yml lists {p}, which is not there"
+        for p in sorted(set(pages))
+        if not (Path(root) / "nbs" / p).exists()
+    ]
+    problems += [
+        f"nbs/sidebar.yml lists {p} more than once" for p in sorted({p for p in pages if pages.count(p) > 1})
+    ]
+    return problems + [
+        f"nbs/sidebar.yml does not list {p}: add it to a section" for p in sorted(there - set(pages))
+    ]
 
 
 def quarto_settings(root):
@@ -392,16 +535,23 @@ def quarto_settings(root):
     if content["nbs/_quarto.yml"] != STUB:
         problems.append(f"nbs/_quarto.yml is to hold {STUB} and nothing else: settings go into _quarto.yml")
     cfg, pages = settings(root), html_pages(root)
-    site, own = cfg["doc_host"] + cfg["doc_baseurl"] + "/", re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/[^/]+/([^#]+)")
+    site, own = (
+        cfg["doc_host"] + cfg["doc_baseurl"] + "/",
+        re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/[^/]+/([^#]+)"),
+    )
 
     def there(target):
         address, _, fragment = target.partition("#")
         if address.startswith(site):
-            page = pages.get(address[len(site):] or "index.html")
+            page = pages.get(address[len(site) :] or "index.html")
             return page and (not fragment or fragment in anchors(root, page))
         if match := own.fullmatch(address):
             return (root / match[1]).exists()
-        return not address or re.match(r"(https?|mailto):", address) or (root / "nbs" / address.lstrip("/")).exists()
+        return (
+            not address
+            or re.match(r"(https?|mailto):", address)
+            or (root / "nbs" / address.lstrip("/")).exists()
+        )
 
     def walk(name, item, keys=()):
         if isinstance(item, dict):
@@ -414,14 +564,35 @@ def quarto_settings(root):
             for each in item:
                 walk(name, each, keys)
         elif isinstance(item, str):
-            files = [item] if keys[-1] in {"href", "file", "css", "image", "favicon", "logo", "contents", "menu", "render", "resources"} else []
+            files = (
+                [item]
+                if keys[-1]
+                in {
+                    "href",
+                    "file",
+                    "css",
+                    "image",
+                    "favicon",
+                    "logo",
+                    "contents",
+                    "menu",
+                    "render",
+                    "resources",
+                }
+                else []
+            )
             files += re.findall(r"\]\(([^)\s]+)\)", item)
-            problems.extend(f"{name}, {'.'.join(map(str, keys))}: {f} is not there" for f in files if not there(f))
+            problems.extend(
+                f"{name}, {'.'.join(map(str, keys))}: {f} is not there" for f in files if not there(f)
+            )
 
     for name in ("_quarto.yml", "nbs/sidebar.yml"):
         for part, known in QUARTO_KEYS.items():
             found = content[name].get(part, {}) if part else content[name]
-            problems += [f"{name}: {part + ': ' if part else ''}{key} is no key that is known here (QUARTO_KEYS in tools/checks.py)" for key in found.keys() - known]
+            problems += [
+                f"{name}: {part + ': ' if part else ''}{key} is no key that is known here (QUARTO_KEYS in tools/checks.py)"
+                for key in found.keys() - known
+            ]
         walk(name, content[name])
     return problems
 
@@ -429,13 +600,21 @@ def quarto_settings(root):
 def specifiers(root):
     "Requirements in settings.ini hold no spaces: the list is split on white space."
     cfg, problems = settings(root), []
-    valid = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,-]+\])?((===?|~=|!=|<=?|>=?)[\w.*+!]+(,(===?|~=|!=|<=?|>=?)[\w.*+!]+)*)?")
+    valid = re.compile(
+        r"[A-Za-z0-9][\w.-]*(\[[\w,-]+\])?((===?|~=|!=|<=?|>=?)[\w.*+!]+(,(===?|~=|!=|<=?|>=?)[\w.*+!]+)*)?"
+    )
     for key in ("requirements", "dev_requirements"):
-        problems += [f"settings.ini, {key}: {word!r} is no requirement; write specifiers without spaces"
-                     for word in cfg[key].split() if not valid.fullmatch(word) or word[0].isdigit()]
+        problems += [
+            f"settings.ini, {key}: {word!r} is no requirement; write specifiers without spaces"
+            for word in cfg[key].split()
+            if not valid.fullmatch(word) or word[0].isdigit()
+        ]
     commands = re.compile(r"[\w-]+=[\w.]+:\w+")
-    return problems + [f"settings.ini, console_scripts: {w!r} is not name=module:function" for w in cfg["console_scripts"].split()
-                       if not commands.fullmatch(w)]
+    return problems + [
+        f"settings.ini, console_scripts: {w!r} is not name=module:function"
+        for w in cfg["console_scripts"].split()
+        if not commands.fullmatch(w)
+    ]
 
 
 def console_scripts(root):
@@ -458,15 +637,25 @@ def versions(root):
         "CITATION.cff": r"^version: *[\"']?([\w.]+)",
         "CHANGELOG.md": r"^## +\[?([\d.]+)",
     }
-    found = {file: re.search(pattern, (root / file).read_text(encoding="utf-8"), re.M) for file, pattern in found.items()}
-    return [f"{file} says version {match[1] if match else '(none)'}, settings.ini {version}"
-            for file, match in found.items() if not match or match[1] != version]
+    found = {
+        file: re.search(pattern, (root / file).read_text(encoding="utf-8"), re.M)
+        for file, pattern in found.items()
+    }
+    return [
+        f"{file} says version {match[1] if match else '(none)'}, settings.ini {version}"
+        for file, match in found.items()
+        if not match or match[1] != version
+    ]
 
 
 def workflows(root):
     "The YAML files parse, and the workflows have jobs with steps."
     problems, root = [], Path(root)
-    for file in sorted(root.glob(".github/workflows/*.y*ml")) + [root / "_quarto.yml", root / "nbs/_quarto.yml", root / "CITATION.cff"]:
+    for file in sorted(root.glob(".github/workflows/*.y*ml")) + [
+        root / "_quarto.yml",
+        root / "nbs/_quarto.yml",
+        root / "CITATION.cff",
+    ]:
         name = file.relative_to(root).as_posix()
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -479,8 +668,12 @@ def workflows(root):
             jobs = content.get("jobs") or {}
             if True not in content or not jobs:  # YAML reads the key `on` as true
                 problems.append(f"{name}: needs `on` and `jobs`")
-            problems += [f"{name}: job {job} has a step that neither uses nor runs anything" for job, body in jobs.items()
-                         for step in body.get("steps") or [{}] if not {"uses", "run"} & step.keys()]
+            problems += [
+                f"{name}: job {job} has a step that neither uses nor runs anything"
+                for job, body in jobs.items()
+                for step in body.get("steps") or [{}]
+                if not {"uses", "run"} & step.keys()
+            ]
     return problems
 
 
@@ -498,24 +691,49 @@ def deployment(root):
         problems.append(f"{name} is to run on a push to {branch} and to no other branch")
     every = [s for each in steps.values() for s in each]
     setup = [s for s in every if s.get("uses", "").startswith("quarto-dev/quarto-actions/setup")]
-    if not setup or not all(re.fullmatch(r"\d+\.\d+\.\d+", str(s.get("with", {}).get("version"))) for s in setup):
+    if not setup or not all(
+        re.fullmatch(r"\d+\.\d+\.\d+", str(s.get("with", {}).get("version"))) for s in setup
+    ):
         problems.append(f"{name} does not say which version of Quarto (three numbers)")
-    problems += [f"{name}: {s['uses']} is not pinned to a version (@v4)" for s in every if "uses" in s and not re.search(r"@(v\d+(\.\d+)*|[0-9a-f]{40})$", s["uses"])]
+    problems += [
+        f"{name}: {s['uses']} is not pinned to a version (@v4)"
+        for s in every
+        if "uses" in s and not re.search(r"@(v\d+(\.\d+)*|[0-9a-f]{40})$", s["uses"])
+    ]
     if "make docs" not in [s.get("run") for s in every]:
         problems.append(f"{name} does not run `make docs`")
     if flow.get("permissions") != {"contents": "read"}:
-        problems.append(f"{name}: the permissions on top are to be `contents: read`; the job that publishes says what else it needs")
+        problems.append(
+            f"{name}: the permissions on top are to be `contents: read`; the job that publishes says what else it needs"
+        )
     for job, body in jobs.items():
         publishes = any(s.get("uses", "").startswith("actions/deploy-pages@") for s in steps[job])
         if body.get("permissions") != ({"pages": "write", "id-token": "write"} if publishes else None):
-            problems.append(f"{name}: job {job} is to have {'pages: write and id-token: write' if publishes else 'no permissions of its own'}")
+            problems.append(
+                f"{name}: job {job} is to have {'pages: write and id-token: write' if publishes else 'no permissions of its own'}"
+            )
     if not any(s.get("uses", "").startswith("actions/deploy-pages@") for s in every):
         problems.append(f"{name} publishes nothing (actions/deploy-pages)")
     return problems
 
 
-CHECKS = [in_step, readme_in_step, import_order, late_imports, imports_apart, notebook_state, pages, links, sidebar, quarto_settings, specifiers,
-          console_scripts, versions, workflows, deployment]
+CHECKS = [
+    in_step,
+    readme_in_step,
+    import_order,
+    late_imports,
+    imports_apart,
+    notebook_state,
+    pages,
+    links,
+    sidebar,
+    quarto_settings,
+    specifiers,
+    console_scripts,
+    versions,
+    workflows,
+    deployment,
+]
 
 if __name__ == "__main__":
     top, bad = Path(__file__).resolve().parent.parent, 0

@@ -5,6 +5,7 @@
 
 nbdev's own nbdev_docs would try to install Quarto with sudo; this says how to get it and stops instead.
 """
+
 import ast
 import json
 import re
@@ -30,7 +31,9 @@ def prepare():
 
     refresh_quarto_yml()  # nbs/nbdev.yml: title, addresses and folders from settings.ini
     proc, site = Path(proc_nbs(force=True)), re.escape(get_config().doc_host + get_config().doc_baseurl)
-    for file in proc.rglob("*.ipynb"):  # nbdev links `Class.method` to an anchor that only a method documented by itself has: to the class instead
+    for file in proc.rglob(
+        "*.ipynb"
+    ):  # nbdev links `Class.method` to an anchor that only a method documented by itself has: to the class instead
         text = file.read_text(encoding="utf-8")
         file.write_text(re.sub(rf"({site}/[\w/.-]+\.html#\w+)\.\w+", r"\1", text), encoding="utf-8")
     return proc
@@ -38,15 +41,25 @@ def prepare():
 
 def documented(root, path):
     "Names of the functions and classes that notebook `path` exports and nbdev documents: those without an underscore, in cells that are not hidden."
-    return [node.name for marks, tree in checks.code_cells(root, path) if tree and {"export", "exports"} & marks.keys() and checks.is_shown(marks)
-            for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_")]
+    return [
+        node.name
+        for marks, tree in checks.code_cells(root, path)
+        if tree and {"export", "exports"} & marks.keys() and checks.is_shown(marks)
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        and not node.name.startswith("_")
+    ]
 
 
 def written(cell):
     "What a processed cell shows as Markdown: its text, or the Markdown among its outputs."
     if cell["cell_type"] == "markdown":
         return [joined(cell["source"])]
-    return [joined(out["data"]["text/markdown"]) for out in cell.get("outputs", []) if "text/markdown" in out.get("data", {})]
+    return [
+        joined(out["data"]["text/markdown"])
+        for out in cell.get("outputs", [])
+        if "text/markdown" in out.get("data", {})
+    ]
 
 
 def bare(text):
@@ -59,10 +72,16 @@ def problems(root, proc):
     root, proc, found = Path(root), Path(proc), []
     pages = checks.notebooks(root)
     there = {p.relative_to(proc) for p in proc.rglob("*.ipynb")}
-    found += [f"{p} was not processed" for p in sorted(set(pages) - there)] + [f"{p} is of no notebook" for p in sorted(there - set(pages))]
-    with tempfile.TemporaryDirectory() as folder:  # the project once more, with what the pages say as its notebooks, so that the check of links sees that
+    found += [f"{p} was not processed" for p in sorted(set(pages) - there)] + [
+        f"{p} is of no notebook" for p in sorted(there - set(pages))
+    ]
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # the project once more, with what the pages say as its notebooks, so that the check of links sees that
         site = Path(folder) / "site"
-        shutil.copytree(root, site, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "runs", "__pycache__", "*.md"))
+        shutil.copytree(
+            root, site, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "runs", "__pycache__", "*.md")
+        )
         for path in set(pages) & there:
             cells = json.loads((proc / path).read_text(encoding="utf-8"))["cells"]
             front = next((joined(c["source"]) for c in cells if c["cell_type"] == "raw"), "")
@@ -71,19 +90,48 @@ def problems(root, proc):
             if any(out["output_type"] == "error" for c in cells for out in c.get("outputs", [])):
                 found.append(f"{path} shows an error")
             texts = [text for c in cells for text in written(c)]
-            prose, whole = [joined(c["source"]) for c in checks.cells(root, path, "markdown")], bare("".join(texts))
-            prose[:1] = re.sub(r"^# .*\n\n> .*", "", prose[0], count=1).split("\n\n") if prose else []  # title and subtitle have become settings of the page
-            found += [f"{path} has lost what begins with {text.strip()[:50]!r}: give title and subtitle a cell of their own" for text in prose if bare(text) not in whole]
+            prose, whole = (
+                [joined(c["source"]) for c in checks.cells(root, path, "markdown")],
+                bare("".join(texts)),
+            )
+            prose[:1] = (
+                re.sub(r"^# .*\n\n> .*", "", prose[0], count=1).split("\n\n") if prose else []
+            )  # title and subtitle have become settings of the page
+            found += [
+                f"{path} has lost what begins with {text.strip()[:50]!r}: give title and subtitle a cell of their own"
+                for text in prose
+                if bare(text) not in whole
+            ]
             heads = set(re.findall(r"^#{2,} (\w+)\s*$", "\n".join(texts), re.M))
-            found += [f"{path} does not document {name}" for name in documented(root, path) if name not in heads]
-            alts = lambda cells: {m for c in cells if checks.images(c) for m in re.findall(r"^#\s*\|\s*fig-alt:.*", joined(c["source"]), re.M)}
-            shown = [c for c in checks.cells(root, path, "code") if checks.is_shown(marks := readme.directives(joined(c["source"]))[0]) and checks.is_shown(marks, "output")]
-            found += [f"{path} has lost a figure or its text: {alt[:70]}" for alt in sorted(alts(shown) - alts(cells))]
+            found += [
+                f"{path} does not document {name}" for name in documented(root, path) if name not in heads
+            ]
+
+            def alts(cells):
+                return {
+                    m
+                    for c in cells
+                    if checks.images(c)
+                    for m in re.findall(r"^#\s*\|\s*fig-alt:.*", joined(c["source"]), re.M)
+                }
+
+            shown = [
+                c
+                for c in checks.cells(root, path, "code")
+                if checks.is_shown(marks := readme.directives(joined(c["source"]))[0])
+                and checks.is_shown(marks, "output")
+            ]
+            found += [
+                f"{path} has lost a figure or its text: {alt[:70]}"
+                for alt in sorted(alts(shown) - alts(cells))
+            ]
             copy = {"cells": [{"cell_type": "markdown", "source": text} for text in texts]}
             (site / "nbs" / path).write_text(json.dumps(copy), encoding="utf-8")
         for file in root.rglob("*.md"):
             if not any(part[0] in "._" for part in file.relative_to(root).parts):
-                (site / file.relative_to(root)).write_text(file.read_text(encoding="utf-8") if file.parent == root else "", encoding="utf-8")
+                (site / file.relative_to(root)).write_text(
+                    file.read_text(encoding="utf-8") if file.parent == root else "", encoding="utf-8"
+                )
         found += [p for p in checks.links(site) if p.startswith("nbs/")]
     return sorted(found)
 
@@ -98,8 +146,10 @@ def main(args):
     if args == ["--prepare"]:
         return
     if not shutil.which("quarto"):
-        return ("The pages were not built: Quarto is not on the PATH.\n"
-                "Get it from https://quarto.org/docs/get-started (any release from 1.5 on; a plain unpacked archive will do), then run `make docs` again.")
+        return (
+            "The pages were not built: Quarto is not on the PATH.\n"
+            "Get it from https://quarto.org/docs/get-started (any release from 1.5 on; a plain unpacked archive will do), then run `make docs` again."
+        )
     subprocess.run(["quarto", "render", "--no-cache"], cwd=proc, check=True)
     docs = Path(cfg.doc_path)
     shutil.rmtree(docs, ignore_errors=True)

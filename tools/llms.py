@@ -4,6 +4,7 @@
 
 The form is that of https://llmstxt.org. Quarto writes such a file itself from release 1.9 on (`llms-txt: true`); the one pinned here is older.
 """
+
 import re
 import sys
 from pathlib import Path
@@ -17,28 +18,38 @@ import checks
 def title(root, path):
     "(title, subtitle) of notebook `path`."
     head, _, rest = checks.joined(checks.cells(root, path)[0]["source"]).partition("\n\n")
-    subtitle = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", rest.split("\n")[0])  # links, which are relative to the page, keep their text
+    subtitle = re.sub(
+        r"\[([^\]]+)\]\([^)]*\)", r"\1", rest.split("\n")[0]
+    )  # links, which are relative to the page, keep their text
     return head.removeprefix("# ").strip(), subtitle.removeprefix("> ").strip()
 
 
 def listing(root):
     "The text of llms.txt."
     cfg = checks.settings(root)
-    address = {page.relative_to(Path(root) / "nbs").as_posix(): f"{cfg['doc_host']}{cfg['doc_baseurl']}/{html}" for html, page in checks.html_pages(root).items()}
+    address = {
+        page.relative_to(Path(root) / "nbs").as_posix(): f"{cfg['doc_host']}{cfg['doc_baseurl']}/{html}"
+        for html, page in checks.html_pages(root).items()
+    }
     lines = [f"# {cfg['title']}", "", f"> {cfg['description']}"]
-    sidebar = yaml.safe_load((Path(root) / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    sidebar = yaml.safe_load((Path(root) / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"][
+        "sidebar"
+    ]["contents"]
+
     def add(entries, depth):
         for entry in entries:
             if isinstance(entry, dict) and "section" in entry:
-                lines.extend(["", f"{'#'*depth} {entry['section']}"])
-                if not any(isinstance(e, dict) and "section" in e for e in entry["contents"][:1]): lines.append("")
+                lines.extend(["", f"{'#' * depth} {entry['section']}"])
+                if not any(isinstance(e, dict) and "section" in e for e in entry["contents"][:1]):
+                    lines.append("")
                 add(entry["contents"], depth + 1)
             else:
                 page = entry if isinstance(entry, str) else entry.get("href") or entry["file"]
                 name, subtitle = title(root, page)
                 lines.append(f"- [{name}]({address[page]}): {subtitle}")
 
-    if not (isinstance(sidebar[0], dict) and "section" in sidebar[0]): lines.append("")
+    if not (isinstance(sidebar[0], dict) and "section" in sidebar[0]):
+        lines.append("")
     add(sidebar, 2)
     return "\n".join(lines) + "\n"
 

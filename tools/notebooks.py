@@ -1,7 +1,8 @@
 """Run nbdev_test on every notebook, and fail where it would pass in silence: no notebook found, or too long a run.
 
-    python tools/notebooks.py [SECONDS]     default 600; the notebooks are meant to take 240 s on two cores
+python tools/notebooks.py [SECONDS]     default 600; the notebooks are meant to take 240 s on two cores
 """
+
 import os
 import signal
 import subprocess

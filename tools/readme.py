@@ -7,6 +7,7 @@ Hidden cells and directives are dropped, stored outputs are kept (text in a fenc
 Quarto's call-outs become quotations. Links in the notebook are relative to nbs/; here they become relative to the top of the
 repository, where README.md stands, so they work on any host and in a plain checkout.
 """
+
 import argparse
 import base64
 import configparser
@@ -43,7 +44,7 @@ def from_top(target, git_url, branch):
     for kind in ("blob", "tree", "raw"):
         own = f"{git_url}/{kind}/{branch}/"
         if target.startswith(own):
-            return target[len(own):]
+            return target[len(own) :]
     if re.match(r"[a-z][a-z0-9+.-]*:|#|/", target, re.I):  # a scheme, an anchor, a site-absolute path
         return target
     path, sharp, fragment = target.partition("#")
@@ -52,8 +53,15 @@ def from_top(target, git_url, branch):
 
 def plain(text, git_url="", branch="main"):
     "Quarto Markdown -> GitHub Markdown. Lines inside code fences are left as they are."
-    link = lambda m: m[1] + from_top(m[2], git_url, branch) + m[3]
-    out, fence, quoted = [], None, []  # quoted: for each open `:::` block, whether its text is shown as a quotation
+
+    def link(m):
+        return m[1] + from_top(m[2], git_url, branch) + m[3]
+
+    out, fence, quoted = (
+        [],
+        None,
+        [],
+    )  # quoted: for each open `:::` block, whether its text is shown as a quotation
     for line in text.splitlines():
         mark = re.match(r"\s*(```+|~~~+)", line)
         if mark and fence is None:
@@ -84,16 +92,24 @@ def outputs(cell, options, pictures):
     parts = []
     for i, out in enumerate(cell.get("outputs", [])):
         data = out.get("data", {})
-        text = joined(out.get("text", "")) if out["output_type"] == "stream" and out.get("name") == "stdout" else ""
+        text = (
+            joined(out.get("text", ""))
+            if out["output_type"] == "stream" and out.get("name") == "stdout"
+            else ""
+        )
         if "image/png" in data:
             path = f"{PICTURES}/{cell['id']}-{i}.png"
             pictures[path] = base64.b64decode(joined(data["image/png"]))
-            parts.append(f"![{options.get('fig-alt') or options.get('fig-cap') or 'output of the code above'}]({path})")
+            parts.append(
+                f"![{options.get('fig-alt') or options.get('fig-cap') or 'output of the code above'}]({path})"
+            )
         elif "text/markdown" in data:
             parts.append(joined(data["text/markdown"]).strip("\n"))
         else:
             text = text or joined(data.get("text/plain", ""))
-            if text.strip() and not re.fullmatch(r"<[^<>]*>", text.strip()):  # `<Figure size …>` and the like say nothing
+            if text.strip() and not re.fullmatch(
+                r"<[^<>]*>", text.strip()
+            ):  # `<Figure size …>` and the like say nothing
                 parts.append("```text\n" + text.strip("\n") + "\n```")
     return parts
 
@@ -132,8 +148,10 @@ def differences(root):
     wanted = {"README.md": text.encode(), **pictures}
     there = {"README.md", *(p.relative_to(root).as_posix() for p in (root / PICTURES).glob("*"))}
     stale = [p for p, data in wanted.items() if not (root / p).exists() or (root / p).read_bytes() != data]
-    return ([f"{p} is not what nbs/index.ipynb says: run `make readme`" for p in stale]
-            + [f"{p} is used by no output of nbs/index.ipynb: run `make readme`" for p in sorted(there - wanted.keys())])
+    return [f"{p} is not what nbs/index.ipynb says: run `make readme`" for p in stale] + [
+        f"{p} is used by no output of nbs/index.ipynb: run `make readme`"
+        for p in sorted(there - wanted.keys())
+    ]
 
 
 def write(root):
@@ -147,7 +165,9 @@ def write(root):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; say what differs")
     top = Path(__file__).resolve().parent.parent
     if parser.parse_args().check:

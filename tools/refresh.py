@@ -8,6 +8,7 @@ Cells marked `#| slow`, `#| cuda` (tst_flags in settings.ini) or `#| eval: false
 Widgets (their ids change with every run), scripts and stderr (warnings, progress bars) are never stored. A notebook is written only if
 every cell ran. Each notebook has a Python process of its own, so that none sees what another left behind.
 """
+
 import argparse
 import configparser
 import os
@@ -32,7 +33,9 @@ def skipped(cell, flags):
     if cell.cell_type != "code":
         return True
     marks = {m.strip() for m in re.findall(r"^\s*#\s*\|\s*(.+)$", cell.source, re.M)}
-    return bool(flags & {m.split()[0] for m in marks}) or any(re.fullmatch(r"eval:\s*false", m, re.I) for m in marks)
+    return bool(flags & {m.split()[0] for m in marks}) or any(
+        re.fullmatch(r"eval:\s*false", m, re.I) for m in marks
+    )
 
 
 def keep(output):
@@ -67,22 +70,32 @@ def run(path, flags):
 
 def chosen(names):
     "Notebooks whose path under nbs/ ends in one of `names`; all of them if there are none."
-    every = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(part[0] in "_." for part in p.relative_to(ROOT).parts))
+    every = sorted(
+        p
+        for p in (ROOT / "nbs").rglob("*.ipynb")
+        if not any(part[0] in "_." for part in p.relative_to(ROOT).parts)
+    )
     if not names:
         return every
     found = []
     for name in names:
         stem = re.sub(r"^(\./)?(nbs/)?|\.ipynb$", "", name)
         hits = [p for p in every if f"/{p.relative_to(ROOT).with_suffix('').as_posix()}".endswith(f"/{stem}")]
-        found += hits or sys.exit(f"no notebook under nbs/ is called {name!r}; there are: {', '.join(p.stem for p in every)}")
+        found += hits or sys.exit(
+            f"no notebook under nbs/ is called {name!r}; there are: {', '.join(p.stem for p in every)}"
+        )
     return found
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*")
     parser.add_argument("--slow", action="store_true", help="run the cells marked slow too")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # how this script calls itself for one notebook
+    parser.add_argument(
+        "--one", type=Path, help=argparse.SUPPRESS
+    )  # how this script calls itself for one notebook
     args = parser.parse_args()
     if args.one:
         run(args.one, skip_flags(args.slow))

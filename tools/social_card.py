@@ -2,6 +2,7 @@
 
 What the method is given: a scene of the embedded corpus, the quarter of its patches that the image encoder sees, and its spoken caption. 1200 × 630 pixels.
 """
+
 import sys
 from pathlib import Path
 
@@ -27,22 +28,33 @@ def draw():
     seen = np.zeros(grid * grid, bool)
     seen[np.random.default_rng(4).permutation(grid * grid)[:KEPT]] = True
     seen = seen.reshape(grid, grid).repeat(PATCH, 0).repeat(PATCH, 1)
-    grey = np.array([int(GREY[i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
+    grey = np.array([int(GREY[i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
 
     fig = Figure((12, 6.3), dpi=100, facecolor=PAPER)
     FigureCanvasAgg(fig)
-    fig.text(.055, .80, "sgmim", fontsize=64, weight="bold", color=INK, va="center")
-    fig.text(.055, .60, "Speech Guided\nMasked Image Modeling\nfor Visually Grounded Speech", fontsize=21, color=INK, va="center", linespacing=1.35)
-    fig.text(.055, .425, "a notebook-first reproducibility kit", fontsize=17, color=BLUE, va="center")
-    for left, picture, title in ((.495, image, "an image"), (.745, np.where(seen[..., None], image, grey), "the quarter that is seen")):
-        ax = fig.add_axes([left, .44, .22, .419])
+    fig.text(0.055, 0.80, "sgmim", fontsize=64, weight="bold", color=INK, va="center")
+    fig.text(
+        0.055,
+        0.60,
+        "Speech Guided\nMasked Image Modeling\nfor Visually Grounded Speech",
+        fontsize=21,
+        color=INK,
+        va="center",
+        linespacing=1.35,
+    )
+    fig.text(0.055, 0.425, "a notebook-first reproducibility kit", fontsize=17, color=BLUE, va="center")
+    for left, picture, title in (
+        (0.495, image, "an image"),
+        (0.745, np.where(seen[..., None], image, grey), "the quarter that is seen"),
+    ):
+        ax = fig.add_axes([left, 0.44, 0.22, 0.419])
         ax.imshow(picture)
         ax.set_title(title, fontsize=15, color=INK)
         ax.axis("off")
     wave = np.asarray(said.wave)
     times = np.arange(len(wave)) / 16_000
-    ax = fig.add_axes([.055, .08, .91, .23])
-    ax.plot(times, wave / abs(wave).max(), lw=.6, color=BLUE)
+    ax = fig.add_axes([0.055, 0.08, 0.91, 0.23])
+    ax.plot(times, wave / abs(wave).max(), lw=0.6, color=BLUE)
     for word, start, end in said.words:
         ax.axvline(start, color=ORANGE, lw=1)
         ax.text((start + end) / 2, 1.12, word, ha="center", va="bottom", fontsize=15, color=INK)

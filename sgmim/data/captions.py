@@ -11,16 +11,37 @@ from dataclasses import dataclass
 from .pictures import CATEGORIES, COLOURS
 
 # %% ../../nbs/04_data_captions.ipynb #8ee620ec
-SYNONYMS = {'boat': ('boat', 'ship'), 'dog': ('dog', 'puppy'), 'cat': ('cat', 'kitten'), 'cup': ('cup', 'mug'), 'pine': ('pine tree', 'fir tree'),
-            'cloud': ('cloud', 'rain cloud'), 'house': ('house', 'cottage'), 'banana': ('bunch of bananas', 'banana')}
-SIZE_WORDS = {'small': ('small', 'little'), 'big': ('big', 'large')}
-PLACE_PHRASES = {'meadow': ('in the meadow', 'on the grass'), 'beach': ('on the beach', 'on the sand'), 'sea': ('in the water', 'on the sea'),
-                 'night': ('at night', 'in the dark'), 'snow': ('in the snow', 'on the snow'), 'sky': ('in the sky', 'up in the air'),
-                 'wall': ('by the wall', 'in front of the bricks'), 'forest': ('in the forest', 'in the woods')}
+SYNONYMS = {
+    "boat": ("boat", "ship"),
+    "dog": ("dog", "puppy"),
+    "cat": ("cat", "kitten"),
+    "cup": ("cup", "mug"),
+    "pine": ("pine tree", "fir tree"),
+    "cloud": ("cloud", "rain cloud"),
+    "house": ("house", "cottage"),
+    "banana": ("bunch of bananas", "banana"),
+}
+SIZE_WORDS = {"small": ("small", "little"), "big": ("big", "large")}
+PLACE_PHRASES = {
+    "meadow": ("in the meadow", "on the grass"),
+    "beach": ("on the beach", "on the sand"),
+    "sea": ("in the water", "on the sea"),
+    "night": ("at night", "in the dark"),
+    "snow": ("in the snow", "on the snow"),
+    "sky": ("in the sky", "up in the air"),
+    "wall": ("by the wall", "in front of the bricks"),
+    "forest": ("in the forest", "in the woods"),
+}
+
 
 def _pick(rng, options):
     "The first option two times in three, else one of the others."
-    return options[0] if len(options) == 1 or rng.random() < 2/3 else options[1 + rng.integers(len(options) - 1)]
+    return (
+        options[0]
+        if len(options) == 1 or rng.random() < 2 / 3
+        else options[1 + rng.integers(len(options) - 1)]
+    )
+
 
 def thing_names(category):
     "The names that captions use for a category, the most frequent first."
@@ -28,53 +49,73 @@ def thing_names(category):
 
 # %% ../../nbs/04_data_captions.ipynb #49fe48e9
 def _lexicon():
-    words = {w: 'place' for phrases in PLACE_PHRASES.values() for p in phrases for w in p.split() if w not in ('in', 'on', 'the', 'by', 'at', 'up', 'of', 'front')}
-    words |= {w: 'size' for ws in SIZE_WORDS.values() for w in ws} | {c: 'colour' for c in COLOURS}
-    return words | {w: 'thing' for c in CATEGORIES for n in thing_names(c) for w in n.split() if w != 'of'}
+    words = {
+        w: "place"
+        for phrases in PLACE_PHRASES.values()
+        for p in phrases
+        for w in p.split()
+        if w not in ("in", "on", "the", "by", "at", "up", "of", "front")
+    }
+    words |= {w: "size" for ws in SIZE_WORDS.values() for w in ws} | {c: "colour" for c in COLOURS}
+    return words | {w: "thing" for c in CATEGORIES for n in thing_names(c) for w in n.split() if w != "of"}
+
 
 WORD_CLASS = _lexicon()
+
 
 def word_class(word):
     "'thing', 'colour', 'size', 'place', or 'other' for words of function; for a merged event ('on the') the class of its content word."
     classes = [WORD_CLASS[w] for w in word.lower().split() if w in WORD_CLASS]
-    return classes[0] if classes else 'other'
+    return classes[0] if classes else "other"
 
 # %% ../../nbs/04_data_captions.ipynb #5b7f2e1b
 @dataclass(frozen=True)
 class Caption:
     "`text`; `place`, or None if unsaid; `things`: a tuple of (category, colour or None, size or None) in the order of mention."
+
     text: str
     place: str | None
     things: tuple
 
+
 def _mention(thing, rng, p_colour):
     "(noun phrase, what it commits to): 'a small red car'."
     colour = thing.colour if thing.colour and rng.random() < p_colour else None
-    size = thing.size if thing.size and rng.random() < .8 else None
-    words = [*([_pick(rng, SIZE_WORDS[size])] if size else []), *([colour] if colour else []), _pick(rng, thing_names(thing.category))]
-    article = 'an' if words[0][0] in 'aeiou' else 'a'
-    return f'{article} {" ".join(words)}', (thing.category, colour, size)
+    size = thing.size if thing.size and rng.random() < 0.8 else None
+    words = [
+        *([_pick(rng, SIZE_WORDS[size])] if size else []),
+        *([colour] if colour else []),
+        _pick(rng, thing_names(thing.category)),
+    ]
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return f"{article} {' '.join(words)}", (thing.category, colour, size)
 
 # %% ../../nbs/04_data_captions.ipynb #3a9ed6bd
 def _relation(a, b, rng):
     "A phrase for how thing `a` lies to thing `b`, or None if none is clearly true."
-    (ax, ay), (bx, by) = (((t.box[0] + t.box[2])/2, (t.box[1] + t.box[3])/2) for t in (a, b))
-    if abs(ay - by) > .25: return _pick(rng, ('above', 'over')) if ay < by else _pick(rng, ('below', 'under'))
-    return _pick(rng, ('next to', 'beside')) if abs(ax - bx) > .25 else None
+    (ax, ay), (bx, by) = (((t.box[0] + t.box[2]) / 2, (t.box[1] + t.box[3]) / 2) for t in (a, b))
+    if abs(ay - by) > 0.25:
+        return _pick(rng, ("above", "over")) if ay < by else _pick(rng, ("below", "under"))
+    return _pick(rng, ("next to", "beside")) if abs(ax - bx) > 0.25 else None
 
 # %% ../../nbs/04_data_captions.ipynb #3d795009
 def caption(scene, rng):
     "One caption of `scene` (a `Scene`); `rng`, a NumPy generator, chooses words, order and what is left out."
     things = [scene.things[i] for i in rng.permutation(len(scene.things))]
-    said = [_mention(t, rng, {1: .85, 2: .7, 3: .45}[len(things)]) for t in things]
+    said = [_mention(t, rng, {1: 0.85, 2: 0.7, 3: 0.45}[len(things)]) for t in things]
     names = [name for name, _ in said]
-    place = scene.place if rng.random() < .75 else None
-    where = _pick(rng, PLACE_PHRASES[place]) if place else ''
-    relation = _relation(things[0], things[1], rng) if len(things) == 2 and rng.random() < .35 else None
-    if relation: body = f'{names[0]} {relation} {names[1]}'
-    elif len(names) == 1: body = names[0]
-    else: body = f'{", ".join(names[:-1])} {_pick(rng, ("and", "with"))} {names[-1]}'
-    opening = _pick(rng, ('', 'there is'))
-    if where and not opening and rng.random() < .25: text = f'{where}, {body}'
-    else: text = ' '.join(p for p in (opening, body, where) if p)
+    place = scene.place if rng.random() < 0.75 else None
+    where = _pick(rng, PLACE_PHRASES[place]) if place else ""
+    relation = _relation(things[0], things[1], rng) if len(things) == 2 and rng.random() < 0.35 else None
+    if relation:
+        body = f"{names[0]} {relation} {names[1]}"
+    elif len(names) == 1:
+        body = names[0]
+    else:
+        body = f"{', '.join(names[:-1])} {_pick(rng, ('and', 'with'))} {names[-1]}"
+    opening = _pick(rng, ("", "there is"))
+    if where and not opening and rng.random() < 0.25:
+        text = f"{where}, {body}"
+    else:
+        text = " ".join(p for p in (opening, body, where) if p)
     return Caption(text[0].upper() + text[1:], place, tuple(fact for _, fact in said))

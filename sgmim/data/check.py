@@ -9,7 +9,13 @@ __all__ = ['SEVERITIES', 'EXPECTED', 'CAPS', 'CHECKSUMS', 'LISTS_IN', 'LATE', 'L
            'check_copies', 'check_shards', 'check_layout', 'check_data', 'report_figure']
 
 # %% ../../nbs/10_data_check.ipynb #702572f2
-import hashlib, io, itertools, os, shlex, time, warnings
+import hashlib
+import io
+import itertools
+import os
+import shlex
+import time
+import warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,162 +25,348 @@ import numpy as np
 
 from ..audio import MAX_PEAK, RATE, audio_problems, sound_facts
 from ..core import ConfigError, DataError, SgmimError, rng_for
-from .corpora import (UNKNOWN, WITHOUT_KARPATHY, canonical, has_lists, load_corpus, protocol_splits,
-                                  recognise, splits_of)
+from sgmim.data.corpora import (
+    UNKNOWN,
+    WITHOUT_KARPATHY,
+    canonical,
+    has_lists,
+    load_corpus,
+    protocol_splits,
+    recognise,
+    splits_of,
+)
 from .corpus import EMPTY_WAV, REMEDY, Listing, in_order, of_system, overlap, unclear
 from .shards import Shards, verify_shards
 from ..image import open_image
 
 # %% ../../nbs/10_data_check.ipynb #d259f31e
-SEVERITIES = ('error', 'warning', 'note')
+SEVERITIES = ("error", "warning", "note")
+
 
 @dataclass(frozen=True)
 class Finding:
     "`what` was found, how bad that is (`severity`), `where` (examples), and what to `do` about it."
+
     severity: str
     what: str
     where: tuple = ()
-    do: str = ''
+    do: str = ""
 
-    def __str__(self): return '\n'.join(paragraphs([self]))
+    def __str__(self):
+        return "\n".join(paragraphs([self]))
+
 
 def paragraphs(findings):
     "Findings as lines of text, the worst first; what has the same severity and the same advice stands together."
     groups = {}
-    for f in sorted(findings, key=lambda f: SEVERITIES.index(f.severity)): groups.setdefault((f.severity, f.do), []).append(f)
+    for f in sorted(findings, key=lambda f: SEVERITIES.index(f.severity)):
+        groups.setdefault((f.severity, f.do), []).append(f)
     for (severity, do), same in groups.items():
         for f in same:
-            yield f'{severity if f is same[0] else "":9} {f.what}'
-            if f.where: yield f'{"":12}such as {"; ".join(f.where)}'
-        if do: yield f'{"":9} -> {do}'
+            yield f"{severity if f is same[0] else '':9} {f.what}"
+            if f.where:
+                yield f"{'':12}such as {'; '.join(f.where)}"
+        if do:
+            yield f"{'':9} -> {do}"
 
 # %% ../../nbs/10_data_check.ipynb #2a6e2c18
 class Report:
     """What `check_data` found in the corpus at `path`, of a `kind`: `findings`, and numbers in `stats` ({'splits': {split: {…}}}). `ok`: no finding is an error.
     For figures, by split: `seconds`, lengths of the opened recordings; `per_speaker`, captions of each speaker."""
-    lines = 40      # of findings in the text; to_dict has all
+
+    lines = 40  # of findings in the text; to_dict has all
 
     def __init__(self, path, kind=None):
-        self.path, self.kind, self.findings, self.stats, self.seconds, self.per_speaker = Path(path), kind, [], {'splits': {}}, {}, {}
+        self.path, self.kind, self.findings, self.stats, self.seconds, self.per_speaker = (
+            Path(path),
+            kind,
+            [],
+            {"splits": {}},
+            {},
+            {},
+        )
 
-    def add(self, severity, what, where=(), do=''):
+    def add(self, severity, what, where=(), do=""):
         "Note a finding; of `where`, a list of any length, three examples are kept."
         self.findings.append(Finding(severity, what, tuple(map(str, itertools.islice(where, 3))), do))
 
-    def of(self, severity): return [f for f in self.findings if f.severity == severity]
-    ok = property(lambda self: not self.of('error'))
+    def of(self, severity):
+        return [f for f in self.findings if f.severity == severity]
+
+    ok = property(lambda self: not self.of("error"))
 
     @property
     def verdict(self):
         n = {s: len(self.of(s)) for s in SEVERITIES}
-        counts = ', '.join(f'{n[s]} {s}{"s"*(n[s] != 1)}' for s in SEVERITIES)
-        return f'Verdict: {"fit for use" if self.ok else "NOT fit for use as it is; mend the errors and check again"} ({counts}).'
+        counts = ", ".join(f"{n[s]} {s}{'s' * (n[s] != 1)}" for s in SEVERITIES)
+        return f"Verdict: {'fit for use' if self.ok else 'NOT fit for use as it is; mend the errors and check again'} ({counts})."
 
     def to_dict(self):
         "Everything, as plain values for JSON."
-        return {'path': str(self.path), 'kind': self.kind, 'ok': self.ok, 'verdict': self.verdict, 'findings': [asdict(f) for f in self.findings], 'stats': self.stats}
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "ok": self.ok,
+            "verdict": self.verdict,
+            "findings": [asdict(f) for f in self.findings],
+            "stats": self.stats,
+        }
 
     def __str__(self):
         found = list(paragraphs(self.findings))
-        more = [f'{"":9} … and {len(found) - self.lines} more lines (Report.findings, or --json FILE, has all)'] if len(found) > self.lines else []
-        roots = dict.fromkeys(f'{what} {s[key]}' for s in self.stats['splits'].values() for key, what in (('audio_root', 'recordings below'), ('image_root', 'images below'), ('shards', 'shards in')) if key in s)
-        return '\n'.join([f'{self.path} ({self.kind or "not recognised"})', *list(roots)[:4], *_table(self.stats['splits'])[:8], *found[:self.lines], *more, self.verdict])
+        more = (
+            [f"{'':9} … and {len(found) - self.lines} more lines (Report.findings, or --json FILE, has all)"]
+            if len(found) > self.lines
+            else []
+        )
+        roots = dict.fromkeys(
+            f"{what} {s[key]}"
+            for s in self.stats["splits"].values()
+            for key, what in (
+                ("audio_root", "recordings below"),
+                ("image_root", "images below"),
+                ("shards", "shards in"),
+            )
+            if key in s
+        )
+        return "\n".join(
+            [
+                f"{self.path} ({self.kind or 'not recognised'})",
+                *list(roots)[:4],
+                *_table(self.stats["splits"])[:8],
+                *found[: self.lines],
+                *more,
+                self.verdict,
+            ]
+        )
 
 # %% ../../nbs/10_data_check.ipynb #97a8c6ec
 def _table(splits):
     "Lines: a heading, and one for each split."
-    rows = [('split', 'images', 'captions', 'an image', 'speakers', 'hours', 'median', 'cut', 'opened', 'bad in the rest')]
+    rows = [
+        (
+            "split",
+            "images",
+            "captions",
+            "an image",
+            "speakers",
+            "hours",
+            "median",
+            "cut",
+            "opened",
+            "bad in the rest",
+        )
+    ]
     for name, s in splits.items():
-        few, many, t = min(s['captions_per_image']), max(s['captions_per_image']), s.get('seconds')
-        sound = (f'{"" if t["all"] else "~"}{t["hours"]:,.2f}', f'{t["median"]:.1f} s', f'{t["over_train"]:.0%} > {t["train_cut"]:g} s') if t else ('?', '?', '?')
-        opened = ' + '.join(f'{n:,}' for n in s['opened'].values()) if 'opened' in s else '?'
-        rest = '?' if 'rest' not in s else 'some were bad' if None in s['rest'] else f'< {max(s["rest"]):.1%}' if max(s['rest']) else 'none left'
-        rows.append((name, f'{s["images"]:,}', f'{s["captions"]:,}', f'{few}' if few == many else f'{few} to {many}', f'{s["speakers"]:,}', *sound, opened, rest))
+        few, many, t = min(s["captions_per_image"]), max(s["captions_per_image"]), s.get("seconds")
+        sound = (
+            (
+                f"{'' if t['all'] else '~'}{t['hours']:,.2f}",
+                f"{t['median']:.1f} s",
+                f"{t['over_train']:.0%} > {t['train_cut']:g} s",
+            )
+            if t
+            else ("?", "?", "?")
+        )
+        opened = " + ".join(f"{n:,}" for n in s["opened"].values()) if "opened" in s else "?"
+        rest = (
+            "?"
+            if "rest" not in s
+            else "some were bad"
+            if None in s["rest"]
+            else f"< {max(s['rest']):.1%}"
+            if max(s["rest"])
+            else "none left"
+        )
+        rows.append(
+            (
+                name,
+                f"{s['images']:,}",
+                f"{s['captions']:,}",
+                f"{few}" if few == many else f"{few} to {many}",
+                f"{s['speakers']:,}",
+                *sound,
+                opened,
+                rest,
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return ['  '.join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths))) for row in rows] if splits else []
+    return (
+        [
+            "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths)))
+            for row in rows
+        ]
+        if splits
+        else []
+    )
 
 # %% ../../nbs/10_data_check.ipynb #dde3ff3d
 EXPECTED = {
-    'places': {'train': {'images': None, 'captions': None, 'about': 400_000},
-               **{split: {'images': None, 'captions': None, 'about': 1000} for split in ('dev_seen', 'dev_unseen', 'test_seen', 'test_unseen', 'val')}},
-    'spokencoco': {'train': {'images': 113_287, 'captions': None, 'about': 567_000}, 'val': {'images': 5000, 'captions': 25_020}, 'test': {'images': 5000, 'captions': 25_031}},
-    'facc': {'train': {'images': 6000, 'captions': 30_000}, 'dev': {'images': 1000, 'captions': 5000}, 'test': {'images': 1000, 'captions': 5000}}}
-CAPS = {'places': (18, 25), 'spokencoco': (8, 10), 'facc': (8, 10)}       # seconds in training, in evaluation; 8 and 10 for all others
-CHECKSUMS = {'facc': {'flickr_audio/wav2capt.txt': '74a06db98c8260ea8c72d2b10afb08ea', 'flickr_audio/wav2spk.txt': 'c2c5b059ec9a19e6dbccaae351131c33'}}
+    "places": {
+        "train": {"images": None, "captions": None, "about": 400_000},
+        **{
+            split: {"images": None, "captions": None, "about": 1000}
+            for split in ("dev_seen", "dev_unseen", "test_seen", "test_unseen", "val")
+        },
+    },
+    "spokencoco": {
+        "train": {"images": 113_287, "captions": None, "about": 567_000},
+        "val": {"images": 5000, "captions": 25_020},
+        "test": {"images": 5000, "captions": 25_031},
+    },
+    "facc": {
+        "train": {"images": 6000, "captions": 30_000},
+        "dev": {"images": 1000, "captions": 5000},
+        "test": {"images": 1000, "captions": 5000},
+    },
+}
+CAPS = {
+    "places": (18, 25),
+    "spokencoco": (8, 10),
+    "facc": (8, 10),
+}  # seconds in training, in evaluation; 8 and 10 for all others
+CHECKSUMS = {
+    "facc": {
+        "flickr_audio/wav2capt.txt": "74a06db98c8260ea8c72d2b10afb08ea",
+        "flickr_audio/wav2spk.txt": "c2c5b059ec9a19e6dbccaae351131c33",
+    }
+}
 
 # %% ../../nbs/10_data_check.ipynb #0274fbd2
 def check_counts(report, name, split, images, captions):
     "Compare the numbers of a split of the corpus `name` with the official ones, where they are known."
     known = EXPECTED.get(name, {}).get(split)
-    if not known: return
-    part = 'a subset, or another corpus in this layout: its recalls cannot be compared with published ones.'
-    wrong = [(n, what, known[what]) for n, what in ((images, 'images'), (captions, 'captions')) if known[what] not in (None, n)]
-    said = f'{split}: ' + ' and '.join(f'{n:,} {what} (official: {official:,})' for n, what, official in wrong)
-    if wrong and all(2*n < official for n, _, official in wrong): report.add('note', said, do=part)
-    elif wrong: report.add('warning', said, do='look for records that were left out, or for another version of the lists.')
-    elif 'about' in known and not known['about']/2 < captions < 2*known['about']: report.add('note', f'{split}: {captions:,} captions (official: about {known["about"]:,})', do=part)
+    if not known:
+        return
+    part = "a subset, or another corpus in this layout: its recalls cannot be compared with published ones."
+    wrong = [
+        (n, what, known[what])
+        for n, what in ((images, "images"), (captions, "captions"))
+        if known[what] not in (None, n)
+    ]
+    said = f"{split}: " + " and ".join(
+        f"{n:,} {what} (official: {official:,})" for n, what, official in wrong
+    )
+    if wrong and all(2 * n < official for n, _, official in wrong):
+        report.add("note", said, do=part)
+    elif wrong:
+        report.add(
+            "warning", said, do="look for records that were left out, or for another version of the lists."
+        )
+    elif "about" in known and not known["about"] / 2 < captions < 2 * known["about"]:
+        report.add("note", f"{split}: {captions:,} captions (official: about {known['about']:,})", do=part)
 
 # %% ../../nbs/10_data_check.ipynb #67a057a2
-def check_files(report, corpus, find=None, max_unreadable=.01):
+def check_files(report, corpus, find=None, max_unreadable=0.01):
     """Look for every listed file of a split. Returns which recordings (n,) and images (m,) are there and not empty. An error if more than the share
     `max_unreadable` of the captions is lost, as in training. `find`: a function (names, root, option) -> advice on where else the files may be."""
-    stats, seen, there = report.stats['splits'][corpus.split], [], []
-    for what, field, names in (('recording', 'audio', corpus.audio_names), ('image', 'image', corpus.image_names)):
+    stats, seen, there = report.stats["splits"][corpus.split], [], []
+    for what, field, names in (
+        ("recording", "audio", corpus.audio_names),
+        ("image", "image", corpus.image_names),
+    ):
         size = corpus.file_sizes(field)
-        header = np.where([what == 'recording' and s.lower().endswith('.wav') for s in names], EMPTY_WAV, 0)
+        header = np.where([what == "recording" and s.lower().endswith(".wav") for s in names], EMPTY_WAV, 0)
         gone, empty = size < 0, (size >= 0) & (size <= header)
         there.append(~gone & ~empty)
         seen.append((what, field, names, gone, empty))
-        stats |= {f'{field}_root': str(getattr(corpus, f'{field}_root')), f'missing_{what}s': int(gone.sum()),
-                  f'empty_{what}s': int(empty.sum()), f'{what}_bytes': int(size[there[-1]].sum())}
+        stats |= {
+            f"{field}_root": str(getattr(corpus, f"{field}_root")),
+            f"missing_{what}s": int(gone.sum()),
+            f"empty_{what}s": int(empty.sum()),
+            f"{what}_bytes": int(size[there[-1]].sum()),
+        }
     lost = ~(there[0] & there[1][corpus.image_of_caption])
-    for args in seen: _tell_files(report, corpus, 'error' if lost.mean() > max_unreadable else 'warning', find, *args)
+    for args in seen:
+        _tell_files(report, corpus, "error" if lost.mean() > max_unreadable else "warning", find, *args)
     return there
+
 
 def _tell_files(report, corpus, severity, find, what, field, names, gone, empty):
     "Note which files are missing, empty, or spelt otherwise."
-    root, option, split = getattr(corpus, f'{field}_root'), f'--{field}-root', corpus.split
+    root, option, split = getattr(corpus, f"{field}_root"), f"--{field}-root", corpus.split
     if gone.any():
-        lost = [names[k] for k in np.flatnonzero(gone)[::gone.sum()//50 + 1]]
-        advice = _closed(Path(root)/lost[0]) or (find and gone.mean() > .5 and find(lost, Path(root), option))
+        lost = [names[k] for k in np.flatnonzero(gone)[:: gone.sum() // 50 + 1]]
+        advice = _closed(Path(root) / lost[0]) or (
+            find and gone.mean() > 0.5 and find(lost, Path(root), option)
+        )
         listing = Listing(root)
-        report.add(severity, f'{split}: {_share(gone, what)} missing below {root}', (name + unclear(listing, name) for name in lost), advice or f'copy them there, or name the folder that holds them with {option} DIR.')
+        report.add(
+            severity,
+            f"{split}: {_share(gone, what)} missing below {root}",
+            (name + unclear(listing, name) for name in lost),
+            advice or f"copy them there, or name the folder that holds them with {option} DIR.",
+        )
     if empty.any():
-        report.add(severity, f'{split}: {_share(empty, what)} empty (no bytes, or a header alone)', (names[k] for k in np.flatnonzero(empty)),
-                   'unpack or download them again; if they stay empty, they are left out in training.')
+        report.add(
+            severity,
+            f"{split}: {_share(empty, what)} empty (no bytes, or a header alone)",
+            (names[k] for k in np.flatnonzero(empty)),
+            "unpack or download them again; if they stay empty, they are left out in training.",
+        )
     if spelt := corpus.spelt(field):
-        report.add('note', f'{split}: {_n(spelt, what)} {_be(spelt)} spelt otherwise on the disk than in the lists', (f'{a} is {b}' for a, b in spelt.items()),
-                   'nothing: they are found here. For other programs, rename them or correct the lists.')
+        report.add(
+            "note",
+            f"{split}: {_n(spelt, what)} {_be(spelt)} spelt otherwise on the disk than in the lists",
+            (f"{a} is {b}" for a, b in spelt.items()),
+            "nothing: they are found here. For other programs, rename them or correct the lists.",
+        )
 
-def _n(things, what): return f'{len(things):,} {what}{"s"*(len(things) != 1)}'
-def _be(things): return 'is' if len(things) == 1 else 'are'
-def _share(which, what): return f'{"all" if which.all() else f"{which.sum():,} of"} {len(which):,} {what}s'
+
+def _n(things, what):
+    return f"{len(things):,} {what}{'s' * (len(things) != 1)}"
+
+
+def _be(things):
+    return "is" if len(things) == 1 else "are"
+
+
+def _share(which, what):
+    return f"{'all' if which.all() else f'{which.sum():,} of'} {len(which):,} {what}s"
+
 
 def _closed(path):
     "Advice, if `path` is not to be seen because its folder may not be read."
-    if path.parent.is_dir() and not os.access(path.parent, os.R_OK | os.X_OK): return f'you may not read the folder {path.parent}: have its rights changed (chmod -R u+rX).'
+    if path.parent.is_dir() and not os.access(path.parent, os.R_OK | os.X_OK):
+        return f"you may not read the folder {path.parent}: have its rights changed (chmod -R u+rX)."
 
 # %% ../../nbs/10_data_check.ipynb #1f2e5005
-def seek(names, starts, seconds=5., depth=7, accept=lambda folder, whole: True):
+def seek(names, starts, seconds=5.0, depth=7, accept=lambda folder, whole: True):
     """(folder, None) to which one of the relative paths `names` can be joined to give a file; else (None, path) of a file that has at least such a name; else (None, None).
     Searches breadth first below the folders `starts`, at most `depth` levels and `seconds` long. `accept(folder, whole)`: may it be this one (`whole`: whole paths fit, not names alone)?"""
-    deadline, queue, seen, elsewhere = time.monotonic() + seconds, deque((Path(s), 0) for s in starts), set(), None
+    deadline, queue, seen, elsewhere = (
+        time.monotonic() + seconds,
+        deque((Path(s), 0) for s in starts),
+        set(),
+        None,
+    )
     bases = {Path(n).name for n in names}
     while queue and time.monotonic() < deadline:
         folder, level = queue.popleft()
         try:
-            if (real := os.path.realpath(folder)) in seen: continue
+            if (real := os.path.realpath(folder)) in seen:
+                continue
             seen.add(real)
-            if any(os.path.isfile(folder/n) for n in names) and accept(folder, True): return folder, None
-            with os.scandir(folder) as entries: below = [e for e in entries if not of_system(e.name)]
-            if level < depth: queue.extend((Path(e.path), level + 1) for e in below if e.is_dir())
+            if any(os.path.isfile(folder / n) for n in names) and accept(folder, True):
+                return folder, None
+            with os.scandir(folder) as entries:
+                below = [e for e in entries if not of_system(e.name)]
+            if level < depth:
+                queue.extend((Path(e.path), level + 1) for e in below if e.is_dir())
             same = next((e.path for e in below if e.name in bases and not e.is_dir()), None)
-            if same and not elsewhere and accept(folder, False): elsewhere = Path(same)
-        except OSError: continue
+            if same and not elsewhere and accept(folder, False):
+                elsewhere = Path(same)
+        except OSError:
+            continue
     return None, elsewhere
 
 # %% ../../nbs/10_data_check.ipynb #84e56a56
-LISTS_IN = ('metadata', 'flickr_audio', 'placesaudio_2020_splits')      # folders of a corpus that its lists may lie in
+LISTS_IN = (
+    "metadata",
+    "flickr_audio",
+    "placesaudio_2020_splits",
+)  # folders of a corpus that its lists may lie in
+
 
 def _home(path):
     "The folder of the corpus at `path`, absolute."
@@ -182,203 +374,443 @@ def _home(path):
     folder = path if path.is_dir() else path.parent
     return folder.parent if folder.name in LISTS_IN else folder
 
+
 def _own(folder, home):
     "Whether a folder with such files can be of the corpus in `home`: no lists of another corpus are in it, beside it, or above it."
     folder = Path(os.path.abspath(folder))
     for f in (folder, *folder.parents):
-        if f == home: return True
+        if f == home:
+            return True
         around = f in home.parents
-        if has_lists(f) or not around and any(has_lists(d) for d in _subfolders(f)): return False
-        if around: return True
+        if has_lists(f) or not around and any(has_lists(d) for d in _subfolders(f)):
+            return False
+        if around:
+            return True
     return True
+
 
 def _subfolders(folder, most=50):
     "Some of the folders in a folder."
     try:
-        with os.scandir(folder) as entries: return [e.path for e in itertools.islice(entries, 1000) if e.is_dir() and not of_system(e.name)][:most]
-    except OSError: return []
+        with os.scandir(folder) as entries:
+            return [e.path for e in itertools.islice(entries, 1000) if e.is_dir() and not of_system(e.name)][
+                :most
+            ]
+    except OSError:
+        return []
+
 
 def _advice(path):
     "A `find` for `check_files`: each folder is searched for once."
     known, home = {}, _home(path)
+
     def find(names, root, option):
         def accept(folder, whole):
             inside = home in (Path(os.path.abspath(folder)), *Path(os.path.abspath(folder)).parents)
-            if not inside and not (whole and np.mean([os.path.isfile(folder/n) for n in names]) >= .9): return False
+            if not inside and not (whole and np.mean([os.path.isfile(folder / n) for n in names]) >= 0.9):
+                return False
             return _own(folder, home)
-        if (root, option) not in known: known[root, option] = seek(names[:5], [home, home.parent, root.parent], accept=accept)
+
+        if (root, option) not in known:
+            known[root, option] = seek(names[:5], [home, home.parent, root.parent], accept=accept)
         folder, elsewhere = known[root, option]
-        if folder and folder != root: return f'they seem to be below another folder: add {option} {shlex.quote(str(folder))}'
-        if elsewhere: return f'a file of this name is {elsewhere}: the folders in between are not as listed. Unpack the archive again, with its folders, and name the top one with {option} DIR.'
+        if folder and folder != root:
+            return f"they seem to be below another folder: add {option} {shlex.quote(str(folder))}"
+        if elsewhere:
+            return f"a file of this name is {elsewhere}: the folders in between are not as listed. Unpack the archive again, with its folders, and name the top one with {option} DIR."
+
     return find
 
 # %% ../../nbs/10_data_check.ipynb #541165d6
 def bound(n, total):
     "Largest share of bad files among the others, with 95 % confidence, if `n` of `total` were opened and none was bad."
-    return 0. if n >= total else 1. if not n else 1 - .05**(1/n)
+    return 0.0 if n >= total else 1.0 if not n else 1 - 0.05 ** (1 / n)
+
 
 def draw(eligible, sample, seed, *key):
     "Up to `sample` (None: all) of the indices where `eligible` (n,) bool is true, in rising order."
     index = np.flatnonzero(eligible)
-    return index if sample is None or sample >= len(index) else np.sort(rng_for(seed, *key).choice(index, sample, replace=False))
+    return (
+        index
+        if sample is None or sample >= len(index)
+        else np.sort(rng_for(seed, *key).choice(index, sample, replace=False))
+    )
 
 # %% ../../nbs/10_data_check.ipynb #a378cd8b
 def look_at_recording(corpus, j):
     "Decode recording `j` whole: {'seconds', 'silent', 'rate', 'channels', 'format', 'peak' (of floating-point files, else 0)}, or {'fault': why}."
     try:
         wave = corpus.audio(j)
-        seen = {'seconds': len(wave)/RATE, 'silent': 'silent' in audio_problems(wave)}
-        if isinstance(corpus, Shards): return seen | {'rate': RATE, 'channels': 1, 'format': corpus.settings['audio'].upper(), 'peak': 0.}
+        seen = {"seconds": len(wave) / RATE, "silent": "silent" in audio_problems(wave)}
+        if isinstance(corpus, Shards):
+            return seen | {
+                "rate": RATE,
+                "channels": 1,
+                "format": corpus.settings["audio"].upper(),
+                "peak": 0.0,
+            }
         return seen | sound_facts(corpus.audio_path(j))
-    except (SgmimError, RuntimeError, OSError) as e: return {'fault': str(e)}
+    except (SgmimError, RuntimeError, OSError) as e:
+        return {"fault": str(e)}
+
 
 def look_at_image(corpus, i):
     "Decode image `i` whole: {'short', 'long' side, 'mode', 'format'}, or {'fault': why}."
     try:
         corpus.image(i)
-        with open_image(io.BytesIO(corpus.image_bytes(i)) if isinstance(corpus, Shards) else corpus.image_path(i)) as im:
-            return {'short': min(im.size), 'long': max(im.size), 'mode': im.mode, 'format': im.format}
-    except (SgmimError, OSError) as e: return {'fault': str(e)}
+        with open_image(
+            io.BytesIO(corpus.image_bytes(i)) if isinstance(corpus, Shards) else corpus.image_path(i)
+        ) as im:
+            return {"short": min(im.size), "long": max(im.size), "mode": im.mode, "format": im.format}
+    except (SgmimError, OSError) as e:
+        return {"fault": str(e)}
 
 # %% ../../nbs/10_data_check.ipynb #84fb8c44
-def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True, max_unreadable=.01):
+def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True, max_unreadable=0.01):
     """Open a sample (None: all) of the recordings and images that are `there`, and judge what is seen. Returns (recordings, images) that could be read, as indices.
     Unreadable files are an error if they cost more than the share `max_unreadable` of the captions, as in training."""
     from tqdm.auto import tqdm
-    s, split, good, broken = report.stats['splits'][corpus.split], corpus.split, [], []
-    s['opened'], s['rest'] = {}, []
-    for what, look, which, judge in (('recording', look_at_recording, there[0], _judge_sounds), ('image', look_at_image, there[1], _judge_images)):
+
+    s, split, good, broken = report.stats["splits"][corpus.split], corpus.split, [], []
+    s["opened"], s["rest"] = {}, []
+    for what, look, which, judge in (
+        ("recording", look_at_recording, there[0], _judge_sounds),
+        ("image", look_at_image, there[1], _judge_images),
+    ):
         chosen = draw(which, sample, seed, split, what)
         with ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
-            warnings.simplefilter('ignore')     # silence is counted, not warned of
-            seen = list(tqdm(in_order(pool, lambda k: look(corpus, k), chosen), total=len(chosen), desc=f'{split}: {what}s', disable=not progress, leave=False))
-        bad = [x['fault'] for x in seen if 'fault' in x]
-        if bad: broken.append((what, bad, len(seen), which.sum(), _share_lost(corpus, what, chosen, ['fault' in x for x in seen])))
-        s['opened'][f'{what}s'] = len(seen)
-        s['rest'].append(None if bad else bound(len(seen), which.sum()))
-        good.append([int(k) for k, x in zip(chosen, seen) if 'fault' not in x])
-        if good[-1]: judge(report, corpus, [x for x in seen if 'fault' not in x])
-        if what == 'recording': check_alignments(report, corpus, {int(k): x['seconds'] for k, x in zip(chosen, seen) if 'fault' not in x})
-    severity = 'error' if sum(share for *_, share in broken) > max_unreadable else 'warning'
+            warnings.simplefilter("ignore")  # silence is counted, not warned of
+            seen = list(
+                tqdm(
+                    in_order(pool, lambda k: look(corpus, k), chosen),
+                    total=len(chosen),
+                    desc=f"{split}: {what}s",
+                    disable=not progress,
+                    leave=False,
+                )
+            )
+        bad = [x["fault"] for x in seen if "fault" in x]
+        if bad:
+            broken.append(
+                (
+                    what,
+                    bad,
+                    len(seen),
+                    which.sum(),
+                    _share_lost(corpus, what, chosen, ["fault" in x for x in seen]),
+                )
+            )
+        s["opened"][f"{what}s"] = len(seen)
+        s["rest"].append(None if bad else bound(len(seen), which.sum()))
+        good.append([int(k) for k, x in zip(chosen, seen) if "fault" not in x])
+        if good[-1]:
+            judge(report, corpus, [x for x in seen if "fault" not in x])
+        if what == "recording":
+            check_alignments(
+                report, corpus, {int(k): x["seconds"] for k, x in zip(chosen, seen) if "fault" not in x}
+            )
+    severity = "error" if sum(share for *_, share in broken) > max_unreadable else "warning"
     for what, bad, n, total, _ in broken:
-        do = 'download or copy them again.' + (' --all opens every file.' if n < total else '')
-        report.add(severity, f'{split}: {len(bad):,} of {n:,} opened {what}s unreadable', bad, do)
+        do = "download or copy them again." + (" --all opens every file." if n < total else "")
+        report.add(severity, f"{split}: {len(bad):,} of {n:,} opened {what}s unreadable", bad, do)
     return good
+
 
 def _share_lost(corpus, what, chosen, bad):
     "The share of the captions of the `chosen` recordings or images that is lost with the `bad` ones (a list of bool)."
-    captions = np.ones(len(chosen)) if what == 'recording' else np.bincount(corpus.image_of_caption, minlength=corpus.n_images)[chosen]
-    return float(captions[np.array(bad)].sum()/captions.sum())
+    captions = (
+        np.ones(len(chosen))
+        if what == "recording"
+        else np.bincount(corpus.image_of_caption, minlength=corpus.n_images)[chosen]
+    )
+    return float(captions[np.array(bad)].sum() / captions.sum())
 
 # %% ../../nbs/10_data_check.ipynb #a7eb72f2
 def _judge_sounds(report, corpus, seen):
     "Lengths, rates, channels and silence of the recordings that could be read."
-    s, split, (train_cut, eval_cut) = report.stats['splits'][corpus.split], corpus.split, CAPS.get(corpus.name, (8, 10))
-    t = report.seconds[split] = np.array([x['seconds'] for x in seen]) if corpus.samples is None else corpus.samples/RATE
-    s['seconds'] = {'min': float(t.min()), 'median': float(np.median(t)), 'max': float(t.max()), 'hours': float(t.mean()*len(corpus)/3600), 'all': len(t) == len(corpus),
-                    'train_cut': train_cut, 'over_train': float((t > train_cut).mean()), 'eval_cut': eval_cut, 'over_eval': float((t > eval_cut).mean())}
-    for key in ('rate', 'channels', 'format'): s[key] = dict(Counter(x[key] for x in seen).most_common())
-    n, other = len(seen), {f'{r:,} Hz': n for r, n in s['rate'].items() if r != RATE}
-    if low := sum(x['rate'] < RATE for x in seen): report.add('warning', f'{split}: {low:,} of {n:,} opened recordings sampled below {RATE:,} Hz ({_tally(other)})', do='look for a better copy: what was above half their rate is lost.')
-    elif other: report.add('note', f'{split}: {sum(other.values()):,} of {n:,} opened recordings not sampled at {RATE:,} Hz ({_tally(other)})', do='nothing: they are converted on reading; shards are read faster.')
-    if several := sum(x['channels'] > 1 for x in seen): report.add('note', f'{split}: {several:,} of {n:,} opened recordings with several channels', do='nothing: their mean is taken.')
-    if silent := sum(x['silent'] for x in seen): report.add('warning', f'{split}: {silent:,} of {n:,} opened recordings silent', do='leave these records out: they teach nothing.')
-    if loud := sum(x['peak'] > MAX_PEAK for x in seen):
-        report.add('warning', f'{split}: {loud:,} of {n:,} opened recordings hold integers as floating-point samples (up to {max(x["peak"] for x in seen):,.0f})',
-                   do='nothing: they are divided by the range of these integers on reading. Write them again between -1 and 1 if that guess is wrong.')
-    if over := sum(1 < x['peak'] <= MAX_PEAK for x in seen):
-        report.add('note', f'{split}: {over:,} of {n:,} opened recordings have floating-point samples beyond -1 and 1', do='nothing: training takes them as they are.')
-    if s['seconds']['over_eval'] > .5: report.add('warning', f'{split}: {s["seconds"]["over_eval"]:.0%} of the opened recordings longer than {eval_cut} s, where evaluation cuts', do='split the recordings, or raise max_seconds.')
+    s, split, (train_cut, eval_cut) = (
+        report.stats["splits"][corpus.split],
+        corpus.split,
+        CAPS.get(corpus.name, (8, 10)),
+    )
+    t = report.seconds[split] = (
+        np.array([x["seconds"] for x in seen]) if corpus.samples is None else corpus.samples / RATE
+    )
+    s["seconds"] = {
+        "min": float(t.min()),
+        "median": float(np.median(t)),
+        "max": float(t.max()),
+        "hours": float(t.mean() * len(corpus) / 3600),
+        "all": len(t) == len(corpus),
+        "train_cut": train_cut,
+        "over_train": float((t > train_cut).mean()),
+        "eval_cut": eval_cut,
+        "over_eval": float((t > eval_cut).mean()),
+    }
+    for key in ("rate", "channels", "format"):
+        s[key] = dict(Counter(x[key] for x in seen).most_common())
+    n, other = len(seen), {f"{r:,} Hz": n for r, n in s["rate"].items() if r != RATE}
+    if low := sum(x["rate"] < RATE for x in seen):
+        report.add(
+            "warning",
+            f"{split}: {low:,} of {n:,} opened recordings sampled below {RATE:,} Hz ({_tally(other)})",
+            do="look for a better copy: what was above half their rate is lost.",
+        )
+    elif other:
+        report.add(
+            "note",
+            f"{split}: {sum(other.values()):,} of {n:,} opened recordings not sampled at {RATE:,} Hz ({_tally(other)})",
+            do="nothing: they are converted on reading; shards are read faster.",
+        )
+    if several := sum(x["channels"] > 1 for x in seen):
+        report.add(
+            "note",
+            f"{split}: {several:,} of {n:,} opened recordings with several channels",
+            do="nothing: their mean is taken.",
+        )
+    if silent := sum(x["silent"] for x in seen):
+        report.add(
+            "warning",
+            f"{split}: {silent:,} of {n:,} opened recordings silent",
+            do="leave these records out: they teach nothing.",
+        )
+    if loud := sum(x["peak"] > MAX_PEAK for x in seen):
+        report.add(
+            "warning",
+            f"{split}: {loud:,} of {n:,} opened recordings hold integers as floating-point samples (up to {max(x['peak'] for x in seen):,.0f})",
+            do="nothing: they are divided by the range of these integers on reading. Write them again between -1 and 1 if that guess is wrong.",
+        )
+    if over := sum(1 < x["peak"] <= MAX_PEAK for x in seen):
+        report.add(
+            "note",
+            f"{split}: {over:,} of {n:,} opened recordings have floating-point samples beyond -1 and 1",
+            do="nothing: training takes them as they are.",
+        )
+    if s["seconds"]["over_eval"] > 0.5:
+        report.add(
+            "warning",
+            f"{split}: {s['seconds']['over_eval']:.0%} of the opened recordings longer than {eval_cut} s, where evaluation cuts",
+            do="split the recordings, or raise max_seconds.",
+        )
+
 
 def _judge_images(report, corpus, seen):
     "Sizes and modes of the images that could be read."
-    s, split, short = report.stats['splits'][corpus.split], corpus.split, np.array([x['short'] for x in seen])
-    s['image_sizes'] = {'short_min': int(short.min()), 'short_median': float(np.median(short)), 'short_max': int(short.max()), 'long_max': max(x['long'] for x in seen)}
-    for key in ('mode', 'format'): s[f'image_{key}'] = dict(Counter(x[key] for x in seen).most_common())
-    other = {m: n for m, n in s['image_mode'].items() if m != 'RGB'}
-    if other: report.add('note', f'{split}: {sum(other.values()):,} of {len(seen):,} opened images not RGB ({_tally(other)})', do='nothing: they are converted on reading.')
-    if (small := short < 224).any(): report.add('note', f'{split}: {small.sum():,} of {len(seen):,} opened images with a short side below 224 pixels (the smallest: {short.min()})', do='nothing: they are enlarged; the presets for small images take them as they are.')
+    s, split, short = report.stats["splits"][corpus.split], corpus.split, np.array([x["short"] for x in seen])
+    s["image_sizes"] = {
+        "short_min": int(short.min()),
+        "short_median": float(np.median(short)),
+        "short_max": int(short.max()),
+        "long_max": max(x["long"] for x in seen),
+    }
+    for key in ("mode", "format"):
+        s[f"image_{key}"] = dict(Counter(x[key] for x in seen).most_common())
+    other = {m: n for m, n in s["image_mode"].items() if m != "RGB"}
+    if other:
+        report.add(
+            "note",
+            f"{split}: {sum(other.values()):,} of {len(seen):,} opened images not RGB ({_tally(other)})",
+            do="nothing: they are converted on reading.",
+        )
+    if (small := short < 224).any():
+        report.add(
+            "note",
+            f"{split}: {small.sum():,} of {len(seen):,} opened images with a short side below 224 pixels (the smallest: {short.min()})",
+            do="nothing: they are enlarged; the presets for small images take them as they are.",
+        )
 
-def _tally(counts): return ', '.join(f'{k}: {n:,}' for k, n in counts.items())
+
+def _tally(counts):
+    return ", ".join(f"{k}: {n:,}" for k, n in counts.items())
 
 # %% ../../nbs/10_data_check.ipynb #bc5e73a4
-LATE = .1       # seconds
+LATE = 0.1  # seconds
+
 
 def check_alignments(report, corpus, seconds):
     "Look for word times after the end of a recording. `seconds`: {caption: length of its recording}."
-    if not corpus.alignments or isinstance(corpus, Shards) and corpus.settings.get('max_seconds'): return      # shards may hold the beginnings alone
+    if not corpus.alignments or isinstance(corpus, Shards) and corpus.settings.get("max_seconds"):
+        return  # shards may hold the beginnings alone
     ends = {j: max((end for _, _, end in corpus.captions[j].words), default=0) for j in seconds}
-    late = [f'{corpus.uttids[j]}: the words end at {ends[j]:g} s, the recording at {s:.2f} s' for j, s in seconds.items() if ends[j] > s + LATE]
+    late = [
+        f"{corpus.uttids[j]}: the words end at {ends[j]:g} s, the recording at {s:.2f} s"
+        for j, s in seconds.items()
+        if ends[j] > s + LATE
+    ]
     if late:
-        report.add('warning', f'{corpus.split}: {len(late):,} of {len(seconds):,} opened recordings end before the last word of their alignment', late,
-                   'look whether the alignments are of these recordings, and in seconds; training does not need them.')
+        report.add(
+            "warning",
+            f"{corpus.split}: {len(late):,} of {len(seconds):,} opened recordings end before the last word of their alignment",
+            late,
+            "look whether the alignments are of these recordings, and in seconds; training does not need them.",
+        )
 
 # %% ../../nbs/10_data_check.ipynb #44b1f75a
 def check_lists(report, corpus, told=None):
     "What the lists of a split say by themselves: its numbers, what its reader left out, recordings that are listed twice. `told`: a set of what was reported for other splits."
-    per_image, per_speaker = np.bincount(corpus.image_of_caption, minlength=corpus.n_images), np.bincount(corpus.speaker_of_caption)
-    known = [k for k, name in enumerate(corpus.speakers) if name not in ('', UNKNOWN)]
-    report.per_speaker[corpus.split], told = np.sort(per_speaker[known])[::-1], set() if told is None else told
-    report.stats['splits'][corpus.split] = {'images': corpus.n_images, 'captions': len(corpus), 'speakers': len(known), 'without_speaker': len(corpus) - int(per_speaker[known].sum()),
-        'captions_per_image': {int(k): int(n) for k, n in enumerate(np.bincount(per_image)) if n}, 'left_out': corpus.skipped.counts}
+    per_image, per_speaker = (
+        np.bincount(corpus.image_of_caption, minlength=corpus.n_images),
+        np.bincount(corpus.speaker_of_caption),
+    )
+    known = [k for k, name in enumerate(corpus.speakers) if name not in ("", UNKNOWN)]
+    report.per_speaker[corpus.split], told = (
+        np.sort(per_speaker[known])[::-1],
+        set() if told is None else told,
+    )
+    report.stats["splits"][corpus.split] = {
+        "images": corpus.n_images,
+        "captions": len(corpus),
+        "speakers": len(known),
+        "without_speaker": len(corpus) - int(per_speaker[known].sum()),
+        "captions_per_image": {int(k): int(n) for k, n in enumerate(np.bincount(per_image)) if n},
+        "left_out": corpus.skipped.counts,
+    }
     new = [x for x in corpus.skipped if x not in told]
     told.update(new)
     for fault in corpus.skipped.counts:
         those = [x for x in new if x.kind == fault]
-        severity = 'error' if fault in LEAKS else 'note' if all('kept without it' in x.why for x in those) else 'warning'
-        if those: report.add(severity, f'{corpus.split}: {len(those):,} x {fault} (in the lists)', (f'{x.where}: {x.why}' for x in those), those[0].do or HINTS.get(severity))
-    for said in corpus.notes: report.add('note', f'{corpus.split}: {said}', do=HINTS['read' if 'is read as' in said else 'note'])
+        severity = (
+            "error"
+            if fault in LEAKS
+            else "note"
+            if all("kept without it" in x.why for x in those)
+            else "warning"
+        )
+        if those:
+            report.add(
+                severity,
+                f"{corpus.split}: {len(those):,} x {fault} (in the lists)",
+                (f"{x.where}: {x.why}" for x in those),
+                those[0].do or HINTS.get(severity),
+            )
+    for said in corpus.notes:
+        report.add("note", f"{corpus.split}: {said}", do=HINTS["read" if "is read as" in said else "note"])
     twice = [name for name, n in Counter(corpus.audio_names).items() if n > 1]
-    if twice: report.add('warning', f'{corpus.split}: {_n(twice, "recording")} {_be(twice)} listed more than once', twice, 'look which caption each belongs to.')
+    if twice:
+        report.add(
+            "warning",
+            f"{corpus.split}: {_n(twice, 'recording')} {_be(twice)} listed more than once",
+            twice,
+            "look which caption each belongs to.",
+        )
 
-LEAKS = ('image in two splits',)
-HINTS = {'error': 'correct the lists: what was trained on cannot be tested on.', 'warning': 'these records are left out; correct the lists if that is more than you can spare.', 'note': 'nothing: training does not need it.', 'read': 'nothing: they are read so.'}
+
+LEAKS = ("image in two splits",)
+HINTS = {
+    "error": "correct the lists: what was trained on cannot be tested on.",
+    "warning": "these records are left out; correct the lists if that is more than you can spare.",
+    "note": "nothing: training does not need it.",
+    "read": "nothing: they are read so.",
+}
 
 # %% ../../nbs/10_data_check.ipynb #c59d2288
 def check_overlap(report, corpora):
     "`corpora`: {split: Corpus}. Images and recordings that two splits share (an error), and the share of a split's captions whose speaker the training split has."
-    def files(c, what):     # as the disk spells them
+
+    def files(c, what):  # as the disk spells them
         spelt = (c._spelt or {}).get(what, {})
-        return {spelt.get(name, name) for name in getattr(c, f'{what}_names')}
-    names = {split: {'image': files(c, 'image'), 'recording': files(c, 'audio')} for split, c in corpora.items()}
+        return {spelt.get(name, name) for name in getattr(c, f"{what}_names")}
+
+    names = {
+        split: {"image": files(c, "image"), "recording": files(c, "audio")} for split, c in corpora.items()
+    }
     for a, b in itertools.combinations(corpora, 2):
-        older = corpora[a].name == 'places' and 'val' in (a, b) and any(canonical(s).startswith(('dev_', 'test_')) for s in corpora)    # two ways to split one corpus
-        for what in ('image', 'recording'):
+        older = (
+            corpora[a].name == "places"
+            and "val" in (a, b)
+            and any(canonical(s).startswith(("dev_", "test_")) for s in corpora)
+        )  # two ways to split one corpus
+        for what in ("image", "recording"):
             both = names[a][what] & names[b][what]
-            if both and older: report.add('note', f'{a} and {b} share {_n(both, what)}', sorted(both)[:3], 'do not mix the older split with those of 2020.')
-            elif both: report.add('error', f'{a} and {b} share {_n(both, what)}', sorted(both)[:3], f'take them out of {b if b.startswith("train") else a}: what was trained on cannot be tested on.')
+            if both and older:
+                report.add(
+                    "note",
+                    f"{a} and {b} share {_n(both, what)}",
+                    sorted(both)[:3],
+                    "do not mix the older split with those of 2020.",
+                )
+            elif both:
+                report.add(
+                    "error",
+                    f"{a} and {b} share {_n(both, what)}",
+                    sorted(both)[:3],
+                    f"take them out of {b if b.startswith('train') else a}: what was trained on cannot be tested on.",
+                )
     for split, c in corpora.items():
-        if split == 'train' or 'train' not in corpora or not report.stats['splits'][split]['speakers']: continue
-        share = report.stats['splits'][split]['shared_with_train'] = overlap(c, corpora['train'])
-        odd = share['speakers'] > .1 if canonical(split).endswith('_unseen') else canonical(split).endswith('_seen') and share['speakers'] < .9
-        if c.name == 'places' and odd:
-            report.add('warning', f'{split}: {share["speakers"]:.0%} of its captions have a speaker of the training split, which does not fit its name', do='look whether the split files were renamed, or whether this training split is a part of the official one.')
+        if split == "train" or "train" not in corpora or not report.stats["splits"][split]["speakers"]:
+            continue
+        share = report.stats["splits"][split]["shared_with_train"] = overlap(c, corpora["train"])
+        odd = (
+            share["speakers"] > 0.1
+            if canonical(split).endswith("_unseen")
+            else canonical(split).endswith("_seen") and share["speakers"] < 0.9
+        )
+        if c.name == "places" and odd:
+            report.add(
+                "warning",
+                f"{split}: {share['speakers']:.0%} of its captions have a speaker of the training split, which does not fit its name",
+                do="look whether the split files were renamed, or whether this training split is a part of the official one.",
+            )
 
 # %% ../../nbs/10_data_check.ipynb #aa8d7ea9
 def check_copies(report, opened):
     "`opened`: [(split, what, path), …] of files that were read. Reports files of different names and the same content."
     sizes, groups = {}, {}
-    for item in opened: sizes.setdefault((item[1], os.path.getsize(item[2])), []).append(item)
+    for item in opened:
+        sizes.setdefault((item[1], os.path.getsize(item[2])), []).append(item)
     for (what, _), same in sizes.items():
         for split, _, path in same if len(same) > 1 else ():
-            groups.setdefault((what, hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()), {})[str(path)] = split
-    for what in ('recording', 'image'):
+            groups.setdefault((what, hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()), {})[
+                str(path)
+            ] = split
+    for what in ("recording", "image"):
         copies = [g for (w, _), g in groups.items() if w == what and len(g) > 1]
-        across, within = [g for g in copies if len(set(g.values())) > 1], [g for g in copies if len(set(g.values())) == 1]
-        if across: report.add('error', f'{len(across):,} of the opened {what}s {_be(across)} in two splits under different names', (' = '.join(g) for g in across), 'take them out of one of the splits.')
-        if within: report.add('warning', f'{len(within):,} of the opened {what}s {"has" if len(within) == 1 else "have"} copies under other names in the same split', (' = '.join(g) for g in within), 'look whether a download wrote one file over another.')
+        across, within = (
+            [g for g in copies if len(set(g.values())) > 1],
+            [g for g in copies if len(set(g.values())) == 1],
+        )
+        if across:
+            report.add(
+                "error",
+                f"{len(across):,} of the opened {what}s {_be(across)} in two splits under different names",
+                (" = ".join(g) for g in across),
+                "take them out of one of the splits.",
+            )
+        if within:
+            report.add(
+                "warning",
+                f"{len(within):,} of the opened {what}s {'has' if len(within) == 1 else 'have'} copies under other names in the same split",
+                (" = ".join(g) for g in within),
+                "look whether a download wrote one file over another.",
+            )
 
 # %% ../../nbs/10_data_check.ipynb #a4121c42
-DIGEST_BYTES = 2e9      # a split of shards up to this size is read whole
+DIGEST_BYTES = 2e9  # a split of shards up to this size is read whole
+
 
 def check_shards(report, corpus, whole=False):
     "Compare the digests of the shards of a split. Returns which recordings and images can be tried, as `check_files` does: all."
-    s, size = report.stats['splits'][corpus.split], sum(p.stat().st_size for p in corpus.folder.glob(f'{corpus.split}-*.tar'))
-    s |= {'shards': str(corpus.folder), 'settings': corpus.settings, 'shard_bytes': size, 'digests': whole or size <= DIGEST_BYTES}
-    if not s['digests']: report.add('note', f'{corpus.split}: the digests of {size/1e9:.0f} GB of shards were not compared', do='--all reads them.')
+    s, size = (
+        report.stats["splits"][corpus.split],
+        sum(p.stat().st_size for p in corpus.folder.glob(f"{corpus.split}-*.tar")),
+    )
+    s |= {
+        "shards": str(corpus.folder),
+        "settings": corpus.settings,
+        "shard_bytes": size,
+        "digests": whole or size <= DIGEST_BYTES,
+    }
+    if not s["digests"]:
+        report.add(
+            "note",
+            f"{corpus.split}: the digests of {size / 1e9:.0f} GB of shards were not compared",
+            do="--all reads them.",
+        )
     else:
-        try: verify_shards(corpus.folder, corpus.split)
-        except DataError as e: report.add('error', f'{corpus.split}: {e}')
+        try:
+            verify_shards(corpus.folder, corpus.split)
+        except DataError as e:
+            report.add("error", f"{corpus.split}: {e}")
     return [np.ones(len(corpus), bool), np.ones(corpus.n_images, bool)]
 
 # %% ../../nbs/10_data_check.ipynb #33f378ac
@@ -386,69 +818,123 @@ def check_layout(report, there):
     "Roles that none of the splits `there` can take, and lists that are not the published ones."
     kind, path = report.kind, report.path
     for name, published in CHECKSUMS.get(kind, {}).items():
-        file = next((f for f in (path/name, path/Path(name).name) if f.is_file()), None)
+        file = next((f for f in (path / name, path / Path(name).name) if f.is_file()), None)
         if file and (found := hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()) != published:
-            report.add('note', f'{file.name} is not the published list (md5 {found}, not {published})', do='a subset, another corpus in this layout, or a changed copy: if it should be the whole corpus, download the list again.')
-    if path.is_file() and kind != 'pairs': return       # one file of several
+            report.add(
+                "note",
+                f"{file.name} is not the published list (md5 {found}, not {published})",
+                do="a subset, another corpus in this layout, or a changed copy: if it should be the whole corpus, download the list again.",
+            )
+    if path.is_file() and kind != "pairs":
+        return  # one file of several
     for role, loss in ROLES.items():
-        official, listed = protocol_splits(kind, role), f'(there: {", ".join(there)})'
-        try: found = protocol_splits(kind, role, there)
+        official, listed = protocol_splits(kind, role), f"(there: {', '.join(there)})"
+        try:
+            found = protocol_splits(kind, role, there)
         except DataError:
-            report.add('note' if kind in ('pairs', 'shards') else 'warning', f'there is no {role} split {listed}', do=WITHOUT_KARPATHY if (kind, role) == ('spokencoco', 'test') else loss)
+            report.add(
+                "note" if kind in ("pairs", "shards") else "warning",
+                f"there is no {role} split {listed}",
+                do=WITHOUT_KARPATHY if (kind, role) == ("spokencoco", "test") else loss,
+            )
         else:
             for name in official:
-                if kind == 'places' and name not in found and set(found) < set(official): report.add('warning', f'the split {name} is not there {listed}', do='the best checkpoint is chosen by the mean of dev_seen and dev_unseen.' if role == 'dev' else 'the tables report test_seen and test_unseen, each by itself.')
+                if kind == "places" and name not in found and set(found) < set(official):
+                    report.add(
+                        "warning",
+                        f"the split {name} is not there {listed}",
+                        do="the best checkpoint is chosen by the mean of dev_seen and dev_unseen."
+                        if role == "dev"
+                        else "the tables report test_seen and test_unseen, each by itself.",
+                    )
 
-ROLES = {'train': 'it is needed only for training.', 'dev': 'tell sgmim_train so with --dev-split and no name after it: then no best checkpoint is chosen, and the last one is kept.', 'test': 'without it there is nothing to report on.'}
+
+ROLES = {
+    "train": "it is needed only for training.",
+    "dev": "tell sgmim_train so with --dev-split and no name after it: then no best checkpoint is chosen, and the last one is kept.",
+    "test": "without it there is nothing to report on.",
+}
 
 # %% ../../nbs/10_data_check.ipynb #bc6ffb6c
 def _roots_option(kind, image_root, audio_root):
     "The folders that were named, as options of the reader of that kind."
-    given = {k: v for k, v in (('image_root', image_root), ('audio_root', audio_root)) if v is not None}
-    if given and kind == 'shards': raise ConfigError('shards hold their images and recordings: leave image_root and audio_root out')
+    given = {k: v for k, v in (("image_root", image_root), ("audio_root", audio_root)) if v is not None}
+    if given and kind == "shards":
+        raise ConfigError("shards hold their images and recordings: leave image_root and audio_root out")
     return given
+
 
 def _loaded(report, split, options, told):
     "The split as a `Corpus`, or None with a finding (each text once)."
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')     # what was left out will be reported
+            warnings.simplefilter("ignore")  # what was left out will be reported
             return load_corpus(report.path, split, report.kind, **options)
-    except ConfigError: raise
+    except ConfigError:
+        raise
     except (DataError, OSError) as e:
         what, _, do = str(e).partition(REMEDY)
-        if str(e) not in told: report.add('error', f'{split}: {what}', do=do)
+        if str(e) not in told:
+            report.add("error", f"{split}: {what}", do=do)
         told.add(str(e))
 
 # %% ../../nbs/10_data_check.ipynb #6b12cdea
-def check_data(path, kind=None, splits=None, image_root=None, audio_root=None, sample=200, all_files=False, seed=0, workers=8, progress=True, max_unreadable=.01,
-               **options):
+def check_data(
+    path,
+    kind=None,
+    splits=None,
+    image_root=None,
+    audio_root=None,
+    sample=200,
+    all_files=False,
+    seed=0,
+    workers=8,
+    progress=True,
+    max_unreadable=0.01,
+    **options,
+):
     """Look through the corpus at `path` (a folder or a metadata file of any layout) and return a `Report`. Whatever is wrong with the data is a finding in it, not an exception.
 
     `kind`: as `recognise` names it; `splits`: those to look at (default: all); `image_root`, `audio_root`: where the files are, if they are not found. Per split, `sample` recordings and
     as many images are opened, chosen by `seed`, by `workers` threads; `all_files`: every one. `max_unreadable`: share of the captions of a
     split that may be missing, empty or unreadable before that is an error, as in training. `options` go to the reader (`karpathy`, `metadata`). `ConfigError` for arguments that cannot be."""
-    if sample < 1 or workers < 1: raise ConfigError(f'sample is {sample} and workers is {workers}; both have to be at least 1')
+    if sample < 1 or workers < 1:
+        raise ConfigError(f"sample is {sample} and workers is {workers}; both have to be at least 1")
     report, corpora, opened, told = Report(path, kind), {}, [], set()
     try:
         report.kind = kind or recognise(report.path)
         options |= _roots_option(report.kind, image_root, audio_root)
         there = splits_of(report.path, report.kind, **options)
-        if not there: raise DataError(f'{path} holds no split of the kind {report.kind}')
-    except ConfigError: raise
+        if not there:
+            raise DataError(f"{path} holds no split of the kind {report.kind}")
+    except ConfigError:
+        raise
     except (DataError, OSError) as e:
-        do = 'mend the list' if report.kind else 'give the folder that the archive was unpacked into'
-        report.add('error', str(e), do=f'{do}; data_manifests/README.md shows how each corpus lies.')
+        do = "mend the list" if report.kind else "give the folder that the archive was unpacked into"
+        report.add("error", str(e), do=f"{do}; data_manifests/README.md shows how each corpus lies.")
         return report
     find = _advice(report.path)
     for corpus in filter(None, (_loaded(report, split, options, told) for split in splits or there)):
         corpora[corpus.split] = corpus
         check_lists(report, corpus, told)
-        if corpus.name != 'spokencoco' or 'test' in there: check_counts(report, corpus.name, corpus.split, corpus.n_images, len(corpus))      # the official numbers are those of Karpathy's split
-        files = check_shards(report, corpus, all_files) if isinstance(corpus, Shards) else check_files(report, corpus, find, max_unreadable)
-        sounds, pictures = check_opened(report, corpus, files, None if all_files else sample, seed, workers, progress, max_unreadable)
-        if not isinstance(corpus, Shards): opened += [(corpus.split, 'recording', corpus.audio_path(j)) for j in sounds] + [(corpus.split, 'image', corpus.image_path(i)) for i in pictures]
-    if not splits: check_layout(report, there)
+        if corpus.name != "spokencoco" or "test" in there:
+            check_counts(
+                report, corpus.name, corpus.split, corpus.n_images, len(corpus)
+            )  # the official numbers are those of Karpathy's split
+        files = (
+            check_shards(report, corpus, all_files)
+            if isinstance(corpus, Shards)
+            else check_files(report, corpus, find, max_unreadable)
+        )
+        sounds, pictures = check_opened(
+            report, corpus, files, None if all_files else sample, seed, workers, progress, max_unreadable
+        )
+        if not isinstance(corpus, Shards):
+            opened += [(corpus.split, "recording", corpus.audio_path(j)) for j in sounds] + [
+                (corpus.split, "image", corpus.image_path(i)) for i in pictures
+            ]
+    if not splits:
+        check_layout(report, there)
     check_overlap(report, corpora)
     check_copies(report, opened)
     return report
@@ -457,15 +943,24 @@ def check_data(path, kind=None, splits=None, image_root=None, audio_root=None, s
 def report_figure(report):
     "Lengths of the opened recordings, with the cut of the training, and how many captions each speaker spoke: a matplotlib figure."
     import matplotlib.pyplot as plt
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7), layout='constrained')
-    cut = max((s['seconds']['train_cut'] for s in report.stats['splits'].values() if 'seconds' in s), default=8)
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7), layout="constrained")
+    cut = max(
+        (s["seconds"]["train_cut"] for s in report.stats["splits"].values() if "seconds" in s), default=8
+    )
     longest = max([cut, *(t.max() for t in report.seconds.values())])
-    for split, t in report.seconds.items(): left.hist(t, np.linspace(0, longest, 41), density=True, histtype='step', linewidth=1.4, label=split)
-    left.axvline(cut, color='black', linestyle='--', linewidth=1)
-    left.text(cut, left.get_ylim()[1], 'cut in training ', ha='right', va='top', fontsize=8)
-    left.set(xlabel='length of a caption (s)', ylabel='density', xlim=(0, longest*1.02))
-    for split, n in report.per_speaker.items(): right.plot(np.arange(1, len(n) + 1), n, marker='.' if len(n) < 50 else None, linewidth=1.4, label=split)
-    right.set(xlabel='speakers, the busiest first', ylabel='captions', ylim=(0, None))
-    for ax in (left, right): ax.spines[['top', 'right']].set_visible(False)
-    if report.per_speaker: right.legend(frameon=False, fontsize=8)
+    for split, t in report.seconds.items():
+        left.hist(t, np.linspace(0, longest, 41), density=True, histtype="step", linewidth=1.4, label=split)
+    left.axvline(cut, color="black", linestyle="--", linewidth=1)
+    left.text(cut, left.get_ylim()[1], "cut in training ", ha="right", va="top", fontsize=8)
+    left.set(xlabel="length of a caption (s)", ylabel="density", xlim=(0, longest * 1.02))
+    for split, n in report.per_speaker.items():
+        right.plot(
+            np.arange(1, len(n) + 1), n, marker="." if len(n) < 50 else None, linewidth=1.4, label=split
+        )
+    right.set(xlabel="speakers, the busiest first", ylabel="captions", ylim=(0, None))
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    if report.per_speaker:
+        right.legend(frameon=False, fontsize=8)
     return fig

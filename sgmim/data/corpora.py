@@ -9,68 +9,115 @@ __all__ = ['APPLE', 'UNKNOWN', 'WINDOWS', 'OUTSIDE', 'PLACES', 'PLACES_SPLITS', 
            'spokencoco', 'flickr8k_audio', 'pairs', 'recognise', 'splits_of', 'load_corpus', 'protocol_splits']
 
 # %% ../../nbs/09_data_corpora.ipynb #184a0522
-import csv, difflib, inspect, io, json, os, re, unicodedata
+import csv
+import difflib
+import inspect
+import io
+import json
+import os
+import re
+import unicodedata
 from array import array
 from pathlib import Path
 
 import torch
 
 from ..core import ConfigError, DataError
-from .corpus import (Below, Corpus, Listing, Skips, Strings, is_plain, of_system, parse_words, path_fault,
-                               plain_path)
+from sgmim.data.corpus import (
+    Below,
+    Corpus,
+    Listing,
+    Skips,
+    Strings,
+    is_plain,
+    of_system,
+    parse_words,
+    path_fault,
+    plain_path,
+)
 
 # %% ../../nbs/09_data_corpora.ipynb #1765179e
 def read_text(path):
     "The text of a UTF-8 file. `DataError` if it is missing, a folder, empty, a web page, or not UTF-8 (with line and byte)."
     path = Path(path)
-    if path.is_dir(): raise DataError(f'{path} is a folder; a file was expected')
-    try: blob = path.read_bytes()
-    except FileNotFoundError as e: raise DataError(f'{path} does not exist') from e
-    except OSError as e: raise DataError(f'cannot read {path}: {e.strerror}') from e
-    if blob.startswith(APPLE): raise DataError(f'{path} is what macOS keeps beside a file (AppleDouble), not the file itself; delete it')
-    try: text = blob.decode().removeprefix('\ufeff')
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; a file was expected")
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError as e:
+        raise DataError(f"{path} does not exist") from e
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}") from e
+    if blob.startswith(APPLE):
+        raise DataError(
+            f"{path} is what macOS keeps beside a file (AppleDouble), not the file itself; delete it"
+        )
+    try:
+        text = blob.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as e:
-        line = blob.count(b'\n', 0, e.start) + 1
-        raise DataError(f'{path}, line {line}, byte {e.start}: 0x{blob[e.start]:02x} is not UTF-8; {_encoding(blob)}') from e
-    if text[1:2] == '\0' != text[:1]: raise DataError(f'{path}: {_encoding(blob)}')
-    if not text or text.isspace(): raise DataError(f'{path} is empty ({len(blob)} bytes); copy or download it again')
-    if re.match(r'\s*<', text): raise DataError(f'{path} begins with "<": a web page, not data. Look at it in a browser, and download the file again')
+        line = blob.count(b"\n", 0, e.start) + 1
+        raise DataError(
+            f"{path}, line {line}, byte {e.start}: 0x{blob[e.start]:02x} is not UTF-8; {_encoding(blob)}"
+        ) from e
+    if text[1:2] == "\0" != text[:1]:
+        raise DataError(f"{path}: {_encoding(blob)}")
+    if not text or text.isspace():
+        raise DataError(f"{path} is empty ({len(blob)} bytes); copy or download it again")
+    if re.match(r"\s*<", text):
+        raise DataError(
+            f'{path} begins with "<": a web page, not data. Look at it in a browser, and download the file again'
+        )
     return text
 
-APPLE = b'\0\5\x16\7'
+
+APPLE = b"\0\5\x16\7"
+
 
 def _encoding(blob):
     "What a file that is not UTF-8 may be, and what to do."
-    if blob[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in blob[:2]: return 'the file is UTF-16: save it as UTF-8 (in Excel "CSV UTF-8")'
+    if blob[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in blob[:2]:
+        return 'the file is UTF-16: save it as UTF-8 (in Excel "CSV UTF-8")'
     return 'the file is damaged, compressed, or in another encoding (Excel: save it as "CSV UTF-8")'
+
 
 def _head(path):
     "The first characters of a file, whatever they are; '' if there is none."
     try:
-        with open(path, encoding='utf-8', errors='replace') as f: return f.read(65_536)
-    except OSError: return ''
+        with open(path, encoding="utf-8", errors="replace") as f:
+            return f.read(65_536)
+    except OSError:
+        return ""
+
 
 def read_lines(path):
     "Yield (number from 1, text) of the lines of a text file that hold something."
     for n, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
-        if line.strip(): yield n, line.strip('\n')
+        if line.strip():
+            yield n, line.strip("\n")
 
 # %% ../../nbs/09_data_corpora.ipynb #1962a9cf
 class _Window:
     "A JSON text of which only a piece is in memory."
-    scan, space = json.JSONDecoder().scan_once, re.compile(r'[ \t\n\r]*')
-    def __init__(self, file, piece): self.file, self.piece, self.text, self.at, self.ended = file, piece, '', 0, False
+
+    scan, space = json.JSONDecoder().scan_once, re.compile(r"[ \t\n\r]*")
+
+    def __init__(self, file, piece):
+        self.file, self.piece, self.text, self.at, self.ended = file, piece, "", 0, False
 
     def grow(self):
-        more = self.file.read(max(self.piece, len(self.text) - self.at))    # twice as much for a value that is larger than the piece
-        self.text, self.at, self.ended = self.text[self.at:] + more, 0, not more
+        more = self.file.read(
+            max(self.piece, len(self.text) - self.at)
+        )  # twice as much for a value that is larger than the piece
+        self.text, self.at, self.ended = self.text[self.at :] + more, 0, not more
 
     def peek(self):
         "The next character that is no white space; '' at the end."
         while True:
             self.at = self.space.match(self.text, self.at).end()
-            if self.at < len(self.text): return self.text[self.at]
-            if self.ended: return ''
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if self.ended:
+                return ""
             self.grow()
 
     def take(self):
@@ -83,74 +130,109 @@ class _Window:
         while True:
             try:
                 value, end = self.scan(self.text, self.at)
-                if self.ended or end < len(self.text) and self.text[end] in ' \t\n\r,]}:':    # else 12 may be the beginning of 123 or 12.5
+                if (
+                    self.ended or end < len(self.text) and self.text[end] in " \t\n\r,]}:"
+                ):  # else 12 may be the beginning of 123 or 12.5
                     self.at = end
                     return value
             except (ValueError, StopIteration) as e:
-                if self.ended: raise ValueError('not valid JSON') from e
+                if self.ended:
+                    raise ValueError("not valid JSON") from e
             self.grow()
 
 # %% ../../nbs/09_data_corpora.ipynb #58ae3b49
-def entries(path, key='data', others=None, piece=1 << 20):
+def entries(path, key="data", others=None, piece=1 << 20):
     """Yield (k, entry) of the list under `key` in the JSON object that a file holds, with a piece of the file in memory (`piece` characters).
     The other values of the object are put into the dict `others`. `DataError` names file, line and column of a fault."""
-    try: yield from _entries(path, key, {} if others is None else others, piece)
-    except DataError: raise
+    try:
+        yield from _entries(path, key, {} if others is None else others, piece)
+    except DataError:
+        raise
     except (ValueError, OSError, RecursionError) as e:
-        try: json.loads(read_text(path))        # it knows the place
-        except DataError: raise
-        except json.JSONDecodeError as j: raise DataError(f'{path}, line {j.lineno}, column {j.colno}: not valid JSON ({j.msg}); the file may be cut off') from j
-        except (RecursionError, ValueError) as j: raise DataError(f'{path}: not readable as JSON ({j})') from j
-        raise DataError(f'{path}: {e}') from e
+        try:
+            json.loads(read_text(path))  # it knows the place
+        except DataError:
+            raise
+        except json.JSONDecodeError as j:
+            raise DataError(
+                f"{path}, line {j.lineno}, column {j.colno}: not valid JSON ({j.msg}); the file may be cut off"
+            ) from j
+        except (RecursionError, ValueError) as j:
+            raise DataError(f"{path}: not readable as JSON ({j})") from j
+        raise DataError(f"{path}: {e}") from e
+
 
 def _entries(path, key, others, piece):
-    with open(path, encoding='utf-8-sig', newline='') as f:
+    with open(path, encoding="utf-8-sig", newline="") as f:
         w = _Window(f, piece)
-        if w.peek() not in ('', '{', '<'): raise DataError(f'{path} holds {kind_of(w.value())}; an object with the key "{key}" was expected')
+        if w.peek() not in ("", "{", "<"):
+            raise DataError(f'{path} holds {kind_of(w.value())}; an object with the key "{key}" was expected')
         found, c = False, w.take()
-        if c != '{': raise ValueError
-        if w.peek() == '}': c = w.take()
-        while c != '}':
+        if c != "{":
+            raise ValueError
+        if w.peek() == "}":
+            c = w.take()
+        while c != "}":
             name = w.value()
-            if type(name) is not str or w.take() != ':': raise ValueError
+            if type(name) is not str or w.take() != ":":
+                raise ValueError
             if name == key:
                 found = True
                 yield from _items(w, f'{path}: "{key}"')
-            else: others[name] = w.value()
-            if (c := w.take()) not in (',', '}'): raise ValueError
-        if w.peek(): raise ValueError
-    if not found: raise DataError(f'{path} has {missing(others, key)}')
+            else:
+                others[name] = w.value()
+            if (c := w.take()) not in (",", "}"):
+                raise ValueError
+        if w.peek():
+            raise ValueError
+    if not found:
+        raise DataError(f"{path} has {missing(others, key)}")
 
 # %% ../../nbs/09_data_corpora.ipynb #906b2158
 def _items(w, what):
-    if w.peek() != '[': raise DataError(f'{what} is {kind_of(w.value())}; a list was expected')
+    if w.peek() != "[":
+        raise DataError(f"{what} is {kind_of(w.value())}; a list was expected")
     w.take()
-    if w.peek() == ']': return w.take()
-    k, c = 0, ','
-    while c == ',':
+    if w.peek() == "]":
+        return w.take()
+    k, c = 0, ","
+    while c == ",":
         yield k, w.value()
         k, c = k + 1, w.take()
-    if c != ']': raise ValueError
+    if c != "]":
+        raise ValueError
+
 
 def kind_of(value):
     "What a JSON value is, in words."
-    return {dict: 'an object', list: 'a list', str: 'a text', bool: 'true or false', type(None): 'null'}.get(type(value), 'a number')
+    return {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(
+        type(value), "a number"
+    )
 
-def near(key, names, cutoff=.6):
+
+def near(key, names, cutoff=0.6):
     "The one of `names` that is probably `key`, misspelt; '' if there is none. Case does not matter."
     lower = {n.lower(): n for n in names if isinstance(n, str)}
     found = difflib.get_close_matches(key, list(lower), 1, cutoff)
-    return lower[found[0]] if found else ''
+    return lower[found[0]] if found else ""
+
 
 def missing(record, key):
     "Words for a key that a record does not have."
     meant = near(key, record)
-    return f'no key "{key}"' + (f' (is "{meant}" meant?)' if meant else '') + f'; it has {", ".join(list(record)[:12]) or "none"}{", …" if len(record) > 12 else ""}'
+    return (
+        f'no key "{key}"'
+        + (f' (is "{meant}" meant?)' if meant else "")
+        + f"; it has {', '.join(list(record)[:12]) or 'none'}{', …' if len(record) > 12 else ''}"
+    )
 
 # %% ../../nbs/09_data_corpora.ipynb #6152a379
 class Column(Strings):
     "Strings that grow, packed from the beginning; `append` takes UTF-8 bytes."
-    def __init__(self): self.packed, self.ends = bytearray(), array('q', [0])
+
+    def __init__(self):
+        self.packed, self.ends = bytearray(), array("q", [0])
+
     bytes = property(lambda self: torch.frombuffer(self.packed or bytearray(1), dtype=torch.uint8))
     starts = property(lambda self: torch.frombuffer(self.ends, dtype=torch.int64))
 
@@ -159,70 +241,96 @@ class Column(Strings):
         self.ends.append(len(self.packed))
 
 # %% ../../nbs/09_data_corpora.ipynb #a39bc6ea
-UNKNOWN = 'unknown'     # the speaker where none is known
-WINDOWS = 'List the paths relative to the folder of the files: there are no drives or servers of Windows here.'
-OUTSIDE = 'Name the folder that the absolute paths lie below with {}, or list relative paths.'
+UNKNOWN = "unknown"  # the speaker where none is known
+WINDOWS = (
+    "List the paths relative to the folder of the files: there are no drives or servers of Windows here."
+)
+OUTSIDE = "Name the folder that the absolute paths lie below with {}, or list relative paths."
+
 
 def _path_fault(path, below=None):
     """(why, what to do) of a listed path that cannot be used; ('', '') if it can. `below`: the `Below` of its folder."""
-    if not isinstance(path, str): return path_fault(path), ''
+    if not isinstance(path, str):
+        return path_fault(path), ""
     plain = plain_path(path)
-    if re.match('[A-Za-z]:/|//', plain): return f"'{path}' is absolute, a path of Windows", WINDOWS
-    if '..' in plain.split('/'): return f"'{path}' climbs out of its root", ''
-    if plain[:1] != '/': return (path_fault(plain) or '').replace(repr(plain), repr(path)), ''
-    if below and below(plain): return '', ''
-    return f"'{path}' is absolute" + (f', and not below {below.root}' if below else ''), OUTSIDE
+    if re.match("[A-Za-z]:/|//", plain):
+        return f"'{path}' is absolute, a path of Windows", WINDOWS
+    if ".." in plain.split("/"):
+        return f"'{path}' climbs out of its root", ""
+    if plain[:1] != "/":
+        return (path_fault(plain) or "").replace(repr(plain), repr(path)), ""
+    if below and below(plain):
+        return "", ""
+    return f"'{path}' is absolute" + (f", and not below {below.root}" if below else ""), OUTSIDE
+
 
 def _fault(record, keys, below):
     "(kind, words, what to do) of what is wrong with the uttid, the recording or the image of a record."
-    faults = {field: _path_fault(record.get(keys[field]), below.get(field)) for field in ('image', 'audio')}
-    options = ' and '.join(f'--{f}-root DIR ({f}_root=DIR)' for f, (_, do) in faults.items() if do == OUTSIDE)
-    for field in ('uttid', 'audio', 'image'):
+    faults = {field: _path_fault(record.get(keys[field]), below.get(field)) for field in ("image", "audio")}
+    options = " and ".join(f"--{f}-root DIR ({f}_root=DIR)" for f, (_, do) in faults.items() if do == OUTSIDE)
+    for field in ("uttid", "audio", "image"):
         key = keys[field]
-        if key not in record: return 'missing key', missing(record, key), ''
-        value, (why, do) = record[key], faults.get(field, ('', ''))
-        if why: return 'bad path', f'the {key} {why[:300]}', do.format(options)
-        if field == 'uttid' and (type(value) is not str or not value):
-            return 'bad name', f'"{key}" is {"empty" if value == "" else kind_of(value)}; a text was expected', ''
-    return 'bad name', f'{keys["uttid"]}, {keys["audio"]} or {keys["image"]} hold half a character', ''      # a lone surrogate
+        if key not in record:
+            return "missing key", missing(record, key), ""
+        value, (why, do) = record[key], faults.get(field, ("", ""))
+        if why:
+            return "bad path", f"the {key} {why[:300]}", do.format(options)
+        if field == "uttid" and (type(value) is not str or not value):
+            return (
+                "bad name",
+                f'"{key}" is {"empty" if value == "" else kind_of(value)}; a text was expected',
+                "",
+            )
+    return (
+        "bad name",
+        f"{keys['uttid']}, {keys['audio']} or {keys['image']} hold half a character",
+        "",
+    )  # a lone surrogate
 
 # %% ../../nbs/09_data_corpora.ipynb #6e895cd8
 class _Paths:
     "The listed paths of a corpus. `folders`: {'audio', 'image': the folder below which absolute ones may lie}; `odd`: was one not plain?"
-    def __init__(self, folders): self.below, self.odd = {field: Below(folder) for field, folder in folders.items()}, False
+
+    def __init__(self, folders):
+        self.below, self.odd = {field: Below(folder) for field, folder in folders.items()}, False
 
     def stored(self, field, path):
         "A path as it is stored; None if it cannot be used. What is not plain is looked at again when the folders are known."
-        if is_plain(path): return path
+        if is_plain(path):
+            return path
         self.odd = True
-        if _path_fault(path, self.below.get(field))[0]: return None
+        if _path_fault(path, self.below.get(field))[0]:
+            return None
         plain = plain_path(path)
-        return f'{self.below[field].root}/{self.below[field](plain)}' if plain[:1] == '/' else path
+        return f"{self.below[field].root}/{self.below[field](plain)}" if plain[:1] == "/" else path
 
     def short(self, field, path):
         "A path in plain form, and relative if it can be."
         plain = path if is_plain(path) else plain_path(path)
-        return plain[:1] == '/' and field in self.below and self.below[field](plain) or plain
+        return plain[:1] == "/" and field in self.below and self.below[field](plain) or plain
+
 
 def _misspelt(keys, record, filled):
     "Words for an optional key that is probably misspelt in a record (its keys), or ''. `filled`: False if the lack of a speaker or text is not noted elsewhere."
     others = set(record) - set(keys.values())
-    fields = ('alignment', 'label') if filled else set(keys) - {'audio', 'image'}
+    fields = ("alignment", "label") if filled else set(keys) - {"audio", "image"}
     gone = sorted(keys[f] for f in fields if f in keys and keys[f] not in record)
-    return next((missing(record, key) for key in gone if near(key, others, .78)), '')
+    return next((missing(record, key) for key in gone if near(key, others, 0.78)), "")
 
 # %% ../../nbs/09_data_corpora.ipynb #5a57f825
 class Rows:
     """Columns that grow record by record. `keys`: {'uttid', 'audio', 'image', 'speaker'; if the corpus has them 'text', 'alignment', 'label': the key in a record};
     `where(at)`: words for the place `at` of a record; `folders`: {'audio', 'image': the folder below which absolute paths may lie}."""
+
     def __init__(self, keys, where=None, folders=None):
         self.keys, self.where, self.skips = keys, where, Skips()
         self.paths, self.blank = _Paths(folders or {}), 0
-        self.images, self.labels, self.image_of_caption, self.speakers = {}, [], array('q'), []
+        self.images, self.labels, self.image_of_caption, self.speakers = {}, [], array("q"), []
         self.image_names, self.audio, self.uttids, self.texts, self.alignments = (Column() for _ in range(5))
         self._seen, self._names, self._slips = set(), {}, {}
 
-    def skip(self, kind, at, why, do=''): self.skips.add(kind, self.where(at), why, do)
+    def skip(self, kind, at, why, do=""):
+        self.skips.add(kind, self.where(at), why, do)
 
     def _refuse(self, at, record):
         kind, why, do = _fault(record, self.keys, self.paths.below)
@@ -230,60 +338,103 @@ class Rows:
 
     def add(self, at, record, listed=None):
         "Take a record (a dict), or note why not. `listed`: the record without what was filled in by its reader."
-        if type(record) is not dict: return self.skip('not a record', at, f'{kind_of(record)}; an object was expected')
+        if type(record) is not dict:
+            return self.skip("not a record", at, f"{kind_of(record)}; an object was expected")
         get, keys = record.get, self.keys
-        uttid, audio, image = get(keys['uttid']), get(keys['audio']), get(keys['image'])
+        uttid, audio, image = get(keys["uttid"]), get(keys["audio"]), get(keys["image"])
         try:
-            packed, sound = uttid.encode(), self.paths.stored('audio', audio).encode()
-            picture = image in self.images or self.paths.stored('image', image).encode()
-        except (AttributeError, TypeError, UnicodeEncodeError): packed = None
-        if not packed: return self._refuse(at, record)
-        if packed in self._seen: return self.skip('duplicate', at, f"the uttid '{uttid}' was there before")
+            packed, sound = uttid.encode(), self.paths.stored("audio", audio).encode()
+            picture = image in self.images or self.paths.stored("image", image).encode()
+        except (AttributeError, TypeError, UnicodeEncodeError):
+            packed = None
+        if not packed:
+            return self._refuse(at, record)
+        if packed in self._seen:
+            return self.skip("duplicate", at, f"the uttid '{uttid}' was there before")
         self._seen.add(packed)
         self.uttids.append(packed)
         self.audio.append(sound)
         self._optional(at, record, get)
-        shape = tuple(record if listed is None else listed)       # most records have the same keys
-        if shape not in self._slips: self._slips[shape] = _misspelt(self.keys, shape, listed is None)
-        if why := self._slips[shape]: self.skip('misspelt key', at, f'{why}. The caption is kept without it')
-        if picture is not True:     # a new one
+        shape = tuple(record if listed is None else listed)  # most records have the same keys
+        if shape not in self._slips:
+            self._slips[shape] = _misspelt(self.keys, shape, listed is None)
+        if why := self._slips[shape]:
+            self.skip("misspelt key", at, f"{why}. The caption is kept without it")
+        if picture is not True:  # a new one
             self.images[image] = len(self.images)
             self.image_names.append(picture)
-            self.labels.append(self._one(get(keys.get('label'))))
+            self.labels.append(self._one(get(keys.get("label"))))
         self.image_of_caption.append(self.images[image])
 
     def _optional(self, at, record, get):
         keys = self.keys
-        speaker, text, words = get(keys['speaker']), get(keys['text']) if 'text' in keys else '', get(keys.get('alignment')) or ''
-        if type(speaker) is not str or not speaker: speaker = self._lack('no speaker', at, record, 'speaker') or UNKNOWN
+        speaker, text, words = (
+            get(keys["speaker"]),
+            get(keys["text"]) if "text" in keys else "",
+            get(keys.get("alignment")) or "",
+        )
+        if type(speaker) is not str or not speaker:
+            speaker = self._lack("no speaker", at, record, "speaker") or UNKNOWN
         self.speakers.append(self._one(speaker))
-        if type(text) is not str: text = self._lack('no text', at, record, 'text')
-        elif not text or text.isspace(): self.blank += 'text' in keys
-        self.texts.append(text.encode(errors='replace'))
+        if type(text) is not str:
+            text = self._lack("no text", at, record, "text")
+        elif not text or text.isspace():
+            self.blank += "text" in keys
+        self.texts.append(text.encode(errors="replace"))
         if words:
-            try: parse_words(words)
-            except DataError as e: words = self._lack('bad alignment', at, record, 'alignment', str(e).removeprefix(': '))
-            except AttributeError: words = self._lack('bad alignment', at, record, 'alignment')
-        self.alignments.append(words.encode(errors='replace'))
+            try:
+                parse_words(words)
+            except DataError as e:
+                words = self._lack("bad alignment", at, record, "alignment", str(e).removeprefix(": "))
+            except AttributeError:
+                words = self._lack("bad alignment", at, record, "alignment")
+        self.alignments.append(words.encode(errors="replace"))
 
     def _one(self, name):
         "One string for each speaker and each label."
-        if type(name) is not str: return ''
-        return self._names.get(name) or self._names.setdefault(name, name.encode(errors='replace').decode())
+        if type(name) is not str:
+            return ""
+        return self._names.get(name) or self._names.setdefault(name, name.encode(errors="replace").decode())
 
     def _lack(self, kind, at, record, field, why=None):
         key = self.keys[field]
-        self.skip(kind, at, (why or (f'"{key}" is {kind_of(record[key]) if record[key] != "" else "empty"}' if key in record else missing(record, key))) + '. The caption is kept without it')
-        return ''
+        self.skip(
+            kind,
+            at,
+            (
+                why
+                or (
+                    f'"{key}" is {kind_of(record[key]) if record[key] != "" else "empty"}'
+                    if key in record
+                    else missing(record, key)
+                )
+            )
+            + ". The caption is kept without it",
+        )
+        return ""
 
     def corpus(self, name, split, image_root, audio_root, strict):
         "The `Corpus`; `DataError` if there is nothing in it, or if `strict` and there was a fault."
-        self._seen = self.images = None     # room for what follows
+        self._seen = self.images = None  # room for what follows
         notes = _settle(self, image_root, audio_root) if self.paths.odd else []
-        if self.blank: notes.append(f'{self.blank:,} of {len(self.audio):,} captions have an empty text')
-        if len(self.audio): self.skips.settle(strict, f'{name}, split {split}')
-        out = Corpus(name, split, image_root, audio_root, self.image_names, self.image_of_caption, self.audio, self.uttids, self.speakers,
-                     *(c if c.packed else None for c in (self.texts, self.alignments)), self.labels if any(self.labels) else None, self.skips)
+        if self.blank:
+            notes.append(f"{self.blank:,} of {len(self.audio):,} captions have an empty text")
+        if len(self.audio):
+            self.skips.settle(strict, f"{name}, split {split}")
+        out = Corpus(
+            name,
+            split,
+            image_root,
+            audio_root,
+            self.image_names,
+            self.image_of_caption,
+            self.audio,
+            self.uttids,
+            self.speakers,
+            *(c if c.packed else None for c in (self.texts, self.alignments)),
+            self.labels if any(self.labels) else None,
+            self.skips,
+        )
         out.notes = tuple(notes)
         return out
 
@@ -291,115 +442,202 @@ class Rows:
 def _settle(rows, image_root, audio_root):
     "Bring the listed paths into plain form, relative to their roots. Returns notes on what was changed."
     changed = []
+
     def settled(names, root):
-        listing, base = Listing(root), os.path.abspath(root).rstrip('/') + '/'
+        listing, base = Listing(root), os.path.abspath(root).rstrip("/") + "/"
         for name in names:
             plain = name if is_plain(name) else plain_path(name).removeprefix(base)
-            as_listed = os.path.normpath(name)      # without './' and '//'
-            if name[:1] != '/' and os.path.basename(as_listed) in listing.files(os.path.dirname(as_listed)): plain = as_listed
-            if plain != name: changed.append((name, plain))
+            as_listed = os.path.normpath(name)  # without './' and '//'
+            if name[:1] != "/" and os.path.basename(as_listed) in listing.files(os.path.dirname(as_listed)):
+                plain = as_listed
+            if plain != name:
+                changed.append((name, plain))
             yield plain
+
     number, images = {}, list(settled(rows.image_names, image_root))
-    for name in images: number.setdefault(name, len(number))
-    rows.labels = list({name: label for name, label in reversed([*zip(images, rows.labels)])}.get(name) for name in number)
-    rows.image_of_caption = array('q', (number[images[i]] for i in rows.image_of_caption))
+    for name in images:
+        number.setdefault(name, len(number))
+    rows.labels = list(
+        {name: label for name, label in reversed([*zip(images, rows.labels)])}.get(name) for name in number
+    )
+    rows.image_of_caption = array("q", (number[images[i]] for i in rows.image_of_caption))
     rows.image_names, rows.audio = Strings(number), Strings(settled(rows.audio, audio_root))
     return _told(changed)
+
 
 def _told(changed):
     "Notes on paths that were read otherwise than they are listed: (listed, plain), …"
     kinds = {}
     for name, plain in changed:
-        how = 'absolute' if name[:1] == '/' else 'with backslashes, as on Windows' if '\\' in name else "with blanks, quotes, './' or '//'"
+        how = (
+            "absolute"
+            if name[:1] == "/"
+            else "with backslashes, as on Windows"
+            if "\\" in name
+            else "with blanks, quotes, './' or '//'"
+        )
         kinds.setdefault(how, []).append((name, plain))
-    return [f"{len(those):,} {'path is' if len(those) == 1 else 'paths are'} listed {how}: '{those[0][0]}' is read as {those[0][1]}" for how, those in kinds.items()]
+    return [
+        f"{len(those):,} {'path is' if len(those) == 1 else 'paths are'} listed {how}: '{those[0][0]}' is read as {those[0][1]}"
+        for how, those in kinds.items()
+    ]
 
 # %% ../../nbs/09_data_corpora.ipynb #129fd30c
 def find_root(given, guesses, names, what, other=lambda folder: False):
     """The folder that the listed `names` are relative to: the one `given`, else the first of `guesses` under which one of the first 20 names is a file
     (as it is listed, or else in another spelling), else the first guess that is a folder. `other(folder)`: is it one of another corpus?"""
     if given is not None:
-        if not os.path.isdir(given): raise DataError(f'{what} {given} is no folder')
+        if not os.path.isdir(given):
+            raise DataError(f"{what} {given} is no folder")
         return Path(given)
-    folders, some = [Path(g) for g in guesses if os.path.isdir(g)] or [Path(guesses[-1])], [names[i] for i in range(min(20, len(names)))]
+    folders, some = (
+        [Path(g) for g in guesses if os.path.isdir(g)] or [Path(guesses[-1])],
+        [names[i] for i in range(min(20, len(names)))],
+    )
     for there in (_is_file, _has_alike):
-        if found := next((f for f in folders if there(f, some) and not other(f)), None): return found
+        if found := next((f for f in folders if there(f, some) and not other(f)), None):
+            return found
     return folders[0]
+
 
 def _is_file(folder, names):
     "Whether one of the listed paths is a file below the folder. An absolute one has to be below it."
-    inside = f'{os.path.abspath(folder)}/'
-    return any(os.path.isfile(folder/n) or os.path.isfile(folder/plain_path(n)) for n in names if n[:1] != '/' or n.startswith(inside))
+    inside = f"{os.path.abspath(folder)}/"
+    return any(
+        os.path.isfile(folder / n) or os.path.isfile(folder / plain_path(n))
+        for n in names
+        if n[:1] != "/" or n.startswith(inside)
+    )
+
 
 def _has_alike(folder, names):
     "Whether the folder has a file in another spelling."
     listing = Listing(folder)
-    return any(listing.alike(plain_path(n)) for n in names if n[:1] != '/')
+    return any(listing.alike(plain_path(n)) for n in names if n[:1] != "/")
+
 
 def _folders(root, image_root, audio_root):
     "{field: the folder below which absolute paths may lie}."
-    return {'image': root if image_root is None else image_root, 'audio': root if audio_root is None else audio_root}
+    return {
+        "image": root if image_root is None else image_root,
+        "audio": root if audio_root is None else audio_root,
+    }
+
 
 def _folder(root):
     "`root` as a Path; `DataError` if it is no folder."
-    if os.path.isdir(root): return Path(root)
-    raise DataError(f'{root} is a file; the folder of the corpus was expected (load_corpus takes files too)' if os.path.exists(root) else f'{root} does not exist')
+    if os.path.isdir(root):
+        return Path(root)
+    raise DataError(
+        f"{root} is a file; the folder of the corpus was expected (load_corpus takes files too)"
+        if os.path.exists(root)
+        else f"{root} does not exist"
+    )
+
 
 def _below(folder):
     "A folder's own folders, and last itself."
     try:
-        with os.scandir(folder) as found: return [*sorted(Path(e.path) for e in found if e.is_dir() and not of_system(e.name)), Path(folder)]
-    except OSError: return [Path(folder)]
+        with os.scandir(folder) as found:
+            return [
+                *sorted(Path(e.path) for e in found if e.is_dir() and not of_system(e.name)),
+                Path(folder),
+            ]
+    except OSError:
+        return [Path(folder)]
+
 
 def _roots(rows, root, images, sounds, image_root, audio_root):
     "(image root, audio root) of the rows; `images` and `sounds`: the folders to try first. A folder with lists of its own is another corpus."
     below = _below(root)
+
     def found(given, first, names, what):
-        absolute = [n for n in names if n[:1] == '/'] if rows.paths.odd and given is None else []
-        holds = f'{os.path.commonpath(absolute)}/' if absolute else ''      # the folder has to hold all of these
-        guesses = [f for f in [*first, *below] if not absolute or holds.startswith(f'{os.path.abspath(f)}/')]
-        return find_root(given, guesses, names, what, lambda f: f in below[:-1] and f not in first and has_lists(f))
-    return found(image_root, images, rows.image_names, 'image_root'), found(audio_root, sounds, rows.audio, 'audio_root')
+        absolute = [n for n in names if n[:1] == "/"] if rows.paths.odd and given is None else []
+        holds = f"{os.path.commonpath(absolute)}/" if absolute else ""  # the folder has to hold all of these
+        guesses = [f for f in [*first, *below] if not absolute or holds.startswith(f"{os.path.abspath(f)}/")]
+        return find_root(
+            given, guesses, names, what, lambda f: f in below[:-1] and f not in first and has_lists(f)
+        )
+
+    return found(image_root, images, rows.image_names, "image_root"), found(
+        audio_root, sounds, rows.audio, "audio_root"
+    )
+
 
 def has_lists(folder):
     "Whether a folder holds the lists of a spoken corpus: tables, shards, wav2capt.txt, or a .json with recordings."
     names = [name for name in _names(folder) if not of_system(name)]
-    if any(re.fullmatch(r'.*\.(csv|tsv|jsonl)|wav2capt\.txt|shards-.+\.json', name, re.I) for name in names): return True
-    lists = [name for name in names if name.lower().endswith('.json')]
-    return any(re.search(r'"wav"\s*:', _head(Path(folder)/name)) for name in lists[:20])
+    if any(re.fullmatch(r".*\.(csv|tsv|jsonl)|wav2capt\.txt|shards-.+\.json", name, re.I) for name in names):
+        return True
+    lists = [name for name in names if name.lower().endswith(".json")]
+    return any(re.search(r'"wav"\s*:', _head(Path(folder) / name)) for name in lists[:20])
+
 
 def _names(folder):
-    try: return os.listdir(folder)
-    except OSError: return []
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 # %% ../../nbs/09_data_corpora.ipynb #28072169
 def canonical(split):
     "A split's name for comparison: 'val-seen' -> 'dev_seen'."
-    return '_'.join('dev' if t in ('val', 'valid', 'validation') else t for t in re.split('[-_]', str(split).lower()))
+    return "_".join(
+        "dev" if t in ("val", "valid", "validation") else t for t in re.split("[-_]", str(split).lower())
+    )
 
-def pick_split(split, there, where, advice=''):
+
+def pick_split(split, there, where, advice=""):
     "The one of the splits `there` that is meant by `split`; `DataError` that lists them if there is none."
     same = [s for s in there if s == split] or [s for s in there if canonical(s) == canonical(split)]
-    if len(same) == 1: return same[0]
-    parts = [s for s in there if canonical(s).startswith(canonical(split) + '_')]
-    hint = f' {split} comes in parts, each evaluated by itself: {", ".join(parts)}.' if parts else ''
-    raise DataError(f"{where} has no split '{split}'; there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'}.{hint}{' ' + advice if advice else ''}")
+    if len(same) == 1:
+        return same[0]
+    parts = [s for s in there if canonical(s).startswith(canonical(split) + "_")]
+    hint = f" {split} comes in parts, each evaluated by itself: {', '.join(parts)}." if parts else ""
+    raise DataError(
+        f"{where} has no split '{split}'; there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'}.{hint}{' ' + advice if advice else ''}"
+    )
 
 # %% ../../nbs/09_data_corpora.ipynb #3c43b8f8
-PLACES = dict(uttid='uttid', audio='wav', image='image', speaker='speaker', text='asr_text', alignment='text_alignment', label='scenelabel')
-PLACES_SPLITS = ('train', 'dev_seen', 'dev_unseen', 'test_seen', 'test_unseen', 'val')
+PLACES = dict(
+    uttid="uttid",
+    audio="wav",
+    image="image",
+    speaker="speaker",
+    text="asr_text",
+    alignment="text_alignment",
+    label="scenelabel",
+)
+PLACES_SPLITS = ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen", "val")
+
 
 def _places_files(root, metadata=None):
     "{split: file}. The files are in `metadata/`, in the folder itself, or in that of the archive."
-    if metadata is not None and not os.path.isdir(metadata): return {Path(metadata).stem.removesuffix('_2020'): Path(metadata)}
-    folders = [Path(metadata)] if metadata is not None else [Path(root)/f for f in ('metadata', '', 'placesaudio_2020_splits', 'placesaudio_2020_splits/metadata')]
+    if metadata is not None and not os.path.isdir(metadata):
+        return {Path(metadata).stem.removesuffix("_2020"): Path(metadata)}
+    folders = (
+        [Path(metadata)]
+        if metadata is not None
+        else [
+            Path(root) / f
+            for f in ("metadata", "", "placesaudio_2020_splits", "placesaudio_2020_splits/metadata")
+        ]
+    )
     found = {}
-    for path in [p for f in folders for p in sorted(f.glob('*_2020.json')) if not of_system(p.name)] or [f/n for f in folders for n in ('train.json', 'val.json')]:
-        if path.is_file(): found.setdefault(path.stem.removesuffix('_2020'), path)
-    return dict(sorted(found.items(), key=lambda f: (PLACES_SPLITS.index(f[0]) if f[0] in PLACES_SPLITS else len(PLACES_SPLITS), f[0])))
+    for path in [p for f in folders for p in sorted(f.glob("*_2020.json")) if not of_system(p.name)] or [
+        f / n for f in folders for n in ("train.json", "val.json")
+    ]:
+        if path.is_file():
+            found.setdefault(path.stem.removesuffix("_2020"), path)
+    return dict(
+        sorted(
+            found.items(),
+            key=lambda f: (PLACES_SPLITS.index(f[0]) if f[0] in PLACES_SPLITS else len(PLACES_SPLITS), f[0]),
+        )
+    )
 
 # %% ../../nbs/09_data_corpora.ipynb #eac10d52
-def places_audio(root, split='train', metadata=None, image_root=None, audio_root=None, strict=False):
+def places_audio(root, split="train", metadata=None, image_root=None, audio_root=None, strict=False):
     """Places Audio 400k. `split`: train, dev_seen, dev_unseen, test_seen, test_unseen (2020); where there is no file of 2020, train and val of the older ones.
 
     `metadata`: the JSON file of the split, or the folder of the files (else they are found in `root`, `root`/metadata or `root`/placesaudio_2020_splits).
@@ -407,115 +645,208 @@ def places_audio(root, split='train', metadata=None, image_root=None, audio_root
     the base path in the file if it is absolute, any folder in `root`. `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
     root, head = _folder(root), {}
     files = _places_files(root, metadata)
-    if metadata is None or os.path.isdir(metadata): split = pick_split(split, list(files), metadata or root, 'The files are called metadata/<split>_2020.json.')
+    if metadata is None or os.path.isdir(metadata):
+        split = pick_split(
+            split, list(files), metadata or root, "The files are called metadata/<split>_2020.json."
+        )
     path = files.get(split, metadata)
-    rows = Rows(PLACES, lambda k: f'{Path(path).name}, data[{k}]', _folders(root, image_root, audio_root))
-    for k, record in entries(path, others=head): rows.add(k, record)
-    image_base, audio_base = ([v] if isinstance(v := head.get(f'{k}_base_path'), str) and os.path.isabs(v) else [] for k in ('image', 'audio'))
-    roots = _roots(rows, root, [root/'images', root, *image_base], [root, *audio_base], image_root, audio_root)      # base paths last: they are those of somebody else's disk
-    return rows.corpus('places', split, *roots, strict)
+    rows = Rows(PLACES, lambda k: f"{Path(path).name}, data[{k}]", _folders(root, image_root, audio_root))
+    for k, record in entries(path, others=head):
+        rows.add(k, record)
+    image_base, audio_base = (
+        [v] if isinstance(v := head.get(f"{k}_base_path"), str) and os.path.isabs(v) else []
+        for k in ("image", "audio")
+    )
+    roots = _roots(
+        rows, root, [root / "images", root, *image_base], [root, *audio_base], image_root, audio_root
+    )  # base paths last: they are those of somebody else's disk
+    return rows.corpus("places", split, *roots, strict)
 
 # %% ../../nbs/09_data_corpora.ipynb #605084fc
-COCO = dict(uttid='uttid', audio='wav', image='image', speaker='speaker', text='text', alignment='text_alignment')
-KARPATHY = ('train', 'val', 'test')
-WITHOUT_KARPATHY = ("SpokenCOCO's own files have no test set: that of the tables is Karpathy's. Put his dataset_coco.json (in "
-                    'https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip) beside them, or name it: karpathy=PATH, --karpathy PATH.')
+COCO = dict(
+    uttid="uttid", audio="wav", image="image", speaker="speaker", text="text", alignment="text_alignment"
+)
+KARPATHY = ("train", "val", "test")
+WITHOUT_KARPATHY = (
+    "SpokenCOCO's own files have no test set: that of the tables is Karpathy's. Put his dataset_coco.json (in "
+    "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip) beside them, or name it: karpathy=PATH, --karpathy PATH."
+)
+
 
 def _coco_files(root):
     "({split: SpokenCOCO's own file}, {split: Karpathy's unrolled file}, dataset_coco.json or None)."
     own, unrolled, listing = {}, {}, None
-    for folder in (Path(root)/f for f in ('', 'SpokenCOCO', 'karpathy')):
-        for path in sorted(folder.glob('SpokenCOCO_*.json')):
-            split, *marks = path.stem.split('_')[1:]
-            files = unrolled if 'karpathy' in marks else own
-            if split not in files or len(path.name) > len(files[split].name): files[split] = path     # the longer name holds more: _with_alignments
-        if listing is None and (folder/'dataset_coco.json').is_file(): listing = folder/'dataset_coco.json'
-    def order(files): return dict(sorted(files.items(), key=lambda f: (f[0] not in KARPATHY, KARPATHY.index(f[0]) if f[0] in KARPATHY else 0, f[0])))
+    for folder in (Path(root) / f for f in ("", "SpokenCOCO", "karpathy")):
+        for path in sorted(folder.glob("SpokenCOCO_*.json")):
+            split, *marks = path.stem.split("_")[1:]
+            files = unrolled if "karpathy" in marks else own
+            if split not in files or len(path.name) > len(files[split].name):
+                files[split] = path  # the longer name holds more: _with_alignments
+        if listing is None and (folder / "dataset_coco.json").is_file():
+            listing = folder / "dataset_coco.json"
+
+    def order(files):
+        return dict(
+            sorted(
+                files.items(),
+                key=lambda f: (f[0] not in KARPATHY, KARPATHY.index(f[0]) if f[0] in KARPATHY else 0, f[0]),
+            )
+        )
+
     return order(own), order(unrolled), listing
 
 # %% ../../nbs/09_data_corpora.ipynb #4b9340c0
 def _coco_layout(root, karpathy, split=None):
     "Which files to read: ({split: SpokenCOCO's own file}, {split: the file that holds it}, dataset_coco.json); of the latter two one is None."
     own, unrolled, listing = _coco_files(root)
-    if karpathy not in (None, 'unrolled', 'dataset', 'none'):
+    if karpathy not in (None, "unrolled", "dataset", "none"):
         path, karpathy = Path(karpathy), None
-        if not path.exists(): raise DataError(f"karpathy='{path}': no such file or folder, and none of the words unrolled, dataset, none")
-        if path.is_dir(): _, unrolled, listing = _coco_files(path)
-        elif re.search(r'"(sentences|cocoid|imgid)"', _head(path)): unrolled, listing = {}, path
-        else: unrolled, listing = {path.name.split('_')[1] if path.name.startswith('SpokenCOCO_') else split or path.stem: path}, None
-        if not unrolled and listing is None: raise DataError(f"{path} holds no file of Karpathy's: dataset_coco.json or SpokenCOCO_<split>_unrolled_karpathy.json")
-    if not own and not unrolled: raise DataError(f'{root} holds no SpokenCOCO_<split>.json')
-    if karpathy == 'unrolled' and not unrolled: raise DataError(f'{root} holds no SpokenCOCO_<split>_unrolled_karpathy.json')
-    if karpathy == 'dataset' and listing is None: raise DataError(f'{root} holds no dataset_coco.json')
+        if not path.exists():
+            raise DataError(
+                f"karpathy='{path}': no such file or folder, and none of the words unrolled, dataset, none"
+            )
+        if path.is_dir():
+            _, unrolled, listing = _coco_files(path)
+        elif re.search(r'"(sentences|cocoid|imgid)"', _head(path)):
+            unrolled, listing = {}, path
+        else:
+            unrolled, listing = (
+                {
+                    path.name.split("_")[1]
+                    if path.name.startswith("SpokenCOCO_")
+                    else split or path.stem: path
+                },
+                None,
+            )
+        if not unrolled and listing is None:
+            raise DataError(
+                f"{path} holds no file of Karpathy's: dataset_coco.json or SpokenCOCO_<split>_unrolled_karpathy.json"
+            )
+    if not own and not unrolled:
+        raise DataError(f"{root} holds no SpokenCOCO_<split>.json")
+    if karpathy == "unrolled" and not unrolled:
+        raise DataError(f"{root} holds no SpokenCOCO_<split>_unrolled_karpathy.json")
+    if karpathy == "dataset" and listing is None:
+        raise DataError(f"{root} holds no dataset_coco.json")
     if karpathy is None:
         has = unrolled and (split is None or any(canonical(s) == canonical(split) for s in unrolled))
-        karpathy = 'unrolled' if has else 'dataset' if listing else 'unrolled' if unrolled else 'none'
-    return own, {'unrolled': unrolled, 'none': own, 'dataset': None}[karpathy], listing if karpathy == 'dataset' else None
+        karpathy = "unrolled" if has else "dataset" if listing else "unrolled" if unrolled else "none"
+    return (
+        own,
+        {"unrolled": unrolled, "none": own, "dataset": None}[karpathy],
+        listing if karpathy == "dataset" else None,
+    )
 
 # %% ../../nbs/09_data_corpora.ipynb #1b4a88aa
 def _coco_captions(rows, path, belongs):
     "Add the captions of a SpokenCOCO file; `belongs(at, image)`: is the image of the split?"
-    rows.where = lambda at: f'{path.name}, data[{at[0]}]' + (f'.captions[{at[1]}]' if len(at) > 1 else '')
+    rows.where = lambda at: f"{path.name}, data[{at[0]}]" + (f".captions[{at[1]}]" if len(at) > 1 else "")
     last = number = None
     for k, entry in entries(path):
-        at = k,
-        if type(entry) is not dict: rows.skip('not a record', at, f'{kind_of(entry)}; an object was expected'); continue
-        image = entry.get('image')
-        if type(image) is not str:
-            kind, why = ('bad path', f'"image" is {kind_of(image)}') if 'image' in entry else ('missing key', missing(entry, 'image'))
-            _lose(rows, at, kind, why, entry.get('captions'))
+        at = (k,)
+        if type(entry) is not dict:
+            rows.skip("not a record", at, f"{kind_of(entry)}; an object was expected")
             continue
-        if not belongs(at, image): continue
-        if image != last: last, number = image, re.search(r'0*(\d+)\.\w+\s*$', image)
-        if 'captions' not in entry:
-            if 'caption' not in entry and not {'uttid', 'wav'} & entry.keys():
-                key = 'caption' if near('caption', entry, .8) and not near('captions', entry, .8).lower().endswith('s') else 'captions'
-                _lose(rows, at, 'missing key', missing(entry, key), entry.get(near(key, entry)))
+        image = entry.get("image")
+        if type(image) is not str:
+            kind, why = (
+                ("bad path", f'"image" is {kind_of(image)}')
+                if "image" in entry
+                else ("missing key", missing(entry, "image"))
+            )
+            _lose(rows, at, kind, why, entry.get("captions"))
+            continue
+        if not belongs(at, image):
+            continue
+        if image != last:
+            last, number = image, re.search(r"0*(\d+)\.\w+\s*$", image)
+        if "captions" not in entry:
+            if "caption" not in entry and not {"uttid", "wav"} & entry.keys():
+                key = (
+                    "caption"
+                    if near("caption", entry, 0.8) and not near("captions", entry, 0.8).lower().endswith("s")
+                    else "captions"
+                )
+                _lose(rows, at, "missing key", missing(entry, key), entry.get(near(key, entry)))
                 continue
-            caption = entry.get('caption', entry)
-            if type(caption) is str: caption = {**entry, 'text': caption}       # flat
+            caption = entry.get("caption", entry)
+            if type(caption) is str:
+                caption = {**entry, "text": caption}  # flat
             _coco_caption(rows, at, entry, caption, image, number)
-        elif type(entry['captions']) is not list: rows.skip('not a record', at, f'"captions" is {kind_of(entry["captions"])}; a list was expected')
+        elif type(entry["captions"]) is not list:
+            rows.skip("not a record", at, f'"captions" is {kind_of(entry["captions"])}; a list was expected')
         else:
-            if not entry['captions']: rows.skip('image without captions', at, image)
-            for j, caption in enumerate(entry['captions']): _coco_caption(rows, (k, j), caption, caption, image, number)
+            if not entry["captions"]:
+                rows.skip("image without captions", at, image)
+            for j, caption in enumerate(entry["captions"]):
+                _coco_caption(rows, (k, j), caption, caption, image, number)
+
 
 def _lose(rows, at, kind, why, captions):
     "Note a fault of an entry once for each of the captions that are lost with it."
-    if type(captions) is not list or not captions: return rows.skip(kind, at, why)
-    for j in range(len(captions)): rows.skip(kind, (*at, j), why)
+    if type(captions) is not list or not captions:
+        return rows.skip(kind, at, why)
+    for j in range(len(captions)):
+        rows.skip(kind, (*at, j), why)
+
 
 def _coco_caption(rows, at, entry, caption, image, number):
-    if type(caption) is not dict: return rows.add(at, caption)
-    parts = u.rsplit('_', 2) if type(u := caption.get('uttid')) is str else ()
-    if number and len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal() and (parts[1].lstrip('0') or '0') != number[1]:
-        return rows.skip('uttid of another image', at, f'{u!r} is of image {parts[1]}, and is listed under {image}')
-    if entry is not caption and 'text_alignment' in entry: caption = {'text_alignment': entry['text_alignment'], **caption}
-    rows.add(at, {**caption, 'image': image})
+    if type(caption) is not dict:
+        return rows.add(at, caption)
+    parts = u.rsplit("_", 2) if type(u := caption.get("uttid")) is str else ()
+    if (
+        number
+        and len(parts) == 3
+        and parts[1].isdecimal()
+        and parts[2].isdecimal()
+        and (parts[1].lstrip("0") or "0") != number[1]
+    ):
+        return rows.skip(
+            "uttid of another image", at, f"{u!r} is of image {parts[1]}, and is listed under {image}"
+        )
+    if entry is not caption and "text_alignment" in entry:
+        caption = {"text_alignment": entry["text_alignment"], **caption}
+    rows.add(at, {**caption, "image": image})
 
 # %% ../../nbs/09_data_corpora.ipynb #e4b7a287
 def _join(rows, own, listing, split, restval):
     "Add the captions of Karpathy's `split` from SpokenCOCO's own files; what only one side knows is noted."
-    for name in ('train', 'val'):
-        if name not in own: raise DataError(f"SpokenCOCO_{name}.json is missing: the images of Karpathy's splits are in SpokenCOCO's train and val")
+    for name in ("train", "val"):
+        if name not in own:
+            raise DataError(
+                f"SpokenCOCO_{name}.json is missing: the images of Karpathy's splits are in SpokenCOCO's train and val"
+            )
     split_of, spoken = {}, set()
-    for k, im in entries(listing, 'images'):
-        if type(im) is not dict or type(im.get('filename')) is not str or type(im.get('split')) is not str:
-            gone = [f'; {missing(im, key)}' for key in ('filename', 'split') if type(im) is dict and key not in im]
-            raise DataError(f'{listing}, images[{k}]: an object with the texts "filename" and "split" was expected' + ''.join(gone))
-        split_of[im['filename']] = im['split']
-    wanted = {split, 'restval'} if split == 'train' and restval else {split}
+    for k, im in entries(listing, "images"):
+        if type(im) is not dict or type(im.get("filename")) is not str or type(im.get("split")) is not str:
+            gone = [
+                f"; {missing(im, key)}" for key in ("filename", "split") if type(im) is dict and key not in im
+            ]
+            raise DataError(
+                f'{listing}, images[{k}]: an object with the texts "filename" and "split" was expected'
+                + "".join(gone)
+            )
+        split_of[im["filename"]] = im["split"]
+    wanted = {split, "restval"} if split == "train" and restval else {split}
+
     def belongs(at, image):
-        name = plain_path(image).rpartition('/')[2]
-        if name not in split_of: rows.skip('not in dataset_coco.json', at, image)
+        name = plain_path(image).rpartition("/")[2]
+        if name not in split_of:
+            rows.skip("not in dataset_coco.json", at, image)
         spoken.add(name)
         return split_of.get(name) in wanted
-    for path in (own['train'], own['val']): _coco_captions(rows, path, belongs)
-    rows.where = lambda name: f'{listing.name}, {name}'
-    for name, s in split_of.items():
-        if s in wanted and name not in spoken: rows.skip('no spoken captions', name, f'listed for {s}, and in none of the SpokenCOCO files')
 
-def spokencoco(root, split='train', karpathy=None, restval=True, image_root=None, audio_root=None, strict=False):
+    for path in (own["train"], own["val"]):
+        _coco_captions(rows, path, belongs)
+    rows.where = lambda name: f"{listing.name}, {name}"
+    for name, s in split_of.items():
+        if s in wanted and name not in spoken:
+            rows.skip("no spoken captions", name, f"listed for {s}, and in none of the SpokenCOCO files")
+
+
+def spokencoco(
+    root, split="train", karpathy=None, restval=True, image_root=None, audio_root=None, strict=False
+):
     """SpokenCOCO. `split`: train, val (or dev), test.
 
     `karpathy`: which files say what is in a split: 'unrolled', 'dataset' (dataset_coco.json), 'none' (SpokenCOCO's own train and val), the path of a file or folder;
@@ -524,50 +855,92 @@ def spokencoco(root, split='train', karpathy=None, restval=True, image_root=None
     `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
     root = _folder(root)
     own, files, listing = _coco_layout(root, karpathy, split)
-    split = pick_split(split, KARPATHY if listing else list(files), root, '' if listing else WITHOUT_KARPATHY if files is own else "These are the unrolled files there are; a dataset_coco.json beside them has all.")
+    split = pick_split(
+        split,
+        KARPATHY if listing else list(files),
+        root,
+        ""
+        if listing
+        else WITHOUT_KARPATHY
+        if files is own
+        else "These are the unrolled files there are; a dataset_coco.json beside them has all.",
+    )
     rows = Rows(COCO, folders=_folders(root, image_root, audio_root))
-    if listing: _join(rows, own, listing, split, restval)
-    else: _coco_captions(rows, files[split], lambda at, image: restval or split != 'train' or 'val2014' not in image)
-    return rows.corpus('spokencoco', split, *_roots(rows, root, [root/'images', root, root.resolve().parent], [root, root/'SpokenCOCO'], image_root, audio_root), strict)
+    if listing:
+        _join(rows, own, listing, split, restval)
+    else:
+        _coco_captions(
+            rows, files[split], lambda at, image: restval or split != "train" or "val2014" not in image
+        )
+    return rows.corpus(
+        "spokencoco",
+        split,
+        *_roots(
+            rows,
+            root,
+            [root / "images", root, root.resolve().parent],
+            [root, root / "SpokenCOCO"],
+            image_root,
+            audio_root,
+        ),
+        strict,
+    )
 
 # %% ../../nbs/09_data_corpora.ipynb #afea08d5
-FACC_TEXTS = ('', 'Flickr8k_text', 'flickr_audio')
+FACC_TEXTS = ("", "Flickr8k_text", "flickr_audio")
+
 
 def _facc_files(root):
     "(folder of wav2capt.txt, {split: list of images}, Flickr8k.token.txt or None)."
     root, lists, token = Path(root), {}, None
-    talk = next((f for f in (root/'flickr_audio', root) if (f/'wav2capt.txt').is_file()), None)
-    if talk is None: raise DataError(f'{root} holds no flickr_audio/wav2capt.txt')
-    for folder in (root/f for f in FACC_TEXTS):
-        for split in ('train', 'dev', 'test'):
-            if (path := folder/f'Flickr_8k.{split}Images.txt').is_file(): lists.setdefault(split, path)
-        if token is None and (folder/'Flickr8k.token.txt').is_file(): token = folder/'Flickr8k.token.txt'
+    talk = next((f for f in (root / "flickr_audio", root) if (f / "wav2capt.txt").is_file()), None)
+    if talk is None:
+        raise DataError(f"{root} holds no flickr_audio/wav2capt.txt")
+    for folder in (root / f for f in FACC_TEXTS):
+        for split in ("train", "dev", "test"):
+            if (path := folder / f"Flickr_8k.{split}Images.txt").is_file():
+                lists.setdefault(split, path)
+        if token is None and (folder / "Flickr8k.token.txt").is_file():
+            token = folder / "Flickr8k.token.txt"
     if not lists:
-        raise DataError(f'{root} holds no Flickr_8k.trainImages.txt: the lists Flickr_8k.<split>Images.txt say which images are in a split. '
-                        f'They come in Flickr8k_text.zip, with the images of Flickr8k; put them into {root}, beside flickr_audio')
+        raise DataError(
+            f"{root} holds no Flickr_8k.trainImages.txt: the lists Flickr_8k.<split>Images.txt say which images are in a split. "
+            f"They come in Flickr8k_text.zip, with the images of Flickr8k; put them into {root}, beside flickr_audio"
+        )
     return talk, lists, token
+
 
 def _key(path):
     "A listed path for comparison between lists that were written on different systems."
     path = path if is_plain(path) else plain_path(path)
-    return path if path.isascii() else unicodedata.normalize('NFC', path)
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
+
 
 def _facc_split(rows, lists, split):
     "{image: (file, line)} of the split, and the images of all lists, as `_key`s. An image in two lists is in neither."
-    found = {}      # image -> [(split, file name, line), …]
+    found = {}  # image -> [(split, file name, line), …]
     for name, path in lists.items():
-        for n, text in read_lines(path): found.setdefault(_key(text), []).append((name, path.name, n))
+        for n, text in read_lines(path):
+            found.setdefault(_key(text), []).append((name, path.name, n))
     mine = {}
     for image, places in found.items():
         own = [p for p in places if p[0] == split]
-        if not own: continue
-        if len(own) < len(places): rows.skip('image in two splits', own[0][1:], f'{image} is also in {next(p for p in places if p[0] != split)[1]}')
-        else: mine[image] = own[0][1:]
-        for p in own[1:]: rows.skip('duplicate', p[1:], f'{image} is in line {own[0][2]}')
+        if not own:
+            continue
+        if len(own) < len(places):
+            rows.skip(
+                "image in two splits",
+                own[0][1:],
+                f"{image} is also in {next(p for p in places if p[0] != split)[1]}",
+            )
+        else:
+            mine[image] = own[0][1:]
+        for p in own[1:]:
+            rows.skip("duplicate", p[1:], f"{image} is in line {own[0][2]}")
     return mine, set(found)
 
 # %% ../../nbs/09_data_corpora.ipynb #531b7e96
-def flickr8k_audio(root, split='train', image_root=None, audio_root=None, strict=False):
+def flickr8k_audio(root, split="train", image_root=None, audio_root=None, strict=False):
     """Flickr8k Audio (FACC). `split`: train, dev, test. In `root`: flickr_audio/ (or its content), Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the images
     in Flicker8k_Dataset/ (or any folder), and for texts Flickr8k.token.txt.
 
@@ -575,50 +948,107 @@ def flickr8k_audio(root, split='train', image_root=None, audio_root=None, strict
     in no list belongs to none. `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
     root = _folder(root)
     talk, lists, token = _facc_files(root)
-    split = pick_split(split, list(lists), root, f'The lists Flickr_8k.<split>Images.txt come in Flickr8k_text.zip, with the images, and belong into {root}.')
-    keys = dict(uttid='uttid', audio='wav', image='image', speaker='speaker', **({'text': 'text'} if token else {}))
-    rows = Rows(keys, lambda at: f'{at[0]}, line {at[1]}', _folders(root, image_root, audio_root))
+    split = pick_split(
+        split,
+        list(lists),
+        root,
+        f"The lists Flickr_8k.<split>Images.txt come in Flickr8k_text.zip, with the images, and belong into {root}.",
+    )
+    keys = dict(
+        uttid="uttid", audio="wav", image="image", speaker="speaker", **({"text": "text"} if token else {})
+    )
+    rows = Rows(keys, lambda at: f"{at[0]}, line {at[1]}", _folders(root, image_root, audio_root))
     mine, listed = _facc_split(rows, lists, split)
-    speakers, texts = _facc_speakers(rows, talk/'wav2spk.txt'), _facc_texts(rows, token)
-    for n, line in read_lines(talk/'wav2capt.txt'):
-        at, fields = ('wav2capt.txt', n), line.split()
-        if len(fields) != 3: rows.skip('bad line', at, f'{len(fields)} fields; a recording, an image and #number were expected'); continue
+    speakers, texts = _facc_speakers(rows, talk / "wav2spk.txt"), _facc_texts(rows, token)
+    for n, line in read_lines(talk / "wav2capt.txt"):
+        at, fields = ("wav2capt.txt", n), line.split()
+        if len(fields) != 3:
+            rows.skip(
+                "bad line", at, f"{len(fields)} fields; a recording, an image and #number were expected"
+            )
+            continue
         wav, image, number = fields
-        if not re.fullmatch(r'#[0-9]+', number): rows.skip('bad line', at, f"'{number}' is no #number"); continue
+        if not re.fullmatch(r"#[0-9]+", number):
+            rows.skip("bad line", at, f"'{number}' is no #number")
+            continue
         key = _key(image)
-        if key not in listed: rows.skip('in no list', at, f'{image} is in no list of images')
-        if key not in mine: continue
+        if key not in listed:
+            rows.skip("in no list", at, f"{image} is in no list of images")
+        if key not in mine:
+            continue
         wav_key = _key(wav)
         if other := _other_image(wav_key, key, listed):
-            rows.skip('recording of another image', at, f'{wav} is of {other}, and is listed under {image}')
+            rows.skip("recording of another image", at, f"{wav} is of {other}, and is listed under {image}")
             continue
-        if wav_key not in speakers: rows.skip('no speaker', at, f'{wav} is not in wav2spk.txt. The caption is kept without it')
-        record = dict(uttid=rows.paths.short('audio', wav).rpartition('.')[0], wav=wav, image=image, speaker=speakers.get(wav_key, UNKNOWN))
-        if token and (text := texts.get(key + number)) is not None: record['text'] = text
+        if wav_key not in speakers:
+            rows.skip("no speaker", at, f"{wav} is not in wav2spk.txt. The caption is kept without it")
+        record = dict(
+            uttid=rows.paths.short("audio", wav).rpartition(".")[0],
+            wav=wav,
+            image=image,
+            speaker=speakers.get(wav_key, UNKNOWN),
+        )
+        if token and (text := texts.get(key + number)) is not None:
+            record["text"] = text
         if why := _wrong_number(wav_key, number):
-            rows.skip('wrong number', at, f'{why}. The caption stays, without a text', 'Look which of the two numbers is right.')
-            if token: record['text'] = ''
+            rows.skip(
+                "wrong number",
+                at,
+                f"{why}. The caption stays, without a text",
+                "Look which of the two numbers is right.",
+            )
+            if token:
+                record["text"] = ""
         rows.add(at, record)
     used = set(map(_key, rows.images))
     for image, at in mine.items():
-        if image not in used: rows.skip('image without captions', at, f'{image} has no usable caption')
-    roots = _roots(rows, root, [root/f for f in ('Flicker8k_Dataset', 'Flickr8k_Dataset', 'Flickr8k_Dataset/Flicker8k_Dataset', 'Images', 'images')], [talk/'wavs', talk], image_root, audio_root)
-    return rows.corpus('facc', split, *roots, strict)
+        if image not in used:
+            rows.skip("image without captions", at, f"{image} has no usable caption")
+    roots = _roots(
+        rows,
+        root,
+        [
+            root / f
+            for f in (
+                "Flicker8k_Dataset",
+                "Flickr8k_Dataset",
+                "Flickr8k_Dataset/Flicker8k_Dataset",
+                "Images",
+                "images",
+            )
+        ],
+        [talk / "wavs", talk],
+        image_root,
+        audio_root,
+    )
+    return rows.corpus("facc", split, *roots, strict)
 
 # %% ../../nbs/09_data_corpora.ipynb #070ef735
 def _other_image(wav, image, listed):
     "The listed image that the name of a recording says it is of, if it is not `image`; else ''."
-    stem, of = _stem(wav).rstrip('0123456789').removesuffix('_'), _stem(image)
-    if stem == of: return ''
-    return next((other for suffix in ('.jpg', '.jpeg', os.path.splitext(image)[1]) if (other := stem + suffix) in listed), '')
+    stem, of = _stem(wav).rstrip("0123456789").removesuffix("_"), _stem(image)
+    if stem == of:
+        return ""
+    return next(
+        (
+            other
+            for suffix in (".jpg", ".jpeg", os.path.splitext(image)[1])
+            if (other := stem + suffix) in listed
+        ),
+        "",
+    )
+
 
 def _wrong_number(wav, number):
     "Words for a recording …_k whose line says another #number; else ''."
-    k = _stem(wav).rpartition('_')[2]
-    if not re.fullmatch('[0-9]+', k) or k.lstrip('0') == number[1:].lstrip('0'): return ''
-    return f'{wav} ends in _{k}, and its line says {number}'
+    k = _stem(wav).rpartition("_")[2]
+    if not re.fullmatch("[0-9]+", k) or k.lstrip("0") == number[1:].lstrip("0"):
+        return ""
+    return f"{wav} ends in _{k}, and its line says {number}"
 
-def _stem(path): return path.rpartition('/')[2].rpartition('.')[0]
+
+def _stem(path):
+    return path.rpartition("/")[2].rpartition(".")[0]
 
 # %% ../../nbs/09_data_corpora.ipynb #54ec97f2
 def _facc_speakers(rows, path):
@@ -626,60 +1056,92 @@ def _facc_speakers(rows, path):
     speakers = {}
     for n, line in read_lines(path):
         fields = line.split()
-        if len(fields) != 2: rows.skip('bad line', (path.name, n), f'{len(fields)} fields; a recording and a speaker were expected')
-        elif _key(fields[0]) in speakers: rows.skip('duplicate', (path.name, n), f'{fields[0]} was there before')
-        else: speakers[_key(fields[0])] = fields[1]
+        if len(fields) != 2:
+            rows.skip(
+                "bad line", (path.name, n), f"{len(fields)} fields; a recording and a speaker were expected"
+            )
+        elif _key(fields[0]) in speakers:
+            rows.skip("duplicate", (path.name, n), f"{fields[0]} was there before")
+        else:
+            speakers[_key(fields[0])] = fields[1]
     return speakers
+
 
 def _facc_texts(rows, path):
     "{image#number: text}"
     texts = {}
     for n, line in read_lines(path) if path else ():
-        key, tab, text = line.partition('\t')
-        if tab: texts[_key(key)] = text.strip()
-        else: rows.skip('bad line', (path.name, n), 'no tab between image#number and text')
+        key, tab, text = line.partition("\t")
+        if tab:
+            texts[_key(key)] = text.strip()
+        else:
+            rows.skip("bad line", (path.name, n), "no tab between image#number and text")
     return texts
 
 # %% ../../nbs/09_data_corpora.ipynb #0a008de7
-PAIR_COLUMNS = ('image', 'audio', 'text', 'speaker', 'split', 'uttid', 'alignment')
+PAIR_COLUMNS = ("image", "audio", "text", "speaker", "split", "uttid", "alignment")
+
 
 def _check_columns(path, found):
     "`DataError` if a column is needed and not there, there twice, or probably misspelt."
-    there = f'its columns are {", ".join(found)}'
+    there = f"its columns are {', '.join(found)}"
     for name in found:
-        if name not in PAIR_COLUMNS and (meant := near(name.strip().lower(), [c for c in PAIR_COLUMNS if c not in found], .8)):
+        if name not in PAIR_COLUMNS and (
+            meant := near(name.strip().lower(), [c for c in PAIR_COLUMNS if c not in found], 0.8)
+        ):
             raise DataError(f"{path}: the column '{name}' is not known; is '{meant}' meant? ({there})")
-    if twice := [c for c in PAIR_COLUMNS if found.count(c) > 1]: raise DataError(f'{path}: the column {twice[0]} is there twice ({there})')
-    for need in ('image', 'audio'):
-        if need not in found: raise DataError(f"{path} has no column '{need}'; {there}. Known are {', '.join(PAIR_COLUMNS)}; a .csv is separated by commas or semicolons, a .tsv by tabs")
+    if twice := [c for c in PAIR_COLUMNS if found.count(c) > 1]:
+        raise DataError(f"{path}: the column {twice[0]} is there twice ({there})")
+    for need in ("image", "audio"):
+        if need not in found:
+            raise DataError(
+                f"{path} has no column '{need}'; {there}. Known are {', '.join(PAIR_COLUMNS)}; a .csv is separated by commas or semicolons, a .tsv by tabs"
+            )
+
 
 def _table(path, rows):
     "Yield (line, {column: value}) of a CSV, TSV or JSONL file."
-    if path.suffix.lower() == '.jsonl': yield from _jsonl(path); return
+    if path.suffix.lower() == ".jsonl":
+        yield from _jsonl(path)
+        return
     text, names = read_text(path), None
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=_delimiter(path, text), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
     try:
         for fields in reader:
-            if not any(f.strip() for f in fields): continue
-            if names is None and fields[0].strip().lower() == 'sep=': continue      # for Excel alone
-            if names is None: _check_columns(path, names := [f.strip() for f in fields])
-            elif len(fields) != len(names): rows.skip('bad line', reader.line_num, f'{len(fields)} fields; the heading has {len(names)}')
-            else: yield reader.line_num, dict(zip(names, fields))
+            if not any(f.strip() for f in fields):
+                continue
+            if names is None and fields[0].strip().lower() == "sep=":
+                continue  # for Excel alone
+            if names is None:
+                _check_columns(path, names := [f.strip() for f in fields])
+            elif len(fields) != len(names):
+                rows.skip("bad line", reader.line_num, f"{len(fields)} fields; the heading has {len(names)}")
+            else:
+                yield reader.line_num, dict(zip(names, fields))
     except csv.Error as e:
-        raise DataError(f'{path}, line {reader.line_num}: {e}; a field that begins with a quote has to end with one, and quotes in it are doubled') from e
+        raise DataError(
+            f"{path}, line {reader.line_num}: {e}; a field that begins with a quote has to end with one, and quotes in it are doubled"
+        ) from e
+
 
 def _delimiter(path, text):
     "What separates the columns: the tab of a .tsv, the comma of a .csv, or, if the heading has none, what it has: Excel writes semicolons in many countries."
-    usual = '\t' if path.suffix.lower() == '.tsv' else ','
-    heading = text.lstrip().splitlines()[0]      # lines may end with CR alone
-    return usual if usual in heading else next((d for d in ';\t,' if d in heading), usual)
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    heading = text.lstrip().splitlines()[0]  # lines may end with CR alone
+    return usual if usual in heading else next((d for d in ";\t," if d in heading), usual)
+
 
 def _jsonl(path):
     names = None
     for n, line in read_lines(path):
-        try: record = json.loads(line)
-        except (ValueError, RecursionError) as e: raise DataError(f'{path}, line {n}, column {getattr(e, "colno", 1)}: not valid JSON ({getattr(e, "msg", e)})') from e
-        if names is None and type(record) is dict: _check_columns(path, names := list(record))
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise DataError(
+                f"{path}, line {n}, column {getattr(e, 'colno', 1)}: not valid JSON ({getattr(e, 'msg', e)})"
+            ) from e
+        if names is None and type(record) is dict:
+            _check_columns(path, names := list(record))
         yield n, record
 
 # %% ../../nbs/09_data_corpora.ipynb #b6245ebf
@@ -689,37 +1151,67 @@ def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
     `split`: one of the column split, which may be left out if there is only one; without that column it is the name of the file. `image_root`, `audio_root`: what paths are
     relative to (else the table's folder). `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
     path = Path(manifest)
-    rows = Rows({}, lambda n: f'{path.name}, line {n}', _folders(path.parent, image_root, audio_root))
+    rows = Rows({}, lambda n: f"{path.name}, line {n}", _folders(path.parent, image_root, audio_root))
     table, first = list(_table(path, rows)), {}
-    rows.keys = {c: c for c in PAIR_COLUMNS if c not in ('text', 'split') or c == 'text' and any('text' in r for _, r in table if type(r) is dict)}
+    rows.keys = {
+        c: c
+        for c in PAIR_COLUMNS
+        if c not in ("text", "split") or c == "text" and any("text" in r for _, r in table if type(r) is dict)
+    }
     there = _splits(table)
-    if split is None and len(there) > 1: raise DataError(f'{path} holds the splits {", ".join(there)}: say which')
-    split = (there or [path.stem])[0] if split is None else pick_split(split, there or [path.stem], path, '' if there else "The table has no column 'split', so it is one, called like the file.")
+    if split is None and len(there) > 1:
+        raise DataError(f"{path} holds the splits {', '.join(there)}: say which")
+    split = (
+        (there or [path.stem])[0]
+        if split is None
+        else pick_split(
+            split,
+            there or [path.stem],
+            path,
+            "" if there else "The table has no column 'split', so it is one, called like the file.",
+        )
+    )
     for n, record in table:
         if type(record) is dict:
             if there and (s := _split_of(record)) != split:
-                if not s: rows.skip('no split', n, 'the column split is empty' if 'split' in record else missing(record, 'split'))
+                if not s:
+                    rows.skip(
+                        "no split",
+                        n,
+                        "the column split is empty" if "split" in record else missing(record, "split"),
+                    )
                 continue
-            given = {k: v for k, v in record.items() if v not in (None, '')}
-            uttid = given.get('uttid') or _uttid(rows, given, first, n)
-            rows.add(n, {'uttid': uttid, 'speaker': UNKNOWN, 'text': '', **given}, record)
-        else: rows.add(n, record)
-    return rows.corpus('pairs', split, *_roots(rows, path.parent, [path.parent], [path.parent], image_root, audio_root), strict)
+            given = {k: v for k, v in record.items() if v not in (None, "")}
+            uttid = given.get("uttid") or _uttid(rows, given, first, n)
+            rows.add(n, {"uttid": uttid, "speaker": UNKNOWN, "text": "", **given}, record)
+        else:
+            rows.add(n, record)
+    return rows.corpus(
+        "pairs",
+        split,
+        *_roots(rows, path.parent, [path.parent], [path.parent], image_root, audio_root),
+        strict,
+    )
+
 
 def _uttid(rows, record, first, n):
     """The name of a pair that has none: the path of its recording, and that of its image too if the recording belongs to another image already.
     `first`: {recording: its first image}."""
-    audio, image = record.get('audio'), record.get('image')
-    if not isinstance(audio, str) or not isinstance(image, str): return audio if isinstance(audio, str) else str(n)
-    audio = rows.paths.short('audio', audio)
-    if (other := first.setdefault(audio, image)) == image: return audio
-    image = rows.paths.short('image', image)
-    return audio if rows.paths.short('image', other) == image else f'{audio} {image}'
+    audio, image = record.get("audio"), record.get("image")
+    if not isinstance(audio, str) or not isinstance(image, str):
+        return audio if isinstance(audio, str) else str(n)
+    audio = rows.paths.short("audio", audio)
+    if (other := first.setdefault(audio, image)) == image:
+        return audio
+    image = rows.paths.short("image", image)
+    return audio if rows.paths.short("image", other) == image else f"{audio} {image}"
+
 
 def _split_of(record):
     "The split of a record as text ('' if it names none): a number in a .jsonl is a name too."
-    split = record.get('split')
-    return '' if split is None else str(split).strip()
+    split = record.get("split")
+    return "" if split is None else str(split).strip()
+
 
 def _splits(table):
     "The splits of a table, in the order of their first line; none if it has no such column."
@@ -727,22 +1219,36 @@ def _splits(table):
 
 # %% ../../nbs/09_data_corpora.ipynb #475074ca
 def _kind_of_file(path):
-    if path.suffix.lower() in ('.csv', '.tsv', '.jsonl'): return 'pairs'
-    if path.name in ('wav2capt.txt', 'wav2spk.txt'): return 'facc'
-    if re.fullmatch(r'shards-.+\.json', path.name): return 'shards'
-    if path.suffix.lower() == '.json':
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+        return "pairs"
+    if path.name in ("wav2capt.txt", "wav2spk.txt"):
+        return "facc"
+    if re.fullmatch(r"shards-.+\.json", path.name):
+        return "shards"
+    if path.suffix.lower() == ".json":
         head = _head(path)
-        if re.search(r'"captions?"\s*:', head): return 'spokencoco'
-        if re.search(r'"wav"\s*:', head): return 'places'
+        if re.search(r'"captions?"\s*:', head):
+            return "spokencoco"
+        if re.search(r'"wav"\s*:', head):
+            return "places"
+
 
 def _kinds_of_folder(path):
-    found = {'shards': any(path.glob('shards-*.json')), 'places': _places_files(path), 'spokencoco': any(_coco_files(path)[:2]),
-             'facc': any((path/f/'wav2capt.txt').is_file() for f in ('flickr_audio', ''))}
-    return [k for k, there in found.items() if there] or (['pairs'] if _tables(path) else [])
+    found = {
+        "shards": any(path.glob("shards-*.json")),
+        "places": _places_files(path),
+        "spokencoco": any(_coco_files(path)[:2]),
+        "facc": any((path / f / "wav2capt.txt").is_file() for f in ("flickr_audio", "")),
+    }
+    return [k for k, there in found.items() if there] or (["pairs"] if _tables(path) else [])
+
 
 def _tables(folder):
     "{name: path} of the tables in a folder."
-    def is_table(p): return p.suffix.lower() in ('.csv', '.tsv', '.jsonl') and not of_system(p.name) and p.is_file()
+
+    def is_table(p):
+        return p.suffix.lower() in (".csv", ".tsv", ".jsonl") and not of_system(p.name) and p.is_file()
+
     return {p.stem: p for p in sorted(folder.iterdir()) if is_table(p)}
 
 # %% ../../nbs/09_data_corpora.ipynb #718e23b3
@@ -750,49 +1256,82 @@ def recognise(path):
     "What a folder or file holds: 'places', 'spokencoco', 'facc', 'shards' or 'pairs'. `DataError` says what was looked for, and what is there."
     path = Path(path)
     if path.is_file():
-        if kind := _kind_of_file(path): return kind
-        if path.suffix.lower() == '.json': read_text(path)      # it may say more
-        raise DataError(f'{path} is no metadata of a known kind: a .json of Places Audio or SpokenCOCO, wav2capt.txt, shards-<split>.json, or a .csv, .tsv or .jsonl table')
-    if not path.is_dir(): raise DataError(f'{path} does not exist')
+        if kind := _kind_of_file(path):
+            return kind
+        if path.suffix.lower() == ".json":
+            read_text(path)  # it may say more
+        raise DataError(
+            f"{path} is no metadata of a known kind: a .json of Places Audio or SpokenCOCO, wav2capt.txt, shards-<split>.json, or a .csv, .tsv or .jsonl table"
+        )
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist")
     kinds = _kinds_of_folder(path)
-    if len(kinds) == 1: return kinds[0]
-    if kinds: raise DataError(f'{path} holds more than one corpus: {", ".join(kinds)}. Say which with kind=')
-    there = sorted(p.name + '/'*p.is_dir() for p in path.iterdir() if not of_system(p.name))
-    raise DataError(f'{path} holds no corpus. Looked for: shards-<split>.json (shards); metadata/<split>_2020.json (Places Audio); SpokenCOCO_<split>.json (SpokenCOCO); '
-                    f'flickr_audio/wav2capt.txt (Flickr8k Audio); a .csv, .tsv or .jsonl table. Found: {", ".join(there[:8]) or "nothing"}{", …" if len(there) > 8 else ""}')
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        raise DataError(f"{path} holds more than one corpus: {', '.join(kinds)}. Say which with kind=")
+    there = sorted(p.name + "/" * p.is_dir() for p in path.iterdir() if not of_system(p.name))
+    raise DataError(
+        f"{path} holds no corpus. Looked for: shards-<split>.json (shards); metadata/<split>_2020.json (Places Audio); SpokenCOCO_<split>.json (SpokenCOCO); "
+        f"flickr_audio/wav2capt.txt (Flickr8k Audio); a .csv, .tsv or .jsonl table. Found: {', '.join(there[:8]) or 'nothing'}{', …' if len(there) > 8 else ''}"
+    )
 
 # %% ../../nbs/09_data_corpora.ipynb #d2b589b0
-READERS = {'places': places_audio, 'spokencoco': spokencoco, 'facc': flickr8k_audio, 'pairs': pairs}
+READERS = {"places": places_audio, "spokencoco": spokencoco, "facc": flickr8k_audio, "pairs": pairs}
+
 
 def _open(path, kind, options):
     "(kind, what its reader takes first, its splits, options that the path settles)."
     path = Path(path)
-    if kind is None: kind = recognise(path)
-    elif kind not in (*READERS, 'shards'): raise ConfigError(f"no kind '{kind}' of corpus; there are {', '.join(READERS)}, shards")
+    if kind is None:
+        kind = recognise(path)
+    elif kind not in (*READERS, "shards"):
+        raise ConfigError(f"no kind '{kind}' of corpus; there are {', '.join(READERS)}, shards")
     folder = path if path.is_dir() else path.parent
-    if kind == 'shards': return kind, folder, sorted(p.stem.removeprefix('shards-') for p in ([path] if path.is_file() else folder.glob('shards-*.json'))), {}
-    if kind == 'facc':
-        if path.is_file() and folder.name == 'flickr_audio': folder = folder.parent
+    if kind == "shards":
+        return (
+            kind,
+            folder,
+            sorted(
+                p.stem.removeprefix("shards-")
+                for p in ([path] if path.is_file() else folder.glob("shards-*.json"))
+            ),
+            {},
+        )
+    if kind == "facc":
+        if path.is_file() and folder.name == "flickr_audio":
+            folder = folder.parent
         return kind, folder, list(_facc_files(folder)[1]), {}
-    if kind == 'places':
-        if path.is_file(): return kind, folder.parent if folder.name == 'metadata' else folder, [path.stem.removesuffix('_2020')], {'metadata': path}
-        return kind, folder, list(_places_files(folder, options.get('metadata'))), {}
-    if kind == 'pairs':
+    if kind == "places":
+        if path.is_file():
+            return (
+                kind,
+                folder.parent if folder.name == "metadata" else folder,
+                [path.stem.removesuffix("_2020")],
+                {"metadata": path},
+            )
+        return kind, folder, list(_places_files(folder, options.get("metadata"))), {}
+    if kind == "pairs":
         tables = _tables(folder) if path.is_dir() else {path.stem: path}
-        if len(tables) > 1: return kind, tables, list(tables), {}
-        if not tables: raise DataError(f'{path} holds no .csv, .tsv or .jsonl table')
+        if len(tables) > 1:
+            return kind, tables, list(tables), {}
+        if not tables:
+            raise DataError(f"{path} holds no .csv, .tsv or .jsonl table")
         table = next(iter(tables.values()))
         return kind, table, _splits(_table(table, Rows({}, where=str))) or [table.stem], {}
     return kind, folder, *_coco_splits(path, folder, options)
 
+
 def _coco_splits(path, folder, options):
     if path.is_file():
-        own = re.fullmatch(r'SpokenCOCO_([^_]+)\.json', path.name)
-        settled = {'karpathy': 'none' if own else path}
-    else: settled = {}
-    own, files, listing = _coco_layout(folder, options.get('karpathy', settled.get('karpathy')))
-    if path.is_file() and files: return [s for s, f in files.items() if f == path] or list(files), settled
-    both = 'karpathy' not in options and _coco_files(folder)[2] is not None
+        own = re.fullmatch(r"SpokenCOCO_([^_]+)\.json", path.name)
+        settled = {"karpathy": "none" if own else path}
+    else:
+        settled = {}
+    own, files, listing = _coco_layout(folder, options.get("karpathy", settled.get("karpathy")))
+    if path.is_file() and files:
+        return [s for s, f in files.items() if f == path] or list(files), settled
+    both = "karpathy" not in options and _coco_files(folder)[2] is not None
     return list(KARPATHY) if listing or both else list(files), settled
 
 # %% ../../nbs/09_data_corpora.ipynb #272c786e
@@ -800,32 +1339,48 @@ def splits_of(path, kind=None, **options):
     "The splits that a path holds. `options` as for `load_corpus`."
     return _open(path, kind, options)[2]
 
+
 def load_corpus(path, split=None, kind=None, **options):
     """A `Corpus` from a folder or a metadata file of any kind (see `recognise`). `split` may be left out if there is only one; '-' and '_', dev and val are the same.
     `options`: of the reader of that kind, such as `image_root`, `karpathy`, `strict`. Raises `DataError`, and `ConfigError` for an unknown option."""
     kind, first, there, settled = _open(path, kind, options)
     if split is None:
-        if len(there) != 1: raise DataError(f'{path} holds the splits {", ".join(there) or "(none)"}: say which')
+        if len(there) != 1:
+            raise DataError(f"{path} holds the splits {', '.join(there) or '(none)'}: say which")
         split = there[0]
-    if isinstance(first, dict): first = first[split := pick_split(split, there, path)]      # a table a split
-    if kind == 'shards':
+    if isinstance(first, dict):
+        first = first[split := pick_split(split, there, path)]  # a table a split
+    if kind == "shards":
         from sgmim.data.shards import open_shards as reader
+
         split = pick_split(split, there, path)
-    else: reader = READERS[kind]
+    else:
+        reader = READERS[kind]
     known = list(inspect.signature(reader).parameters)[2:]
-    if odd := [o for o in options if o not in known]: raise ConfigError(f"the reader of {kind} has no option '{odd[0]}'; it has {', '.join(known)}")
+    if odd := [o for o in options if o not in known]:
+        raise ConfigError(f"the reader of {kind} has no option '{odd[0]}'; it has {', '.join(known)}")
     return reader(first, split, **{**settled, **options})
 
 # %% ../../nbs/09_data_corpora.ipynb #d54ad7e7
-PROTOCOL = {'places': {'train': ('train',), 'dev': ('dev_seen', 'dev_unseen'), 'test': ('test_seen', 'test_unseen')},
-            'spokencoco': {'train': ('train',), 'dev': ('val',), 'test': ('test',)},
-            **{kind: {which: (which,) for which in ('train', 'dev', 'test')} for kind in ('facc', 'shards', 'pairs')}}
+PROTOCOL = {
+    "places": {"train": ("train",), "dev": ("dev_seen", "dev_unseen"), "test": ("test_seen", "test_unseen")},
+    "spokencoco": {"train": ("train",), "dev": ("val",), "test": ("test",)},
+    **{kind: {which: (which,) for which in ("train", "dev", "test")} for kind in ("facc", "shards", "pairs")},
+}
+
 
 def protocol_splits(kind, which, there=None):
     """The splits of a `kind` of corpus that are its 'train', 'dev' or 'test': ('dev_seen', 'dev_unseen') for 'places', 'dev'.
     `there`: choose among these (as of `splits_of`) by their names instead; for packed and own corpora, and the older files of Places. `DataError` if there is none."""
-    if kind not in PROTOCOL or which not in PROTOCOL[kind]: raise ConfigError(f"no role '{which}' of '{kind}'; kinds are {', '.join(PROTOCOL)}; roles are train, dev, test")
-    if there is None: return PROTOCOL[kind][which]
-    found = [s for s in there if canonical(s) in (f'{which}_seen', f'{which}_unseen')] or [s for s in there if canonical(s) == which]
-    if not found: raise DataError(f"none of the splits {', '.join(there)} is a {which} set")
+    if kind not in PROTOCOL or which not in PROTOCOL[kind]:
+        raise ConfigError(
+            f"no role '{which}' of '{kind}'; kinds are {', '.join(PROTOCOL)}; roles are train, dev, test"
+        )
+    if there is None:
+        return PROTOCOL[kind][which]
+    found = [s for s in there if canonical(s) in (f"{which}_seen", f"{which}_unseen")] or [
+        s for s in there if canonical(s) == which
+    ]
+    if not found:
+        raise DataError(f"none of the splits {', '.join(there)} is a {which} set")
     return tuple(found)

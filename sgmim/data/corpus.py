@@ -9,7 +9,11 @@ __all__ = ['REMEDY', 'UNSEEN', 'SYSTEM_FILES', 'SAME_SUFFIX', 'EMPTY_WAV', 'NAME
            'in_order', 'overlap']
 
 # %% ../../nbs/07_data_corpus.ipynb #9d8ef730
-import hashlib, os, re, unicodedata, warnings
+import hashlib
+import os
+import re
+import unicodedata
+import warnings
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,38 +31,51 @@ from ..image import load_image
 # %% ../../nbs/07_data_corpus.ipynb #34c5eaeb
 class Strings(Sequence):
     "An immutable list of strings in two tensors: UTF-8 bytes, and where each string starts, (n+1,)."
+
     def __init__(self, items):
-        if isinstance(items, Strings):      # packed already, by a reader that kept no list: shared, not copied
+        if isinstance(items, Strings):  # packed already, by a reader that kept no list: shared, not copied
             self.bytes, self.starts = items.bytes, items.starts
             return
         encoded = [s.encode() for s in items]
-        self.bytes = torch.frombuffer(bytearray(b''.join(encoded) or b'\0'), dtype=torch.uint8)
-        self.starts = torch.from_numpy(np.concatenate([[0], np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))]))
+        self.bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
+        self.starts = torch.from_numpy(
+            np.concatenate([[0], np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))])
+        )
 
-    def __len__(self): return len(self.starts) - 1
+    def __len__(self):
+        return len(self.starts) - 1
+
     def __getitem__(self, i):
-        if not -len(self) <= i < len(self): raise IndexError(f'{i} of {len(self)} strings')
-        a, b = self.starts[i % len(self):i % len(self) + 2].tolist()
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{i} of {len(self)} strings")
+        a, b = self.starts[i % len(self) : i % len(self) + 2].tolist()
         return self.bytes[a:b].numpy().tobytes().decode()
+
     def __iter__(self):
         blob, starts = self.bytes.numpy().tobytes(), self.starts.tolist()
         return (blob[a:b].decode() for a, b in zip(starts, starts[1:]))
 
 # %% ../../nbs/07_data_corpus.ipynb #cc31606d
-REMEDY = ' Remedy: '      # stands between what is wrong and what to do about it
+REMEDY = " Remedy: "  # stands between what is wrong and what to do about it
+
 
 @dataclass(frozen=True)
 class Skip:
     "A record that was left out: what `kind` of fault, `where` (file and entry), `why`, and what to `do` about it."
+
     kind: str
     where: str
     why: str
-    do: str = ''
+    do: str = ""
+
 
 class Skips(list):
     "The faults that a reader met. Most cost the record; those of a kind in `kept` only what is faulty: the caption stays, without its speaker, text or word times."
-    kept = ('no speaker', 'no text', 'bad alignment', 'misspelt key', 'wrong number')
-    def add(self, kind, where, why, do=''): self.append(Skip(kind, where, why, do))
+
+    kept = ("no speaker", "no text", "bad alignment", "misspelt key", "wrong number")
+
+    def add(self, kind, where, why, do=""):
+        self.append(Skip(kind, where, why, do))
 
     @property
     def counts(self):
@@ -71,28 +88,41 @@ class Skips(list):
         return {k: n for k, n in self.counts.items() if k not in self.kept}
 
     def __str__(self):
-        if not self: return 'nothing was left out'
-        parts = (self.left_out, 'left out'), ({k: n for k, n in self.counts.items() if k in self.kept}, 'kept in part')
-        said = ', '.join(f'{sum(kinds.values()):,} {what} ({", ".join(f"{n:,} {k}" for k, n in kinds.items())})' for kinds, what in parts if kinds)
-        first = list({s.kind: s for s in reversed(self)}.values())[::-1][:3]     # one example of a kind
-        examples = '; '.join(f'{s.where}: {s.why}' for s in first) + ('; …' if len(self) > len(first) else '')
-        return f'{said}: {examples}' + (f'.{REMEDY}{self.remedy}' if self.remedy else '')
+        if not self:
+            return "nothing was left out"
+        parts = (
+            (self.left_out, "left out"),
+            ({k: n for k, n in self.counts.items() if k in self.kept}, "kept in part"),
+        )
+        said = ", ".join(
+            f"{sum(kinds.values()):,} {what} ({', '.join(f'{n:,} {k}' for k, n in kinds.items())})"
+            for kinds, what in parts
+            if kinds
+        )
+        first = list({s.kind: s for s in reversed(self)}.values())[::-1][:3]  # one example of a kind
+        examples = "; ".join(f"{s.where}: {s.why}" for s in first) + ("; …" if len(self) > len(first) else "")
+        return f"{said}: {examples}" + (f".{REMEDY}{self.remedy}" if self.remedy else "")
 
     @property
     def remedy(self):
         "What to do about these faults, each advice once; '' if none is known."
-        return ' '.join(dict.fromkeys(s.do for s in self if s.do))
+        return " ".join(dict.fromkeys(s.do for s in self if s.do))
 
     def settle(self, strict, what):
         "Refuse `what` if `strict` and there was a fault; else say in a warning what was left out."
-        if self and strict: raise DataError(f'{what}: {str(self).rstrip(".")}. Mend the files, or pass strict=False to go on without these records.')
-        if self.left_out: warnings.warn(f'{what}: {str(self).rstrip(".")}. The attribute skipped lists all.', stacklevel=4)
+        if self and strict:
+            raise DataError(
+                f"{what}: {str(self).rstrip('.')}. Mend the files, or pass strict=False to go on without these records."
+            )
+        if self.left_out:
+            warnings.warn(f"{what}: {str(self).rstrip('.')}. The attribute skipped lists all.", stacklevel=4)
 
 # %% ../../nbs/07_data_corpus.ipynb #5f5a4e99
 @dataclass(frozen=True)
 class Caption:
     """A spoken caption: `image` index, `uttid`, `speaker`, `text` ('' if the corpus has none; never used in training), `words` ((word, start s, end s), …),
     `samples` at 16 kHz (None if not measured yet)."""
+
     image: int
     uttid: str
     speaker: str
@@ -100,89 +130,140 @@ class Caption:
     words: tuple
     samples: int | None
 
-def parse_words(text, where=''):
+
+def parse_words(text, where=""):
     "'0.85__PICTURE__1.22 1.22__OF__1.30' -> (('PICTURE', 0.85, 1.22), …). Raises `DataError` for anything else."
     words = []
     for token in text.split():
-        parts = token.split('__')
-        try: start, word, end = float(parts[0]), '__'.join(parts[1:-1]), float(parts[-1])
-        except ValueError: start = end = word = None
-        if not word or not 0 <= start <= end < float('inf'): raise DataError(f"{where}: the alignment holds '{token}', which is no start__WORD__end in seconds")
+        parts = token.split("__")
+        try:
+            start, word, end = float(parts[0]), "__".join(parts[1:-1]), float(parts[-1])
+        except ValueError:
+            start = end = word = None
+        if not word or not 0 <= start <= end < float("inf"):
+            raise DataError(
+                f"{where}: the alignment holds '{token}', which is no start__WORD__end in seconds"
+            )
         words.append((word, start, end))
     return tuple(words)
 
 # %% ../../nbs/07_data_corpus.ipynb #e9abb59f
 def path_fault(path):
     "What is wrong with a listed path, or None: it has to be relative and to stay below its root."
-    if not isinstance(path, str) or not path.strip() or '\0' in path: return f'is no path: {path!r}'
-    if re.match(r'[A-Za-z][\w+.-]+:/', path): return f"'{path}' is an address; the path of a file was expected"
-    if path[0] in '/\\~' or path[1:2] == ':': return f"'{path}' is absolute; listed paths are relative to their root"
-    if '..' in path and '..' in re.split(r'[/\\]', path): return f"'{path}' climbs out of its root"
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        return f"is no path: {path!r}"
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+        return f"'{path}' is an address; the path of a file was expected"
+    if path[0] in "/\\~" or path[1:2] == ":":
+        return f"'{path}' is absolute; listed paths are relative to their root"
+    if ".." in path and ".." in re.split(r"[/\\]", path):
+        return f"'{path}' climbs out of its root"
 
 # %% ../../nbs/07_data_corpus.ipynb #ef16c746
-UNSEEN = '\u200b\u200e\u200f\u202a\ufeff'       # marks without width, which some programs put around a path they copy
+UNSEEN = (
+    "\u200b\u200e\u200f\u202a\ufeff"  # marks without width, which some programs put around a path they copy
+)
+
 
 def is_plain(path):
     "Whether a listed path certainly is in plain form. Quick: it is asked of every path of a corpus."
-    return not ('\\' in path or '//' in path or './' in path or ':' in path or '\0' in path or path != path.strip()
-                or path[:1] in f'/~"\'{UNSEEN}' or path[-1:] in f'/."\'{UNSEEN}')
+    return not (
+        "\\" in path
+        or "//" in path
+        or "./" in path
+        or ":" in path
+        or "\0" in path
+        or path != path.strip()
+        or path[:1] in f"/~\"'{UNSEEN}"
+        or path[-1:] in f"/.\"'{UNSEEN}"
+    )
+
 
 def plain_path(path):
     """A listed path with slashes, without blanks and quotes around it, './' and doubled slashes. What is absolute stays so:
     file:///a/b is /a/b, ~/b is below the home folder, C:/b keeps its drive, and //server/b its server."""
-    path = path.strip(f'{UNSEEN} \t\r\n\xa0').strip()
-    if len(path) > 1 and path[0] == path[-1] and path[0] in '"\'': path = path[1:-1].strip()
-    if path[:7].lower() == 'file://':
-        path = unquote(path[7:].removeprefix('localhost'))
-        path = path[1:] if re.match('/[A-Za-z]:', path) else path if path[:1] == '/' else '//' + path
-    path = path.replace('\\', '/')
-    if path.startswith('~/'): path = os.path.expanduser(path)
-    start = '//' if path.startswith('//') else path[:1] if path.startswith('/') else ''
-    return start + '/'.join(part for part in path.split('/') if part not in ('', '.'))
+    path = path.strip(f"{UNSEEN} \t\r\n\xa0").strip()
+    if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'":
+        path = path[1:-1].strip()
+    if path[:7].lower() == "file://":
+        path = unquote(path[7:].removeprefix("localhost"))
+        path = path[1:] if re.match("/[A-Za-z]:", path) else path if path[:1] == "/" else "//" + path
+    path = path.replace("\\", "/")
+    if path.startswith("~/"):
+        path = os.path.expanduser(path)
+    start = "//" if path.startswith("//") else path[:1] if path.startswith("/") else ""
+    return start + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 # %% ../../nbs/07_data_corpus.ipynb #ca251fe5
 class Below:
     "Called with an absolute path: the same path relative to the folder `root`, or None if it does not lie below it, symbolic links followed."
+
     def __init__(self, root):
         self.root, self.real, self._seen = os.path.abspath(root), os.path.realpath(root), {}
 
     def __call__(self, path):
-        base = next((b for b in (self.root, self.real) if path.startswith(b.rstrip('/') + '/')), None)
-        if base is None or '..' in path.split('/'): return None
+        base = next((b for b in (self.root, self.real) if path.startswith(b.rstrip("/") + "/")), None)
+        if base is None or ".." in path.split("/"):
+            return None
         folder = os.path.dirname(path)
-        if folder not in self._seen: self._seen[folder] = os.path.realpath(folder)
+        if folder not in self._seen:
+            self._seen[folder] = os.path.realpath(folder)
         real = os.path.realpath(path) if os.path.islink(path) else self._seen[folder]
-        return path[len(base.rstrip('/')) + 1:] if f'{real}/'.startswith(self.real.rstrip('/') + '/') else None
+        return (
+            path[len(base.rstrip("/")) + 1 :] if f"{real}/".startswith(self.real.rstrip("/") + "/") else None
+        )
 
 # %% ../../nbs/07_data_corpus.ipynb #93f65304
-SYSTEM_FILES = {'thumbs.db', 'desktop.ini', '__macosx', '@eadir', '#recycle', '$recycle.bin', 'lost+found', '__pycache__', 'system volume information'}
+SYSTEM_FILES = {
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "lost+found",
+    "__pycache__",
+    "system volume information",
+}
+
 
 def of_system(name):
     "Whether a file or folder with this name belongs to the operating system or an editor: hidden, a lock, a backup, thumbnails."
-    return name[:1] == '.' or name[:2] in ('~$', '.~') or name[-1:] == '~' or name.lower() in SYSTEM_FILES
+    return name[:1] == "." or name[:2] in ("~$", ".~") or name[-1:] == "~" or name.lower() in SYSTEM_FILES
 
-SAME_SUFFIX = {'.jpeg': '.jpg', '.jpe': '.jpg', '.tiff': '.tif'}
+
+SAME_SUFFIX = {".jpeg": ".jpg", ".jpe": ".jpg", ".tiff": ".tif"}
+
 
 def spelling(name):
     "The name of a file without what differs between systems: case, how accents are composed, .jpeg or .jpg."
-    stem, suffix = os.path.splitext(unicodedata.normalize('NFD', unicodedata.normalize('NFD', name).lower()))
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).lower()))
     return stem + SAME_SUFFIX.get(suffix, suffix)
 
 # %% ../../nbs/07_data_corpus.ipynb #c56bb3b9
 class Listing:
     "The folders below `root`, each listed once, when it is asked for."
-    def __init__(self, root): self.root, self._files, self._folders, self._alike = Path(root), {}, {'': ''}, {}
+
+    def __init__(self, root):
+        self.root, self._files, self._folders, self._alike = Path(root), {}, {"": ""}, {}
 
     def files(self, folder):
         "{name: bytes} of the files in a folder."
-        if folder not in self._files: self._files[folder] = _listing(self.root/folder, lambda e: e.stat().st_size if e.is_file() else None)
+        if folder not in self._files:
+            self._files[folder] = _listing(
+                self.root / folder, lambda e: e.stat().st_size if e.is_file() else None
+            )
         return self._files[folder]
 
     def folder(self, path):
         "The folder that is meant by a listed one, in the spelling of the disk; None if there is none, or more than one."
         if path not in self._folders:
-            up, _, base = path.rpartition('/')
-            found = [path] if os.path.isdir(self.root/path) else self._resembling(self.folder(up), base, folders=True)
+            up, _, base = path.rpartition("/")
+            found = (
+                [path]
+                if os.path.isdir(self.root / path)
+                else self._resembling(self.folder(up), base, folders=True)
+            )
             self._folders[path] = found[0] if len(found) == 1 else None
         return self._folders[path]
 
@@ -193,56 +274,86 @@ class Listing:
 
     def resembling(self, path):
         "All files whose paths differ from a listed one in spelling alone."
-        folder, _, base = path.rpartition('/')
+        folder, _, base = path.rpartition("/")
         return self._resembling(self.folder(folder), base)
 
     def _resembling(self, folder, base, folders=False):
-        if folder is None: return []
+        if folder is None:
+            return []
         if (folder, folders) not in self._alike:
-            names = _listing(self.root/folder, lambda e: e.is_dir() or None) if folders else self.files(folder)
+            names = (
+                _listing(self.root / folder, lambda e: e.is_dir() or None) if folders else self.files(folder)
+            )
             self._alike[folder, folders] = alike = {}
-            for name in names: alike.setdefault(spelling(name), []).append(name)
-        return [f'{folder}/{name}'.lstrip('/') for name in sorted(self._alike[folder, folders].get(spelling(base), []))]
+            for name in names:
+                alike.setdefault(spelling(name), []).append(name)
+        return [
+            f"{folder}/{name}".lstrip("/")
+            for name in sorted(self._alike[folder, folders].get(spelling(base), []))
+        ]
+
 
 def _listing(folder, what):
     "{name: `what` of its entry} of a folder, without the entries where that is None."
     try:
-        with os.scandir(folder) as entries: return {e.name: w for e in entries if (w := what(e)) is not None}
-    except (OSError, ValueError): return {}
+        with os.scandir(folder) as entries:
+            return {e.name: w for e in entries if (w := what(e)) is not None}
+    except (OSError, ValueError):
+        return {}
 
 # %% ../../nbs/07_data_corpus.ipynb #4c19a58e
 def look_up(root, names):
     """(bytes of each listed file (n,) int64, -1 where there is none; {listed path: path on the disk} of the files that are spelt otherwise there)."""
     listing, sizes = Listing(root), np.empty(len(names), np.int64)
     for k, name in enumerate(names):
-        folder, _, base = name.rpartition('/')
+        folder, _, base = name.rpartition("/")
         sizes[k] = listing.files(folder).get(base, -1)
-    if (sizes >= 0).all(): return sizes, {}
+    if (sizes >= 0).all():
+        return sizes, {}
     names, meant = list(names), {}
     listed = set(names)
     for name in dict.fromkeys(names[k] for k in np.flatnonzero(sizes < 0)):
-        if (other := listing.alike(name)) and other not in listed: meant.setdefault(other, []).append(name)
+        if (other := listing.alike(name)) and other not in listed:
+            meant.setdefault(other, []).append(name)
     spelt = {those[0]: other for other, those in meant.items() if len(those) == 1}
     for k in np.flatnonzero(sizes < 0):
-        if other := spelt.get(names[k]): sizes[k] = listing.files(other.rpartition('/')[0])[other.rpartition('/')[2]]
+        if other := spelt.get(names[k]):
+            sizes[k] = listing.files(other.rpartition("/")[0])[other.rpartition("/")[2]]
     return sizes, spelt
+
 
 def unclear(listing, name):
     "Words on the files that a missing one may be, where it is not clear which; else ''."
     found = listing.resembling(name)
-    return f' (there {"is" if len(found) == 1 else "are"} {" and ".join(found)}, and it is not clear which listed file is meant)' if found else ''
+    return (
+        f" (there {'is' if len(found) == 1 else 'are'} {' and '.join(found)}, and it is not clear which listed file is meant)"
+        if found
+        else ""
+    )
 
 # %% ../../nbs/07_data_corpus.ipynb #65dd62b1
 class Captions(Sequence):
     "The captions of a corpus as `Caption`s, each made when it is asked for."
-    def __init__(self, corpus): self.corpus = corpus
-    def __len__(self): return len(self.corpus)
+
+    def __init__(self, corpus):
+        self.corpus = corpus
+
+    def __len__(self):
+        return len(self.corpus)
+
     def __getitem__(self, j):
         c = self.corpus
-        if not -len(c) <= j < len(c): raise IndexError(f'caption {j} of {len(c)}')
+        if not -len(c) <= j < len(c):
+            raise IndexError(f"caption {j} of {len(c)}")
         j %= len(c)
-        return Caption(int(c.image_of_caption[j]), c.uttids[j], c.speakers[c.speaker_of_caption[j]], c.texts[j] if c.texts else '',
-                       parse_words(c.alignments[j], c.uttids[j]) if c.alignments else (), None if c.samples is None else int(c.samples[j]))
+        return Caption(
+            int(c.image_of_caption[j]),
+            c.uttids[j],
+            c.speakers[c.speaker_of_caption[j]],
+            c.texts[j] if c.texts else "",
+            parse_words(c.alignments[j], c.uttids[j]) if c.alignments else (),
+            None if c.samples is None else int(c.samples[j]),
+        )
 
 # %% ../../nbs/07_data_corpus.ipynb #b991dd40
 class Corpus:
@@ -252,42 +363,84 @@ class Corpus:
     `notes`: what the reader says of the lists. Columns, n captions and m images: `image_names` (m,), `labels` (m,) of scenes or None; `image_of_caption` (n,) int64, `audio_names` (n,), `uttids` (n,),
     `speakers` (all names) and `speaker_of_caption` (n,) int64, `texts` (n,) and `alignments` (n,) or None, `samples` (n,) int64 or None until measured.
     """
-    def __init__(self, name, split, image_root, audio_root, images, image_of_caption, audio, uttids, speakers, texts=None, alignments=None, labels=None, skipped=()):
-        self.name, self.split, self.image_root, self.audio_root, self.skipped = name, split, Path(image_root), Path(audio_root), Skips(skipped)
-        if not len(audio): raise DataError(f'{name}, split {split}: not one usable caption. {self.skipped}')
+
+    def __init__(
+        self,
+        name,
+        split,
+        image_root,
+        audio_root,
+        images,
+        image_of_caption,
+        audio,
+        uttids,
+        speakers,
+        texts=None,
+        alignments=None,
+        labels=None,
+        skipped=(),
+    ):
+        self.name, self.split, self.image_root, self.audio_root, self.skipped = (
+            name,
+            split,
+            Path(image_root),
+            Path(audio_root),
+            Skips(skipped),
+        )
+        if not len(audio):
+            raise DataError(f"{name}, split {split}: not one usable caption. {self.skipped}")
         self.image_names, self.audio_names, self.uttids = Strings(images), Strings(audio), Strings(uttids)
         self._image_of_caption = torch.as_tensor(np.asarray(image_of_caption, np.int64))
         self.speakers, codes = factorise(speakers)
         self._speaker_of_caption = torch.from_numpy(codes)
-        self.texts, self.alignments, self.labels = (c if c is None else Strings(c) for c in (texts, alignments, labels))
+        self.texts, self.alignments, self.labels = (
+            c if c is None else Strings(c) for c in (texts, alignments, labels)
+        )
         self._samples = None
 
-    image_of_caption = property(lambda self: self._image_of_caption.numpy(), doc='(n,) int64: index of the image of each caption.')
-    speaker_of_caption = property(lambda self: self._speaker_of_caption.numpy(), doc='(n,) int64: index into `speakers`.')
-    samples = property(lambda self: None if self._samples is None else self._samples.numpy(), doc='(n,) int64 lengths at 16 kHz, or None until `measure`d.')
-    captions = property(Captions, doc='`Caption`s, by index.')
+    image_of_caption = property(
+        lambda self: self._image_of_caption.numpy(), doc="(n,) int64: index of the image of each caption."
+    )
+    speaker_of_caption = property(
+        lambda self: self._speaker_of_caption.numpy(), doc="(n,) int64: index into `speakers`."
+    )
+    samples = property(
+        lambda self: None if self._samples is None else self._samples.numpy(),
+        doc="(n,) int64 lengths at 16 kHz, or None until `measure`d.",
+    )
+    captions = property(Captions, doc="`Caption`s, by index.")
     n_images = property(lambda self: len(self.image_names))
 
-    def __len__(self): return len(self.audio_names)
-    def __repr__(self): return f'Corpus({self.name}, {self.split}: {self.n_images:,} images, {len(self):,} captions, {len(self.speakers):,} speakers)'
-    def image_path(self, i): return self._path('image', self.image_names[i])
-    def audio_path(self, j): return self._path('audio', self.audio_names[j])
+    def __len__(self):
+        return len(self.audio_names)
+
+    def __repr__(self):
+        return f"Corpus({self.name}, {self.split}: {self.n_images:,} images, {len(self):,} captions, {len(self.speakers):,} speakers)"
+
+    def image_path(self, i):
+        return self._path("image", self.image_names[i])
+
+    def audio_path(self, j):
+        return self._path("audio", self.audio_names[j])
 
     _spelt, notes = None, ()
+
     def _path(self, what, name):
         "Where a listed file is: its folder is looked through only if it is not there as it is listed."
-        path = getattr(self, f'{what}_root')/name
-        if self._spelt is None and os.path.exists(path): return path
-        return getattr(self, f'{what}_root')/self.spelt(what).get(name, name)
+        path = getattr(self, f"{what}_root") / name
+        if self._spelt is None and os.path.exists(path):
+            return path
+        return getattr(self, f"{what}_root") / self.spelt(what).get(name, name)
 
     def spelt(self, what):
         "{listed path: path on the disk} of the files ('image' or 'audio') that the disk spells otherwise (`look_up`)."
-        if what not in (self._spelt or {}): self.file_sizes(what)
+        if what not in (self._spelt or {}):
+            self.file_sizes(what)
         return self._spelt[what]
 
     def file_sizes(self, what):
         "Bytes of each listed file ('image' or 'audio'), int64; -1 where there is none. Lists the folders."
-        sizes, spelt = look_up(getattr(self, f'{what}_root'), getattr(self, f'{what}_names'))
+        sizes, spelt = look_up(getattr(self, f"{what}_root"), getattr(self, f"{what}_names"))
         self._spelt = {**(self._spelt or {}), what: spelt}
         return sizes
 
@@ -302,23 +455,28 @@ class Corpus:
     @property
     def fingerprint(self):
         "A hash of which captions belong to which images, for run records. It does not depend on where the files lie."
-        h = hashlib.blake2b(f'{self.name} {self.split}'.encode(), digest_size=8)
-        for column in (self.image_names.bytes, self.audio_names.bytes, self._image_of_caption): h.update(column.numpy().tobytes())
+        h = hashlib.blake2b(f"{self.name} {self.split}".encode(), digest_size=8)
+        for column in (self.image_names.bytes, self.audio_names.bytes, self._image_of_caption):
+            h.update(column.numpy().tobytes())
         return h.hexdigest()
 
     @property
     def content(self):
         "A hash of the sizes of all files: another recording under the same name is another corpus. The folders are listed, no file is opened."
-        sizes = self.file_sizes('image'), self.file_sizes('audio')
-        return hashlib.blake2b(b''.join(s.tobytes() for s in sizes), digest_size=8).hexdigest()
+        sizes = self.file_sizes("image"), self.file_sizes("audio")
+        return hashlib.blake2b(b"".join(s.tobytes() for s in sizes), digest_size=8).hexdigest()
 
     @property
     def marks(self):
         """What a training compares when it goes on, a list: `content`, then hashes of the bytes of up to 128 images and 128
         recordings, always the same ones (None for a file that cannot be read)."""
-        paths = [path(k) for path, n in ((self.image_path, self.n_images), (self.audio_path, len(self)))
-                 for k in sorted(np.random.default_rng(n).permutation(n)[:128].tolist())]
-        with ThreadPoolExecutor(8) as pool: return [self.content, *pool.map(_bytes_hash, paths)]
+        paths = [
+            path(k)
+            for path, n in ((self.image_path, self.n_images), (self.audio_path, len(self)))
+            for k in sorted(np.random.default_rng(n).permutation(n)[:128].tolist())
+        ]
+        with ThreadPoolExecutor(8) as pool:
+            return [self.content, *pool.map(_bytes_hash, paths)]
 
 # %% ../../nbs/07_data_corpus.ipynb #4e1a9c27
 def factorise(names):
@@ -327,45 +485,89 @@ def factorise(names):
     code = {s: k for k, s in enumerate(distinct)}
     return Strings(distinct), np.fromiter((code[s] for s in names), np.int64, len(names))
 
+
 def _bytes_hash(path):
-    try: return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    except OSError: return None
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    except OSError:
+        return None
 
 # %% ../../nbs/07_data_corpus.ipynb #4bc55fb5
-EMPTY_WAV = 44      # bytes: a header alone
-NAME_ROOT = {what: f'If they lie elsewhere, name the folder that holds the {what}s: --{option}-root DIR ({option}_root=DIR).'
-             for what, option in (('image', 'image'), ('recording', 'audio'))}
+EMPTY_WAV = 44  # bytes: a header alone
+NAME_ROOT = {
+    what: f"If they lie elsewhere, name the folder that holds the {what}s: --{option}-root DIR ({option}_root=DIR)."
+    for what, option in (("image", "image"), ("recording", "audio"))
+}
+
 
 def select(corpus, keep, skipped=()):
     "The corpus with only the captions `keep` (n,) bool, and only the images they need."
-    if hasattr(corpus, 'select'): return corpus.select(keep, skipped)      # shards point into their files
+    if hasattr(corpus, "select"):
+        return corpus.select(keep, skipped)  # shards point into their files
     keep = np.asarray(keep, bool)
-    if keep.shape != (len(corpus),): raise DataError(f'keep has shape {keep.shape}, and the corpus {len(corpus)} captions')
+    if keep.shape != (len(corpus),):
+        raise DataError(f"keep has shape {keep.shape}, and the corpus {len(corpus)} captions")
     images, codes = np.unique(corpus.image_of_caption[keep], return_inverse=True)
-    def taken(column, which): return None if column is None else [s for s, k in zip(column, which) if k]
-    used = np.zeros(corpus.n_images, bool); used[images] = True
+
+    def taken(column, which):
+        return None if column is None else [s for s, k in zip(column, which) if k]
+
+    used = np.zeros(corpus.n_images, bool)
+    used[images] = True
     speakers = list(corpus.speakers)
-    out = Corpus(corpus.name, corpus.split, corpus.image_root, corpus.audio_root, taken(corpus.image_names, used), codes, taken(corpus.audio_names, keep), taken(corpus.uttids, keep),
-                 [speakers[s] for s in corpus.speaker_of_caption[keep]], taken(corpus.texts, keep), taken(corpus.alignments, keep), taken(corpus.labels, used), [*corpus.skipped, *skipped])
-    if corpus.samples is not None: out._samples = torch.from_numpy(corpus.samples[keep])
+    out = Corpus(
+        corpus.name,
+        corpus.split,
+        corpus.image_root,
+        corpus.audio_root,
+        taken(corpus.image_names, used),
+        codes,
+        taken(corpus.audio_names, keep),
+        taken(corpus.uttids, keep),
+        [speakers[s] for s in corpus.speaker_of_caption[keep]],
+        taken(corpus.texts, keep),
+        taken(corpus.alignments, keep),
+        taken(corpus.labels, used),
+        [*corpus.skipped, *skipped],
+    )
+    if corpus.samples is not None:
+        out._samples = torch.from_numpy(corpus.samples[keep])
     out._spelt, out.notes = corpus._spelt, corpus.notes
     return out
 
+
 def present(corpus, strict=False):
     "The corpus without the captions whose recording or image is missing or empty: these are listed in `skipped`, or, if `strict`, an error."
-    if hasattr(corpus, 'present'): return corpus.present(strict)
-    sound, pictures = corpus.file_sizes('audio'), corpus.file_sizes('image')
-    bad_image, bad_sound = pictures <= 0, sound <= np.where([s.lower().endswith('.wav') for s in corpus.audio_names], EMPTY_WAV, 0)
-    listings = {what: Listing(root) for what, root in (('recording', corpus.audio_root), ('image', corpus.image_root))}
+    if hasattr(corpus, "present"):
+        return corpus.present(strict)
+    sound, pictures = corpus.file_sizes("audio"), corpus.file_sizes("image")
+    bad_image, bad_sound = (
+        pictures <= 0,
+        sound <= np.where([s.lower().endswith(".wav") for s in corpus.audio_names], EMPTY_WAV, 0),
+    )
+    listings = {
+        what: Listing(root) for what, root in (("recording", corpus.audio_root), ("image", corpus.image_root))
+    }
     drop, skips = bad_sound | bad_image[corpus.image_of_caption], Skips()
     for j in np.flatnonzero(drop):
         i = corpus.image_of_caption[j]
-        if bad_sound[j]: what, size, name, path = 'recording', sound[j], corpus.audio_names[j], corpus.audio_path(j)
-        else: what, size, name, path = 'image', pictures[i], corpus.image_names[i], corpus.image_path(i)
-        if size < 0: skips.add(f'missing {what}', corpus.uttids[j], f'{path} is not there' + unclear(listings[what], name), NAME_ROOT[what])
-        else: skips.add(f'empty {what}', corpus.uttids[j], f'{path} has {size} bytes')
-    if not drop.all(): skips.settle(strict, f'{corpus.name}, split {corpus.split}')     # else `select` says it
+        if bad_sound[j]:
+            what, size, name, path = "recording", sound[j], corpus.audio_names[j], corpus.audio_path(j)
+        else:
+            what, size, name, path = "image", pictures[i], corpus.image_names[i], corpus.image_path(i)
+        if size < 0:
+            skips.add(
+                f"missing {what}",
+                corpus.uttids[j],
+                f"{path} is not there" + unclear(listings[what], name),
+                NAME_ROOT[what],
+            )
+        else:
+            skips.add(f"empty {what}", corpus.uttids[j], f"{path} has {size} bytes")
+    if not drop.all():
+        skips.settle(strict, f"{corpus.name}, split {corpus.split}")  # else `select` says it
     return select(corpus, ~drop, skips) if len(skips) else corpus
+
 
 def file_sizes(root, names):
     "Bytes of each file, (n,) int64; -1 where there is none."
@@ -376,18 +578,27 @@ def measure(corpus, cache=None, workers=8, progress=True):
     """Fill `corpus.samples` with the lengths at 16 kHz, read from the files' headers; 0 where a file cannot be read. Returns the corpus.
     `cache`: folder to keep the answer in (None: nothing is kept)."""
     from tqdm.auto import tqdm
-    if corpus.samples is not None: return corpus
-    kept = cache and Path(cache)/'lengths'/f'{corpus.fingerprint}-{corpus.content}.npy'
-    if kept and kept.is_file() and len(found := np.load(kept)) == len(corpus): corpus._samples = torch.from_numpy(found)
+
+    if corpus.samples is not None:
+        return corpus
+    kept = cache and Path(cache) / "lengths" / f"{corpus.fingerprint}-{corpus.content}.npy"
+    if kept and kept.is_file() and len(found := np.load(kept)) == len(corpus):
+        corpus._samples = torch.from_numpy(found)
     else:
         with ThreadPoolExecutor(workers) as pool:
             lengths = in_order(pool, lambda j: _samples(corpus.audio_path(j)), range(len(corpus)))
-            corpus._samples = torch.tensor(list(tqdm(lengths, total=len(corpus), desc='lengths', disable=not progress, leave=False)), dtype=torch.int64)
-        if kept and corpus.samples.all():        # what could not be read now may be there the next time
+            corpus._samples = torch.tensor(
+                list(tqdm(lengths, total=len(corpus), desc="lengths", disable=not progress, leave=False)),
+                dtype=torch.int64,
+            )
+        if kept and corpus.samples.all():  # what could not be read now may be there the next time
             try:
-                with atomic_write(kept) as f: np.save(f, corpus.samples)
-            except SgmimError as e: warnings.warn(f'the lengths were measured, but could not be kept: {e}', stacklevel=2)
+                with atomic_write(kept) as f:
+                    np.save(f, corpus.samples)
+            except SgmimError as e:
+                warnings.warn(f"the lengths were measured, but could not be kept: {e}", stacklevel=2)
     return corpus
+
 
 def in_order(pool, make, items, ahead=64):
     "`make(item)` for each of `items`, in order, with up to `ahead` of them under way in the threads of `pool`: `pool.map` would queue all at once."
@@ -395,21 +606,34 @@ def in_order(pool, make, items, ahead=64):
     try:
         for item in items:
             waiting.append(pool.submit(make, item))
-            if len(waiting) > ahead: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        for w in waiting: w.cancel()
+        for w in waiting:
+            w.cancel()
+
 
 def _samples(path):
-    try: frames, rate = sound_length(path)
-    except (SgmimError, RuntimeError, OSError): return 0
-    return round(frames*RATE/rate)
+    try:
+        frames, rate = sound_length(path)
+    except (SgmimError, RuntimeError, OSError):
+        return 0
+    return round(frames * RATE / rate)
 
 # %% ../../nbs/07_data_corpus.ipynb #cf6b4d98
 def overlap(corpus, train):
     "What `corpus` shares with `train`, as shares of its captions: {'speakers': …, 'images': …, 'scenes': … or None}."
+
     def share(mine, theirs, of_caption):
         common = set(mine) & set(theirs)
         return float(np.mean(np.array([s in common for s in mine])[of_caption]))
-    return {'speakers': share(corpus.speakers, train.speakers, corpus.speaker_of_caption), 'images': share(corpus.image_names, train.image_names, corpus.image_of_caption),
-            'scenes': share(corpus.labels, train.labels, corpus.image_of_caption) if corpus.labels and train.labels else None}
+
+    return {
+        "speakers": share(corpus.speakers, train.speakers, corpus.speaker_of_caption),
+        "images": share(corpus.image_names, train.image_names, corpus.image_of_caption),
+        "scenes": share(corpus.labels, train.labels, corpus.image_of_caption)
+        if corpus.labels and train.labels
+        else None,
+    }

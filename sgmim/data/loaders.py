@@ -8,7 +8,10 @@ __all__ = ['CORPUS', 'SEE', 'MAX_CHANNELS', 'INTEGERS', 'is_corpus', 'check_corp
            'pool_loader']
 
 # %% ../../nbs/11_data_loaders.ipynb #115259a0
-import concurrent.futures, itertools, os, signal
+import concurrent.futures
+import itertools
+import os
+import signal
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,10 +25,10 @@ from ..image import normalise, to_rgb
 
 # %% ../../nbs/11_data_loaders.ipynb #5c0f7a11
 CORPUS = {
-    'captions': 'a sequence whose items have `samples`',
-    'image_of_caption': 'the image index of each caption',
-    'image': 'image(i), uint8 (H, W, 3)',
-    'audio': 'audio(j), float32 (L,) at 16 kHz',
+    "captions": "a sequence whose items have `samples`",
+    "image_of_caption": "the image index of each caption",
+    "image": "image(i), uint8 (H, W, 3)",
+    "audio": "audio(j), float32 (L,) at 16 kHz",
 }
 SEE = 'See the page "Your own dataset"'
 
@@ -38,24 +41,24 @@ def is_corpus(data) -> bool:
     kind = type(data).__name__
     if isinstance(data, (str, os.PathLike)):
         raise ConfigError(
-            f'data is the path {str(data)!r}; open it first: load_corpus(path) of sgmim.data.corpora'
+            f"data is the path {str(data)!r}; open it first: load_corpus(path) of sgmim.data.corpora"
         )
     if isinstance(data, type):
-        raise ConfigError(f'data is the class {data.__name__}; give an instance: {data.__name__}(…)')
+        raise ConfigError(f"data is the class {data.__name__}; give an instance: {data.__name__}(…)")
     has = [name for name in CORPUS if hasattr(data, name)]
     if len(has) == len(CORPUS):
         return True
-    reads = callable(getattr(data, 'image', None)) and callable(getattr(data, 'audio', None))
-    if reads or 'image_of_caption' in has:
-        lacks = '; '.join(f'{name} ({what})' for name, what in CORPUS.items() if name not in has)
-        raise ConfigError(f'data ({kind}) is no complete corpus. Missing: {lacks}. {SEE}.')
-    if isinstance(data, (list, tuple)) and data and hasattr(data[0], 'image_of_caption'):
+    reads = callable(getattr(data, "image", None)) and callable(getattr(data, "audio", None))
+    if reads or "image_of_caption" in has:
+        lacks = "; ".join(f"{name} ({what})" for name, what in CORPUS.items() if name not in has)
+        raise ConfigError(f"data ({kind}) is no complete corpus. Missing: {lacks}. {SEE}.")
+    if isinstance(data, (list, tuple)) and data and hasattr(data[0], "image_of_caption"):
         raise ConfigError(
-            f'data is a {kind} of {len(data)} corpora; give one corpus. As dev, give a dict {{name: corpus}}'
+            f"data is a {kind} of {len(data)} corpora; give one corpus. As dev, give a dict {{name: corpus}}"
         )
-    if not hasattr(data, '__iter__') and not hasattr(data, '__getitem__'):
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         raise ConfigError(
-            f'data is of type {kind}; give a corpus, or batches (a DataLoader or a list of dicts). {SEE}.'
+            f"data is of type {kind}; give a corpus, or batches (a DataLoader or a list of dicts). {SEE}."
         )
     return False
 
@@ -65,36 +68,36 @@ def check_corpus(corpus) -> tuple:
 
     Raises `DataError` where an index or a length is missing, no whole number, or negative. Opens no item.
     """
-    images = _whole_numbers(corpus.image_of_caption, 'image_of_caption')
+    images = _whole_numbers(corpus.image_of_caption, "image_of_caption")
     if not len(images):
-        raise DataError('the corpus has no captions: image_of_caption is empty')
+        raise DataError("the corpus has no captions: image_of_caption is empty")
     captions = corpus.captions
-    if not hasattr(captions, '__len__'):
-        raise DataError(f'captions is of type {type(captions).__name__}; give a list')
+    if not hasattr(captions, "__len__"):
+        raise DataError(f"captions is of type {type(captions).__name__}; give a list")
     if len(captions) != len(images):
         raise DataError(
-            f'the corpus has {len(captions)} captions, and image_of_caption has {len(images)} entries'
+            f"the corpus has {len(captions)} captions, and image_of_caption has {len(images)} entries"
         )
     nothing, samples = object(), []
     for j, caption in enumerate(captions):
-        samples.append(getattr(caption, 'samples', nothing))
+        samples.append(getattr(caption, "samples", nothing))
         if samples[-1] is nothing or samples[-1] is None:
             raise DataError(
-                f'captions[{j}] ({type(caption).__name__}) has no attribute `samples`: the length of its '
-                'recording in samples at 16 kHz, 0 if unknown. For a dict: types.SimpleNamespace(**caption)'
+                f"captions[{j}] ({type(caption).__name__}) has no attribute `samples`: the length of its "
+                "recording in samples at 16 kHz, 0 if unknown. For a dict: types.SimpleNamespace(**caption)"
             )
-    return images, _whole_numbers(samples, 'the `samples` of captions')
+    return images, _whole_numbers(samples, "the `samples` of captions")
 
 
 def _whole_numbers(values, what):
     "Integers >= 0 as an array (n,), or `DataError`."
     x = _array(values, what)
-    if x.ndim != 1 or (x.dtype.kind not in 'iu' and x.size):
+    if x.ndim != 1 or (x.dtype.kind not in "iu" and x.size):
         raise DataError(
-            f'{what} has to hold whole numbers, one per caption, not {x.dtype} of shape {x.shape}'
+            f"{what} has to hold whole numbers, one per caption, not {x.dtype} of shape {x.shape}"
         )
     if x.size and x.min() < 0:
-        raise DataError(f'{what} is {x.min()} at caption {int(x.argmin())}: it must be 0 or more')
+        raise DataError(f"{what} is {x.min()} at caption {int(x.argmin())}: it must be 0 or more")
     return x
 
 
@@ -103,19 +106,19 @@ def _array(x, what):
     if torch.is_tensor(x):
         x = x.detach().cpu()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-    expected = 'give an array, a tensor or a list of numbers'
+    expected = "give an array, a tensor or a list of numbers"
     if x is None or isinstance(x, (str, os.PathLike, Mapping)):
-        raise DataError(f'{what} is of type {type(x).__name__}; {expected}')
+        raise DataError(f"{what} is of type {type(x).__name__}; {expected}")
     try:
         return np.asarray(x)
     except Exception as e:
-        raise DataError(f'{what} ({type(x).__name__}) is no array of numbers ({e}); {expected}') from e
+        raise DataError(f"{what} ({type(x).__name__}) is no array of numbers ({e}); {expected}") from e
 
 # %% ../../nbs/11_data_loaders.ipynb #5c0f7a14
 MAX_CHANNELS = 8  # of a waveform with two axes: the shorter one holds the channels
 
 
-def as_picture(image, what: str = 'the image') -> np.ndarray:
+def as_picture(image, what: str = "the image") -> np.ndarray:
     """A picture of your own corpus → uint8 (H, W, 3).
 
     Takes PIL images and uint8 arrays or tensors: (H, W, 3), (3, H, W), grey (H, W), with alpha (laid over white).
@@ -127,21 +130,21 @@ def as_picture(image, what: str = 'the image') -> np.ndarray:
     x = _array(image, what)
     if x.dtype != np.uint8:
         raise DataError(
-            f'{what} is {x.dtype} of shape {x.shape}; give uint8, 0 to 255, not normalised '
-            '(floats in [0, 1]: multiply by 255, round, convert to uint8)'
+            f"{what} is {x.dtype} of shape {x.shape}; give uint8, 0 to 255, not normalised "
+            "(floats in [0, 1]: multiply by 255, round, convert to uint8)"
         )
     if x.ndim == 3 and x.shape[2] not in (1, 3, 4):
         x = np.moveaxis(x, 0, 2)
     if x.ndim == 2:
         x = x[:, :, None]
     if x.ndim != 3 or x.shape[2] not in (1, 3, 4) or not x.size:
-        raise DataError(f'{what} is of shape {tuple(np.shape(image))}; give (H, W, 3)')
+        raise DataError(f"{what} is of shape {tuple(np.shape(image))}; give (H, W, 3)")
     if x.shape[2] == 3:
         return x
     return np.array(to_rgb(Image.fromarray(np.ascontiguousarray(x if x.shape[2] == 4 else x[:, :, 0])), what))
 
 
-def as_waveform(wave, what: str = 'the waveform') -> np.ndarray:
+def as_waveform(wave, what: str = "the waveform") -> np.ndarray:
     """A waveform of your own corpus, floats in [-1, 1] at 16 kHz, → float32 (L,).
 
     Takes arrays, tensors and lists: (L,), (L, channels) or (channels, L). Several channels become their mean.
@@ -150,43 +153,43 @@ def as_waveform(wave, what: str = 'the waveform') -> np.ndarray:
     """
     x = _array(wave, what)
     if not x.size:
-        raise DataError(f'{what} has no samples: leave this caption out')
-    if x.dtype.kind != 'f':
+        raise DataError(f"{what} has no samples: leave this caption out")
+    if x.dtype.kind != "f":
         raise DataError(
-            f'{what} holds {x.dtype} samples; give floats in [-1, 1] (16-bit integers: divide by 32768)'
+            f"{what} holds {x.dtype} samples; give floats in [-1, 1] (16-bit integers: divide by 32768)"
         )
-    with np.errstate(over='ignore'):
+    with np.errstate(over="ignore"):
         x = x.astype(np.float32, copy=False)
     if x.ndim == 2 and min(x.shape) <= MAX_CHANNELS:
         x = x.mean(axis=int(x.shape[0] > x.shape[1]))
     if x.ndim != 1:
-        raise DataError(f'{what} is of shape {x.shape}; give (L,), or (L, channels)')
+        raise DataError(f"{what} is of shape {x.shape}; give (L,), or (L, channels)")
     peak = max(x.max(), -x.min())
     if not np.isfinite(peak):
-        raise DataError(f'{what} is not finite: it holds NaN or infinite samples')
+        raise DataError(f"{what} is not finite: it holds NaN or infinite samples")
     if peak > MAX_PEAK:
         raise DataError(
-            f'{what} has a peak of {peak:,.0f}; give floats in [-1, 1] (16-bit samples: divide by 32768)'
+            f"{what} has a peak of {peak:,.0f}; give floats in [-1, 1] (16-bit samples: divide by 32768)"
         )
     return x
 
 # %% ../../nbs/11_data_loaders.ipynb #5c0f7a16
 def read_item(corpus, name: str, k: int):
     "`corpus.image(k)` or `corpus.audio(k)` of your own corpus, checked. Raises `DataError`, naming the item, for any failure."
-    what, check = (f'image {k}', as_picture) if name == 'image' else (f'caption {k}', as_waveform)
+    what, check = (f"image {k}", as_picture) if name == "image" else (f"caption {k}", as_waveform)
     try:
         return check(getattr(corpus, name)(k), what)
     except DataError:
         raise
     except Exception as e:
-        source = f'{name}({k}) of {type(corpus).__name__}'
-        raise DataError(f'{what} cannot be read: {source} raised {type(e).__name__}: {e}') from e
+        source = f"{name}({k}) of {type(corpus).__name__}"
+        raise DataError(f"{what} cannot be read: {source} raised {type(e).__name__}: {e}") from e
 
 # %% ../../nbs/11_data_loaders.ipynb #5c0f7a18
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def check_batch(batch, what: str = 'the batch', train: bool = True, least: int = 2):
+def check_batch(batch, what: str = "the batch", train: bool = True, least: int = 2):
     """Raise `DataError`, naming `what` and the key, if `batch` is not the documented batch.
 
     `train`: it needs all keys and `least` pairs; for evaluation it may hold the images or the captions alone.
@@ -194,41 +197,41 @@ def check_batch(batch, what: str = 'the batch', train: bool = True, least: int =
 
     def need(ok, text):
         if not ok:
-            raise DataError(f'{what}{text}. {SEE}')
+            raise DataError(f"{what}{text}. {SEE}")
 
-    need(isinstance(batch, Mapping), f' is of type {type(batch).__name__}; a batch is a dict of tensors')
+    need(isinstance(batch, Mapping), f" is of type {type(batch).__name__}; a batch is a dict of tensors")
     sound = next(
-        (name for name in ('frames', 'audio') if name in batch),
-        'audio' if train or 'image' not in batch else None,
+        (name for name in ("frames", "audio") if name in batch),
+        "audio" if train or "image" not in batch else None,
     )
-    ids = batch.get('image_id')
-    if 'unreadable' in batch and torch.is_tensor(ids) and not ids.numel():
+    ids = batch.get("image_id")
+    if "unreadable" in batch and torch.is_tensor(ids) and not ids.numel():
         return  # nothing left: the caller counts it
     rows, wanted = None, {}
-    if train or 'image' in batch:
-        wanted['image'] = (4, 'float32 (B, 3, S, S), as `normalise` of sgmim.image returns')
+    if train or "image" in batch:
+        wanted["image"] = (4, "float32 (B, 3, S, S), as `normalise` of sgmim.image returns")
     if sound:
-        wanted[sound] = (2, 'float32 (B, L)') if sound == 'audio' else (3, 'float32 (B, T, C)')
+        wanted[sound] = (2, "float32 (B, L)") if sound == "audio" else (3, "float32 (B, T, C)")
         wanted |= {
-            f'{sound}_len': (1, 'integers (B,)'),
-            'index': (1, 'integers (B,), the number of each caption'),
+            f"{sound}_len": (1, "integers (B,)"),
+            "index": (1, "integers (B,), the number of each caption"),
         }
-    wanted['image_id'] = (1, 'integers (B,), equal for captions of one image')
+    wanted["image_id"] = (1, "integers (B,), equal for captions of one image")
     for key, (ndim, form) in wanted.items():
         need(key in batch, f" has no '{key}': {form}. It has {', '.join(map(str, batch)) or 'no keys'}")
         x = batch[key]
         need(torch.is_tensor(x), f" holds a {type(x).__name__} under '{key}'; give a tensor: {form}")
         kind = x.dtype == torch.float32 if ndim > 1 else x.dtype in INTEGERS
-        fits = kind and x.ndim == ndim and (key != 'image' or x.shape[1] == 3)
+        fits = kind and x.ndim == ndim and (key != "image" or x.shape[1] == 3)
         need(fits, f" has '{key}' as {x.dtype} of shape {tuple(x.shape)}; give {form}")
         rows = len(x) if rows is None else rows
     uneven = {
         k: tuple(v.shape) for k, v in batch.items() if torch.is_tensor(v) and (not v.ndim or len(v) != rows)
     }
-    need(not uneven, f' has {rows} pairs, and other lengths in {uneven}')
-    enough = not train or rows >= least or 'unreadable' in batch
-    need(enough, f' has {rows} pair(s), and the contrastive loss takes two (a DataLoader: drop_last=True)')
-    lost = batch.get('unreadable', [('', '')])
+    need(not uneven, f" has {rows} pairs, and other lengths in {uneven}")
+    enough = not train or rows >= least or "unreadable" in batch
+    need(enough, f" has {rows} pair(s), and the contrastive loss takes two (a DataLoader: drop_last=True)")
+    lost = batch.get("unreadable", [("", "")])
     pairs = isinstance(lost, (list, tuple)) and all(
         isinstance(u, (list, tuple)) and len(u) == 2 for u in lost
     )
@@ -239,11 +242,11 @@ def check_batches(batches):
     "The `batches` of an evaluation, each checked by `check_batch`; `DataError` if there is none."
     k = -1
     for k, batch in enumerate(batches):
-        check_batch(batch, f'batch {k}', train=False)
+        check_batch(batch, f"batch {k}", train=False)
         yield batch
     if k < 0:
         raise DataError(
-            'the loader gave no batch: it is empty, or a generator that was used up (give a list)'
+            "the loader gave no batch: it is empty, or a generator that was used up (give a list)"
         )
 
 # %% ../../nbs/11_data_loaders.ipynb #6d260df2
@@ -252,134 +255,233 @@ class Pairs(torch.utils.data.Dataset):
     `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation; `side`: the short side in pixels that it needs. `keep`: hold decoded images in memory.
     `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does. `speed`: play each caption up to this share faster or slower (drawn anew each time), pitch and
     formants with it, as if another voice had said it. `skip`: an unreadable file gives {'unreadable': (what, why)} instead of a `DataError`. `shortest`: samples that a model needs for one frame."""
-    def __init__(self, corpus, max_seconds=8., transform=None, keep=False, pad=False, speed=0., side=None, skip=False, shortest=1):
-        self.corpus, self.max_samples, self.transform = corpus, round(max_seconds*RATE), transform
-        self.pad, self.speed, self.side, self.skip, self.shortest, self.files = pad, speed, side, skip, shortest, isinstance(corpus, Corpus)
+
+    def __init__(
+        self,
+        corpus,
+        max_seconds=8.0,
+        transform=None,
+        keep=False,
+        pad=False,
+        speed=0.0,
+        side=None,
+        skip=False,
+        shortest=1,
+    ):
+        self.corpus, self.max_samples, self.transform = corpus, round(max_seconds * RATE), transform
+        self.pad, self.speed, self.side, self.skip, self.shortest, self.files = (
+            pad,
+            speed,
+            side,
+            skip,
+            shortest,
+            isinstance(corpus, Corpus),
+        )
         own = () if self.files else check_corpus(corpus)
         self.image_of_caption = np.array(own[0] if own else corpus.image_of_caption)
         # a copy: a view of a tensor would dangle when a worker is started by spawn
         known = corpus.samples if self.files else own[1]
         self.measured = known is not None
         self.lengths = np.full(len(self.image_of_caption), self.max_samples)
-        if self.measured: self.lengths[known > 0] = np.minimum(known[known > 0], self.max_samples)      # 0: unreadable; such are not all to come in one bucket
-        self.frames = None    # a list of float32 (T, C): outputs of a frozen front end, given instead of sound
+        if self.measured:
+            self.lengths[known > 0] = np.minimum(
+                known[known > 0], self.max_samples
+            )  # 0: unreadable; such are not all to come in one bucket
+        self.frames = None  # a list of float32 (T, C): outputs of a frozen front end, given instead of sound
         self._kept = {} if keep else None
-        self.as_they_are = None     # (H, W) of the pictures that need no transform, if any
+        self.as_they_are = None  # (H, W) of the pictures that need no transform, if any
 
-    def __len__(self): return len(self.image_of_caption)
-    def collate(self, items): return collate(items, self.max_samples if self.pad else None)
+    def __len__(self):
+        return len(self.image_of_caption)
+
+    def collate(self, items):
+        return collate(items, self.max_samples if self.pad else None)
 
     def image(self, i, draw=None):
         "Image `i`, uint8 (S, S, 3), transformed; decoded once if kept."
         image = self._kept.get(i) if self._kept is not None else None
         if image is None:
-            image = self.corpus.image(i, self.side) if self.files else read_item(self.corpus, 'image', i)
-            if self._kept is not None: self._kept[i] = image
-        if self.transform is None or image.shape[:2] == self.as_they_are: return image
-        if draw is not None: torch.manual_seed(draw)
+            image = self.corpus.image(i, self.side) if self.files else read_item(self.corpus, "image", i)
+            if self._kept is not None:
+                self._kept[i] = image
+        if self.transform is None or image.shape[:2] == self.as_they_are:
+            return image
+        if draw is not None:
+            torch.manual_seed(draw)
         return self.transform(image)
 
     def sound(self, j, draw=None):
         "{'audio': waveform of caption `j`}, its speed changed if `draw` is given; or {'frames': …}."
         if self.frames is not None:
-            if self.frames[j] is None: raise DataError(f'caption {j}: its recording could not be read')
-            return {'frames': self.frames[j]}
+            if self.frames[j] is None:
+                raise DataError(f"caption {j}: its recording could not be read")
+            return {"frames": self.frames[j]}
         faster = self.speed and draw is not None
-        seconds = self.max_samples/RATE*(1 + faster*self.speed)
-        wave = self.corpus.audio(j, seconds) if self.files else read_item(self.corpus, 'audio', j)
-        if faster: wave = resample(wave, round(RATE*(1 + rng_for(draw, 'speed').uniform(-self.speed, self.speed))), RATE)
-        wave = wave[:self.max_samples]
-        if len(wave) < self.shortest: raise DataError(f'caption {j} has {len(wave)} samples, and one frame takes {self.shortest}: leave it out')
-        return {'audio': wave}
+        seconds = self.max_samples / RATE * (1 + faster * self.speed)
+        wave = self.corpus.audio(j, seconds) if self.files else read_item(self.corpus, "audio", j)
+        if faster:
+            wave = resample(
+                wave, round(RATE * (1 + rng_for(draw, "speed").uniform(-self.speed, self.speed))), RATE
+            )
+        wave = wave[: self.max_samples]
+        if len(wave) < self.shortest:
+            raise DataError(
+                f"caption {j} has {len(wave)} samples, and one frame takes {self.shortest}: leave it out"
+            )
+        return {"audio": wave}
 
     def attempt(self, what, read):
         "`read()`; with `skip` what cannot be read becomes an entry of the batch's `unreadable`."
-        try: return read()
+        try:
+            return read()
         except (DataError, OSError) as e:
-            if not self.skip: raise
-            return {'unreadable': (what, str(e))}
+            if not self.skip:
+                raise
+            return {"unreadable": (what, str(e))}
 
     def __getitem__(self, key):
         "Caption `j`, or (j, draw): `draw` seeds the augmentation, so that it too depends on the seed and the step alone."
         j, draw = key if isinstance(key, tuple) else (key, None)
         i = int(self.image_of_caption[j])
-        return self.attempt(f'caption {j}', lambda: {'image': self.image(i, draw), **self.sound(j, draw), 'image_id': i, 'index': int(j)})
+        return self.attempt(
+            f"caption {j}",
+            lambda: {"image": self.image(i, draw), **self.sound(j, draw), "image_id": i, "index": int(j)},
+        )
 
 # %% ../../nbs/11_data_loaders.ipynb #36eff567
 def collate(items, length=None):
     "Items of `Pairs` -> the documented batch; waveforms padded to `length` samples, or to the longest."
-    lost, items = [x['unreadable'] for x in items if 'unreadable' in x], [x for x in items if 'unreadable' not in x]
-    batch = {'unreadable': lost} if lost else {}
-    for key in ('image_id', 'index'):
-        if not items or key in items[0]: batch[key] = torch.tensor([x[key] for x in items], dtype=torch.int64)
-    if items and 'image' in items[0]:
-        sizes = {x['image'].shape: x['image_id'] for x in items}
-        listed = ', '.join(f'{size} (image {i})' for size, i in sizes.items())
-        if len(sizes) > 1: raise DataError(f'pictures of a batch need one size, not {listed}: give `Pairs` a transform')
-        batch['image'] = normalise(np.stack([x['image'] for x in items]))
-    if items and 'audio' in items[0]: batch['audio'], batch['audio_len'] = map(torch.as_tensor, pad_batch([x['audio'] for x in items], length))
-    if items and 'frames' in items[0]:
-        batch['frames_len'] = torch.tensor([len(x['frames']) for x in items])
-        batch['frames'] = torch.nn.utils.rnn.pad_sequence([x['frames'].float() for x in items], batch_first=True)
+    lost, items = (
+        [x["unreadable"] for x in items if "unreadable" in x],
+        [x for x in items if "unreadable" not in x],
+    )
+    batch = {"unreadable": lost} if lost else {}
+    for key in ("image_id", "index"):
+        if not items or key in items[0]:
+            batch[key] = torch.tensor([x[key] for x in items], dtype=torch.int64)
+    if items and "image" in items[0]:
+        sizes = {x["image"].shape: x["image_id"] for x in items}
+        listed = ", ".join(f"{size} (image {i})" for size, i in sizes.items())
+        if len(sizes) > 1:
+            raise DataError(f"pictures of a batch need one size, not {listed}: give `Pairs` a transform")
+        batch["image"] = normalise(np.stack([x["image"] for x in items]))
+    if items and "audio" in items[0]:
+        batch["audio"], batch["audio_len"] = map(
+            torch.as_tensor, pad_batch([x["audio"] for x in items], length)
+        )
+    if items and "frames" in items[0]:
+        batch["frames_len"] = torch.tensor([len(x["frames"]) for x in items])
+        batch["frames"] = torch.nn.utils.rnn.pad_sequence(
+            [x["frames"].float() for x in items], batch_first=True
+        )
     return batch
 
 # %% ../../nbs/11_data_loaders.ipynb #c129c2c9
 class Order:
     """Which captions make up step `step`: `order[step]` -> int64 (B,). A function of the arguments alone.
     `lengths` (n,): the captions' lengths, for bucket and curriculum; `steps`: of the whole training; `groups` (n,): the shard of each caption, or None."""
-    def __init__(self, lengths, batch_size, steps, seed=0, bucket=0, curriculum=0., start=.25, groups=None, window=16):
-        self.lengths, self.n, self.batch_size, self.steps = np.asarray(lengths), len(lengths), batch_size, steps
-        self.seed, self.bucket, self.start, self.groups, self.window = seed, bucket, start, None if groups is None else np.array(groups), window
-        if not 1 < batch_size <= self.n: raise ConfigError(f'batch_size must be 2 to {self.n} (the number of pairs), got {batch_size}')
-        self.warm = round(curriculum*steps)
-        self.per_epoch = self.n//batch_size       # the rest of an epoch, less than a batch, is dropped; another rest each epoch
+
+    def __init__(
+        self, lengths, batch_size, steps, seed=0, bucket=0, curriculum=0.0, start=0.25, groups=None, window=16
+    ):
+        self.lengths, self.n, self.batch_size, self.steps = (
+            np.asarray(lengths),
+            len(lengths),
+            batch_size,
+            steps,
+        )
+        self.seed, self.bucket, self.start, self.groups, self.window = (
+            seed,
+            bucket,
+            start,
+            None if groups is None else np.array(groups),
+            window,
+        )
+        if not 1 < batch_size <= self.n:
+            raise ConfigError(f"batch_size must be 2 to {self.n} (the number of pairs), got {batch_size}")
+        self.warm = round(curriculum * steps)
+        self.per_epoch = (
+            self.n // batch_size
+        )  # the rest of an epoch, less than a batch, is dropped; another rest each epoch
         self._epoch, self._batches = None, None
 
-    def __len__(self): return self.steps
+    def __len__(self):
+        return self.steps
 
     def __getitem__(self, step):
-        if not 0 <= step < self.steps: raise IndexError(f'step {step} of {self.steps}')
-        if step < self.warm: return self._easy(step)
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
+        if step < self.warm:
+            return self._easy(step)
         epoch, k = divmod(step - self.warm, self.per_epoch)
-        if epoch != self._epoch: self._epoch, self._batches = epoch, self._shuffle(epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._shuffle(epoch)
         return self._batches[k]
 
     def _easy(self, step):
-        share = self.start + (1 - self.start)*step/self.warm
-        pool = max(self.batch_size, round(share*self.n))
-        if not hasattr(self, '_by_length'): self._by_length = np.argsort(self.lengths, kind='stable')
-        return self._by_length[rng_for(self.seed, 'easy', step).choice(pool, self.batch_size, replace=False)]
+        share = self.start + (1 - self.start) * step / self.warm
+        pool = max(self.batch_size, round(share * self.n))
+        if not hasattr(self, "_by_length"):
+            self._by_length = np.argsort(self.lengths, kind="stable")
+        return self._by_length[rng_for(self.seed, "easy", step).choice(pool, self.batch_size, replace=False)]
 
     def _shuffle(self, epoch):
-        rng = rng_for(self.seed, 'epoch', epoch)
-        order = (rng.permutation(self.n) if self.groups is None else self._by_group(rng))[:self.per_epoch*self.batch_size]
-        if not self.bucket: return order.reshape(self.per_epoch, self.batch_size)
-        for a in range(0, len(order), size := self.bucket*self.batch_size):
-            pool = order[a:a + size]
-            pool[:] = pool[np.argsort(self.lengths[pool], kind='stable')]
+        rng = rng_for(self.seed, "epoch", epoch)
+        order = (rng.permutation(self.n) if self.groups is None else self._by_group(rng))[
+            : self.per_epoch * self.batch_size
+        ]
+        if not self.bucket:
+            return order.reshape(self.per_epoch, self.batch_size)
+        for a in range(0, len(order), size := self.bucket * self.batch_size):
+            pool = order[a : a + size]
+            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]
         batches = order.reshape(self.per_epoch, self.batch_size)
-        if self.groups is None: return batches[rng.permutation(self.per_epoch)]
-        return np.concatenate([rng.permutation(batches[a:a + self.bucket]) for a in range(0, len(batches), self.bucket)])   # within a pool: near on the disk
+        if self.groups is None:
+            return batches[rng.permutation(self.per_epoch)]
+        return np.concatenate(
+            [rng.permutation(batches[a : a + self.bucket]) for a in range(0, len(batches), self.bucket)]
+        )  # within a pool: near on the disk
 
     def _by_group(self, rng):
         "All captions, `window` groups at a time."
-        members = np.split(np.argsort(self.groups, kind='stable'), np.cumsum(np.bincount(self.groups))[:-1])
+        members = np.split(np.argsort(self.groups, kind="stable"), np.cumsum(np.bincount(self.groups))[:-1])
         turn = rng.permutation(len(members))
-        return np.concatenate([rng.permutation(np.concatenate([members[g] for g in turn[a:a + self.window]])) for a in range(0, len(turn), self.window)])
+        return np.concatenate(
+            [
+                rng.permutation(np.concatenate([members[g] for g in turn[a : a + self.window]]))
+                for a in range(0, len(turn), self.window)
+            ]
+        )
 
 # %% ../../nbs/11_data_loaders.ipynb #f0aa64ef
 class _Steps(torch.utils.data.Sampler):
-    def __init__(self, order, start, rows): self.order, self.start, self.rows = order, start, rows
-    def __len__(self): return len(self.order) - self.start
+    def __init__(self, order, start, rows):
+        self.order, self.start, self.rows = order, start, rows
+
+    def __len__(self):
+        return len(self.order) - self.start
+
     def __iter__(self):
         for s in range(self.start, len(self.order)):
             batch = self.order[s]
-            yield [(int(j), stable_hash(self.order.seed, s, int(j)) % 2**63) for j in (batch if self.rows is None else batch[self.rows(len(batch))])]
+            yield [
+                (int(j), stable_hash(self.order.seed, s, int(j)) % 2**63)
+                for j in (batch if self.rows is None else batch[self.rows(len(batch))])
+            ]
+
 
 def train_loader(pairs, order, start=0, workers=0, rows=None):
     "Batches of `pairs` in `order` from step `start` on; `workers` processes decode ahead (0: none). `rows(B)`: a slice, the rows of each batch that this process is to have; None: all."
-    return torch.utils.data.DataLoader(pairs, batch_sampler=_Steps(order, start, rows), collate_fn=pairs.collate, num_workers=workers,
-                                       pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_ignore_interrupt)
+    return torch.utils.data.DataLoader(
+        pairs,
+        batch_sampler=_Steps(order, start, rows),
+        collate_fn=pairs.collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_ignore_interrupt,
+    )
+
 
 def ahead(batches):
     "The same `batches`, each taken by a thread while the one before it is in use: opening what a worker hands over takes time (a DataLoader does as much where it pins memory)."
@@ -390,32 +492,67 @@ def ahead(batches):
             coming = pool.submit(next, it, None)
             yield batch
 
-def _ignore_interrupt(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the training, which saves and then ends its workers
+
+def _ignore_interrupt(worker):
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the training, which saves and then ends its workers
+
 
 def eval_loader(pairs, batch_size=64, workers=0):
     "All of `pairs` once, shortest first (least padding)."
-    return torch.utils.data.DataLoader(pairs, batch_sampler=_batches(np.argsort(pairs.lengths, kind='stable'), batch_size), collate_fn=pairs.collate, num_workers=workers)
+    return torch.utils.data.DataLoader(
+        pairs,
+        batch_sampler=_batches(np.argsort(pairs.lengths, kind="stable"), batch_size),
+        collate_fn=pairs.collate,
+        num_workers=workers,
+    )
 
-def _batches(order, size): return [order[a:a + size].tolist() for a in range(0, len(order), size)]
+
+def _batches(order, size):
+    return [order[a : a + size].tolist() for a in range(0, len(order), size)]
 
 # %% ../../nbs/11_data_loaders.ipynb #f327317d
 class _Part(torch.utils.data.Dataset):
     "The images of some pairs, or the captions, alone."
-    def __init__(self, pairs, images): self.pairs, self.images = pairs, images
+
+    def __init__(self, pairs, images):
+        self.pairs, self.images = pairs, images
+
     def __getitem__(self, k):
         p = self.pairs
-        if self.images: return p.attempt(f'image {k}', lambda: {'image': p.image(k), 'image_id': int(k)})
-        return p.attempt(f'caption {k}', lambda: {**p.sound(k), 'image_id': int(p.image_of_caption[k]), 'index': int(k)})
+        if self.images:
+            return p.attempt(f"image {k}", lambda: {"image": p.image(k), "image_id": int(k)})
+        return p.attempt(
+            f"caption {k}", lambda: {**p.sound(k), "image_id": int(p.image_of_caption[k]), "index": int(k)}
+        )
+
 
 class pool_loader:
     "The pool of a retrieval test: batches of every image once, then batches of every caption once, the shortest first."
+
     def __init__(self, pairs, batch_size=64, workers=0, share=(0, 1)):
         self.pairs, self.batch_size, self.workers, (rank, size) = pairs, batch_size, workers, share
-        images, captions = (_batches(order, batch_size) for order in (np.unique(pairs.image_of_caption), np.argsort(pairs.lengths, kind='stable')))
-        self.loaders = [torch.utils.data.DataLoader(_Part(pairs, which), batch_sampler=batches, collate_fn=pairs.collate, num_workers=workers)
-                        for which, batches in ((True, images[rank::size]), (False, captions[(rank - len(images)) % size::size]))]
+        images, captions = (
+            _batches(order, batch_size)
+            for order in (np.unique(pairs.image_of_caption), np.argsort(pairs.lengths, kind="stable"))
+        )
+        self.loaders = [
+            torch.utils.data.DataLoader(
+                _Part(pairs, which), batch_sampler=batches, collate_fn=pairs.collate, num_workers=workers
+            )
+            for which, batches in (
+                (True, images[rank::size]),
+                (False, captions[(rank - len(images)) % size :: size]),
+            )
+        ]
+
     def deal(self, rank, size):
         "One of `size` shares: every `size`th batch of the whole, from the `rank`th on."
         return pool_loader(self.pairs, self.batch_size, self.workers, (rank, size))
-    def __len__(self): return sum(map(len, self.loaders))
-    def __iter__(self): return itertools.chain(*self.loaders)
+
+    def __len__(self):
+        return sum(map(len, self.loaders))
+
+    def __iter__(self):
+        return itertools.chain(*self.loaders)

@@ -13,10 +13,10 @@ __all__ = ['COLOURS', 'INK', 'CREAM', 'WOOD', 'GREY', 'CLEAR', 'SUPERSAMPLE', 'C
            'draw_masks', 'overlap', 'layout', 'sample_scene', 'content', 'scene_to_dict', 'scene_from_dict']
 
 # %% ../../nbs/03_data_pictures.ipynb #45ce5e58
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import cos, pi, sin
-from typing import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -24,8 +24,16 @@ from PIL import Image, ImageDraw
 from ..core import ConfigError
 
 # %% ../../nbs/03_data_pictures.ipynb #73501ef5
-COLOURS = dict(red=(222, 53, 48), orange=(244, 138, 36), yellow=(250, 212, 60), green=(72, 170, 78),
-               blue=(44, 112, 214), purple=(132, 76, 186), pink=(247, 140, 182), white=(248, 247, 242))
+COLOURS = dict(
+    red=(222, 53, 48),
+    orange=(244, 138, 36),
+    yellow=(250, 212, 60),
+    green=(72, 170, 78),
+    blue=(44, 112, 214),
+    purple=(132, 76, 186),
+    pink=(247, 140, 182),
+    white=(248, 247, 242),
+)
 INK, CREAM, WOOD, GREY = (50, 42, 54), (253, 243, 219), (146, 96, 58), (150, 154, 166)
 CLEAR = (0, 0, 0, 0)
 
@@ -34,13 +42,16 @@ def mix(a, b, t):
     "The RGB colour `t` of the way from `a` to `b`."
     return tuple(round(x + (y - x) * t) for x, y in zip(a, b))
 
-def dark(c, t=.36):
+
+def dark(c, t=0.36):
     "`c` in shadow."
     return mix(c, (38, 28, 52), t)
 
-def light(c, t=.4):
+
+def light(c, t=0.4):
     "`c` under a lamp."
     return mix(c, (255, 255, 255), t)
+
 
 def trim(c):
     "A second colour that shows on `c`: cream, or slate on white."
@@ -49,551 +60,751 @@ def trim(c):
 # %% ../../nbs/03_data_pictures.ipynb #fb7c2b47
 SUPERSAMPLE = 3
 
+
 class Tile:
     "A transparent tile to draw on; coordinates run from 0 to 1, x to the right and y down."
-    def __init__(self, width, height, gain=1.):
+
+    def __init__(self, width, height, gain=1.0):
         "`width` and `height` in pixels of the finished picture; `gain` multiplies all colours."
         self.w, self.h, self.gain = width * SUPERSAMPLE, height * SUPERSAMPLE, gain
-        self.image = Image.new('RGBA', (self.w, self.h))
+        self.image = Image.new("RGBA", (self.w, self.h))
         self.draw = ImageDraw.Draw(self.image)
         self.short = min(self.w, self.h)
-        self.stroke = max(1, round(.021 * self.short))
+        self.stroke = max(1, round(0.021 * self.short))
 
-    def done(self): return self.image.reduce(SUPERSAMPLE)
+    def done(self):
+        return self.image.reduce(SUPERSAMPLE)
 
-    def xy(self, points): return [(x * self.w, y * self.h) for x, y in points]
+    def xy(self, points):
+        return [(x * self.w, y * self.h) for x, y in points]
 
     def around(self, x, y, rx, ry):
         "The box of an ellipse with its centre at (x, y)."
         ry = ry or rx
         return [(x - rx) * self.w, (y - ry) * self.h, (x + rx) * self.w, (y + ry) * self.h]
 
-    def ink(self, c): return c if len(c) == 4 else tuple(min(255, int(v * self.gain)) for v in c)
+    def ink(self, c):
+        return c if len(c) == 4 else tuple(min(255, int(v * self.gain)) for v in c)
 
     def style(self, fill, edge):
         "How Pillow should fill and outline; `edge`: True for a darker shade of `fill`, False for none, or a colour."
-        if edge is False: return dict(fill=self.ink(fill), width=0)
-        return dict(fill=self.ink(fill), outline=self.ink(dark(fill) if edge is True else edge), width=self.stroke)
+        if edge is False:
+            return dict(fill=self.ink(fill), width=0)
+        return dict(
+            fill=self.ink(fill), outline=self.ink(dark(fill) if edge is True else edge), width=self.stroke
+        )
 
 # %% ../../nbs/03_data_pictures.ipynb #c288876c
 class Pen(Tile):
     "Discs, pies, arcs, lines, polygons, boxes and blobs on a tile; lengths and line widths `w` in fractions of its side."
-    def disc(self, x, y, rx, fill, ry=None, edge=True): self.draw.ellipse(self.around(x, y, rx, ry), **self.style(fill, edge))
+
+    def disc(self, x, y, rx, fill, ry=None, edge=True):
+        self.draw.ellipse(self.around(x, y, rx, ry), **self.style(fill, edge))
 
     def pie(self, x, y, rx, start, stop, fill, ry=None, edge=True):
         self.draw.pieslice(self.around(x, y, rx, ry), start, stop, **self.style(fill, edge))
 
-    def arc(self, x, y, rx, start, stop, fill, w=.02, ry=None):
-        self.draw.arc(self.around(x, y, rx, ry), start, stop, fill=self.ink(fill), width=max(1, round(w * self.short)))
+    def arc(self, x, y, rx, start, stop, fill, w=0.02, ry=None):
+        self.draw.arc(
+            self.around(x, y, rx, ry), start, stop, fill=self.ink(fill), width=max(1, round(w * self.short))
+        )
 
-    def line(self, points, fill, w=.02):
-        self.draw.line(self.xy(points), fill=self.ink(fill), width=max(1, round(w * self.short)), joint='curve')
+    def line(self, points, fill, w=0.02):
+        self.draw.line(
+            self.xy(points), fill=self.ink(fill), width=max(1, round(w * self.short)), joint="curve"
+        )
 
     def poly(self, points, fill, edge=True):
         points, style = self.xy(points), self.style(fill, edge)
-        self.draw.polygon(points, fill=style['fill'])
-        if style['width']: self.draw.line(points + points[:2], fill=style['outline'], width=self.stroke)
+        self.draw.polygon(points, fill=style["fill"])
+        if style["width"]:
+            self.draw.line(points + points[:2], fill=style["outline"], width=self.stroke)
 
-    def box(self, x0, y0, x1, y1, fill, r=0., edge=True):
-        self.draw.rounded_rectangle([x0 * self.w, y0 * self.h, x1 * self.w, y1 * self.h], r * self.short, **self.style(fill, edge))
+    def box(self, x0, y0, x1, y1, fill, r=0.0, edge=True):
+        self.draw.rounded_rectangle(
+            [x0 * self.w, y0 * self.h, x1 * self.w, y1 * self.h], r * self.short, **self.style(fill, edge)
+        )
 
     def blob(self, discs, fill):
         "A union of discs (x, y, r) with one outline around all of them."
-        for x, y, r in discs: self.disc(x, y, r, dark(fill), edge=False)
-        for x, y, r in discs: self.disc(x, y, max(r - self.stroke / self.short, .001), fill, edge=False)
+        for x, y, r in discs:
+            self.disc(x, y, r, dark(fill), edge=False)
+        for x, y, r in discs:
+            self.disc(x, y, max(r - self.stroke / self.short, 0.001), fill, edge=False)
 
 # %% ../../nbs/03_data_pictures.ipynb #ebdda0fe
-def eye(p, x, y, r=.05, iris=INK):
+def eye(p, x, y, r=0.05, iris=INK):
     "A round eye with a glint."
     if iris != INK:
         p.disc(x, y, r, iris, edge=INK)
-        r *= .62
+        r *= 0.62
     p.disc(x, y, r, INK, edge=False)
-    p.disc(x + r * .32, y - r * .36, r * .4, (255, 255, 255), edge=False)
+    p.disc(x + r * 0.32, y - r * 0.36, r * 0.4, (255, 255, 255), edge=False)
+
 
 def face(p, x, y, s, cheek=(244, 134, 120)):
     "Two eyes, a smile and two cheeks; `s` is half the distance between the eyes."
     for k in (-1, 1):
-        p.disc(x + k * s * 1.5, y + s * .62, s * .36, cheek, edge=False)
-        eye(p, x + k * s, y, s * .34)
-    p.arc(x, y + s * .3, s * .5, 20, 160, INK, .024)
+        p.disc(x + k * s * 1.5, y + s * 0.62, s * 0.36, cheek, edge=False)
+        eye(p, x + k * s, y, s * 0.34)
+    p.arc(x, y + s * 0.3, s * 0.5, 20, 160, INK, 0.024)
 
 # %% ../../nbs/03_data_pictures.ipynb #c332f997
 def wheel(p, x, y, r):
     "A tyre with its hub."
     p.disc(x, y, r, (62, 58, 70), edge=INK)
-    p.disc(x, y, r * .52, (222, 224, 230), edge=False)
-    p.disc(x, y, r * .18, INK, edge=False)
+    p.disc(x, y, r * 0.52, (222, 224, 230), edge=False)
+    p.disc(x, y, r * 0.18, INK, edge=False)
 
-def shadow(p, x=.5, y=.93, rx=.36, ry=.05):
+
+def shadow(p, x=0.5, y=0.93, rx=0.36, ry=0.05):
     "A faint shadow under a thing; it is translucent, so masks leave it out."
     p.disc(x, y, rx, (20, 16, 40, 70), ry, edge=False)
 
-def ring(n, x, y, r, turn=0.):
+
+def ring(n, x, y, r, turn=0.0):
     "`n` points around (x, y), the first `turn` of a full circle clockwise from the right."
     return [(x + r * cos(2 * pi * (i / n + turn)), y + r * sin(2 * pi * (i / n + turn))) for i in range(n)]
 
 # %% ../../nbs/03_data_pictures.ipynb #d4b5b5ea
 def draw_sun(p, c):
     "A sun in sunglasses."
-    tips, gaps = ring(12, .5, .5, .5), ring(12, .5, .5, .34, 1 / 24)
+    tips, gaps = ring(12, 0.5, 0.5, 0.5), ring(12, 0.5, 0.5, 0.34, 1 / 24)
     p.poly([q for pair in zip(tips, gaps) for q in pair], (244, 120, 32))
-    p.disc(.5, .5, .32, (255, 206, 54), edge=(236, 130, 30))
-    p.disc(.4, .3, .09, (255, 234, 150), edge=False)
-    p.line([(.2, .42), (.8, .42)], INK, .03)
-    for x in (.36, .64):
-        p.pie(x, .41, .125, 0, 180, (40, 36, 52), ry=.15)
-        p.line([(x - .06, .45), (x - .01, .51)], (140, 150, 176), .025)
-        p.disc(x + .17 * (1 if x > .5 else -1), .61, .045, (250, 140, 60), edge=False)
-    p.arc(.5, .6, .13, 15, 165, INK, .03)
+    p.disc(0.5, 0.5, 0.32, (255, 206, 54), edge=(236, 130, 30))
+    p.disc(0.4, 0.3, 0.09, (255, 234, 150), edge=False)
+    p.line([(0.2, 0.42), (0.8, 0.42)], INK, 0.03)
+    for x in (0.36, 0.64):
+        p.pie(x, 0.41, 0.125, 0, 180, (40, 36, 52), ry=0.15)
+        p.line([(x - 0.06, 0.45), (x - 0.01, 0.51)], (140, 150, 176), 0.025)
+        p.disc(x + 0.17 * (1 if x > 0.5 else -1), 0.61, 0.045, (250, 140, 60), edge=False)
+    p.arc(0.5, 0.6, 0.13, 15, 165, INK, 0.03)
+
 
 def draw_moon(p, c):
     "A sleepy moon in a nightcap."
-    outer = [(.52 + .46 * cos(a), .53 + .46 * sin(a)) for a in np.linspace(.16 * pi, 1.55 * pi, 26)]
-    inner = [(.74 + .32 * cos(a), .45 + .32 * sin(a)) for a in np.linspace(1.42 * pi, .42 * pi, 20)]
+    outer = [(0.52 + 0.46 * cos(a), 0.53 + 0.46 * sin(a)) for a in np.linspace(0.16 * pi, 1.55 * pi, 26)]
+    inner = [(0.74 + 0.32 * cos(a), 0.45 + 0.32 * sin(a)) for a in np.linspace(1.42 * pi, 0.42 * pi, 20)]
     p.poly(outer + inner, (178, 192, 226), edge=(84, 94, 150))
-    for x, y, r in ((.26, .77, .075), (.47, .88, .06), (.17, .6, .045), (.64, .86, .04), (.4, .71, .035)):
+    for x, y, r in (
+        (0.26, 0.77, 0.075),
+        (0.47, 0.88, 0.06),
+        (0.17, 0.6, 0.045),
+        (0.64, 0.86, 0.04),
+        (0.4, 0.71, 0.035),
+    ):
         p.disc(x, y, r, (128, 142, 190), edge=(104, 116, 168))
-    p.arc(.34, .53, .06, 20, 160, INK, .03)
-    p.disc(.29, .64, .05, (238, 150, 168), edge=False)
-    p.poly([(.09, .42), (.18, .2), (.46, .03), (.78, .06), (.9, .28), (.68, .24), (.52, .3)], (196, 44, 112))
-    for a, b in (((.27, .12), (.36, .34)), ((.48, .04), (.55, .27)), ((.69, .06), (.69, .23))): p.line([a, b], (255, 206, 90), .055)
-    p.line([(.07, .42), (.53, .29)], (250, 250, 252), .1)
-    p.disc(.9, .32, .085, (250, 250, 252))
+    p.arc(0.34, 0.53, 0.06, 20, 160, INK, 0.03)
+    p.disc(0.29, 0.64, 0.05, (238, 150, 168), edge=False)
+    p.poly(
+        [(0.09, 0.42), (0.18, 0.2), (0.46, 0.03), (0.78, 0.06), (0.9, 0.28), (0.68, 0.24), (0.52, 0.3)],
+        (196, 44, 112),
+    )
+    for a, b in (((0.27, 0.12), (0.36, 0.34)), ((0.48, 0.04), (0.55, 0.27)), ((0.69, 0.06), (0.69, 0.23))):
+        p.line([a, b], (255, 206, 90), 0.055)
+    p.line([(0.07, 0.42), (0.53, 0.29)], (250, 250, 252), 0.1)
+    p.disc(0.9, 0.32, 0.085, (250, 250, 252))
 
 # %% ../../nbs/03_data_pictures.ipynb #0dc554ad
 def draw_star(p, c):
     "A smiling star."
-    tips, gaps = ring(5, .5, .53, .48, -.25), ring(5, .5, .53, .25, -.15)
+    tips, gaps = ring(5, 0.5, 0.53, 0.48, -0.25), ring(5, 0.5, 0.53, 0.25, -0.15)
     p.poly([q for pair in zip(tips, gaps) for q in pair], (255, 226, 74), edge=(214, 150, 20))
-    tips, gaps = ring(5, .5, .53, .34, -.25), ring(5, .5, .53, .19, -.15)
+    tips, gaps = ring(5, 0.5, 0.53, 0.34, -0.25), ring(5, 0.5, 0.53, 0.19, -0.15)
     p.poly([q for pair in zip(tips, gaps) for q in pair], (255, 244, 170), edge=False)
-    face(p, .5, .51, .1, (255, 170, 150))
+    face(p, 0.5, 0.51, 0.1, (255, 170, 150))
+
 
 def draw_cloud(p, c):
     "A cloud under its rainbow."
     bands = ((226, 60, 60), (246, 150, 50), (252, 218, 80), (90, 182, 92), (70, 130, 220), (146, 92, 196))
-    for i, band in enumerate(bands): p.pie(.5, .62, .5 - .055 * i, 180, 360, band, ry=.56 - .055 * i, edge=False)
-    p.disc(.5, .62, .17, CLEAR, .23, edge=False)
+    for i, band in enumerate(bands):
+        p.pie(0.5, 0.62, 0.5 - 0.055 * i, 180, 360, band, ry=0.56 - 0.055 * i, edge=False)
+    p.disc(0.5, 0.62, 0.17, CLEAR, 0.23, edge=False)
     white = (244, 248, 254)
-    p.blob([(.18, .7, .16), (.36, .6, .19), (.62, .6, .2), (.82, .7, .16), (.5, .74, .19)], white)
-    p.box(.1, .74, .92, .86, white, .06, edge=False)
-    face(p, .5, .68, .1)
+    p.blob(
+        [(0.18, 0.7, 0.16), (0.36, 0.6, 0.19), (0.62, 0.6, 0.2), (0.82, 0.7, 0.16), (0.5, 0.74, 0.19)], white
+    )
+    p.box(0.1, 0.74, 0.92, 0.86, white, 0.06, edge=False)
+    face(p, 0.5, 0.68, 0.1)
 
 # %% ../../nbs/03_data_pictures.ipynb #7b81389e
 def draw_tree(p, c):
     "A round leafy tree."
-    shadow(p, rx=.26)
-    p.poly([(.43, .6), (.57, .6), (.6, .94), (.4, .94)], (132, 84, 50))
-    p.line([(.5, .72), (.66, .58)], (132, 84, 50), .05)
-    p.blob([(.28, .44, .22), (.5, .26, .24), (.72, .44, .22), (.5, .48, .24)], (94, 172, 66))
-    for x, y in ((.3, .36), (.46, .2), (.62, .32), (.44, .44), (.72, .48), (.24, .52), (.56, .56)):
-        p.arc(x, y, .06, 190, 350, (160, 214, 96), .03)
+    shadow(p, rx=0.26)
+    p.poly([(0.43, 0.6), (0.57, 0.6), (0.6, 0.94), (0.4, 0.94)], (132, 84, 50))
+    p.line([(0.5, 0.72), (0.66, 0.58)], (132, 84, 50), 0.05)
+    p.blob([(0.28, 0.44, 0.22), (0.5, 0.26, 0.24), (0.72, 0.44, 0.22), (0.5, 0.48, 0.24)], (94, 172, 66))
+    for x, y in (
+        (0.3, 0.36),
+        (0.46, 0.2),
+        (0.62, 0.32),
+        (0.44, 0.44),
+        (0.72, 0.48),
+        (0.24, 0.52),
+        (0.56, 0.56),
+    ):
+        p.arc(x, y, 0.06, 190, 350, (160, 214, 96), 0.03)
+
 
 def draw_pine(p, c):
     "A fir of three tiers."
-    shadow(p, rx=.24)
-    p.box(.44, .78, .56, .94, (104, 66, 44))
-    for y0, y1, w in ((.48, .82, .38), (.26, .6, .31), (.04, .38, .23)):
-        p.poly([(.5, y0), (.5 + w, y1), (.5 + w * .5, y1 - .05), (.5, y1 + .02), (.5 - w * .5, y1 - .05), (.5 - w, y1)],
-               (24, 100, 72), edge=(12, 60, 50))
-        p.poly([(.5, y0 + .03), (.5 - w * .75, y1 - .04), (.5 - w * .3, y1 - .08)], (52, 138, 96), edge=False)
+    shadow(p, rx=0.24)
+    p.box(0.44, 0.78, 0.56, 0.94, (104, 66, 44))
+    for y0, y1, w in ((0.48, 0.82, 0.38), (0.26, 0.6, 0.31), (0.04, 0.38, 0.23)):
+        p.poly(
+            [
+                (0.5, y0),
+                (0.5 + w, y1),
+                (0.5 + w * 0.5, y1 - 0.05),
+                (0.5, y1 + 0.02),
+                (0.5 - w * 0.5, y1 - 0.05),
+                (0.5 - w, y1),
+            ],
+            (24, 100, 72),
+            edge=(12, 60, 50),
+        )
+        p.poly(
+            [(0.5, y0 + 0.03), (0.5 - w * 0.75, y1 - 0.04), (0.5 - w * 0.3, y1 - 0.08)],
+            (52, 138, 96),
+            edge=False,
+        )
+
 
 def draw_mushroom(p, c):
     "A toadstool, red with white dots."
-    shadow(p, rx=.26)
-    p.poly([(.39, .5), (.61, .5), (.66, .92), (.34, .92)], CREAM)
-    face(p, .5, .68, .08)
-    p.pie(.5, .54, .46, 180, 360, (220, 44, 40), ry=.48)
-    p.box(.06, .5, .94, .58, (248, 232, 206), .04)
-    for x, y, r in ((.5, .22, .1), (.24, .38, .075), (.76, .38, .075), (.5, .43, .05)):
+    shadow(p, rx=0.26)
+    p.poly([(0.39, 0.5), (0.61, 0.5), (0.66, 0.92), (0.34, 0.92)], CREAM)
+    face(p, 0.5, 0.68, 0.08)
+    p.pie(0.5, 0.54, 0.46, 180, 360, (220, 44, 40), ry=0.48)
+    p.box(0.06, 0.5, 0.94, 0.58, (248, 232, 206), 0.04)
+    for x, y, r in ((0.5, 0.22, 0.1), (0.24, 0.38, 0.075), (0.76, 0.38, 0.075), (0.5, 0.43, 0.05)):
         p.disc(x, y, r, (255, 252, 244), edge=False)
 
 # %% ../../nbs/03_data_pictures.ipynb #437f465a
 def draw_apple(p, c):
     "A red apple and its leaf."
-    shadow(p, rx=.28)
-    p.blob([(.36, .54, .3), (.64, .54, .3), (.42, .68, .25), (.58, .68, .25)], (206, 32, 48))
-    p.disc(.29, .46, .07, (246, 140, 136), .1, edge=False)
-    p.line([(.5, .32), (.53, .1)], (104, 66, 44), .05)
-    p.poly([(.54, .22), (.64, .06), (.86, .06), (.76, .22)], (110, 184, 66))
-    p.line([(.56, .2), (.8, .09)], (60, 128, 48), .02)
+    shadow(p, rx=0.28)
+    p.blob([(0.36, 0.54, 0.3), (0.64, 0.54, 0.3), (0.42, 0.68, 0.25), (0.58, 0.68, 0.25)], (206, 32, 48))
+    p.disc(0.29, 0.46, 0.07, (246, 140, 136), 0.1, edge=False)
+    p.line([(0.5, 0.32), (0.53, 0.1)], (104, 66, 44), 0.05)
+    p.poly([(0.54, 0.22), (0.64, 0.06), (0.86, 0.06), (0.76, 0.22)], (110, 184, 66))
+    p.line([(0.56, 0.2), (0.8, 0.09)], (60, 128, 48), 0.02)
+
 
 def draw_banana(p, c):
     "Two ripe bananas."
-    spots = ((.24, .62), (.36, .75), (.52, .72), (.64, .82), (.74, .66), (.45, .83))
-    for dy, fill in ((-.12, (236, 180, 36)), (.06, (255, 224, 66))):
-        a = np.linspace(.03 * pi, .94 * pi, 18)
-        outer = [(.5 + .45 * cos(t), .36 + dy + .52 * sin(t)) for t in a]
-        inner = [(.5 + .42 * cos(t), .36 + dy + .22 * sin(t)) for t in a[::-1]]
+    spots = ((0.24, 0.62), (0.36, 0.75), (0.52, 0.72), (0.64, 0.82), (0.74, 0.66), (0.45, 0.83))
+    for dy, fill in ((-0.12, (236, 180, 36)), (0.06, (255, 224, 66))):
+        a = np.linspace(0.03 * pi, 0.94 * pi, 18)
+        outer = [(0.5 + 0.45 * cos(t), 0.36 + dy + 0.52 * sin(t)) for t in a]
+        inner = [(0.5 + 0.42 * cos(t), 0.36 + dy + 0.22 * sin(t)) for t in a[::-1]]
         p.poly(outer + inner, fill, edge=(150, 100, 20))
-        p.disc(.93, .41 + dy, .05, (84, 56, 38), edge=False)
-    for x, y in spots: p.disc(x, y, .034, (136, 84, 30), .024, edge=False)
-    p.line([(.5 + .41 * cos(t), .42 + .37 * sin(t)) for t in a[3:15]], (222, 166, 36), .022)
-    p.line([(.09, .50), (.1, .24)], (134, 160, 52), .12)
-    p.line([(.1, .26), (.08, .16)], (84, 56, 38), .12)
+        p.disc(0.93, 0.41 + dy, 0.05, (84, 56, 38), edge=False)
+    for x, y in spots:
+        p.disc(x, y, 0.034, (136, 84, 30), 0.024, edge=False)
+    p.line([(0.5 + 0.41 * cos(t), 0.42 + 0.37 * sin(t)) for t in a[3:15]], (222, 166, 36), 0.022)
+    p.line([(0.09, 0.50), (0.1, 0.24)], (134, 160, 52), 0.12)
+    p.line([(0.1, 0.26), (0.08, 0.16)], (84, 56, 38), 0.12)
 
 # %% ../../nbs/03_data_pictures.ipynb #4e566df3
 def draw_duck(p, c):
     "A rubber-yellow duck."
     yellow = (255, 212, 44)
-    shadow(p, rx=.34)
-    for x in (.44, .6): p.poly([(x, .84), (x + .12, .95), (x - .06, .95)], (240, 120, 30))
-    p.poly([(.04, .44), (.3, .52), (.22, .76)], yellow)
-    p.disc(.48, .67, .38, yellow, .24)
-    p.poly([(.85, .24), (.99, .32), (.97, .39), (.82, .40)], (240, 120, 30))
-    p.disc(.68, .3, .22, yellow)
-    p.disc(.68, .49, .15, yellow, .1, edge=False)
-    p.disc(.4, .66, .2, (240, 176, 30), .13)
-    p.line([(.3, .66), (.42, .72), (.56, .68)], (206, 138, 20), .022)
-    eye(p, .74, .24, .05)
+    shadow(p, rx=0.34)
+    for x in (0.44, 0.6):
+        p.poly([(x, 0.84), (x + 0.12, 0.95), (x - 0.06, 0.95)], (240, 120, 30))
+    p.poly([(0.04, 0.44), (0.3, 0.52), (0.22, 0.76)], yellow)
+    p.disc(0.48, 0.67, 0.38, yellow, 0.24)
+    p.poly([(0.85, 0.24), (0.99, 0.32), (0.97, 0.39), (0.82, 0.40)], (240, 120, 30))
+    p.disc(0.68, 0.3, 0.22, yellow)
+    p.disc(0.68, 0.49, 0.15, yellow, 0.1, edge=False)
+    p.disc(0.4, 0.66, 0.2, (240, 176, 30), 0.13)
+    p.line([(0.3, 0.66), (0.42, 0.72), (0.56, 0.68)], (206, 138, 20), 0.022)
+    eye(p, 0.74, 0.24, 0.05)
+
 
 def draw_frog(p, c):
     "A frog with a pale belly."
     green = (112, 196, 60)
-    shadow(p, rx=.4)
-    for x in (.2, .8): p.disc(x, .84, .17, (80, 160, 50), .09)
-    p.disc(.5, .62, .44, green, .32)
-    p.disc(.5, .76, .28, (224, 238, 156), .16, edge=False)
-    for x in (.27, .73):
-        p.disc(x, .26, .17, green)
-        eye(p, x, .25, .11, (255, 255, 250))
-    for x, y, r in ((.14, .58, .04), (.86, .58, .04), (.5, .38, .045), (.39, .42, .03), (.61, .42, .03)):
+    shadow(p, rx=0.4)
+    for x in (0.2, 0.8):
+        p.disc(x, 0.84, 0.17, (80, 160, 50), 0.09)
+    p.disc(0.5, 0.62, 0.44, green, 0.32)
+    p.disc(0.5, 0.76, 0.28, (224, 238, 156), 0.16, edge=False)
+    for x in (0.27, 0.73):
+        p.disc(x, 0.26, 0.17, green)
+        eye(p, x, 0.25, 0.11, (255, 255, 250))
+    for x, y, r in (
+        (0.14, 0.58, 0.04),
+        (0.86, 0.58, 0.04),
+        (0.5, 0.38, 0.045),
+        (0.39, 0.42, 0.03),
+        (0.61, 0.42, 0.03),
+    ):
         p.disc(x, y, r, (66, 140, 44), edge=False)
-    p.arc(.5, .48, .28, 15, 165, (40, 90, 40), .035, ry=.17)
+    p.arc(0.5, 0.48, 0.28, 15, 165, (40, 90, 40), 0.035, ry=0.17)
 
 # %% ../../nbs/03_data_pictures.ipynb #8d09199e
 def draw_pig(p, c):
     "A pig's head."
     pink = (250, 170, 176)
-    shadow(p, rx=.32)
+    shadow(p, rx=0.32)
     for k in (-1, 1):
-        p.poly([(.5 + k * .4, .06), (.5 + k * .42, .36), (.5 + k * .14, .2)], (236, 126, 142))
-    p.disc(.5, .54, .42, pink, .39)
-    p.disc(.5, .64, .21, (240, 128, 146), .15)
+        p.poly([(0.5 + k * 0.4, 0.06), (0.5 + k * 0.42, 0.36), (0.5 + k * 0.14, 0.2)], (236, 126, 142))
+    p.disc(0.5, 0.54, 0.42, pink, 0.39)
+    p.disc(0.5, 0.64, 0.21, (240, 128, 146), 0.15)
     for k in (-1, 1):
-        p.disc(.5 + k * .08, .64, .042, (140, 52, 74), .065, edge=False)
-        eye(p, .5 + k * .2, .4, .055)
-        p.disc(.5 + k * .3, .58, .06, (246, 132, 140), .045, edge=False)
-    p.arc(.5, .74, .14, 40, 140, (140, 52, 74), .03)
+        p.disc(0.5 + k * 0.08, 0.64, 0.042, (140, 52, 74), 0.065, edge=False)
+        eye(p, 0.5 + k * 0.2, 0.4, 0.055)
+        p.disc(0.5 + k * 0.3, 0.58, 0.06, (246, 132, 140), 0.045, edge=False)
+    p.arc(0.5, 0.74, 0.14, 40, 140, (140, 52, 74), 0.03)
+
 
 def draw_cat(p, c):
     "A tabby's head."
     fur, stripe = (148, 150, 164), (88, 90, 108)
-    shadow(p, rx=.34)
+    shadow(p, rx=0.34)
     for k in (-1, 1):
-        p.poly([(.5 + k * .42, .03), (.5 + k * .43, .5), (.5 + k * .08, .26)], fur)
-        p.poly([(.5 + k * .36, .13), (.5 + k * .37, .36), (.5 + k * .18, .26)], (246, 164, 170), edge=False)
-    p.disc(.5, .57, .43, fur, .36)
-    for x in (.4, .5, .6): p.line([(x, .23), (.5 + (x - .5) * .7, .36)], stripe, .04)
+        p.poly([(0.5 + k * 0.42, 0.03), (0.5 + k * 0.43, 0.5), (0.5 + k * 0.08, 0.26)], fur)
+        p.poly(
+            [(0.5 + k * 0.36, 0.13), (0.5 + k * 0.37, 0.36), (0.5 + k * 0.18, 0.26)],
+            (246, 164, 170),
+            edge=False,
+        )
+    p.disc(0.5, 0.57, 0.43, fur, 0.36)
+    for x in (0.4, 0.5, 0.6):
+        p.line([(x, 0.23), (0.5 + (x - 0.5) * 0.7, 0.36)], stripe, 0.04)
     for k in (-1, 1):
-        for y in (.5, .6): p.line([(.5 + k * .41, y), (.5 + k * .3, y + .02)], stripe, .035)
-        eye(p, .5 + k * .18, .5, .095, (166, 220, 76))
-        p.disc(.5 + k * .075, .73, .1, (240, 240, 244), .085, edge=False)
-        for dy in (-.03, .03): p.line([(.5 + k * .16, .72 + dy * .4), (.5 + k * .46, .72 + dy * 2)], (255, 255, 255), .016)
-    p.poly([(.44, .63), (.56, .63), (.5, .7)], (238, 112, 130))
-    p.line([(.5, .7), (.5, .77)], INK, .02)
+        for y in (0.5, 0.6):
+            p.line([(0.5 + k * 0.41, y), (0.5 + k * 0.3, y + 0.02)], stripe, 0.035)
+        eye(p, 0.5 + k * 0.18, 0.5, 0.095, (166, 220, 76))
+        p.disc(0.5 + k * 0.075, 0.73, 0.1, (240, 240, 244), 0.085, edge=False)
+        for dy in (-0.03, 0.03):
+            p.line(
+                [(0.5 + k * 0.16, 0.72 + dy * 0.4), (0.5 + k * 0.46, 0.72 + dy * 2)], (255, 255, 255), 0.016
+            )
+    p.poly([(0.44, 0.63), (0.56, 0.63), (0.5, 0.7)], (238, 112, 130))
+    p.line([(0.5, 0.7), (0.5, 0.77)], INK, 0.02)
 
 # %% ../../nbs/03_data_pictures.ipynb #c6d7d527
 def draw_dog(p, c):
     "A spaniel's head with its tongue out."
     fur, ear = (206, 146, 88), (112, 68, 42)
-    shadow(p, rx=.3)
-    p.disc(.5, .5, .36, fur, .4)
-    p.disc(.36, .4, .15, ear, .16, edge=False)
-    p.disc(.5, .7, .23, (250, 240, 222), .2, edge=False)
-    p.box(.45, .74, .55, .93, (240, 100, 116), .05)
+    shadow(p, rx=0.3)
+    p.disc(0.5, 0.5, 0.36, fur, 0.4)
+    p.disc(0.36, 0.4, 0.15, ear, 0.16, edge=False)
+    p.disc(0.5, 0.7, 0.23, (250, 240, 222), 0.2, edge=False)
+    p.box(0.45, 0.74, 0.55, 0.93, (240, 100, 116), 0.05)
     for k in (-1, 1):
-        p.arc(.5 + k * .09, .7, .09, 10 if k > 0 else 0, 180 if k > 0 else 170, INK, .026)
-        p.disc(.5 + k * .38, .4, .115, ear, .28)
-        eye(p, .5 + k * .15, .42, .06)
-    p.disc(.5, .62, .095, (40, 34, 40), .07, edge=False)
-    p.disc(.47, .6, .03, (150, 146, 156), .018, edge=False)
+        p.arc(0.5 + k * 0.09, 0.7, 0.09, 10 if k > 0 else 0, 180 if k > 0 else 170, INK, 0.026)
+        p.disc(0.5 + k * 0.38, 0.4, 0.115, ear, 0.28)
+        eye(p, 0.5 + k * 0.15, 0.42, 0.06)
+    p.disc(0.5, 0.62, 0.095, (40, 34, 40), 0.07, edge=False)
+    p.disc(0.47, 0.6, 0.03, (150, 146, 156), 0.018, edge=False)
+
 
 def draw_cow(p, c):
     "A cow's head, black on white."
-    shadow(p, rx=.26)
+    shadow(p, rx=0.26)
     for k in (-1, 1):
-        p.poly([(.5 + k * .2, .2), (.5 + k * .34, .02), (.5 + k * .36, .22)], (236, 214, 150))
-        p.disc(.5 + k * .39, .34, .1, (44, 40, 48), .075)
-    p.disc(.5, .46, .33, (250, 250, 248), .36)
-    p.disc(.66, .36, .15, (44, 40, 48), .19, edge=False)
-    p.disc(.33, .22, .1, (44, 40, 48), .08, edge=False)
-    p.disc(.5, .76, .31, (248, 182, 170), .18)
+        p.poly([(0.5 + k * 0.2, 0.2), (0.5 + k * 0.34, 0.02), (0.5 + k * 0.36, 0.22)], (236, 214, 150))
+        p.disc(0.5 + k * 0.39, 0.34, 0.1, (44, 40, 48), 0.075)
+    p.disc(0.5, 0.46, 0.33, (250, 250, 248), 0.36)
+    p.disc(0.66, 0.36, 0.15, (44, 40, 48), 0.19, edge=False)
+    p.disc(0.33, 0.22, 0.1, (44, 40, 48), 0.08, edge=False)
+    p.disc(0.5, 0.76, 0.31, (248, 182, 170), 0.18)
     for k in (-1, 1):
-        p.disc(.5 + k * .13, .73, .045, (150, 78, 82), .06, edge=False)
-        eye(p, .5 + k * .15, .42, .085, (255, 255, 255))
-    p.arc(.5, .78, .14, 30, 150, (150, 78, 82), .028)
+        p.disc(0.5 + k * 0.13, 0.73, 0.045, (150, 78, 82), 0.06, edge=False)
+        eye(p, 0.5 + k * 0.15, 0.42, 0.085, (255, 255, 255))
+    p.arc(0.5, 0.78, 0.14, 30, 150, (150, 78, 82), 0.028)
 
 # %% ../../nbs/03_data_pictures.ipynb #5ddbd2f0
 def draw_house(p, c):
     "Walls of the colour under a slate roof."
-    shadow(p, rx=.44)
-    p.box(.66, .1, .78, .4, (170, 100, 84))
-    p.box(.13, .44, .87, .94, c)
-    for y in (.56, .68, .80): p.line([(.15, y), (.85, y)], dark(c, .14), .015)
-    p.poly([(.02, .48), (.5, .05), (.98, .48)], (92, 84, 104), edge=INK)
-    for y, w in ((.38, .34), (.28, .22), (.18, .1)): p.line([(.5 - w, y), (.5 + w, y)], (132, 124, 144), .018)
-    p.box(.42, .64, .58, .94, (118, 76, 48), .02)
-    p.disc(.545, .8, .02, (250, 212, 60), edge=False)
-    for x in (.19, .65):
-        p.box(x, .56, x + .17, .75, (255, 240, 150), edge=(255, 255, 255))
-        p.line([(x + .085, .56), (x + .085, .75)], (255, 255, 255), .02)
-        p.line([(x, .655), (x + .17, .655)], (255, 255, 255), .02)
+    shadow(p, rx=0.44)
+    p.box(0.66, 0.1, 0.78, 0.4, (170, 100, 84))
+    p.box(0.13, 0.44, 0.87, 0.94, c)
+    for y in (0.56, 0.68, 0.80):
+        p.line([(0.15, y), (0.85, y)], dark(c, 0.14), 0.015)
+    p.poly([(0.02, 0.48), (0.5, 0.05), (0.98, 0.48)], (92, 84, 104), edge=INK)
+    for y, w in ((0.38, 0.34), (0.28, 0.22), (0.18, 0.1)):
+        p.line([(0.5 - w, y), (0.5 + w, y)], (132, 124, 144), 0.018)
+    p.box(0.42, 0.64, 0.58, 0.94, (118, 76, 48), 0.02)
+    p.disc(0.545, 0.8, 0.02, (250, 212, 60), edge=False)
+    for x in (0.19, 0.65):
+        p.box(x, 0.56, x + 0.17, 0.75, (255, 240, 150), edge=(255, 255, 255))
+        p.line([(x + 0.085, 0.56), (x + 0.085, 0.75)], (255, 255, 255), 0.02)
+        p.line([(x, 0.655), (x + 0.17, 0.655)], (255, 255, 255), 0.02)
+
 
 def draw_hat(p, c):
     "A buckled hat with a feather."
-    shadow(p, y=.86, rx=.46)
-    p.disc(.5, .76, .49, c, .16)
-    p.box(.2, .12, .8, .78, c, .12)
-    p.disc(.5, .76, .3, c, .08, edge=False)
-    p.poly([(.27, .18), (.36, .18), (.36, .44), (.27, .44)], light(c), edge=False)
-    p.box(.195, .46, .805, .72, (40, 34, 46), edge=False)
-    p.box(.36, .47, .62, .71, (248, 202, 60), .03)
-    p.box(.43, .53, .55, .65, (40, 34, 46), edge=False)
-    p.poly([(.66, .6), (.7, .2), (.9, .01), (.98, .14), (.92, .4)], (250, 250, 252), edge=GREY)
-    p.line([(.68, .58), (.9, .12)], GREY, .02)
+    shadow(p, y=0.86, rx=0.46)
+    p.disc(0.5, 0.76, 0.49, c, 0.16)
+    p.box(0.2, 0.12, 0.8, 0.78, c, 0.12)
+    p.disc(0.5, 0.76, 0.3, c, 0.08, edge=False)
+    p.poly([(0.27, 0.18), (0.36, 0.18), (0.36, 0.44), (0.27, 0.44)], light(c), edge=False)
+    p.box(0.195, 0.46, 0.805, 0.72, (40, 34, 46), edge=False)
+    p.box(0.36, 0.47, 0.62, 0.71, (248, 202, 60), 0.03)
+    p.box(0.43, 0.53, 0.55, 0.65, (40, 34, 46), edge=False)
+    p.poly([(0.66, 0.6), (0.7, 0.2), (0.9, 0.01), (0.98, 0.14), (0.92, 0.4)], (250, 250, 252), edge=GREY)
+    p.line([(0.68, 0.58), (0.9, 0.12)], GREY, 0.02)
 
 # %% ../../nbs/03_data_pictures.ipynb #8b66520a
 def draw_cup(p, c):
     "A cup of chocolate and a biscuit."
-    shadow(p, rx=.48)
-    p.disc(.5, .9, .49, (206, 222, 226), .085)
-    p.disc(.84, .53, .155, c)
-    p.disc(.84, .53, .085, CLEAR, edge=dark(c))
-    p.poly([(.16, .3), (.86, .3), (.78, .88), (.24, .88)], c)
-    p.poly([(.68, .46), (.77, .44), (.72, .82), (.66, .82)], light(c), edge=False)
-    p.disc(.51, .31, .355, light(c, .6), .17)
-    p.disc(.51, .32, .31, (96, 50, 28), .135, edge=False)
-    p.blob([(.4, .29, .085), (.6, .3, .085), (.5, .24, .095)], (255, 250, 240))
-    p.disc(.26, .71, .255, (220, 164, 92))
-    for x, y in ((.16, .61), (.3, .56), (.25, .72), (.41, .7), (.14, .8), (.32, .85)): p.disc(x, y, .045, (84, 46, 30), edge=False)
-    for x in (.42, .58): p.line([(x, .13), (x + .04, .09), (x - .01, .05), (x + .03, .0)], (200, 204, 214), .035)
+    shadow(p, rx=0.48)
+    p.disc(0.5, 0.9, 0.49, (206, 222, 226), 0.085)
+    p.disc(0.84, 0.53, 0.155, c)
+    p.disc(0.84, 0.53, 0.085, CLEAR, edge=dark(c))
+    p.poly([(0.16, 0.3), (0.86, 0.3), (0.78, 0.88), (0.24, 0.88)], c)
+    p.poly([(0.68, 0.46), (0.77, 0.44), (0.72, 0.82), (0.66, 0.82)], light(c), edge=False)
+    p.disc(0.51, 0.31, 0.355, light(c, 0.6), 0.17)
+    p.disc(0.51, 0.32, 0.31, (96, 50, 28), 0.135, edge=False)
+    p.blob([(0.4, 0.29, 0.085), (0.6, 0.3, 0.085), (0.5, 0.24, 0.095)], (255, 250, 240))
+    p.disc(0.26, 0.71, 0.255, (220, 164, 92))
+    for x, y in ((0.16, 0.61), (0.3, 0.56), (0.25, 0.72), (0.41, 0.7), (0.14, 0.8), (0.32, 0.85)):
+        p.disc(x, y, 0.045, (84, 46, 30), edge=False)
+    for x in (0.42, 0.58):
+        p.line([(x, 0.13), (x + 0.04, 0.09), (x - 0.01, 0.05), (x + 0.03, 0.0)], (200, 204, 214), 0.035)
 
 # %% ../../nbs/03_data_pictures.ipynb #d54d913c
 def draw_car(p, c):
     "A car with luggage on its roof."
-    shadow(p, y=.93, rx=.48)
-    for x0, y0, x1, fill in ((.2, .03, .5, (146, 84, 44)), (.52, .1, .78, (190, 126, 70))):
-        p.box(x0, y0, x1, .28, fill, .03)
-        for t in (.25, .75): p.line([(x0 + (x1 - x0) * t, y0 + .01), (x0 + (x1 - x0) * t, .27)], (84, 46, 28), .035)
-    p.poly([(.1, .55), (.2, .26), (.76, .26), (.92, .55)], c)
-    p.poly([(.16, .54), (.25, .31), (.48, .31), (.48, .54)], (150, 214, 248), edge=INK)
-    p.poly([(.53, .54), (.53, .31), (.73, .31), (.86, .54)], (150, 214, 248), edge=INK)
-    for x in (.28, .61): p.line([(x, .51), (x + .1, .35)], (244, 252, 255), .045)
-    p.box(.01, .53, .99, .82, c, .1)
-    p.box(.06, .56, .9, .61, light(c), .02, edge=False)
-    p.disc(.93, .65, .055, (255, 244, 160))
-    p.disc(.05, .65, .03, (214, 40, 40), .05)
-    p.box(0, .76, 1., .83, (192, 196, 206), .03)
-    for x in (.25, .75): wheel(p, x, .8, .185)
+    shadow(p, y=0.93, rx=0.48)
+    for x0, y0, x1, fill in ((0.2, 0.03, 0.5, (146, 84, 44)), (0.52, 0.1, 0.78, (190, 126, 70))):
+        p.box(x0, y0, x1, 0.28, fill, 0.03)
+        for t in (0.25, 0.75):
+            p.line([(x0 + (x1 - x0) * t, y0 + 0.01), (x0 + (x1 - x0) * t, 0.27)], (84, 46, 28), 0.035)
+    p.poly([(0.1, 0.55), (0.2, 0.26), (0.76, 0.26), (0.92, 0.55)], c)
+    p.poly([(0.16, 0.54), (0.25, 0.31), (0.48, 0.31), (0.48, 0.54)], (150, 214, 248), edge=INK)
+    p.poly([(0.53, 0.54), (0.53, 0.31), (0.73, 0.31), (0.86, 0.54)], (150, 214, 248), edge=INK)
+    for x in (0.28, 0.61):
+        p.line([(x, 0.51), (x + 0.1, 0.35)], (244, 252, 255), 0.045)
+    p.box(0.01, 0.53, 0.99, 0.82, c, 0.1)
+    p.box(0.06, 0.56, 0.9, 0.61, light(c), 0.02, edge=False)
+    p.disc(0.93, 0.65, 0.055, (255, 244, 160))
+    p.disc(0.05, 0.65, 0.03, (214, 40, 40), 0.05)
+    p.box(0, 0.76, 1.0, 0.83, (192, 196, 206), 0.03)
+    for x in (0.25, 0.75):
+        wheel(p, x, 0.8, 0.185)
+
 
 def draw_bus(p, c):
     "A bus, three passengers and a chequered band."
-    shadow(p, y=.93, rx=.47)
-    p.box(.01, .08, .99, .86, c, .08)
-    people = (((94, 58, 40), (40, 150, 150)), ((40, 34, 40), (240, 170, 50)), ((210, 130, 50), (120, 90, 180)))
+    shadow(p, y=0.93, rx=0.47)
+    p.box(0.01, 0.08, 0.99, 0.86, c, 0.08)
+    people = (
+        ((94, 58, 40), (40, 150, 150)),
+        ((40, 34, 40), (240, 170, 50)),
+        ((210, 130, 50), (120, 90, 180)),
+    )
     for i, (hair, shirt) in enumerate(people):
-        x = .05 + .235 * i
-        p.box(x, .15, x + .215, .55, (206, 236, 248), .02, edge=INK)
-        p.disc(x + .108, .31, .1, hair, .115, edge=False)
-        p.disc(x + .108, .35, .08, (250, 206, 170), .09, edge=False)
-        p.box(x + .025, .445, x + .19, .54, shirt, .03, edge=False)
-        for k in (-1, 1): p.disc(x + .108 + k * .033, .34, .017, INK, edge=False)
-    p.box(.77, .15, .94, .84, (206, 236, 248), .02, edge=INK)
-    p.line([(.855, .15), (.855, .84)], INK, .022)
-    for i in range(9): p.box(.03 + .08 * i, .6 + .055 * (i % 2), .11 + .08 * i, .655 + .055 * (i % 2), INK, edge=False)
-    for i in range(9): p.box(.03 + .08 * i, .655 - .055 * (i % 2), .11 + .08 * i, .71 - .055 * (i % 2), (255, 255, 255), edge=False)
-    for x in (.2, .6): wheel(p, x, .84, .135)
+        x = 0.05 + 0.235 * i
+        p.box(x, 0.15, x + 0.215, 0.55, (206, 236, 248), 0.02, edge=INK)
+        p.disc(x + 0.108, 0.31, 0.1, hair, 0.115, edge=False)
+        p.disc(x + 0.108, 0.35, 0.08, (250, 206, 170), 0.09, edge=False)
+        p.box(x + 0.025, 0.445, x + 0.19, 0.54, shirt, 0.03, edge=False)
+        for k in (-1, 1):
+            p.disc(x + 0.108 + k * 0.033, 0.34, 0.017, INK, edge=False)
+    p.box(0.77, 0.15, 0.94, 0.84, (206, 236, 248), 0.02, edge=INK)
+    p.line([(0.855, 0.15), (0.855, 0.84)], INK, 0.022)
+    for i in range(9):
+        p.box(
+            0.03 + 0.08 * i, 0.6 + 0.055 * (i % 2), 0.11 + 0.08 * i, 0.655 + 0.055 * (i % 2), INK, edge=False
+        )
+    for i in range(9):
+        p.box(
+            0.03 + 0.08 * i,
+            0.655 - 0.055 * (i % 2),
+            0.11 + 0.08 * i,
+            0.71 - 0.055 * (i % 2),
+            (255, 255, 255),
+            edge=False,
+        )
+    for x in (0.2, 0.6):
+        wheel(p, x, 0.84, 0.135)
 
 # %% ../../nbs/03_data_pictures.ipynb #7eaf221a
 def draw_train(p, c):
     "A steam engine with red wheels."
-    p.box(0, .93, 1., .97, (120, 110, 116), edge=False)
-    for x in np.linspace(.03, .91, 6): p.box(x, .95, x + .06, 1., WOOD, edge=False)
-    p.blob([(.7, .07, .065), (.56, .06, .055), (.45, .07, .04)], (236, 238, 244))
-    p.poly([(.63, .14), (.9, .14), (.82, .42), (.71, .42)], (44, 42, 52), edge=INK)
-    p.box(.68, .26, .85, .31, (250, 204, 64), edge=False)
-    p.box(.36, .37, .95, .7, c, .1)
-    for x in (.47, .59, .83): p.box(x, .37, x + .045, .7, (250, 204, 64), edge=False)
-    p.disc(.93, .5, .05, (255, 244, 160), edge=INK)
-    p.box(.06, .2, .43, .72, c, .02)
-    p.box(.0, .12, .49, .22, (44, 42, 52), .03, edge=INK)
-    p.box(.13, .28, .36, .48, (255, 240, 150), .02, edge=INK)
-    p.box(.03, .66, .93, .76, (44, 42, 52), edge=False)
-    p.poly([(.86, .7), (1., .92), (.82, .92)], (250, 204, 64))
-    for x, r in ((.2, .15), (.5, .115), (.74, .115)):
-        p.disc(x, .93 - r, r, (206, 38, 42), edge=INK)
-        p.disc(x, .93 - r, r * .62, (250, 226, 190), edge=False)
+    p.box(0, 0.93, 1.0, 0.97, (120, 110, 116), edge=False)
+    for x in np.linspace(0.03, 0.91, 6):
+        p.box(x, 0.95, x + 0.06, 1.0, WOOD, edge=False)
+    p.blob([(0.7, 0.07, 0.065), (0.56, 0.06, 0.055), (0.45, 0.07, 0.04)], (236, 238, 244))
+    p.poly([(0.63, 0.14), (0.9, 0.14), (0.82, 0.42), (0.71, 0.42)], (44, 42, 52), edge=INK)
+    p.box(0.68, 0.26, 0.85, 0.31, (250, 204, 64), edge=False)
+    p.box(0.36, 0.37, 0.95, 0.7, c, 0.1)
+    for x in (0.47, 0.59, 0.83):
+        p.box(x, 0.37, x + 0.045, 0.7, (250, 204, 64), edge=False)
+    p.disc(0.93, 0.5, 0.05, (255, 244, 160), edge=INK)
+    p.box(0.06, 0.2, 0.43, 0.72, c, 0.02)
+    p.box(0.0, 0.12, 0.49, 0.22, (44, 42, 52), 0.03, edge=INK)
+    p.box(0.13, 0.28, 0.36, 0.48, (255, 240, 150), 0.02, edge=INK)
+    p.box(0.03, 0.66, 0.93, 0.76, (44, 42, 52), edge=False)
+    p.poly([(0.86, 0.7), (1.0, 0.92), (0.82, 0.92)], (250, 204, 64))
+    for x, r in ((0.2, 0.15), (0.5, 0.115), (0.74, 0.115)):
+        p.disc(x, 0.93 - r, r, (206, 38, 42), edge=INK)
+        p.disc(x, 0.93 - r, r * 0.62, (250, 226, 190), edge=False)
         for a in (0, pi / 3, pi * 2 / 3):
-            u, v = r * .7 * cos(a), r * .7 * sin(a)
-            p.line([(x - u, .93 - r - v), (x + u, .93 - r + v)], (206, 38, 42), .03)
+            u, v = r * 0.7 * cos(a), r * 0.7 * sin(a)
+            p.line([(x - u, 0.93 - r - v), (x + u, 0.93 - r + v)], (206, 38, 42), 0.03)
 
 # %% ../../nbs/03_data_pictures.ipynb #c89d9fff
 def draw_boat(p, c):
     "A hull of the colour under striped sails."
     navy, white = (38, 58, 134), (252, 252, 250)
-    p.box(.0, .82, 1., .99, (64, 196, 204), .05, edge=(24, 130, 150))
-    p.line([(.5, .02), (.5, .64)], (120, 76, 46), .045)
-    for tip, foot, edge_x in ((.03, .57, .99), (.1, .57, .03)):
-        k = 1 if edge_x > .5 else -1
-        mast = .5 + .035 * k
-        leech = lambda y: (mast + (edge_x - mast) * (y - tip) / (foot - tip), y)  # the sail's slanting side
+    p.box(0.0, 0.82, 1.0, 0.99, (64, 196, 204), 0.05, edge=(24, 130, 150))
+    p.line([(0.5, 0.02), (0.5, 0.64)], (120, 76, 46), 0.045)
+    for tip, foot, edge_x in ((0.03, 0.57, 0.99), (0.1, 0.57, 0.03)):
+        k = 1 if edge_x > 0.5 else -1
+        mast = 0.5 + 0.035 * k
+
+        def leech(y):
+            return (mast + (edge_x - mast) * (y - tip) / (foot - tip), y)  # the sail's slanting side
+
         p.poly([(mast, tip), (mast, foot), (edge_x, foot)], white, edge=navy)
-        for y in (.2, .34, .48): p.poly([(mast, y), leech(y), leech(y + .07), (mast, y + .07)], navy, edge=False)
-    p.poly([(.02, .61), (.98, .61), (.84, .9), (.18, .9)], c)
-    p.poly([(.03, .61), (.97, .61), (.93, .67), (.07, .67)], light(c), edge=False)
-    for x in (.32, .5, .68): p.disc(x, .75, .05, (188, 226, 244), edge=INK)
-    for x in np.linspace(.09, .91, 5):
-        p.pie(x, .88, .1, 0, 180, (64, 196, 204), ry=.06, edge=False)
-        p.arc(x, .85, .1, 10, 170, (244, 252, 255), .035, ry=.07)
+        for y in (0.2, 0.34, 0.48):
+            p.poly([(mast, y), leech(y), leech(y + 0.07), (mast, y + 0.07)], navy, edge=False)
+    p.poly([(0.02, 0.61), (0.98, 0.61), (0.84, 0.9), (0.18, 0.9)], c)
+    p.poly([(0.03, 0.61), (0.97, 0.61), (0.93, 0.67), (0.07, 0.67)], light(c), edge=False)
+    for x in (0.32, 0.5, 0.68):
+        p.disc(x, 0.75, 0.05, (188, 226, 244), edge=INK)
+    for x in np.linspace(0.09, 0.91, 5):
+        p.pie(x, 0.88, 0.1, 0, 180, (64, 196, 204), ry=0.06, edge=False)
+        p.arc(x, 0.85, 0.1, 10, 170, (244, 252, 255), 0.035, ry=0.07)
 
 # %% ../../nbs/03_data_pictures.ipynb #72adb79f
 def draw_fish(p, c):
     "A striped fish with sea-green fins."
     fin = (34, 172, 152)
-    for k in (-1, 1): p.poly([(.24, .52), (.0, .52 + k * .34), (.08, .52)], fin)
-    p.poly([(.3, .34), (.44, .05), (.74, .3)], fin)
-    p.poly([(.4, .74), (.36, .98), (.64, .76)], fin)
-    for x in (.42, .5, .58): p.line([(x + .02, .3), (x - .02, .17)], dark(fin), .02)
-    p.disc(.57, .52, .41, c, .29)
-    for x, h in ((.32, .22), (.56, .285)):
-        p.box(x - .07, .52 - h, x + .07, .52 + h, INK, .06, edge=False)
-        p.box(x - .045, .52 - h + .01, x + .045, .52 + h - .01, (252, 252, 250), .04, edge=False)
-    p.poly([(.56, .54), (.72, .62), (.54, .7)], fin)
-    eye(p, .8, .45, .09, (255, 255, 255))
-    p.arc(.95, .6, .08, 100, 190, INK, .03)
-    for x, y, r in ((.93, .17, .045), (.84, .07, .032)): p.disc(x, y, r, (220, 242, 255), edge=(110, 176, 220))
+    for k in (-1, 1):
+        p.poly([(0.24, 0.52), (0.0, 0.52 + k * 0.34), (0.08, 0.52)], fin)
+    p.poly([(0.3, 0.34), (0.44, 0.05), (0.74, 0.3)], fin)
+    p.poly([(0.4, 0.74), (0.36, 0.98), (0.64, 0.76)], fin)
+    for x in (0.42, 0.5, 0.58):
+        p.line([(x + 0.02, 0.3), (x - 0.02, 0.17)], dark(fin), 0.02)
+    p.disc(0.57, 0.52, 0.41, c, 0.29)
+    for x, h in ((0.32, 0.22), (0.56, 0.285)):
+        p.box(x - 0.07, 0.52 - h, x + 0.07, 0.52 + h, INK, 0.06, edge=False)
+        p.box(x - 0.045, 0.52 - h + 0.01, x + 0.045, 0.52 + h - 0.01, (252, 252, 250), 0.04, edge=False)
+    p.poly([(0.56, 0.54), (0.72, 0.62), (0.54, 0.7)], fin)
+    eye(p, 0.8, 0.45, 0.09, (255, 255, 255))
+    p.arc(0.95, 0.6, 0.08, 100, 190, INK, 0.03)
+    for x, y, r in ((0.93, 0.17, 0.045), (0.84, 0.07, 0.032)):
+        p.disc(x, y, r, (220, 242, 255), edge=(110, 176, 220))
+
 
 def draw_bird(p, c):
     "A bird on its branch."
-    p.line([(.0, .9), (.45, .85), (1., .89)], (84, 52, 34), .13)
-    p.line([(.02, .9), (.45, .85), (.98, .89)], (164, 110, 66), .085)
-    for x, y, k in ((.1, .84, -1), (.22, .94, 1), (.8, .94, 1), (.92, .8, -1)):
-        p.poly([(x - .1, y), (x, y - .07), (x + .11, y - .02 * k), (x, y + .06)], (120, 196, 52))
-    for x in (.42, .56): p.disc(x, .83, .05, (246, 140, 30), .055)
-    p.poly([(.2, .52), (0, .34), (.0, .58), (.2, .66)], dark(c, .4))
-    p.disc(.48, .53, .36, c, .29)
-    p.disc(.58, .64, .23, (255, 236, 190), .18, edge=False)
-    p.disc(.66, .27, .255, c)
-    p.disc(.61, .42, .19, c, .12, edge=False)
-    p.poly([(.85, .14), (1., .3), (.81, .42)], (250, 146, 20))
-    p.line([(.84, .29), (.97, .3)], (160, 80, 10), .025)
-    p.poly([(.1, .42), (.46, .36), (.55, .53), (.34, .72), (.15, .62)], dark(c, .4))
-    for y in (.46, .54): p.line([(.2, y), (.45, y + .03)], (255, 255, 255), .04)
-    for x in (.56, .66): p.line([(x + .02, .05), (x - .03, -.04)], dark(c), .04)
-    eye(p, .73, .2, .1, (255, 255, 255))
+    p.line([(0.0, 0.9), (0.45, 0.85), (1.0, 0.89)], (84, 52, 34), 0.13)
+    p.line([(0.02, 0.9), (0.45, 0.85), (0.98, 0.89)], (164, 110, 66), 0.085)
+    for x, y, k in ((0.1, 0.84, -1), (0.22, 0.94, 1), (0.8, 0.94, 1), (0.92, 0.8, -1)):
+        p.poly([(x - 0.1, y), (x, y - 0.07), (x + 0.11, y - 0.02 * k), (x, y + 0.06)], (120, 196, 52))
+    for x in (0.42, 0.56):
+        p.disc(x, 0.83, 0.05, (246, 140, 30), 0.055)
+    p.poly([(0.2, 0.52), (0, 0.34), (0.0, 0.58), (0.2, 0.66)], dark(c, 0.4))
+    p.disc(0.48, 0.53, 0.36, c, 0.29)
+    p.disc(0.58, 0.64, 0.23, (255, 236, 190), 0.18, edge=False)
+    p.disc(0.66, 0.27, 0.255, c)
+    p.disc(0.61, 0.42, 0.19, c, 0.12, edge=False)
+    p.poly([(0.85, 0.14), (1.0, 0.3), (0.81, 0.42)], (250, 146, 20))
+    p.line([(0.84, 0.29), (0.97, 0.3)], (160, 80, 10), 0.025)
+    p.poly([(0.1, 0.42), (0.46, 0.36), (0.55, 0.53), (0.34, 0.72), (0.15, 0.62)], dark(c, 0.4))
+    for y in (0.46, 0.54):
+        p.line([(0.2, y), (0.45, y + 0.03)], (255, 255, 255), 0.04)
+    for x in (0.56, 0.66):
+        p.line([(x + 0.02, 0.05), (x - 0.03, -0.04)], dark(c), 0.04)
+    eye(p, 0.73, 0.2, 0.1, (255, 255, 255))
 
 # %% ../../nbs/03_data_pictures.ipynb #727450c6
 def draw_butterfly(p, c):
     "A butterfly with dark, dotted borders."
     for k in (-1, 1):
-        p.line([(.5 + k * .02, .26), (.5 + k * .12, .07)], INK, .03)
-        p.disc(.5 + k * .13, .07, .035, (250, 204, 64), edge=INK)
-        for x, y, r, h in ((.22, .72, .21, .23), (.26, .36, .24, .29)):
-            p.disc(.5 + k * x, y, r, (40, 32, 46), h, edge=False)
-            p.disc(.5 + k * (x - .035), y, r * .68, c, h * .68, edge=False)
-        for a, b in ((.26, .1), (.41, .2), (.465, .36), (.42, .53), (.4, .72), (.32, .88), (.16, .92)):
-            p.disc(.5 + k * a, b, .026, (255, 255, 255), edge=False)
-        p.line([(.5, .5), (.5 + k * .3, .28)], (40, 32, 46), .025)
-        p.line([(.5, .56), (.5 + k * .28, .76)], (40, 32, 46), .025)
-    p.disc(.5, .56, .06, (132, 92, 64), .3, edge=INK)
-    for y in (.5, .6, .7): p.line([(.46, y), (.54, y)], INK, .025)
-    p.disc(.5, .27, .08, (132, 92, 64), edge=INK)
+        p.line([(0.5 + k * 0.02, 0.26), (0.5 + k * 0.12, 0.07)], INK, 0.03)
+        p.disc(0.5 + k * 0.13, 0.07, 0.035, (250, 204, 64), edge=INK)
+        for x, y, r, h in ((0.22, 0.72, 0.21, 0.23), (0.26, 0.36, 0.24, 0.29)):
+            p.disc(0.5 + k * x, y, r, (40, 32, 46), h, edge=False)
+            p.disc(0.5 + k * (x - 0.035), y, r * 0.68, c, h * 0.68, edge=False)
+        for a, b in (
+            (0.26, 0.1),
+            (0.41, 0.2),
+            (0.465, 0.36),
+            (0.42, 0.53),
+            (0.4, 0.72),
+            (0.32, 0.88),
+            (0.16, 0.92),
+        ):
+            p.disc(0.5 + k * a, b, 0.026, (255, 255, 255), edge=False)
+        p.line([(0.5, 0.5), (0.5 + k * 0.3, 0.28)], (40, 32, 46), 0.025)
+        p.line([(0.5, 0.56), (0.5 + k * 0.28, 0.76)], (40, 32, 46), 0.025)
+    p.disc(0.5, 0.56, 0.06, (132, 92, 64), 0.3, edge=INK)
+    for y in (0.5, 0.6, 0.7):
+        p.line([(0.46, y), (0.54, y)], INK, 0.025)
+    p.disc(0.5, 0.27, 0.08, (132, 92, 64), edge=INK)
+
 
 def draw_umbrella(p, c):
     "An umbrella, and the boots that go with it."
-    shadow(p, y=.95, rx=.36)
-    p.line([(.5, .1), (.5, .84)], (150, 98, 58), .055)
-    p.arc(.58, .84, .105, 0, 180, (150, 98, 58), .055)
-    p.pie(.5, .52, .49, 180, 360, c, ry=.46)
-    p.pie(.5, .52, .31, 180, 360, trim(c), ry=.46, edge=dark(c))
-    p.pie(.5, .52, .12, 180, 360, c, ry=.46)
-    for x, r in ((.105, .095), (.295, .1), (.5, .11), (.705, .1), (.895, .095)):
-        p.disc(x, .525, r, CLEAR, .065, edge=False)
-        p.arc(x, .525, r, 180, 360, dark(c), .024, ry=.065)
-    p.line([(.5, .48), (.5, .84)], (150, 98, 58), .055)
-    p.disc(.5, .05, .035, (150, 98, 58))
-    for x in (.12, .3):
-        p.poly([(x, .6), (x + .14, .6), (x + .14, .82), (x + .2, .86), (x + .2, .96), (x, .96)], (22, 142, 140))
-        p.box(x - .01, .59, x + .15, .66, (130, 222, 206), .02)
-        p.box(x, .92, x + .2, .97, (18, 74, 84), edge=False)
+    shadow(p, y=0.95, rx=0.36)
+    p.line([(0.5, 0.1), (0.5, 0.84)], (150, 98, 58), 0.055)
+    p.arc(0.58, 0.84, 0.105, 0, 180, (150, 98, 58), 0.055)
+    p.pie(0.5, 0.52, 0.49, 180, 360, c, ry=0.46)
+    p.pie(0.5, 0.52, 0.31, 180, 360, trim(c), ry=0.46, edge=dark(c))
+    p.pie(0.5, 0.52, 0.12, 180, 360, c, ry=0.46)
+    for x, r in ((0.105, 0.095), (0.295, 0.1), (0.5, 0.11), (0.705, 0.1), (0.895, 0.095)):
+        p.disc(x, 0.525, r, CLEAR, 0.065, edge=False)
+        p.arc(x, 0.525, r, 180, 360, dark(c), 0.024, ry=0.065)
+    p.line([(0.5, 0.48), (0.5, 0.84)], (150, 98, 58), 0.055)
+    p.disc(0.5, 0.05, 0.035, (150, 98, 58))
+    for x in (0.12, 0.3):
+        p.poly(
+            [(x, 0.6), (x + 0.14, 0.6), (x + 0.14, 0.82), (x + 0.2, 0.86), (x + 0.2, 0.96), (x, 0.96)],
+            (22, 142, 140),
+        )
+        p.box(x - 0.01, 0.59, x + 0.15, 0.66, (130, 222, 206), 0.02)
+        p.box(x, 0.92, x + 0.2, 0.97, (18, 74, 84), edge=False)
 
 # %% ../../nbs/03_data_pictures.ipynb #70519d2a
 def draw_ball(p, c):
     "A football."
-    shadow(p, rx=.36)
+    shadow(p, rx=0.36)
     seam, patch = trim(c), (52, 46, 92)
-    p.disc(.5, .49, .45, c)
-    for (x, y), (u, v) in zip(ring(5, .5, .49, .18, -.25), ring(5, .5, .49, .3, -.25)): p.line([(x, y), (u, v)], seam, .045)
+    p.disc(0.5, 0.49, 0.45, c)
+    for (x, y), (u, v) in zip(ring(5, 0.5, 0.49, 0.18, -0.25), ring(5, 0.5, 0.49, 0.3, -0.25)):
+        p.line([(x, y), (u, v)], seam, 0.045)
     for k in range(5):
-        a, rim = 2 * pi * (k / 5 - .25), []
-        for da, r in ((-.42, .45), (-.2, .452), (0, .455), (.2, .452), (.42, .45), (.28, .34), (0, .27), (-.28, .34)):
-            rim.append((.5 + r * cos(a + da), .49 + r * sin(a + da)))
+        a, rim = 2 * pi * (k / 5 - 0.25), []
+        for da, r in (
+            (-0.42, 0.45),
+            (-0.2, 0.452),
+            (0, 0.455),
+            (0.2, 0.452),
+            (0.42, 0.45),
+            (0.28, 0.34),
+            (0, 0.27),
+            (-0.28, 0.34),
+        ):
+            rim.append((0.5 + r * cos(a + da), 0.49 + r * sin(a + da)))
         p.poly(rim, patch, edge=seam)
-    for a, b in zip(ring(5, .5, .49, .355, -.17), ring(5, .5, .49, .355, -.13)): p.line([a, b], seam, .045)
-    p.poly(ring(5, .5, .49, .18, -.25), patch, edge=seam)
-    p.arc(.5, .49, .46, 0, 360, dark(c), .028)
-    p.disc(.33, .24, .06, (255, 255, 255), .04, edge=False)
+    for a, b in zip(ring(5, 0.5, 0.49, 0.355, -0.17), ring(5, 0.5, 0.49, 0.355, -0.13)):
+        p.line([a, b], seam, 0.045)
+    p.poly(ring(5, 0.5, 0.49, 0.18, -0.25), patch, edge=seam)
+    p.arc(0.5, 0.49, 0.46, 0, 360, dark(c), 0.028)
+    p.disc(0.33, 0.24, 0.06, (255, 255, 255), 0.04, edge=False)
+
 
 def draw_flower(p, c):
     "A flower in its pot."
-    shadow(p, rx=.28)
-    p.line([(.5, .5), (.5, .76)], (62, 146, 62), .055)
-    for k in (-1, 1): p.poly([(.5, .74), (.5 + k * .12, .58), (.5 + k * .4, .54), (.5 + k * .26, .72)], (84, 176, 70))
-    p.poly([(.26, .74), (.74, .74), (.67, .96), (.33, .96)], (198, 98, 62))
-    p.box(.22, .68, .78, .78, (216, 118, 78), .02)
-    for x, y in ring(7, .5, .31, .2, .25): p.disc(x, y, .12, c)
-    for x, y in ring(7, .5, .31, .2, .25): p.disc(x, y, .045, light(c), edge=False)
-    p.disc(.5, .31, .14, (252, 204, 56) if c != COLOURS['yellow'] else (150, 90, 50))
-    for x, y in ring(6, .5, .31, .075): p.disc(x, y, .02, (120, 70, 40), edge=False)
+    shadow(p, rx=0.28)
+    p.line([(0.5, 0.5), (0.5, 0.76)], (62, 146, 62), 0.055)
+    for k in (-1, 1):
+        p.poly(
+            [(0.5, 0.74), (0.5 + k * 0.12, 0.58), (0.5 + k * 0.4, 0.54), (0.5 + k * 0.26, 0.72)],
+            (84, 176, 70),
+        )
+    p.poly([(0.26, 0.74), (0.74, 0.74), (0.67, 0.96), (0.33, 0.96)], (198, 98, 62))
+    p.box(0.22, 0.68, 0.78, 0.78, (216, 118, 78), 0.02)
+    for x, y in ring(7, 0.5, 0.31, 0.2, 0.25):
+        p.disc(x, y, 0.12, c)
+    for x, y in ring(7, 0.5, 0.31, 0.2, 0.25):
+        p.disc(x, y, 0.045, light(c), edge=False)
+    p.disc(0.5, 0.31, 0.14, (252, 204, 56) if c != COLOURS["yellow"] else (150, 90, 50))
+    for x, y in ring(6, 0.5, 0.31, 0.075):
+        p.disc(x, y, 0.02, (120, 70, 40), edge=False)
 
 # %% ../../nbs/03_data_pictures.ipynb #7a116136
 def draw_balloon(p, c):
     "A hot-air balloon."
-    for x in (.38, .62): p.line([(x + (x - .5) * .7, .56), (x, .8)], (110, 70, 44), .028)
-    p.disc(.5, .34, .44, c, .335)
-    p.poly([(.15, .54), (.85, .54), (.62, .7), (.38, .7)], c)
-    p.disc(.5, .34, .415, c, .31, edge=False)
-    band = [(.065 + .087 * i, .32 + (.065 if i % 2 else -.065)) for i in range(11)]
-    p.poly(band + [(x, y + .16) for x, y in band[::-1]], (196, 226, 70), edge=(70, 96, 30))
-    p.line([(x, y + .08) for x, y in band], (255, 255, 255), .04)
-    p.disc(.32, .13, .08, (255, 255, 255), .05, edge=False)
-    p.box(.29, .74, .71, .99, (196, 132, 66), .05)
-    for y in (.84, .91): p.line([(.31, y), (.69, y)], (120, 74, 38), .024)
-    for x in (.37, .45, .53, .62): p.line([(x, .78), (x, .97)], (120, 74, 38), .024)
-    p.box(.26, .72, .74, .79, (228, 174, 102), .02)
+    for x in (0.38, 0.62):
+        p.line([(x + (x - 0.5) * 0.7, 0.56), (x, 0.8)], (110, 70, 44), 0.028)
+    p.disc(0.5, 0.34, 0.44, c, 0.335)
+    p.poly([(0.15, 0.54), (0.85, 0.54), (0.62, 0.7), (0.38, 0.7)], c)
+    p.disc(0.5, 0.34, 0.415, c, 0.31, edge=False)
+    band = [(0.065 + 0.087 * i, 0.32 + (0.065 if i % 2 else -0.065)) for i in range(11)]
+    p.poly(band + [(x, y + 0.16) for x, y in band[::-1]], (196, 226, 70), edge=(70, 96, 30))
+    p.line([(x, y + 0.08) for x, y in band], (255, 255, 255), 0.04)
+    p.disc(0.32, 0.13, 0.08, (255, 255, 255), 0.05, edge=False)
+    p.box(0.29, 0.74, 0.71, 0.99, (196, 132, 66), 0.05)
+    for y in (0.84, 0.91):
+        p.line([(0.31, y), (0.69, y)], (120, 74, 38), 0.024)
+    for x in (0.37, 0.45, 0.53, 0.62):
+        p.line([(x, 0.78), (x, 0.97)], (120, 74, 38), 0.024)
+    p.box(0.26, 0.72, 0.74, 0.79, (228, 174, 102), 0.02)
+
 
 def draw_kite(p, c):
     "A smiling kite with three bows."
-    p.line([(.6, .58), (.5, .68), (.34, .72), (.2, .84), (.04, .94)], (110, 104, 116), .028)
-    top, right, low, left, mid = (.58, .0), (1., .3), (.64, .66), (.2, .24), (.6, .28)
+    p.line([(0.6, 0.58), (0.5, 0.68), (0.34, 0.72), (0.2, 0.84), (0.04, 0.94)], (110, 104, 116), 0.028)
+    top, right, low, left, mid = (0.58, 0.0), (1.0, 0.3), (0.64, 0.66), (0.2, 0.24), (0.6, 0.28)
     mint = (140, 232, 196)
-    for a, b, fill in ((top, right, c), (left, low, c), (top, left, mint), (right, low, mint)): p.poly([a, b, mid], fill, edge=dark(fill))
-    p.line([top, low], (120, 76, 46), .03)
-    p.line([left, right], (120, 76, 46), .03)
-    eye(p, .5, .21, .06, (255, 255, 255))
-    eye(p, .73, .22, .06, (255, 255, 255))
-    p.arc(.61, .35, .1, 20, 160, INK, .032)
-    for (x, y), fill in zip(((.5, .69), (.3, .76), (.13, .88)), ((22, 164, 160), (250, 180, 30), (222, 40, 124))):
-        for k in (-1, 1): p.poly([(x, y), (x + k * .13, y - .1), (x + k * .13, y + .1)], fill)
+    for a, b, fill in ((top, right, c), (left, low, c), (top, left, mint), (right, low, mint)):
+        p.poly([a, b, mid], fill, edge=dark(fill))
+    p.line([top, low], (120, 76, 46), 0.03)
+    p.line([left, right], (120, 76, 46), 0.03)
+    eye(p, 0.5, 0.21, 0.06, (255, 255, 255))
+    eye(p, 0.73, 0.22, 0.06, (255, 255, 255))
+    p.arc(0.61, 0.35, 0.1, 20, 160, INK, 0.032)
+    for (x, y), fill in zip(
+        ((0.5, 0.69), (0.3, 0.76), (0.13, 0.88)), ((22, 164, 160), (250, 180, 30), (222, 40, 124))
+    ):
+        for k in (-1, 1):
+            p.poly([(x, y), (x + k * 0.13, y - 0.1), (x + k * 0.13, y + 0.1)], fill)
 
 # %% ../../nbs/03_data_pictures.ipynb #ba6e6550
 @dataclass(frozen=True)
 class Category:
     "A kind of thing: its noun, the colour words it takes (none: a palette of its own), its drawing."
+
     name: str
     colours: tuple[str, ...]
     draw: Callable[[Pen, tuple[int, int, int] | None], None]
 
-_OWN = (draw_sun, draw_moon, draw_star, draw_cloud, draw_tree, draw_pine, draw_mushroom, draw_apple, draw_banana,
-        draw_duck, draw_frog, draw_pig, draw_cat, draw_dog, draw_cow)
-_COLOURED = (draw_house, draw_cup, draw_hat, draw_car, draw_bus, draw_train, draw_boat, draw_fish, draw_bird,
-             draw_butterfly, draw_umbrella, draw_ball, draw_flower, draw_balloon, draw_kite)
 
-def _category(draw, colours): return Category(draw.__name__.removeprefix('draw_'), tuple(colours), draw)
+_OWN = (
+    draw_sun,
+    draw_moon,
+    draw_star,
+    draw_cloud,
+    draw_tree,
+    draw_pine,
+    draw_mushroom,
+    draw_apple,
+    draw_banana,
+    draw_duck,
+    draw_frog,
+    draw_pig,
+    draw_cat,
+    draw_dog,
+    draw_cow,
+)
+_COLOURED = (
+    draw_house,
+    draw_cup,
+    draw_hat,
+    draw_car,
+    draw_bus,
+    draw_train,
+    draw_boat,
+    draw_fish,
+    draw_bird,
+    draw_butterfly,
+    draw_umbrella,
+    draw_ball,
+    draw_flower,
+    draw_balloon,
+    draw_kite,
+)
 
-CATEGORIES = {c.name: c for c in [_category(f, ()) for f in _OWN] + [_category(f, COLOURS) for f in _COLOURED]}
+
+def _category(draw, colours):
+    return Category(draw.__name__.removeprefix("draw_"), tuple(colours), draw)
+
+
+CATEGORIES = {
+    c.name: c for c in [_category(f, ()) for f in _OWN] + [_category(f, COLOURS) for f in _COLOURED]
+}
 
 # %% ../../nbs/03_data_pictures.ipynb #2270b6ea
 def cloudy(rng, side, cells):
@@ -601,100 +812,143 @@ def cloudy(rng, side, cells):
     grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((side, side), Image.BICUBIC))
 
+
 def wash(rng, side, colour, *layers):
     "A colour with layers (cells, strength) of smooth noise -> RGB image, `side` pixels wide and high."
     noise = sum(strength * cloudy(rng, side, cells) for cells, strength in layers)
-    return Image.fromarray(np.clip(np.asarray(colour, np.float32) + noise[..., None], 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(np.asarray(colour, np.float32) + noise[..., None], 0, 255).astype(np.uint8)
+    )
+
 
 def scatter(rng, n):
     "`n` random points of the unit square, from the top down."
     return sorted(map(tuple, rng.random((n, 2)).tolist()), key=lambda q: q[1])
 
-def _dot(d, u, x, y, r, c): d.ellipse([(x - r) * u, (y - r) * u, (x + r) * u, (y + r) * u], fill=c)
+
+def _dot(d, u, x, y, r, c):
+    d.ellipse([(x - r) * u, (y - r) * u, (x + r) * u, (y + r) * u], fill=c)
 
 # %% ../../nbs/03_data_pictures.ipynb #db8df12e
 def _paint_meadow(rng, d, u):
     for x, y in scatter(rng, 900):
-        lean, tall = rng.uniform(-.012, .012), rng.uniform(.02, .045)
+        lean, tall = rng.uniform(-0.012, 0.012), rng.uniform(0.02, 0.045)
         blade = mix((74, 140, 50), (166, 210, 92), rng.random())
-        d.line([x * u, y * u, (x + lean) * u, (y - tall) * u], blade, max(1, round(.005 * u)))
+        d.line([x * u, y * u, (x + lean) * u, (y - tall) * u], blade, max(1, round(0.005 * u)))
     for x, y in scatter(rng, 60):
-        petal, r = ((255, 255, 255), (252, 220, 90), (250, 170, 200))[rng.integers(3)], .007
-        for a, b in ((0, -r), (0, r), (r, 0), (-r, 0)): _dot(d, u, x + a, y + b, .006, petal)
+        petal, r = ((255, 255, 255), (252, 220, 90), (250, 170, 200))[rng.integers(3)], 0.007
+        for a, b in ((0, -r), (0, r), (r, 0), (-r, 0)):
+            _dot(d, u, x + a, y + b, 0.006, petal)
+
 
 def _paint_beach(rng, d, u):
     for x, y in scatter(rng, 1500):
-        _dot(d, u, x, y, rng.uniform(.0015, .004), mix((190, 146, 92), (255, 240, 205), rng.random()))
+        _dot(d, u, x, y, rng.uniform(0.0015, 0.004), mix((190, 146, 92), (255, 240, 205), rng.random()))
     for x, y in scatter(rng, 26):
-        _dot(d, u, x, y, .015, ((250, 226, 214), (240, 160, 130), (255, 250, 240))[rng.integers(3)])
-        for k in (-.006, 0, .006): d.line([x * u, (y + .012) * u, (x + k) * u, (y - .01) * u], (190, 110, 90), 1)
+        _dot(d, u, x, y, 0.015, ((250, 226, 214), (240, 160, 130), (255, 250, 240))[rng.integers(3)])
+        for k in (-0.006, 0, 0.006):
+            d.line([x * u, (y + 0.012) * u, (x + k) * u, (y - 0.01) * u], (190, 110, 90), 1)
 
 # %% ../../nbs/03_data_pictures.ipynb #492e17a5
 def _paint_sea(rng, d, u):
     rows, waves = 26, 12
     for row in range(rows):
-        y, phase = (row + .5) / rows, rng.random()
+        y, phase = (row + 0.5) / rows, rng.random()
         for x in np.arange(-1, waves + 1) / waves + phase / waves:
-            wave = [((x + t / 8 / waves) * u, (y + .011 * sin(pi * t / 8)) * u) for t in range(9)]
-            d.line(wave, mix((30, 110, 170), (170, 226, 236), rng.random() ** 1.5), max(1, round(.006 * u)))
+            wave = [((x + t / 8 / waves) * u, (y + 0.011 * sin(pi * t / 8)) * u) for t in range(9)]
+            d.line(wave, mix((30, 110, 170), (170, 226, 236), rng.random() ** 1.5), max(1, round(0.006 * u)))
+
 
 def _paint_night(rng, d, u):
-    for x, y in scatter(rng, 150): _dot(d, u, x, y, rng.uniform(.002, .005), (255, 244, 200))
+    for x, y in scatter(rng, 150):
+        _dot(d, u, x, y, rng.uniform(0.002, 0.005), (255, 244, 200))
     for x, y in scatter(rng, 26):
-        r = rng.uniform(.012, .022)
-        for a, b in ((r, r * .18), (r * .18, r)):  # a twinkle is two thin diamonds
+        r = rng.uniform(0.012, 0.022)
+        for a, b in ((r, r * 0.18), (r * 0.18, r)):  # a twinkle is two thin diamonds
             corners = [((x + i * a) * u, (y + j * b) * u) for i, j in ((1, 0), (0, 1), (-1, 0), (0, -1))]
             d.polygon(corners, fill=(255, 236, 150))
 
 # %% ../../nbs/03_data_pictures.ipynb #acb95eea
 def _paint_snow(rng, d, u):
     for x, y in scatter(rng, 46):
-        r = rng.uniform(.016, .028)
+        r = rng.uniform(0.016, 0.028)
         for a in (0, 1, 2):
             dx, dy = r * cos(pi * a / 3), r * sin(pi * a / 3)
-            d.line([(x - dx) * u, (y - dy) * u, (x + dx) * u, (y + dy) * u], (150, 182, 220), max(1, round(.004 * u)))
-    for x, y in scatter(rng, 160): _dot(d, u, x, y, rng.uniform(.003, .007), (255, 255, 255))
+            d.line(
+                [(x - dx) * u, (y - dy) * u, (x + dx) * u, (y + dy) * u],
+                (150, 182, 220),
+                max(1, round(0.004 * u)),
+            )
+    for x, y in scatter(rng, 160):
+        _dot(d, u, x, y, rng.uniform(0.003, 0.007), (255, 255, 255))
+
 
 def _paint_sky(rng, d, u):
     for x, y in scatter(rng, 14):
-        s = rng.uniform(.03, .055)
-        for a, b, r in ((-1.3, .2, .8), (0, -.2, 1.1), (1.2, .15, .85), (0, .3, .9)):
+        s = rng.uniform(0.03, 0.055)
+        for a, b, r in ((-1.3, 0.2, 0.8), (0, -0.2, 1.1), (1.2, 0.15, 0.85), (0, 0.3, 0.9)):
             _dot(d, u, x + a * s, y + b * s, r * s, (236, 246, 254))
+
 
 def _paint_wall(rng, d, u):
     rows, w = 22, 1 / 10
     for j in range(rows):
         for i in range(-1, 11):
-            x, y, low = (i + .5 * (j % 2)) * w, j / rows, (j + 1) / rows
+            x, y, low = (i + 0.5 * (j % 2)) * w, j / rows, (j + 1) / rows
             brick = mix((150, 72, 58), (202, 112, 84), rng.random())
-            d.rectangle([(x + .005) * u, (y + .005) * u, (x + w - .005) * u, (low - .003) * u], fill=brick)
-            d.line([(x + .008) * u, (y + .008) * u, (x + w - .01) * u, (y + .008) * u], light(brick, .22), max(1, round(.004 * u)))
+            d.rectangle(
+                [(x + 0.005) * u, (y + 0.005) * u, (x + w - 0.005) * u, (low - 0.003) * u], fill=brick
+            )
+            d.line(
+                [(x + 0.008) * u, (y + 0.008) * u, (x + w - 0.01) * u, (y + 0.008) * u],
+                light(brick, 0.22),
+                max(1, round(0.004 * u)),
+            )
 
 # %% ../../nbs/03_data_pictures.ipynb #75ea5258
 def _paint_forest(rng, d, u):
-    for far in (.55, .3, 0.):
-        fade = lambda a, b: mix(mix(a, b, rng.random()), (50, 110, 72), far)
+    for far in (0.55, 0.3, 0.0):
+
+        def fade(a, b):
+            return mix(mix(a, b, rng.random()), (50, 110, 72), far)
+
         for i in range(9):
-            x, w = (i + rng.uniform(.1, .9)) / 9, rng.uniform(.014, .028)
+            x, w = (i + rng.uniform(0.1, 0.9)) / 9, rng.uniform(0.014, 0.028)
             bark = fade((96, 62, 42), (134, 88, 54))
-            d.polygon([((x - w * .8) * u, 0), ((x + w * .8) * u, 0), ((x + w) * u, u), ((x - w) * u, u)], fill=bark)
+            d.polygon(
+                [((x - w * 0.8) * u, 0), ((x + w * 0.8) * u, 0), ((x + w) * u, u), ((x - w) * u, u)],
+                fill=bark,
+            )
             for y in rng.random(9):
-                d.line([(x - w * .5) * u, y * u, (x - w * .5) * u, (y + .03) * u], light(bark, .2), max(1, round(.005 * u)))
+                d.line(
+                    [(x - w * 0.5) * u, y * u, (x - w * 0.5) * u, (y + 0.03) * u],
+                    light(bark, 0.2),
+                    max(1, round(0.005 * u)),
+                )
         for x, y in scatter(rng, 120):
-            r = rng.uniform(.012, .03)
+            r = rng.uniform(0.012, 0.03)
             leaf = fade((26, 92, 48), (88, 158, 66))
-            d.polygon([((x - r) * u, y * u), (x * u, (y - r * .5) * u), ((x + r) * u, y * u), (x * u, (y + r * .5) * u)], fill=leaf)
+            d.polygon(
+                [
+                    ((x - r) * u, y * u),
+                    (x * u, (y - r * 0.5) * u),
+                    ((x + r) * u, y * u),
+                    (x * u, (y + r * 0.5) * u),
+                ],
+                fill=leaf,
+            )
 
 # %% ../../nbs/03_data_pictures.ipynb #17ef43fa
 _PLACES = {  # name: (ground colour, noise layers (cells, strength), how pale it is printed, what is painted on it)
-    'meadow': ((112, 178, 70), ((5, 16), (60, 9)), .4, _paint_meadow),
-    'beach': ((238, 198, 128), ((6, 14), (160, 9)), .35, _paint_beach),
-    'sea': ((46, 134, 190), ((6, 14), (40, 8)), .38, _paint_sea),
-    'night': ((36, 36, 112), ((4, 16), (12, 8)), .28, _paint_night),
-    'snow': ((226, 236, 248), ((6, 14), (30, 6)), .1, _paint_snow),
-    'sky': ((138, 200, 242), ((4, 16), (10, 8)), .2, _paint_sky),
-    'wall': ((222, 208, 192), ((120, 10),), .4, _paint_wall),
-    'forest': ((44, 104, 66), ((6, 14), (50, 8)), .36, _paint_forest)}
+    "meadow": ((112, 178, 70), ((5, 16), (60, 9)), 0.4, _paint_meadow),
+    "beach": ((238, 198, 128), ((6, 14), (160, 9)), 0.35, _paint_beach),
+    "sea": ((46, 134, 190), ((6, 14), (40, 8)), 0.38, _paint_sea),
+    "night": ((36, 36, 112), ((4, 16), (12, 8)), 0.28, _paint_night),
+    "snow": ((226, 236, 248), ((6, 14), (30, 6)), 0.1, _paint_snow),
+    "sky": ((138, 200, 242), ((4, 16), (10, 8)), 0.2, _paint_sky),
+    "wall": ((222, 208, 192), ((120, 10),), 0.4, _paint_wall),
+    "forest": ((44, 104, 66), ((6, 14), (50, 8)), 0.36, _paint_forest),
+}
 PLACES = tuple(_PLACES)
 PAPER = (240, 238, 232)  # places are printed pale on it, so that the things stand out
 ROOM = 2  # a sheet is this many times as wide and high as a picture
@@ -707,25 +961,29 @@ def place_sheet(place, size):
     rng, side = np.random.default_rng([7, PLACES.index(place)]), ROOM * size * SUPERSAMPLE
     sheet = wash(rng, side, ground, *layers)
     paint(rng, ImageDraw.Draw(sheet), side)
-    sheet = np.array(Image.blend(sheet, Image.new('RGB', sheet.size, PAPER), pale).reduce(SUPERSAMPLE))
+    sheet = np.array(Image.blend(sheet, Image.new("RGB", sheet.size, PAPER), pale).reduce(SUPERSAMPLE))
     sheet.setflags(write=False)
     return sheet
+
 
 def draw_place(place, rng, size=96):
     "A window on a place, uint8 (size, size, 3): where it lies, whether it is mirrored and its light come from `rng`."
     dy, dx, mirror = rng.random(3)
     y, x = (int(v * (ROOM - 1) * size) for v in (dy, dx))
-    window = place_sheet(place, size)[y:y + size, x:x + size]
-    gain = 1 + rng.uniform(-.05, .05) + rng.uniform(-.015, .015, 3)
-    return np.minimum(window[:, ::-1 if mirror < .5 else 1] * gain.astype(np.float32), 255).astype(np.uint8)
+    window = place_sheet(place, size)[y : y + size, x : x + size]
+    gain = 1 + rng.uniform(-0.05, 0.05) + rng.uniform(-0.015, 0.015, 3)
+    return np.minimum(window[:, :: -1 if mirror < 0.5 else 1] * gain.astype(np.float32), 255).astype(np.uint8)
 
 # %% ../../nbs/03_data_pictures.ipynb #aa27ed2a
 def _check(ok, message):
-    if not ok: raise ConfigError(message)
+    if not ok:
+        raise ConfigError(message)
+
 
 @dataclass(frozen=True)
 class Thing:
     "One thing of a scene; `box` is (x0, y0, x1, y1) in fractions of the side, y down. Raises `ConfigError`."
+
     category: str
     colour: str | None
     size: str | None
@@ -733,30 +991,39 @@ class Thing:
     flip: bool = False
 
     def __post_init__(self):
-        _check(self.category in CATEGORIES, f'no category {self.category!r}; there are {", ".join(CATEGORIES)}')
+        _check(
+            self.category in CATEGORIES, f"no category {self.category!r}; there are {', '.join(CATEGORIES)}"
+        )
         allowed, b = CATEGORIES[self.category].colours, self.box
-        wanted = f'one of {", ".join(allowed)}' if allowed else 'no colour (None)'
-        _check(self.colour in (allowed or (None,)), f'a {self.category} takes {wanted}, not {self.colour!r}')
-        _check(self.size in (None, *SCALE), f'a size is None or one of {", ".join(filter(None, SCALE))}, not {self.size!r}')
-        _check(len(b) == 4 and 0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1,
-               f'a box is (x0, y0, x1, y1) with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, not {b}')
+        wanted = f"one of {', '.join(allowed)}" if allowed else "no colour (None)"
+        _check(self.colour in (allowed or (None,)), f"a {self.category} takes {wanted}, not {self.colour!r}")
+        _check(
+            self.size in (None, *SCALE),
+            f"a size is None or one of {', '.join(filter(None, SCALE))}, not {self.size!r}",
+        )
+        _check(
+            len(b) == 4 and 0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1,
+            f"a box is (x0, y0, x1, y1) with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, not {b}",
+        )
 
-SCALE = {None: 1., 'small': .7, 'big': 1.22}  # size words, and how they change a thing's side
+
+SCALE = {None: 1.0, "small": 0.7, "big": 1.22}  # size words, and how they change a thing's side
 
 # %% ../../nbs/03_data_pictures.ipynb #a1c4286e
 @dataclass(frozen=True)
 class Scene:
     "A place, the things in it (the last in front) and a seed for window and light. Raises `ConfigError`."
+
     place: str
     things: tuple[Thing, ...]
     seed: int
 
     def __post_init__(self):
-        _check(self.place in PLACES, f'no place {self.place!r}; there are {", ".join(PLACES)}')
-        _check(self.seed >= 0, f'a seed is 0 or more, not {self.seed}')
+        _check(self.place in PLACES, f"no place {self.place!r}; there are {', '.join(PLACES)}")
+        _check(self.seed >= 0, f"a seed is 0 or more, not {self.seed}")
 
 # %% ../../nbs/03_data_pictures.ipynb #63fe3c75
-def draw_thing(thing, size=96, gain=1.):
+def draw_thing(thing, size=96, gain=1.0):
     "A thing cut out: RGBA image of its box in whole pixels, and the box's corner (left, top) in the picture."
     left, top, right, low = (round(v * size) for v in thing.box)
     pen = Pen(max(right - left, 1), max(low - top, 1), gain)
@@ -764,18 +1031,21 @@ def draw_thing(thing, size=96, gain=1.):
     tile = pen.done()
     return (tile.transpose(Image.FLIP_LEFT_RIGHT) if thing.flip else tile), (left, top)
 
+
 def _layers(scene, size):
     "The ground and the cut-outs of a scene, each under a light of its own."
-    _check(size >= 16, f'a picture needs a side of 16 pixels or more, not {size}')
+    _check(size >= 16, f"a picture needs a side of 16 pixels or more, not {size}")
     rng = np.random.default_rng(scene.seed)
     ground = draw_place(scene.place, rng, size)
-    return ground, [draw_thing(t, size, rng.uniform(.93, 1.07)) for t in scene.things]
+    return ground, [draw_thing(t, size, rng.uniform(0.93, 1.07)) for t in scene.things]
+
 
 def draw_scene(scene, size=96):
     "Scene -> picture, uint8 (size, size, 3). The same scene gives the same pixels in any process."
     ground, tiles = _layers(scene, size)
     page = Image.fromarray(ground)
-    for tile, corner in tiles: page.paste(tile, corner, tile)
+    for tile, corner in tiles:
+        page.paste(tile, corner, tile)
     return np.array(page)
 
 # %% ../../nbs/03_data_pictures.ipynb #74b11d42
@@ -790,7 +1060,12 @@ def draw_masks(scene, size=96):
     return masks
 
 # %% ../../nbs/03_data_pictures.ipynb #2cf8f3bb
-SIDES = {1: (.64, .78), 2: (.47, .53), 3: (.4, .45)}  # a thing's side in fractions of the picture's, by how many there are
+SIDES = {
+    1: (0.64, 0.78),
+    2: (0.47, 0.53),
+    3: (0.4, 0.45),
+}  # a thing's side in fractions of the picture's, by how many there are
+
 
 def overlap(a, b):
     "The part of the smaller of two boxes that the other one covers, 0 to 1."
@@ -798,52 +1073,65 @@ def overlap(a, b):
     area = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
     return max(wide, 0) * max(tall, 0) / area
 
+
 def _anchors(rng, n):
     "Where `n` things go, (n, 2): 0 is left or top, 1 is right or bottom."
-    if n == 1: return rng.random((1, 2))
-    if n == 2: return np.stack([rng.permutation([0., 1.]), rng.random(2)], 1)[:, ::rng.choice([-1, 1])]
-    return rng.permutation([[0., 0.], [0., 1.], [1., 0.], [1., 1.]])[:3]
+    if n == 1:
+        return rng.random((1, 2))
+    if n == 2:
+        return np.stack([rng.permutation([0.0, 1.0]), rng.random(2)], 1)[:, :: rng.choice([-1, 1])]
+    return rng.permutation([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])[:3]
+
 
 def layout(rng, n, sizes=None):
     "Boxes of `n` things (1 to 3) that hardly overlap, [(x0, y0, x1, y1)]; `sizes`: a size word or None for each."
-    _check(n in SIDES, f'a scene has 1 to 3 things, not {n}')
+    _check(n in SIDES, f"a scene has 1 to 3 things, not {n}")
     side = rng.uniform(*SIDES[n], n) * [SCALE[s] for s in sizes or [None] * n]
-    side = np.minimum(side[:, None] * rng.uniform(.94, 1., (n, 2)), .96)
+    side = np.minimum(side[:, None] * rng.uniform(0.94, 1.0, (n, 2)), 0.96)
     best = None
     for _ in range(8):
-        where = np.clip(_anchors(rng, n) + rng.uniform(-.12, .12, (n, 2)), 0, 1)
+        where = np.clip(_anchors(rng, n) + rng.uniform(-0.12, 0.12, (n, 2)), 0, 1)
         corner = where * (1 - side)
         boxes = np.concatenate([corner, corner + side], 1).round(4)
         cost = sum(overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
-        if best is None or cost < best[0]: best = cost, boxes
-        if cost < .04: break
+        if best is None or cost < best[0]:
+            best = cost, boxes
+        if cost < 0.04:
+            break
     return [tuple(b) for b in best[1].tolist()]
 
 # %% ../../nbs/03_data_pictures.ipynb #7dabffe7
 def sample_scene(rng, n_things=None, place=None):
     "A random scene of different things; `n_things` (1 to 3) and `place` (one of `PLACES`) are drawn if not given."
-    n = int(rng.choice([1, 2, 3], p=[.4, .4, .2])) if n_things is None else n_things
+    n = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])) if n_things is None else n_things
     place = PLACES[rng.integers(len(PLACES))] if place is None else place
     names = [list(CATEGORIES)[i] for i in rng.permutation(len(CATEGORIES))[:n]]
     sizes = [None] * n
-    if rng.random() < .3: sizes[rng.integers(n)] = ('small', 'big')[rng.integers(2)]
+    if rng.random() < 0.3:
+        sizes[rng.integers(n)] = ("small", "big")[rng.integers(2)]
     things = []
     for name, size, box in zip(names, sizes, layout(rng, n, sizes)):
         colours = CATEGORIES[name].colours
         colour = colours[rng.integers(len(colours))] if colours else None
-        things.append(Thing(name, colour, size, box, bool(rng.random() < .5)))
-    return Scene(place, tuple(things), int(rng.integers(2 ** 31)))
+        things.append(Thing(name, colour, size, box, bool(rng.random() < 0.5)))
+    return Scene(place, tuple(things), int(rng.integers(2**31)))
 
 # %% ../../nbs/03_data_pictures.ipynb #80208554
 def content(scene):
     "What a caption can say of a scene, as a key: (place, sorted (category, colour, size) of its things)."
     return scene.place, tuple(sorted(((t.category, t.colour, t.size) for t in scene.things), key=repr))
 
+
 def scene_to_dict(scene):
     "A scene as plain dicts and lists, for JSON."
     return asdict(scene)
 
+
 def scene_from_dict(d):
     "The inverse of `scene_to_dict`, also after JSON has made lists of the tuples. Raises `ConfigError`."
-    try: return Scene(d['place'], tuple(Thing(**{**t, 'box': tuple(t['box'])}) for t in d['things']), d['seed'])
-    except (KeyError, TypeError) as e: raise ConfigError(f'not a scene as `scene_to_dict` writes it ({e!r}): {d}') from e
+    try:
+        return Scene(
+            d["place"], tuple(Thing(**{**t, "box": tuple(t["box"])}) for t in d["things"]), d["seed"]
+        )
+    except (KeyError, TypeError) as e:
+        raise ConfigError(f"not a scene as `scene_to_dict` writes it ({e!r}): {d}") from e

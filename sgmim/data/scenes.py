@@ -8,7 +8,14 @@ __all__ = ['RECIPE', 'MAX_SECONDS', 'SPLITS', 'CHUNK', 'LADDER', 'SplitRule', 'h
            'export_spokencoco', 'export_facc']
 
 # %% ../../nbs/06_data_scenes.ipynb #3cc8b123
-import hashlib, io, json, os, subprocess, sys, tempfile, time
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,41 +24,61 @@ import numpy as np
 from PIL import Image
 
 import sgmim
-from ..core import ConfigError, DataError, SgmimError, atomic_write, read_json, rng_for, stable_hash, write_json
+from sgmim.core import (
+    ConfigError,
+    DataError,
+    SgmimError,
+    atomic_write,
+    read_json,
+    rng_for,
+    stable_hash,
+    write_json,
+)
 from .captions import caption
 from .pictures import content, draw_scene, sample_scene, scene_from_dict, scene_to_dict
 from .voice import OTHERS, SAMPLE_RATE, SEEN, UNSEEN, speak, vary
 
 # %% ../../nbs/06_data_scenes.ipynb #47427fdb
-RECIPE = 'scenes-1'      # changes whenever a picture, sentence or voice would: caches of another recipe are never read
-MAX_SECONDS = 4.         # a longer caption is said in other words
+RECIPE = (
+    "scenes-1"  # changes whenever a picture, sentence or voice would: caches of another recipe are never read
+)
+MAX_SECONDS = 4.0  # a longer caption is said in other words
+
 
 @dataclass(frozen=True)
 class SplitRule:
     "`speakers`; the hash buckets (of 100) for `scenes` and `texts`; whether scenes hold an unseen combination (`novel`)."
+
     speakers: tuple
     scenes: range
     texts: range
     novel: bool = False
 
-SPLITS = {'train': SplitRule(SEEN, range(0, 70), range(0, 60)),
-          'dev': SplitRule(SEEN, range(70, 80), range(60, 80)),
-          'test-seen': SplitRule(SEEN, range(80, 90), range(80, 100)),
-          'test-unseen': SplitRule(UNSEEN, range(90, 100), range(80, 100)),
-          'test-novel': SplitRule(SEEN, range(0, 100), range(80, 100), novel=True),
-          'pretrain': SplitRule(SEEN + OTHERS, range(0, 70), range(0, 60))}   # unpaired speech and pictures, for the backbones
+
+SPLITS = {
+    "train": SplitRule(SEEN, range(0, 70), range(0, 60)),
+    "dev": SplitRule(SEEN, range(70, 80), range(60, 80)),
+    "test-seen": SplitRule(SEEN, range(80, 90), range(80, 100)),
+    "test-unseen": SplitRule(UNSEEN, range(90, 100), range(80, 100)),
+    "test-novel": SplitRule(SEEN, range(0, 100), range(80, 100), novel=True),
+    "pretrain": SplitRule(SEEN + OTHERS, range(0, 70), range(0, 60)),
+}  # unpaired speech and pictures, for the backbones
 
 # %% ../../nbs/06_data_scenes.ipynb #386843f8
 def held_out(things):
     "Does a tuple of (category, colour, …) hold a combination that training never shows?"
     names = sorted(t[0] for t in things)
-    return (any(t[1] and stable_hash('held out', t[0], t[1]) % 10 == 0 for t in things)
-            or any(stable_hash('held out', a, b) % 12 == 0 for k, a in enumerate(names) for b in names[k+1:]))
+    return any(t[1] and stable_hash("held out", t[0], t[1]) % 10 == 0 for t in things) or any(
+        stable_hash("held out", a, b) % 12 == 0 for k, a in enumerate(names) for b in names[k + 1 :]
+    )
 
-def bucket(kind, key): return stable_hash(RECIPE, kind, key) % 100
+
+def bucket(kind, key):
+    return stable_hash(RECIPE, kind, key) % 100
+
 
 def _belongs(scene, rule):
-    return bucket('scene', content(scene)) in rule.scenes and held_out(content(scene)[1]) == rule.novel
+    return bucket("scene", content(scene)) in rule.scenes and held_out(content(scene)[1]) == rule.novel
 
 # %% ../../nbs/06_data_scenes.ipynb #c7298874
 def make_item(split, i, captions=1, seed=0):
@@ -59,96 +86,165 @@ def make_item(split, i, captions=1, seed=0):
     rule, rng = SPLITS[split], rng_for(RECIPE, seed, split, i)
     while True:
         scene = sample_scene(rng)
-        if not _belongs(scene, rule): continue
+        if not _belongs(scene, rule):
+            continue
         spoken = _say(scene, captions, rule, rng)
-        if spoken: return scene, spoken     # a plain scene may have no sentence in the split's bucket, and fewer than asked for
+        if spoken:
+            return (
+                scene,
+                spoken,
+            )  # a plain scene may have no sentence in the split's bucket, and fewer than asked for
+
 
 def _say(scene, n, rule, rng):
     made = {}
     for attempt in range(100):
         said = caption(scene, rng)
-        if said.text in made or bucket('text', said.text) not in rule.texts: continue
+        if said.text in made or bucket("text", said.text) not in rule.texts:
+            continue
         speaker = rule.speakers[rng.integers(len(rule.speakers))]
         uttered = speak(said.text, speaker, *vary(speaker, rng))
-        if len(uttered.wave) > MAX_SECONDS*SAMPLE_RATE: continue
+        if len(uttered.wave) > MAX_SECONDS * SAMPLE_RATE:
+            continue
         made[said.text] = said, speaker, uttered
-        if len(made) == n: break
+        if len(made) == n:
+            break
     return list(made.values())
 
 # %% ../../nbs/06_data_scenes.ipynb #3d768b12
 CHUNK = 100  # images
 
+
 def _jpeg(pixels):
     f = io.BytesIO()
-    Image.fromarray(pixels).save(f, 'JPEG', quality=92, subsampling=0)
+    Image.fromarray(pixels).save(f, "JPEG", quality=92, subsampling=0)
     return f.getvalue()
+
 
 def _flac(wave):
     import soundfile
+
     f = io.BytesIO()
-    soundfile.write(f, wave, SAMPLE_RATE, format='FLAC', subtype='PCM_16')
+    soundfile.write(f, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return f.getvalue()
+
 
 def make_chunk(folder, k, split, n_images, captions, seed, size):
     "Make images `CHUNK*k` … of a split and write them to `folder`."
     images, utterances, blobs, at = [], [], [], 0
+
     def put(blob):
         nonlocal at
         blobs.append(blob)
         at += len(blob)
         return [at - len(blob), len(blob)]
-    for i in range(CHUNK*k, min(CHUNK*(k + 1), n_images)):
+
+    for i in range(CHUNK * k, min(CHUNK * (k + 1), n_images)):
         scene, spoken = make_item(split, i, captions, seed)
-        images.append({'scene': scene_to_dict(scene), 'at': put(_jpeg(draw_scene(scene, size)))})
+        images.append({"scene": scene_to_dict(scene), "at": put(_jpeg(draw_scene(scene, size)))})
         for said, speaker, uttered in spoken:
-            utterances.append({'image': i, 'text': said.text, 'place': said.place, 'things': said.things, 'speaker': speaker.name, 'samples': len(uttered.wave),
-                               'words': [[w, round(s, 4), round(e, 4)] for w, s, e in uttered.words], 'at': put(_flac(uttered.wave))})
-    with atomic_write(folder/f'{k:05d}.bin') as f: f.write(b''.join(blobs))
-    write_json(folder/f'{k:05d}.json', {'bytes': at, 'images': images, 'captions': utterances})
+            utterances.append(
+                {
+                    "image": i,
+                    "text": said.text,
+                    "place": said.place,
+                    "things": said.things,
+                    "speaker": speaker.name,
+                    "samples": len(uttered.wave),
+                    "words": [[w, round(s, 4), round(e, 4)] for w, s, e in uttered.words],
+                    "at": put(_flac(uttered.wave)),
+                }
+            )
+    with atomic_write(folder / f"{k:05d}.bin") as f:
+        f.write(b"".join(blobs))
+    write_json(folder / f"{k:05d}.json", {"bytes": at, "images": images, "captions": utterances})
 
 # %% ../../nbs/06_data_scenes.ipynb #8316e40b
 def _chunk_done(folder, k):
-    try: return read_json(folder/f'{k:05d}.json')['bytes'] == (folder/f'{k:05d}.bin').stat().st_size
-    except (DataError, OSError, KeyError, TypeError): return False
+    try:
+        return read_json(folder / f"{k:05d}.json")["bytes"] == (folder / f"{k:05d}.bin").stat().st_size
+    except (DataError, OSError, KeyError, TypeError):
+        return False
+
 
 def _worker():
     "What a worker process runs: its share of the chunks that are not there yet."
     folder, chunks, args = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    for k in chunks: make_chunk(Path(folder), k, **args)
+    for k in chunks:
+        make_chunk(Path(folder), k, **args)
+
 
 def _make(folder, args, workers, progress):
-    n = -(-args['n_images']//CHUNK)
+    n = -(-args["n_images"] // CHUNK)
     todo = [k for k in range(n) if not _chunk_done(folder, k)]
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise SgmimError(f'cannot make {folder} for the embedded corpus: {e.strerror}. Choose another cache folder with $SGMIM_CACHE or cache=.') from e
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise SgmimError(
+            f"cannot make {folder} for the embedded corpus: {e.strerror}. Choose another cache folder with $SGMIM_CACHE or cache=."
+        ) from e
     workers = max(1, min(workers, len(todo)))
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(Path(sgmim.__file__).resolve().parents[1]), os.environ.get('PYTHONPATH', '')])}
-    run = [(subprocess.Popen([sys.executable, '-c', 'from sgmim.data.scenes import _worker; _worker()', str(folder), json.dumps(todo[w::workers]), json.dumps(args)],
-                            env=env, stderr=err), err) for w in range(workers) for err in [tempfile.TemporaryFile()]]
-    try: _watch(run, folder, todo, args, progress)
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(sgmim.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
+    run = [
+        (
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    "from sgmim.data.scenes import _worker; _worker()",
+                    str(folder),
+                    json.dumps(todo[w::workers]),
+                    json.dumps(args),
+                ],
+                env=env,
+                stderr=err,
+            ),
+            err,
+        )
+        for w in range(workers)
+        for err in [tempfile.TemporaryFile()]
+    ]
+    try:
+        _watch(run, folder, todo, args, progress)
     finally:
-        for p, err in run: p.kill(); p.wait(); err.close()
+        for p, err in run:
+            p.kill()
+            p.wait()
+            err.close()
 
 # %% ../../nbs/06_data_scenes.ipynb #1c89ed2e
 def _watch(run, folder, todo, args, progress):
     "A progress bar until all workers are done; `SgmimError` with the worker's words if one fails."
     from tqdm.auto import tqdm
-    with tqdm(total=len(todo)*CHUNK, unit='image', desc=f'making {args["split"]}', disable=not progress) as bar:
+
+    with tqdm(
+        total=len(todo) * CHUNK, unit="image", desc=f"making {args['split']}", disable=not progress
+    ) as bar:
         while True:
             running = [p for p, _ in run if p.poll() is None]
-            bar.update(CHUNK*sum((folder/f'{k:05d}.json').is_file() for k in todo) - bar.n)
+            bar.update(CHUNK * sum((folder / f"{k:05d}.json").is_file() for k in todo) - bar.n)
             for p, err in run:
                 if p.poll():
                     err.seek(0)
-                    said = err.read().decode(errors='replace').strip().splitlines()
-                    raise SgmimError(f'making the embedded corpus in {folder} failed: {said[-1] if said else f"a worker ended with status {p.returncode} (out of memory?)"}. The same call goes on from there.')
-            if not running: return
-            time.sleep(.1)
+                    said = err.read().decode(errors="replace").strip().splitlines()
+                    raise SgmimError(
+                        f"making the embedded corpus in {folder} failed: {said[-1] if said else f'a worker ended with status {p.returncode} (out of memory?)'}. The same call goes on from there."
+                    )
+            if not running:
+                return
+            time.sleep(0.1)
 
 # %% ../../nbs/06_data_scenes.ipynb #c0177720
 @dataclass(frozen=True)
 class SpokenCaption:
     "`image` index, `text` (never used in training), `speaker` name, `words` ((word, start s, end s), …), and what it commits to: `place`, `things`."
+
     image: int
     text: str
     speaker: str
@@ -157,68 +253,109 @@ class SpokenCaption:
     things: tuple
     samples: int
 
+
 class Scenes:
     """A split of the embedded corpus. `len` counts captions; `captions[j]` is a `SpokenCaption`, `audio(j)` its waveform, `image(i)` and `scene(i)` an image and
     the truth about it; `image_of_caption` (n_captions,) int64 pairs them."""
+
     def __init__(self, folder, name, n_chunks):
         self.folder, self.name, self.scenes, self.captions = Path(folder), name, [], []
         self._image_at, self._audio_at = [], []
         for k in range(n_chunks):
-            chunk = read_json(self.folder/f'{k:05d}.json')
-            self.scenes += [scene_from_dict(im['scene']) for im in chunk['images']]
-            self._image_at += [(k, *im['at']) for im in chunk['images']]
-            self._audio_at += [(k, *c['at']) for c in chunk['captions']]
-            self.captions += [SpokenCaption(c['image'], c['text'], c['speaker'], tuple(map(tuple, c['words'])), c['place'], tuple(map(tuple, c['things'])), c['samples'])
-                              for c in chunk['captions']]
+            chunk = read_json(self.folder / f"{k:05d}.json")
+            self.scenes += [scene_from_dict(im["scene"]) for im in chunk["images"]]
+            self._image_at += [(k, *im["at"]) for im in chunk["images"]]
+            self._audio_at += [(k, *c["at"]) for c in chunk["captions"]]
+            self.captions += [
+                SpokenCaption(
+                    c["image"],
+                    c["text"],
+                    c["speaker"],
+                    tuple(map(tuple, c["words"])),
+                    c["place"],
+                    tuple(map(tuple, c["things"])),
+                    c["samples"],
+                )
+                for c in chunk["captions"]
+            ]
         self.image_of_caption = np.array([c.image for c in self.captions])
 
-    def __len__(self): return len(self.captions)
-    def __repr__(self): return f'Scenes({self.name}: {len(self.scenes)} images, {len(self)} captions)'
-    def scene(self, i): return self.scenes[i]
-    def image(self, i): return np.asarray(Image.open(io.BytesIO(self._read(self._image_at[i]))))
+    def __len__(self):
+        return len(self.captions)
+
+    def __repr__(self):
+        return f"Scenes({self.name}: {len(self.scenes)} images, {len(self)} captions)"
+
+    def scene(self, i):
+        return self.scenes[i]
+
+    def image(self, i):
+        return np.asarray(Image.open(io.BytesIO(self._read(self._image_at[i]))))
+
     def _read(self, at):
         k, start, size = at
-        with open(self.folder/f'{k:05d}.bin', 'rb') as f:
+        with open(self.folder / f"{k:05d}.bin", "rb") as f:
             f.seek(start)
             return f.read(size)
 
     def audio(self, j):
         "Waveform of caption `j`, float32 (L,), 16 kHz."
         import soundfile
-        return soundfile.read(io.BytesIO(self._read(self._audio_at[j])), dtype='float32')[0]
+
+        return soundfile.read(io.BytesIO(self._read(self._audio_at[j])), dtype="float32")[0]
 
     @property
     def fingerprint(self):
         "A hash of the recipe and of all that was said, by whom and of which image, for run records."
-        return hashlib.blake2b(repr((RECIPE, self.name, [(c.image, c.text, c.speaker, c.samples) for c in self.captions])).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            repr(
+                (RECIPE, self.name, [(c.image, c.text, c.speaker, c.samples) for c in self.captions])
+            ).encode(),
+            digest_size=8,
+        ).hexdigest()
 
 # %% ../../nbs/06_data_scenes.ipynb #7e354f18
 def cache_folder():
     "Where generated and downloaded things are kept: $SGMIM_CACHE, else ~/.cache/sgmim."
-    return Path(os.environ.get('SGMIM_CACHE') or Path.home()/'.cache'/'sgmim')
+    return Path(os.environ.get("SGMIM_CACHE") or Path.home() / ".cache" / "sgmim")
+
 
 def load_scenes(split, n_images, captions=1, seed=0, size=96, cache=None, workers=None, progress=True):
     """A split of the embedded corpus (`Scenes`), made on first use: `n_images` images with up to `captions` captions each, `size` pixels a side.
     `workers` processes (default: one a core) make it; the result does not depend on how many. `ConfigError` for an unknown split or impossible number."""
-    if split not in SPLITS: raise ConfigError(f"no split '{split}'; there are {', '.join(SPLITS)}")
-    if n_images < 1 or not 1 <= captions <= 5: raise ConfigError(f'need at least one image and 1 to 5 captions an image, got {n_images} and {captions}')
-    folder = Path(cache or cache_folder())/f'{RECIPE}-{size}px-seed{seed}'/f'{split}-{n_images}x{captions}'
-    args, chunks = dict(split=split, n_images=n_images, captions=captions, seed=seed, size=size), -(-n_images//CHUNK)
-    if not ((folder/'done.json').is_file() and all(_chunk_done(folder, k) for k in range(chunks))):
+    if split not in SPLITS:
+        raise ConfigError(f"no split '{split}'; there are {', '.join(SPLITS)}")
+    if n_images < 1 or not 1 <= captions <= 5:
+        raise ConfigError(
+            f"need at least one image and 1 to 5 captions an image, got {n_images} and {captions}"
+        )
+    folder = (
+        Path(cache or cache_folder()) / f"{RECIPE}-{size}px-seed{seed}" / f"{split}-{n_images}x{captions}"
+    )
+    args, chunks = (
+        dict(split=split, n_images=n_images, captions=captions, seed=seed, size=size),
+        -(-n_images // CHUNK),
+    )
+    if not ((folder / "done.json").is_file() and all(_chunk_done(folder, k) for k in range(chunks))):
         _make(folder, args, workers or os.cpu_count() or 1, progress)
-        write_json(folder/'done.json', {'recipe': RECIPE, **args})
+        write_json(folder / "done.json", {"recipe": RECIPE, **args})
     return Scenes(folder, split, chunks)
 
 # %% ../../nbs/06_data_scenes.ipynb #dc1ad5db
-LADDER = ('place', '+ things', '+ colours', '+ sizes')
+LADDER = ("place", "+ things", "+ colours", "+ sizes")
+
 
 def _may_fit(place, said, scene, level):
     "Could a caption that says `place` and `said` ((category, colour, size), …) be of `scene` = (place, things), for a listener of that level?"
-    if place is not None and place != scene[0]: return False
-    if level == 0: return True
-    if sorted(s[0] for s in said) != [t[0] for t in scene[1]]: return False
+    if place is not None and place != scene[0]:
+        return False
+    if level == 0:
+        return True
+    if sorted(s[0] for s in said) != [t[0] for t in scene[1]]:
+        return False
     truth = {t[0]: t[1:] for t in scene[1]}
     return all(v is None or v == truth[s[0]][k] for s in said for k, v in enumerate(s[1:level]))
+
 
 def oracle_ladder(scenes, ks=(1, 5, 10)):
     """Expected recall in per cent of perfect listeners on a split, {level: {'audio_to_image': {k: …}, 'image_to_audio': {k: …}}}: among all that fits
@@ -227,85 +364,171 @@ def oracle_ladder(scenes, ks=(1, 5, 10)):
     own = np.bincount(scenes.image_of_caption, minlength=len(truth))
     ladder = {}
     for level, name in enumerate(LADDER):
-        fits = np.array([[_may_fit(c.place, c.things, t, level) for t in truth] for c in scenes.captions])   # (captions, images)
+        fits = np.array(
+            [[_may_fit(c.place, c.things, t, level) for t in truth] for c in scenes.captions]
+        )  # (captions, images)
         images, captions = fits.sum(1), fits.sum(0)
-        ladder[name] = {'audio_to_image': {k: 100*float(np.minimum(1, k/images).mean()) for k in ks},
-                        'image_to_audio': {k: 100*float(np.mean([_any_of(o, n, k) for o, n in zip(own, captions) if o])) for k in ks}}
+        ladder[name] = {
+            "audio_to_image": {k: 100 * float(np.minimum(1, k / images).mean()) for k in ks},
+            "image_to_audio": {
+                k: 100 * float(np.mean([_any_of(o, n, k) for o, n in zip(own, captions) if o])) for k in ks
+            },
+        }
     return ladder
+
 
 def _any_of(own, n, k):
     "Chance that `k` of `n` drawn at random hold one of `own`."
-    miss = 1.
-    for i in range(min(k, n)): miss *= max(0, n - own - i)/(n - i)
+    miss = 1.0
+    for i in range(min(k, n)):
+        miss *= max(0, n - own - i) / (n - i)
     return 1 - miss
 
 # %% ../../nbs/06_data_scenes.ipynb #7b297f29
-def _files(scenes, folder, image_name, audio_name, sound='WAV'):
+def _files(scenes, folder, image_name, audio_name, sound="WAV"):
     "Write the images (JPEG) and captions of a split under `folder`; yields (caption number, SpokenCaption, image path, audio path), relative."
     import soundfile
+
     for i in range(len(scenes.scenes)):
-        with atomic_write(folder/image_name(i)) as f: f.write(scenes._read(scenes._image_at[i]))
+        with atomic_write(folder / image_name(i)) as f:
+            f.write(scenes._read(scenes._image_at[i]))
     for j, c in enumerate(scenes.captions):
-        with atomic_write(folder/audio_name(j, c)) as f: soundfile.write(f, scenes.audio(j), SAMPLE_RATE, format=sound, subtype='PCM_16')
+        with atomic_write(folder / audio_name(j, c)) as f:
+            soundfile.write(f, scenes.audio(j), SAMPLE_RATE, format=sound, subtype="PCM_16")
         yield j, c, image_name(c.image), audio_name(j, c)
 
-def _alignment(c): return ' '.join(f'{s:.2f}__{w.upper().replace(" ", "_")}__{e:.2f}' for w, s, e in c.words)
+
+def _alignment(c):
+    return " ".join(f"{s:.2f}__{w.upper().replace(' ', '_')}__{e:.2f}" for w, s, e in c.words)
+
 
 def export_places(splits, folder):
     "Places Audio, 2020 layout: `metadata/<split>_2020.json`, `wavs/`, `images/`. `splits`: {'train': Scenes, 'dev_seen': …, 'test_unseen': …}."
     folder = Path(folder)
     for name, scenes in splits.items():
-        place = lambda i: scenes.scenes[i].place
-        rows = _files(scenes, folder, lambda i: f'images/{place(i)[0]}/{place(i)}/{name}_{i:06d}.jpg', lambda j, c: f'wavs/{j//1000}/utterance_{name}_{j:06d}.wav')
-        data = [{'uttid': f'{c.speaker.upper()}-{name.upper()}_{j:06d}', 'speaker': c.speaker.upper(), 'asr_text': c.text.lower().replace(',', ''), 'wav': wav,
-                 'image': image.removeprefix('images/'), 'scenelabel': place(c.image), 'text_alignment': _alignment(c)} for j, c, image, wav in rows]
-        write_json(folder/'metadata'/f'{name}_2020.json', {'image_base_path': str(folder/'images'), 'audio_base_path': str(folder), 'data': data})
+
+        def place(i):
+            return scenes.scenes[i].place
+
+        rows = _files(
+            scenes,
+            folder,
+            lambda i: f"images/{place(i)[0]}/{place(i)}/{name}_{i:06d}.jpg",
+            lambda j, c: f"wavs/{j // 1000}/utterance_{name}_{j:06d}.wav",
+        )
+        data = [
+            {
+                "uttid": f"{c.speaker.upper()}-{name.upper()}_{j:06d}",
+                "speaker": c.speaker.upper(),
+                "asr_text": c.text.lower().replace(",", ""),
+                "wav": wav,
+                "image": image.removeprefix("images/"),
+                "scenelabel": place(c.image),
+                "text_alignment": _alignment(c),
+            }
+            for j, c, image, wav in rows
+        ]
+        write_json(
+            folder / "metadata" / f"{name}_2020.json",
+            {"image_base_path": str(folder / "images"), "audio_base_path": str(folder), "data": data},
+        )
 
 # %% ../../nbs/06_data_scenes.ipynb #6d992517
 def _coco_homes(name, i, karpathy):
     "Image `i` of split `name`: SpokenCOCO's own split, Karpathy's split, COCO's folder."
-    if not karpathy: return name, name, f'{name}2014'
-    if name == 'train': return ('train', 'restval', 'val2014') if i % 4 == 3 else ('train', 'train', 'train2014')
-    return ('val', 'train')[i % 2], name, 'val2014'
+    if not karpathy:
+        return name, name, f"{name}2014"
+    if name == "train":
+        return ("train", "restval", "val2014") if i % 4 == 3 else ("train", "train", "train2014")
+    return ("val", "train")[i % 2], name, "val2014"
+
 
 def export_spokencoco(splits, folder, karpathy=None):
     """SpokenCOCO: `SpokenCOCO_<split>.json` with an entry an image, `wavs/<split>/<shard>/`, `<split>2014/`. `splits`: {'train': Scenes, 'val': …} or {'train': …, 'val': …, 'test': …}.
     `karpathy`: the splits are Karpathy's; also write his `dataset_coco.json` and `SpokenCOCO_<split>_unrolled_karpathy_with_alignments.json`. None: if there is a test."""
     folder, first, written = Path(folder), 0, {}
-    if karpathy is None: karpathy = 'test' in splits
-    if karpathy and (odd := set(splits) - {'train', 'val', 'test'}): raise ConfigError(f"Karpathy's splits are train, val and test, not {', '.join(sorted(odd))}")
-    own, listed, unrolled = {'train': {}, 'val': {}} if karpathy else {name: {} for name in splits}, [], {name: [] for name in splits}
+    if karpathy is None:
+        karpathy = "test" in splits
+    if karpathy and (odd := set(splits) - {"train", "val", "test"}):
+        raise ConfigError(f"Karpathy's splits are train, val and test, not {', '.join(sorted(odd))}")
+    own, listed, unrolled = (
+        {"train": {}, "val": {}} if karpathy else {name: {} for name in splits},
+        [],
+        {name: [] for name in splits},
+    )
     for name, scenes in splits.items():
-        home = lambda i: _coco_homes(name, i, karpathy)
-        image_name = lambda i: f'{home(i)[2]}/COCO_{home(i)[2]}_{first + i:012d}.jpg'
-        uttid = lambda j, c: f'{c.speaker}_{first + c.image}_{10*first + j}'
-        for j, c, image, wav in _files(scenes, folder, image_name, lambda j, c: f'wavs/{home(c.image)[0]}/{j//1000}/{uttid(j, c)}.wav'):
-            said = {'text': c.text, 'speaker': c.speaker, 'uttid': uttid(j, c), 'wav': wav}
+
+        def home(i):
+            return _coco_homes(name, i, karpathy)
+
+        def image_name(i):
+            return f"{home(i)[2]}/COCO_{home(i)[2]}_{first + i:012d}.jpg"
+
+        def uttid(j, c):
+            return f"{c.speaker}_{first + c.image}_{10 * first + j}"
+
+        for j, c, image, wav in _files(
+            scenes, folder, image_name, lambda j, c: f"wavs/{home(c.image)[0]}/{j // 1000}/{uttid(j, c)}.wav"
+        ):
+            said = {"text": c.text, "speaker": c.speaker, "uttid": uttid(j, c), "wav": wav}
             own[home(c.image)[0]].setdefault(image, []).append(said)
-            unrolled[name].append({'image': image, 'caption': said, 'text_alignment': _alignment(c)})
-            written.setdefault(first + c.image, []).append((10*first + j, c.text))
-        listed += [_karpathy_image(first + i, image_name(i), home(i)[1], written.get(first + i, [])) for i in range(len(scenes.scenes))]
-        first += len(scenes.scenes)     # image numbers are unique over the splits, as COCO's are
-    for name, entries in own.items(): write_json(folder/f'SpokenCOCO_{name}.json', {'data': [{'image': im, 'captions': cs} for im, cs in entries.items()]})
+            unrolled[name].append({"image": image, "caption": said, "text_alignment": _alignment(c)})
+            written.setdefault(first + c.image, []).append((10 * first + j, c.text))
+        listed += [
+            _karpathy_image(first + i, image_name(i), home(i)[1], written.get(first + i, []))
+            for i in range(len(scenes.scenes))
+        ]
+        first += len(scenes.scenes)  # image numbers are unique over the splits, as COCO's are
+    for name, entries in own.items():
+        write_json(
+            folder / f"SpokenCOCO_{name}.json",
+            {"data": [{"image": im, "captions": cs} for im, cs in entries.items()]},
+        )
     if karpathy:
-        write_json(folder/'dataset_coco.json', {'images': listed, 'dataset': 'coco'})
-        for name, data in unrolled.items(): write_json(folder/f'SpokenCOCO_{name}_unrolled_karpathy_with_alignments.json', {'data': data})
+        write_json(folder / "dataset_coco.json", {"images": listed, "dataset": "coco"})
+        for name, data in unrolled.items():
+            write_json(folder / f"SpokenCOCO_{name}_unrolled_karpathy_with_alignments.json", {"data": data})
+
 
 def _karpathy_image(number, path, split, sentences):
-    said = [{'tokens': text.lower().replace(',', '').split(), 'raw': text, 'imgid': number, 'sentid': k} for k, text in sentences]
-    return {'filepath': Path(path).parent.name, 'sentids': [s['sentid'] for s in said], 'filename': Path(path).name, 'imgid': number, 'split': split, 'sentences': said, 'cocoid': number}
+    said = [
+        {"tokens": text.lower().replace(",", "").split(), "raw": text, "imgid": number, "sentid": k}
+        for k, text in sentences
+    ]
+    return {
+        "filepath": Path(path).parent.name,
+        "sentids": [s["sentid"] for s in said],
+        "filename": Path(path).name,
+        "imgid": number,
+        "split": split,
+        "sentences": said,
+        "cocoid": number,
+    }
 
 # %% ../../nbs/06_data_scenes.ipynb #cad5829c
 def export_facc(splits, folder):
     "Flickr8k Audio: `flickr_audio/{wavs/, wav2capt.txt, wav2spk.txt}`, `Flicker8k_Dataset/`, `Flickr_8k.<split>Images.txt`, `Flickr8k.token.txt`. `splits`: {'train': Scenes, 'dev': …, 'test': …}."
     folder, capt, spk, token, numbers = Path(folder), [], [], [], {}
     for name, scenes in splits.items():
-        image_name, nth, seen = (lambda i: f'Flicker8k_Dataset/{name}{i:06d}_scene.jpg'), [], Counter()
-        for c in scenes.captions: nth.append(seen[c.image]); seen[c.image] += 1
-        for j, c, image, wav in _files(scenes, folder, image_name, lambda j, c: f'flickr_audio/wavs/{name}{c.image:06d}_scene_{nth[j]}.wav'):
-            capt.append(f'{Path(wav).name} {Path(image).name} #{nth[j]}\n')
-            spk.append(f'{Path(wav).name} {numbers.setdefault(c.speaker, len(numbers) + 1)}\n')
-            token.append(f'{Path(image).name}#{nth[j]}\t{c.text} .\n')
-        with atomic_write(folder/f'Flickr_8k.{name}Images.txt', 'w') as f: f.writelines(f'{Path(image_name(i)).name}\n' for i in range(len(scenes.scenes)))
-    for name, lines in (('flickr_audio/wav2capt', capt), ('flickr_audio/wav2spk', spk), ('Flickr8k.token', token)):
-        with atomic_write(folder/f'{name}.txt', 'w') as f: f.writelines(lines)
+        image_name, nth, seen = (lambda i: f"Flicker8k_Dataset/{name}{i:06d}_scene.jpg"), [], Counter()
+        for c in scenes.captions:
+            nth.append(seen[c.image])
+            seen[c.image] += 1
+        for j, c, image, wav in _files(
+            scenes,
+            folder,
+            image_name,
+            lambda j, c: f"flickr_audio/wavs/{name}{c.image:06d}_scene_{nth[j]}.wav",
+        ):
+            capt.append(f"{Path(wav).name} {Path(image).name} #{nth[j]}\n")
+            spk.append(f"{Path(wav).name} {numbers.setdefault(c.speaker, len(numbers) + 1)}\n")
+            token.append(f"{Path(image).name}#{nth[j]}\t{c.text} .\n")
+        with atomic_write(folder / f"Flickr_8k.{name}Images.txt", "w") as f:
+            f.writelines(f"{Path(image_name(i)).name}\n" for i in range(len(scenes.scenes)))
+    for name, lines in (
+        ("flickr_audio/wav2capt", capt),
+        ("flickr_audio/wav2spk", spk),
+        ("Flickr8k.token", token),
+    ):
+        with atomic_write(folder / f"{name}.txt", "w") as f:
+            f.writelines(lines)

@@ -10,7 +10,17 @@ __all__ = ['EXTENSIONS', 'COLUMNS', 'FORMAT', 'shrink', 'image_member', 'sound_m
            'decode_image', 'Shards', 'open_shards', 'shard_fault', 'file_digest', 'verify_shards']
 
 # %% ../../nbs/08_data_shards.ipynb #7eee2cc6
-import hashlib, io, json, os, re, tarfile, threading, time, warnings, zipfile, zlib
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import threading
+import time
+import warnings
+import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,18 +32,20 @@ from PIL import Image
 
 from ..audio import RATE, check_audio
 from ..core import ConfigError, DataError, atomic_write, read_json, write_json
-from .corpus import in_order, Corpus, Skip, Skips, Strings, select
+from .corpus import Corpus, Skip, Skips, Strings, in_order, select
 from ..image import load_image, open_image, orientation, to_rgb, upright
 
 # %% ../../nbs/08_data_shards.ipynb #f198aa6d
 def shrink(im, size):
     "A PIL image with its short side brought down to `size` pixels, bicubic and antialiased; as it is if that is no larger, or `size` None."
-    if size is None or min(im.size) <= size: return im
-    scale = size/min(im.size)
-    return im.resize(tuple(max(size, round(scale*side)) for side in im.size), Image.Resampling.BICUBIC)
+    if size is None or min(im.size) <= size:
+        return im
+    scale = size / min(im.size)
+    return im.resize(tuple(max(size, round(scale * side)) for side in im.size), Image.Resampling.BICUBIC)
 
 # %% ../../nbs/08_data_shards.ipynb #36e35832
-EXTENSIONS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'TIFF': 'tif'}
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
+
 
 def image_member(corpus, i, size=448, quality=92):
     """Image `i` of a corpus as it stands in a shard: (extension, bytes). `DataError` if it cannot be decoded.
@@ -41,113 +53,209 @@ def image_member(corpus, i, size=448, quality=92):
     pixels, blob = _original(corpus, i, size)
     if blob is not None:
         with open_image(io.BytesIO(blob)) as im:
-            fits = im.format == 'JPEG' and im.mode == 'RGB' and orientation(im) == 1 and (size is None or min(im.size) <= size)
-            if fits or size is None: return EXTENSIONS.get(im.format, im.format.lower()), blob
+            fits = (
+                im.format == "JPEG"
+                and im.mode == "RGB"
+                and orientation(im) == 1
+                and (size is None or min(im.size) <= size)
+            )
+            if fits or size is None:
+                return EXTENSIONS.get(im.format, im.format.lower()), blob
     out = io.BytesIO()
-    if size is None: pixels.save(out, 'PNG')
-    else: shrink(pixels, size).save(out, 'JPEG', quality=quality, subsampling=0)
-    return ('png' if size is None else 'jpg'), out.getvalue()
+    if size is None:
+        pixels.save(out, "PNG")
+    else:
+        shrink(pixels, size).save(out, "JPEG", quality=quality, subsampling=0)
+    return ("png" if size is None else "jpg"), out.getvalue()
+
 
 def _original(corpus, i, size):
     "(PIL image, the bytes of its file or None)."
-    if hasattr(corpus, 'image_bytes'): return Image.fromarray(corpus.image(i)), corpus.image_bytes(i)     # shards again
-    if not isinstance(corpus, Corpus): return Image.fromarray(np.asarray(corpus.image(i))), None
+    if hasattr(corpus, "image_bytes"):
+        return Image.fromarray(corpus.image(i)), corpus.image_bytes(i)  # shards again
+    if not isinstance(corpus, Corpus):
+        return Image.fromarray(np.asarray(corpus.image(i))), None
     path = corpus.image_path(i)
-    return load_image(path, size and 2*size), path.read_bytes()     # 2: a JPEG decoded at less than full size still has twice the pixels needed
+    return load_image(
+        path, size and 2 * size
+    ), path.read_bytes()  # 2: a JPEG decoded at less than full size still has twice the pixels needed
 
 # %% ../../nbs/08_data_shards.ipynb #53017c50
-def sound_member(corpus, j, audio='flac', max_seconds=None):
+def sound_member(corpus, j, audio="flac", max_seconds=None):
     """Recording `j` of a corpus as it stands in a shard: (bytes, samples), 16 kHz, mono, 16 bit. `DataError` if it cannot be decoded.
     `audio`: 'flac', or 'wav' (larger, quicker to decode). `max_seconds`: only so much of its beginning."""
     import soundfile
-    if isinstance(corpus, Corpus): wave = corpus.audio(j, max_seconds)
-    else: check_audio(wave := corpus.audio(j)[:max_seconds and round(max_seconds*RATE)], f'recording {j}')
-    steps = np.clip(np.round(within_full_scale(wave, f'recording {j}')*32768), -32768, 32767).astype(np.int16)
+
+    if isinstance(corpus, Corpus):
+        wave = corpus.audio(j, max_seconds)
+    else:
+        check_audio(wave := corpus.audio(j)[: max_seconds and round(max_seconds * RATE)], f"recording {j}")
+    steps = np.clip(np.round(within_full_scale(wave, f"recording {j}") * 32768), -32768, 32767).astype(
+        np.int16
+    )
     out = io.BytesIO()
-    soundfile.write(out, steps, RATE, format=audio.upper(), subtype='PCM_16')
+    soundfile.write(out, steps, RATE, format=audio.upper(), subtype="PCM_16")
     return out.getvalue(), len(steps)
+
 
 def within_full_scale(wave, where):
     "A waveform (L,) float32 as it fits in 16 bits: divided by its peak if that is above 1, with a warning, so that nothing is clipped."
     wave = np.asarray(wave, np.float32)
-    if (peak := np.abs(wave).max(initial=0)) <= 1: return wave
-    warnings.warn(f'{where} has a peak of {peak:.3g}: it is divided by it, since 16 bits hold samples from -1 to 1', stacklevel=2)
-    return wave/peak
+    if (peak := np.abs(wave).max(initial=0)) <= 1:
+        return wave
+    warnings.warn(
+        f"{where} has a peak of {peak:.3g}: it is divided by it, since 16 bits hold samples from -1 to 1",
+        stacklevel=2,
+    )
+    return wave / peak
+
 
 def decode_sound(blob, samples):
     "The first `samples` of an encoded recording, float32 (samples,). `DataError` if they are not there."
     import soundfile
+
     try:
-        with soundfile.SoundFile(io.BytesIO(blob)) as f: wave = f.read(samples, dtype='float32')
-    except RuntimeError as e: raise DataError(f'it cannot be decoded ({e})') from e
-    if wave.shape != (samples,): raise DataError(f'it has {len(wave):,} samples, and {samples:,} are listed')
+        with soundfile.SoundFile(io.BytesIO(blob)) as f:
+            wave = f.read(samples, dtype="float32")
+    except RuntimeError as e:
+        raise DataError(f"it cannot be decoded ({e})") from e
+    if wave.shape != (samples,):
+        raise DataError(f"it has {len(wave):,} samples, and {samples:,} are listed")
     return wave
 
 # %% ../../nbs/08_data_shards.ipynb #552bccae
-COLUMNS = ('image_names', 'audio_names', 'uttids', 'speakers', 'texts', 'alignments', 'labels', '_image_of_caption', '_speaker_of_caption', '_samples')
+COLUMNS = (
+    "image_names",
+    "audio_names",
+    "uttids",
+    "speakers",
+    "texts",
+    "alignments",
+    "labels",
+    "_image_of_caption",
+    "_speaker_of_caption",
+    "_samples",
+)
+
 
 def describe(corpus, split=None):
     "The columns of any corpus as a plain `Corpus` without files; names are made up where it has none."
     if isinstance(corpus, Corpus):
         plain = Corpus.__new__(Corpus)
-        vars(plain).update({k: vars(corpus)[k] for k in COLUMNS}, name=corpus.name, split=split or corpus.split, skipped=corpus.skipped, image_root=Path(), audio_root=Path())
+        vars(plain).update(
+            {k: vars(corpus)[k] for k in COLUMNS},
+            name=corpus.name,
+            split=split or corpus.split,
+            skipped=corpus.skipped,
+            image_root=Path(),
+            audio_root=Path(),
+        )
         return plain
     of, captions = np.asarray(corpus.image_of_caption), list(corpus.captions)
-    split = split or getattr(corpus, 'name', 'all')
-    names = [f'{split}_{j:08d}' for j in range(len(of))]
-    def words(c): return ' '.join(f'{round(s, 4)}__{"_".join(w.split())}__{round(e, 4)}' for w, s, e in getattr(c, 'words', ()))
-    def each(what): return [getattr(c, what, '') for c in captions]
-    return Corpus(type(corpus).__name__.lower(), split, '.', '.', [f'{split}_{i:08d}' for i in range(of.max() + 1)], of, names, names, each('speaker'), each('text'), [words(c) for c in captions])
+    split = split or getattr(corpus, "name", "all")
+    names = [f"{split}_{j:08d}" for j in range(len(of))]
+
+    def words(c):
+        return " ".join(
+            f"{round(s, 4)}__{'_'.join(w.split())}__{round(e, 4)}" for w, s, e in getattr(c, "words", ())
+        )
+
+    def each(what):
+        return [getattr(c, what, "") for c in captions]
+
+    return Corpus(
+        type(corpus).__name__.lower(),
+        split,
+        ".",
+        ".",
+        [f"{split}_{i:08d}" for i in range(of.max() + 1)],
+        of,
+        names,
+        names,
+        each("speaker"),
+        each("text"),
+        [words(c) for c in captions],
+    )
 
 # %% ../../nbs/08_data_shards.ipynb #3ebef8e9
 @dataclass
 class Sample:
     "An image and its captions, encoded: `members` (suffix, bytes), `sounds` (caption, samples) in the order of the members; `faults`, and how many captions were `lost` by them."
+
     image: int
     members: list = field(default_factory=list)
     sounds: list = field(default_factory=list)
     faults: list = field(default_factory=list)
     lost: int = 0
 
+
 class Encoder:
     "Called with the number of an image: its `Sample`. `about`: the columns of the corpus (`describe`)."
+
     def __init__(self, corpus, about, size, jpeg_quality, audio, max_seconds, **_):
-        self.corpus, self.about, self.size, self.jpeg_quality, self.audio, self.max_seconds = corpus, about, size, jpeg_quality, audio, max_seconds
-        self.roots = {vars(corpus).get('image_root'), vars(corpus).get('audio_root')} - {None}
-        self.order = np.argsort(about.image_of_caption, kind='stable')
+        self.corpus, self.about, self.size, self.jpeg_quality, self.audio, self.max_seconds = (
+            corpus,
+            about,
+            size,
+            jpeg_quality,
+            audio,
+            max_seconds,
+        )
+        self.roots = {vars(corpus).get("image_root"), vars(corpus).get("audio_root")} - {None}
+        self.order = np.argsort(about.image_of_caption, kind="stable")
         self.starts = np.searchsorted(about.image_of_caption[self.order], np.arange(about.n_images + 1))
 
     def __call__(self, i):
-        s, captions = Sample(i), self.order[self.starts[i]:self.starts[i + 1]].tolist()
-        try: image = image_member(self.corpus, i, self.size, self.jpeg_quality)
-        except (DataError, OSError) as e: return self.fault(s, 'unreadable image', self.about.image_names[i], e, len(captions))
+        s, captions = Sample(i), self.order[self.starts[i] : self.starts[i + 1]].tolist()
+        try:
+            image = image_member(self.corpus, i, self.size, self.jpeg_quality)
+        except (DataError, OSError) as e:
+            return self.fault(s, "unreadable image", self.about.image_names[i], e, len(captions))
         for j in captions:
-            try: blob, n = sound_member(self.corpus, j, self.audio, self.max_seconds)
-            except (DataError, OSError) as e: self.fault(s, 'unreadable recording', self.about.uttids[j], e, 1)
+            try:
+                blob, n = sound_member(self.corpus, j, self.audio, self.max_seconds)
+            except (DataError, OSError) as e:
+                self.fault(s, "unreadable recording", self.about.uttids[j], e, 1)
             else:
-                s.members.append((f'{len(s.sounds)}.{self.audio}', blob))
+                s.members.append((f"{len(s.sounds)}.{self.audio}", blob))
                 s.sounds.append((j, n))
-        if s.sounds or not captions: s.members = [image, *s.members, ('json', self.facts(s))]
+        if s.sounds or not captions:
+            s.members = [image, *s.members, ("json", self.facts(s))]
         return s
 
     def fault(self, s, kind, where, e, captions):
         "Write down why something is missing, without this machine's folders: the index says the same wherever it is made."
         why = str(e)
-        for root in self.roots: why = why.replace(f'{root}{os.sep}', '')
+        for root in self.roots:
+            why = why.replace(f"{root}{os.sep}", "")
         s.faults.append((kind, where, why))
         s.lost += captions
         return s
 
     def facts(self, s):
         a, js = self.about, [j for j, _ in s.sounds]
-        def column(c): return None if c is None else [c[j] for j in js]
-        return json.dumps({'image': a.image_names[s.image], 'label': a.labels and a.labels[s.image], 'uttids': column(a.uttids), 'speakers': [a.speakers[a.speaker_of_caption[j]] for j in js],
-                           'texts': column(a.texts), 'alignments': column(a.alignments), 'samples': [n for _, n in s.sounds]}).encode()
+
+        def column(c):
+            return None if c is None else [c[j] for j in js]
+
+        return json.dumps(
+            {
+                "image": a.image_names[s.image],
+                "label": a.labels and a.labels[s.image],
+                "uttids": column(a.uttids),
+                "speakers": [a.speakers[a.speaker_of_caption[j]] for j in js],
+                "texts": column(a.texts),
+                "alignments": column(a.alignments),
+                "samples": [n for _, n in s.sounds],
+            }
+        ).encode()
 
 # %% ../../nbs/08_data_shards.ipynb #6235fec7
 class TarWriter:
     "Members one after another into the open binary file `f`, hashed as they go."
-    def __init__(self, f): self.f, self.at, self.hash = f, 0, hashlib.blake2b(digest_size=16)
+
+    def __init__(self, f):
+        self.f, self.at, self.hash = f, 0, hashlib.blake2b(digest_size=16)
 
     def _write(self, blob):
         self.f.write(blob)
@@ -166,72 +274,123 @@ class TarWriter:
 
     def close(self):
         "Write the end; -> (bytes, digest) of the whole."
-        self._write(bytes(2*tarfile.BLOCKSIZE))
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
         self._write(bytes(-self.at % tarfile.RECORDSIZE))
         return self.at, self.hash.hexdigest()
 
 # %% ../../nbs/08_data_shards.ipynb #ce8a6ff5
-def key_of(image): return f'{image:08d}'
-def shard_name(split, k): return f'{split}-{k:05d}.tar'
+def key_of(image):
+    return f"{image:08d}"
+
+
+def shard_name(split, k):
+    return f"{split}-{k:05d}.tar"
+
 
 def write_shard(path, samples, limit, expect=None):
     """Put `samples` (an iterator) into the tar file `path` until it holds `limit` bytes; returns its record. `expect`: the digest that has to come out.
     The file appears under its name only when it is whole."""
-    record = {'images': [], 'sounds': [], 'faults': [], 'lost': 0}
+    record = {"images": [], "sounds": [], "faults": [], "lost": 0}
     with atomic_write(path) as f:
         tar = TarWriter(f)
         for s in samples:
-            placed = [tar.add(f'{key_of(s.image)}.{suffix}', blob) for suffix, blob in s.members]
-            if placed: record['images'].append([s.image, *placed[0]])
-            record['sounds'] += [[j, n, *at] for (j, n), at in zip(s.sounds, placed[1:])]
-            record['faults'] += s.faults
-            record['lost'] += s.lost
-            record['stop'] = s.image + 1
-            if tar.at >= limit: break
+            placed = [tar.add(f"{key_of(s.image)}.{suffix}", blob) for suffix, blob in s.members]
+            if placed:
+                record["images"].append([s.image, *placed[0]])
+            record["sounds"] += [[j, n, *at] for (j, n), at in zip(s.sounds, placed[1:])]
+            record["faults"] += s.faults
+            record["lost"] += s.lost
+            record["stop"] = s.image + 1
+            if tar.at >= limit:
+                break
         size, digest = tar.close()
         if expect not in (None, digest):
-            raise DataError(f'{path} was to be made again and came out otherwise: the files of the corpus, or the libraries that encode them, have changed since. Write all anew with overwrite=True (--overwrite).')
-    return {**record, 'file': path.name, 'bytes': size, 'blake2b': digest}
+            raise DataError(
+                f"{path} was to be made again and came out otherwise: the files of the corpus, or the libraries that encode them, have changed since. Write all anew with overwrite=True (--overwrite)."
+            )
+    return {**record, "file": path.name, "bytes": size, "blake2b": digest}
 
 # %% ../../nbs/08_data_shards.ipynb #aeeb2ee4
 def encoded(encode, images, workers, allowed=None, lost=0, progress=True):
     "`encode(i)` for each i of `images`, in order, made by `workers` threads. `DataError` as soon as more than `allowed` captions are lost, `lost` of them before."
     from tqdm.auto import tqdm
+
     faults = Skips()
-    with ThreadPoolExecutor(workers) as pool, closing(in_order(pool, encode, images, 4*workers)) as samples, \
-         tqdm(total=len(images), unit='image', desc='writing shards', disable=not progress, leave=False) as bar:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        closing(in_order(pool, encode, images, 4 * workers)) as samples,
+        tqdm(
+            total=len(images), unit="image", desc="writing shards", disable=not progress, leave=False
+        ) as bar,
+    ):
         for s in samples:
             lost += s.lost
             faults.extend(Skip(*x) for x in s.faults)
             if allowed is not None and lost > allowed:
-                raise DataError(f'{lost:,} captions are lost, and max_unreadable allows {allowed:,}: {faults}. '
-                                'Check the folders of the corpus, mend the files, and write anew with overwrite=True (--overwrite); or allow more.')
+                raise DataError(
+                    f"{lost:,} captions are lost, and max_unreadable allows {allowed:,}: {faults}. "
+                    "Check the folders of the corpus, mend the files, and write anew with overwrite=True (--overwrite); or allow more."
+                )
             bar.update()
             yield s
 
 # %% ../../nbs/08_data_shards.ipynb #f49d9d55
-FORMAT = 1      # of the index; newer ones are refused
+FORMAT = 1  # of the index; newer ones are refused
 
-def index_name(split, suffix='.json'): return f'shards-{split}{suffix}'
-def part_name(split, k): return f'{split}-{k:05d}.part'
+
+def index_name(split, suffix=".json"):
+    return f"shards-{split}{suffix}"
+
+
+def part_name(split, k):
+    return f"{split}-{k:05d}.part"
+
 
 def files_of(folder, split):
     "What belongs to a split in a folder: its shards, records and index, and what a killed writing left half-written (whose names begin with a dot)."
     name = re.escape(split)
-    whole = re.compile(rf'{name}-\d{{5,}}\.(tar|part)|shards-{name}\.(json|npz|part)')
-    half = re.compile(rf'\.({whole.pattern})\.\w+\.part')
+    whole = re.compile(rf"{name}-\d{{5,}}\.(tar|part)|shards-{name}\.(json|npz|part)")
+    half = re.compile(rf"\.({whole.pattern})\.\w+\.part")
     here = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
     return [p for p in here if whole.fullmatch(p.name)], [p for p in here if half.fullmatch(p.name)]
 
+
 def check_same(found, job, out):
     "`DataError` unless the shards `found` in the folder `out` are those of `job`."
-    def flat(d): return {**{k: d.get(k) for k in ('corpus', 'split')}, **{f'source {k}': v for k, v in d.get('source', {}).items()}, **d.get('settings', {})}
+
+    def flat(d):
+        return {
+            **{k: d.get(k) for k in ("corpus", "split")},
+            **{f"source {k}": v for k, v in d.get("source", {}).items()},
+            **d.get("settings", {}),
+        }
+
     was, now = flat(found), flat(job)
-    differ = [f'{k} is {was.get(k)!r} there and {now.get(k)!r} here' for k in {**was, **now} if was.get(k) != now.get(k)]
-    if differ: raise DataError(f'{out} holds other shards of the split {job["split"]}: {"; ".join(differ)}. Give another folder, or overwrite=True (--overwrite) to write them anew.')
+    differ = [
+        f"{k} is {was.get(k)!r} there and {now.get(k)!r} here"
+        for k in {**was, **now}
+        if was.get(k) != now.get(k)
+    ]
+    if differ:
+        raise DataError(
+            f"{out} holds other shards of the split {job['split']}: {'; '.join(differ)}. Give another folder, or overwrite=True (--overwrite) to write them anew."
+        )
 
 # %% ../../nbs/08_data_shards.ipynb #746e4247
-def write_shards(corpus, out, split=None, size=448, shard_mb=256, audio='flac', jpeg_quality=92, max_seconds=None, max_unreadable=.01, workers=None, overwrite=False, progress=True):
+def write_shards(
+    corpus,
+    out,
+    split=None,
+    size=448,
+    shard_mb=256,
+    audio="flac",
+    jpeg_quality=92,
+    max_seconds=None,
+    max_unreadable=0.01,
+    workers=None,
+    overwrite=False,
+    progress=True,
+):
     """Pack a corpus into tar files in the folder `out`; returns a dict of what is there now. The same call goes on where an interrupted one stopped, makes again what is missing,
     and returns at once if nothing is. Several splits can share a folder; one writing at a time for each.
 
@@ -240,176 +399,345 @@ def write_shards(corpus, out, split=None, size=448, shard_mb=256, audio='flac', 
     more where the disk is slow to answer).
     Unreadable files are left out and listed. `DataError` if that costs more than the share `max_unreadable` of the captions, or if `out` holds something else and not `overwrite`."""
     out, about = Path(out), describe(corpus, split)
-    settings = dict(size=size, shard_mb=shard_mb, audio=audio, jpeg_quality=jpeg_quality, max_seconds=max_seconds)
+    settings = dict(
+        size=size, shard_mb=shard_mb, audio=audio, jpeg_quality=jpeg_quality, max_seconds=max_seconds
+    )
     check_settings(about.split, max_unreadable, **settings)
-    source = {'fingerprint': getattr(corpus, 'fingerprint', None) or about.fingerprint, 'images': about.n_images, 'captions': len(about)}
-    job = {'format': FORMAT, 'corpus': about.name, 'split': about.split, 'source': source, 'settings': settings}
+    source = {
+        "fingerprint": getattr(corpus, "fingerprint", None) or about.fingerprint,
+        "images": about.n_images,
+        "captions": len(about),
+    }
+    job = {
+        "format": FORMAT,
+        "corpus": about.name,
+        "split": about.split,
+        "source": source,
+        "settings": settings,
+    }
     records, finished = begin(out, job, overwrite)
-    def samples(first, stop, *limits): return encoded(Encoder(corpus, about, **settings), range(first, stop), workers or os.cpu_count() or 1, *limits, progress=progress)
+
+    def samples(first, stop, *limits):
+        return encoded(
+            Encoder(corpus, about, **settings),
+            range(first, stop),
+            workers or os.cpu_count() or 1,
+            *limits,
+            progress=progress,
+        )
+
     written = mend(out, records, samples)
     if not finished:
-        limits = int(max_unreadable*len(about) + 1e-6), sum(r['lost'] for r in records)
-        written += go_on(out, about.split, records, samples(records[-1]['stop'] if records else 0, about.n_images, *limits), shard_mb*1e6, about.n_images)
+        limits = int(max_unreadable * len(about) + 1e-6), sum(r["lost"] for r in records)
+        written += go_on(
+            out,
+            about.split,
+            records,
+            samples(records[-1]["stop"] if records else 0, about.n_images, *limits),
+            shard_mb * 1e6,
+            about.n_images,
+        )
         write_index(out, about, job, records)
-    return {**summary(read_meta(out, about.split)), 'written': written}
+    return {**summary(read_meta(out, about.split)), "written": written}
 
 # %% ../../nbs/08_data_shards.ipynb #aecc7b82
 def check_settings(split, max_unreadable, size, shard_mb, audio, jpeg_quality, max_seconds):
     "`ConfigError` for what cannot be."
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]*', split): raise ConfigError(f"a file cannot be named after the split '{split}': give split= letters, digits, '_', '.' and '-'")
-    for name, value, fine in (('size', size, size is None or size >= 1), ('shard_mb', shard_mb, shard_mb > 0), ('audio', audio, audio in ('flac', 'wav')), ('jpeg_quality', jpeg_quality, 1 <= jpeg_quality <= 100),
-                              ('max_seconds', max_seconds, max_seconds is None or max_seconds > 0), ('max_unreadable', max_unreadable, 0 <= max_unreadable <= 1)):
-        if not fine: raise ConfigError(f'{name} is {value!r}; write_shards says what it can be')
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", split):
+        raise ConfigError(
+            f"a file cannot be named after the split '{split}': give split= letters, digits, '_', '.' and '-'"
+        )
+    for name, value, fine in (
+        ("size", size, size is None or size >= 1),
+        ("shard_mb", shard_mb, shard_mb > 0),
+        ("audio", audio, audio in ("flac", "wav")),
+        ("jpeg_quality", jpeg_quality, 1 <= jpeg_quality <= 100),
+        ("max_seconds", max_seconds, max_seconds is None or max_seconds > 0),
+        ("max_unreadable", max_unreadable, 0 <= max_unreadable <= 1),
+    ):
+        if not fine:
+            raise ConfigError(f"{name} is {value!r}; write_shards says what it can be")
+
 
 def begin(out, job, overwrite):
     "What was written before, (records of whole shards, are they all?); notes in the folder what is being written. `DataError` if it holds something else."
-    whole, half = files_of(out, job['split'])
-    index, part = out/index_name(job['split']), out/index_name(job['split'], '.part')
-    for p in half: p.unlink()
+    whole, half = files_of(out, job["split"])
+    index, part = out / index_name(job["split"]), out / index_name(job["split"], ".part")
+    for p in half:
+        p.unlink()
     if overwrite:
-        for p in sorted(whole, key=lambda p: p != index): p.unlink()      # the index first: none ever stands for shards that are not there
+        for p in sorted(whole, key=lambda p: p != index):
+            p.unlink()  # the index first: none ever stands for shards that are not there
     elif index in whole:
-        check_same(meta := read_meta(out, job['split']), job, out)
+        check_same(meta := read_meta(out, job["split"]), job, out)
         read_columns(out, meta)
-        return meta['shards'], True
-    elif part in whole: check_same(read_json(part), job, out)
-    elif whole: raise DataError(f'{whole[0]} is there already, and no index says what it is. Give another folder, or overwrite=True (--overwrite) to remove {len(whole)} files of that kind.')
+        return meta["shards"], True
+    elif part in whole:
+        check_same(read_json(part), job, out)
+    elif whole:
+        raise DataError(
+            f"{whole[0]} is there already, and no index says what it is. Give another folder, or overwrite=True (--overwrite) to remove {len(whole)} files of that kind."
+        )
     write_json(part, job)
     records = []
-    while (p := out/part_name(job['split'], len(records))).is_file(): records.append(read_json(p))
+    while (p := out / part_name(job["split"], len(records))).is_file():
+        records.append(read_json(p))
     return records, False
 
 # %% ../../nbs/08_data_shards.ipynb #15a84f67
 def mend(out, records, samples):
     "Make those of the recorded shards again that are not there, or not whole; -> how many. `samples(first, stop)` encodes."
-    lost = [k for k, r in enumerate(records) if not (p := out/r['file']).is_file() or p.stat().st_size != r['bytes']]
+    lost = [
+        k
+        for k, r in enumerate(records)
+        if not (p := out / r["file"]).is_file() or p.stat().st_size != r["bytes"]
+    ]
     for k in lost:
-        with closing(samples(records[k - 1]['stop'] if k else 0, records[k]['stop'])) as s: write_shard(out/records[k]['file'], s, float('inf'), records[k]['blake2b'])
+        with closing(samples(records[k - 1]["stop"] if k else 0, records[k]["stop"])) as s:
+            write_shard(out / records[k]["file"], s, float("inf"), records[k]["blake2b"])
     return len(lost)
+
 
 def go_on(out, split, records, samples, limit, n_images):
     "Write the shards that come after `records`, and add theirs; -> how many."
     before = len(records)
     with closing(samples):
-        while not records or records[-1]['stop'] < n_images:
-            records.append(write_shard(out/shard_name(split, len(records)), samples, limit))
-            write_json(out/part_name(split, len(records) - 1), records[-1])
+        while not records or records[-1]["stop"] < n_images:
+            records.append(write_shard(out / shard_name(split, len(records)), samples, limit))
+            write_json(out / part_name(split, len(records) - 1), records[-1])
     return len(records) - before
 
 # %% ../../nbs/08_data_shards.ipynb #14e25575
 def write_index(out, about, job, records):
     "Put the records of all shards together, write the index, remove the records."
-    images = np.array([[i, k, *at] for k, r in enumerate(records) for i, *at in r['images']], np.int64).reshape(-1, 5)
-    sounds = np.array([[j, n, k, *at] for k, r in enumerate(records) for j, n, *at in r['sounds']], np.int64).reshape(-1, 6)
-    sounds = sounds[np.argsort(sounds[:, 0])]           # in the order of the corpus, whatever that in the files
-    faults, before, keep = Skips(Skip(*x) for r in records for x in r['faults']), about.skipped, np.isin(np.arange(len(about)), sounds[:, 0])
+    images = np.array(
+        [[i, k, *at] for k, r in enumerate(records) for i, *at in r["images"]], np.int64
+    ).reshape(-1, 5)
+    sounds = np.array(
+        [[j, n, k, *at] for k, r in enumerate(records) for j, n, *at in r["sounds"]], np.int64
+    ).reshape(-1, 6)
+    sounds = sounds[np.argsort(sounds[:, 0])]  # in the order of the corpus, whatever that in the files
+    faults, before, keep = (
+        Skips(Skip(*x) for r in records for x in r["faults"]),
+        about.skipped,
+        np.isin(np.arange(len(about)), sounds[:, 0]),
+    )
     if not keep.all():
         images, about = images[np.isin(images[:, 0], about.image_of_caption[keep])], select(about, keep)
     about._samples = torch.from_numpy(sounds[:, 1].copy())
-    columns = {'image': images[:, 0], 'image_at': images[:, 1:], 'sound_at': sounds[:, 2:], **pack(about)}
-    npz, split = io.BytesIO(), job['split']
+    columns = {"image": images[:, 0], "image_at": images[:, 1:], "sound_at": sounds[:, 2:], **pack(about)}
+    npz, split = io.BytesIO(), job["split"]
     np.savez_compressed(npz, **columns)
-    with atomic_write(out/index_name(split, '.npz')) as f: f.write(npz.getvalue())
-    write_json(out/index_name(split), {
-        **job, 'fingerprint': about.fingerprint, 'images': about.n_images, 'captions': len(about), 'rate': RATE, 'hours': float(about.samples.sum()/RATE/3600),
-        'shards': [{k: r[k] for k in ('file', 'bytes', 'blake2b', 'stop')} for r in records], 'columns': {'bytes': npz.tell(), 'blake2b': digest_of(npz.getvalue())},
-        'skipped': faults, 'skipped_before': before})
+    with atomic_write(out / index_name(split, ".npz")) as f:
+        f.write(npz.getvalue())
+    write_json(
+        out / index_name(split),
+        {
+            **job,
+            "fingerprint": about.fingerprint,
+            "images": about.n_images,
+            "captions": len(about),
+            "rate": RATE,
+            "hours": float(about.samples.sum() / RATE / 3600),
+            "shards": [{k: r[k] for k in ("file", "bytes", "blake2b", "stop")} for r in records],
+            "columns": {"bytes": npz.tell(), "blake2b": digest_of(npz.getvalue())},
+            "skipped": faults,
+            "skipped_before": before,
+        },
+    )
     for p in files_of(out, split)[0]:
-        if p.suffix == '.part': p.unlink()
+        if p.suffix == ".part":
+            p.unlink()
+
 
 def pack(corpus):
     "The columns of a corpus as arrays by name."
     arrays = {}
     for name in COLUMNS:
         c = vars(corpus)[name]
-        if isinstance(c, Strings): arrays |= {f'{name}.bytes': c.bytes.numpy(), f'{name}.starts': c.starts.numpy()}
-        elif c is not None: arrays[name] = c.numpy()
+        if isinstance(c, Strings):
+            arrays |= {f"{name}.bytes": c.bytes.numpy(), f"{name}.starts": c.starts.numpy()}
+        elif c is not None:
+            arrays[name] = c.numpy()
     return arrays
 
-def digest_of(blob): return hashlib.blake2b(blob, digest_size=16).hexdigest()
+
+def digest_of(blob):
+    return hashlib.blake2b(blob, digest_size=16).hexdigest()
 
 # %% ../../nbs/08_data_shards.ipynb #e51932d2
 def read_meta(folder, split):
     "The index of a split as a dict. `DataError` if there is none, if it is of a newer version, or not what `write_shards` writes."
-    path = Path(folder)/index_name(split)
-    if not path.is_file(): raise DataError(f'{folder} has no shards of a split {split}{_there(folder, split)}')
+    path = Path(folder) / index_name(split)
+    if not path.is_file():
+        raise DataError(f"{folder} has no shards of a split {split}{_there(folder, split)}")
     meta = read_json(path)
-    version = meta.get('format') if isinstance(meta, dict) else None
-    if isinstance(version, int) and version > FORMAT: raise DataError(f'{path} has format {version}, and this version of sgmim reads formats up to {FORMAT}: update sgmim')
-    try: whole = isinstance(version, int) and _well_formed(meta, split)
-    except (KeyError, TypeError, AttributeError): whole = False
-    if not whole: raise DataError(f'{path} is not an index that write_shards wrote, or was changed. Copy it again, or write the shards again.')
+    version = meta.get("format") if isinstance(meta, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise DataError(
+            f"{path} has format {version}, and this version of sgmim reads formats up to {FORMAT}: update sgmim"
+        )
+    try:
+        whole = isinstance(version, int) and _well_formed(meta, split)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(
+            f"{path} is not an index that write_shards wrote, or was changed. Copy it again, or write the shards again."
+        )
     return meta
 
+
 def _well_formed(meta, split):
-    names = [s['file'] for s in meta['shards']] == [shard_name(split, k) for k in range(len(meta['shards']))]     # so no index leads out of its folder
-    numbers = [meta['images'], meta['captions'], meta['hours'], meta['columns']['bytes'], *(s[k] for s in meta['shards'] for k in ('bytes', 'stop'))]
-    texts = [meta['corpus'], meta['fingerprint'], meta['source']['fingerprint'], meta['columns']['blake2b'], *(s['blake2b'] for s in meta['shards'])]
-    [Skip(**s) for k in ('skipped', 'skipped_before') for s in meta[k]]             # a TypeError, if that is not what they are
-    return names and min(numbers) > 0 and all(isinstance(t, str) for t in texts) and 'size' in meta['settings'] and meta['split'] == split
+    names = [s["file"] for s in meta["shards"]] == [
+        shard_name(split, k) for k in range(len(meta["shards"]))
+    ]  # so no index leads out of its folder
+    numbers = [
+        meta["images"],
+        meta["captions"],
+        meta["hours"],
+        meta["columns"]["bytes"],
+        *(s[k] for s in meta["shards"] for k in ("bytes", "stop")),
+    ]
+    texts = [
+        meta["corpus"],
+        meta["fingerprint"],
+        meta["source"]["fingerprint"],
+        meta["columns"]["blake2b"],
+        *(s["blake2b"] for s in meta["shards"]),
+    ]
+    [
+        Skip(**s) for k in ("skipped", "skipped_before") for s in meta[k]
+    ]  # a TypeError, if that is not what they are
+    return (
+        names
+        and min(numbers) > 0
+        and all(isinstance(t, str) for t in texts)
+        and "size" in meta["settings"]
+        and meta["split"] == split
+    )
+
 
 def _there(folder, split):
-    if (Path(folder)/index_name(split, '.part')).is_file(): return ' yet: their writing was interrupted. The same call of write_shards goes on with it.'
-    there = sorted(p.name[7:-5] for p in Path(folder).glob('shards-*.json'))
-    return f'; there are {", ".join(there)}.' if there else '. Is that the folder that was given to write_shards?'
+    if (Path(folder) / index_name(split, ".part")).is_file():
+        return " yet: their writing was interrupted. The same call of write_shards goes on with it."
+    there = sorted(p.name[7:-5] for p in Path(folder).glob("shards-*.json"))
+    return (
+        f"; there are {', '.join(there)}."
+        if there
+        else ". Is that the folder that was given to write_shards?"
+    )
+
 
 def summary(meta):
     "What a person asks of an index."
-    return {**{k: meta[k] for k in ('corpus', 'split', 'images', 'captions')}, 'hours': round(meta['hours'], 2), 'shards': len(meta['shards']), 'bytes': sum(s['bytes'] for s in meta['shards']) + meta['columns']['bytes'],
-            'left_out': Skips(Skip(**s) for s in meta['skipped']).counts, 'fingerprint': meta['fingerprint'], 'source_fingerprint': meta['source']['fingerprint']}
+    return {
+        **{k: meta[k] for k in ("corpus", "split", "images", "captions")},
+        "hours": round(meta["hours"], 2),
+        "shards": len(meta["shards"]),
+        "bytes": sum(s["bytes"] for s in meta["shards"]) + meta["columns"]["bytes"],
+        "left_out": Skips(Skip(**s) for s in meta["skipped"]).counts,
+        "fingerprint": meta["fingerprint"],
+        "source_fingerprint": meta["source"]["fingerprint"],
+    }
 
 # %% ../../nbs/08_data_shards.ipynb #38e92b78
 def read_columns(folder, meta):
     "The columns as arrays by name. `DataError` if they are not those of the index, or name places outside the shards."
-    path = Path(folder)/index_name(meta['split'], '.npz')
-    try: blob = path.read_bytes()
-    except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): it belongs to {index_name(meta["split"])}. Copy it too.') from e
-    if (len(blob), digest_of(blob)) != (meta['columns']['bytes'], meta['columns']['blake2b']):
-        raise DataError(f'{path} is not the one of {index_name(meta["split"])}: it has {len(blob):,} bytes, {meta["columns"]["bytes"]:,} are listed. Copy both again.')
+    path = Path(folder) / index_name(meta["split"], ".npz")
     try:
-        with np.load(io.BytesIO(blob), allow_pickle=False) as z: columns = {k: z[k] for k in z.files}
-        sizes, m, n = np.array([s['bytes'] for s in meta['shards']]), meta['images'], meta['captions']
-        inside = [((at >= 0).all() and (at[:, 0] < len(sizes)).all() and (at[:, 1] + at[:, 2] <= sizes[at[:, 0]]).all()) for at in (columns['image_at'], columns['sound_at'])]
-        fits = (columns['image_at'].shape, columns['sound_at'].shape, columns['image'].shape, columns['_samples'].shape) == ((m, 4), (n, 4), (m,), (n,))
-        of = columns['_image_of_caption']
-        if not (fits and all(inside) and of.shape == (n,) and 0 <= of.min() and of.max() < m): raise ValueError('places outside the shards')
-    except (zipfile.BadZipFile, KeyError, ValueError, IndexError, OSError) as e: raise DataError(f'{path} is not what write_shards writes ({e})') from e
+        blob = path.read_bytes()
+    except OSError as e:
+        raise DataError(
+            f"{path} cannot be read ({e.strerror}): it belongs to {index_name(meta['split'])}. Copy it too."
+        ) from e
+    if (len(blob), digest_of(blob)) != (meta["columns"]["bytes"], meta["columns"]["blake2b"]):
+        raise DataError(
+            f"{path} is not the one of {index_name(meta['split'])}: it has {len(blob):,} bytes, {meta['columns']['bytes']:,} are listed. Copy both again."
+        )
+    try:
+        with np.load(io.BytesIO(blob), allow_pickle=False) as z:
+            columns = {k: z[k] for k in z.files}
+        sizes, m, n = np.array([s["bytes"] for s in meta["shards"]]), meta["images"], meta["captions"]
+        inside = [
+            (
+                (at >= 0).all()
+                and (at[:, 0] < len(sizes)).all()
+                and (at[:, 1] + at[:, 2] <= sizes[at[:, 0]]).all()
+            )
+            for at in (columns["image_at"], columns["sound_at"])
+        ]
+        fits = (
+            columns["image_at"].shape,
+            columns["sound_at"].shape,
+            columns["image"].shape,
+            columns["_samples"].shape,
+        ) == ((m, 4), (n, 4), (m,), (n,))
+        of = columns["_image_of_caption"]
+        if not (fits and all(inside) and of.shape == (n,) and 0 <= of.min() and of.max() < m):
+            raise ValueError("places outside the shards")
+    except (zipfile.BadZipFile, KeyError, ValueError, IndexError, OSError) as e:
+        raise DataError(f"{path} is not what write_shards writes ({e})") from e
     return columns
+
 
 def unpack(meta, columns):
     "`pack`, the way back: a plain `Corpus` without files."
     c = Corpus.__new__(Corpus)
-    vars(c).update(name=meta['corpus'], split=meta['split'], image_root=Path(), audio_root=Path(), skipped=Skips(Skip(**s) for k in ('skipped_before', 'skipped') for s in meta[k]))
+    vars(c).update(
+        name=meta["corpus"],
+        split=meta["split"],
+        image_root=Path(),
+        audio_root=Path(),
+        skipped=Skips(Skip(**s) for k in ("skipped_before", "skipped") for s in meta[k]),
+    )
     for name in COLUMNS:
-        if f'{name}.bytes' in columns:
+        if f"{name}.bytes" in columns:
             column = Strings.__new__(Strings)
-            column.bytes, column.starts = (torch.from_numpy(columns[f'{name}.{k}']) for k in ('bytes', 'starts'))
-        else: column = torch.from_numpy(columns[name]) if name in columns else None
+            column.bytes, column.starts = (
+                torch.from_numpy(columns[f"{name}.{k}"]) for k in ("bytes", "starts")
+            )
+        else:
+            column = torch.from_numpy(columns[name]) if name in columns else None
         setattr(c, name, column)
     return c
 
 # %% ../../nbs/08_data_shards.ipynb #2d220891
 class Reader:
     "Bytes of the shards of a split, at any place: `read(k, offset, size)`. One open file a shard and process; safe in threads, forked and spawned processes."
-    FILES, FORGOTTEN = 512, 600.      # open files at most; seconds after which a shard is no longer expected in memory
+
+    FILES, FORGOTTEN = (
+        512,
+        600.0,
+    )  # open files at most; seconds after which a shard is no longer expected in memory
+
     def __init__(self, folder, split, readahead=True):
         self.folder, self.split, self.readahead = Path(folder), split, readahead
         self.close()
 
-    def __getstate__(self): return self.folder, self.split, self.readahead
-    def __setstate__(self, state): self.__init__(*state)
+    def __getstate__(self):
+        return self.folder, self.split, self.readahead
+
+    def __setstate__(self, state):
+        self.__init__(*state)
 
     def close(self):
         "Close all files; the next `read` opens what it needs."
         self._pid, self._lock, self._files, self._used = os.getpid(), threading.Lock(), {}, {}
 
     def _file(self, k):
-        if self._pid != os.getpid(): self.close()           # forked: the files are the parent's
+        if self._pid != os.getpid():
+            self.close()  # forked: the files are the parent's
         with self._lock:
             if k not in self._files:
-                if len(self._files) >= self.FILES: del self._files[next(iter(self._files))]       # it closes when nobody reads from it any more
-                self._files[k] = open(self.folder/shard_name(self.split, k), 'rb', buffering=0)
-            if self.readahead and hasattr(os, 'posix_fadvise') and time.monotonic() - self._used.get(k, -self.FORGOTTEN) >= self.FORGOTTEN:
+                if len(self._files) >= self.FILES:
+                    del self._files[next(iter(self._files))]  # it closes when nobody reads from it any more
+                self._files[k] = open(self.folder / shard_name(self.split, k), "rb", buffering=0)
+            if (
+                self.readahead
+                and hasattr(os, "posix_fadvise")
+                and time.monotonic() - self._used.get(k, -self.FORGOTTEN) >= self.FORGOTTEN
+            ):
                 os.posix_fadvise(self._files[k].fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             self._used[k] = time.monotonic()
             return self._files[k]
@@ -418,11 +746,20 @@ class Reader:
         "`size` bytes of shard `k` from offset `at`. `DataError` if they are not there."
         try:
             f = self._file(k)
-            if hasattr(os, 'pread'): blob = os.pread(f.fileno(), size, at)
+            if hasattr(os, "pread"):
+                blob = os.pread(f.fileno(), size, at)
             else:
-                with self._lock: f.seek(at); blob = f.read(size)
-        except OSError as e: raise DataError(f'{self.folder/shard_name(self.split, k)} cannot be read: {e.strerror or e}') from e
-        if len(blob) != size: raise DataError(f'{self.folder/shard_name(self.split, k)} ends before byte {at + size:,}: it is truncated')
+                with self._lock:
+                    f.seek(at)
+                    blob = f.read(size)
+        except OSError as e:
+            raise DataError(
+                f"{self.folder / shard_name(self.split, k)} cannot be read: {e.strerror or e}"
+            ) from e
+        if len(blob) != size:
+            raise DataError(
+                f"{self.folder / shard_name(self.split, k)} ends before byte {at + size:,}: it is truncated"
+            )
         return blob
 
 # %% ../../nbs/08_data_shards.ipynb #f2e11e31
@@ -430,33 +767,41 @@ def decode_image(blob, size=None):
     "The bytes of an image file, uint8 (H, W, 3), upright. `size`: the short side that will be needed. `DataError` if they cannot be decoded."
     try:
         with open_image(io.BytesIO(blob)) as im:
-            if size is not None: im.draft('RGB' if im.mode == 'YCbCr' else None, (size, size))
+            if size is not None:
+                im.draft("RGB" if im.mode == "YCbCr" else None, (size, size))
             im.load()
             return np.array(to_rgb(upright(im)))
-    except Exception as e: # a damaged file can make a decoder raise anything
-        raise DataError(f'it cannot be decoded ({type(e).__name__}: {e})') from e
+    except Exception as e:  # a damaged file can make a decoder raise anything
+        raise DataError(f"it cannot be decoded ({type(e).__name__}: {e})") from e
 
 # %% ../../nbs/08_data_shards.ipynb #6f3ef89b
 class Shards(Corpus):
     """A corpus in shards (`open_shards`). All that a `Corpus` offers, `samples` known; and `shard_of_image` (m,), `shard_of_caption` (n,) int64, by which batches can be drawn from few shards
     at a time; `settings` of the writing; `source_fingerprint` of the corpus that was written."""
+
     def __init__(self, reader, columns, image_at, sound_at, image, settings, source_fingerprint):
-        vars(self).update({k: v for k, v in vars(columns).items() if not k.endswith('_root')})
+        vars(self).update({k: v for k, v in vars(columns).items() if not k.endswith("_root")})
         self.reader, self._image_at, self._sound_at, self._image = reader, image_at, sound_at, image
         self.settings, self.source_fingerprint = settings, source_fingerprint
 
     folder = property(lambda self: self.reader.folder)
-    shard_of_image = property(lambda self: self._image_at[:, 0].numpy(), doc='(m,) int64: the shard that holds each image.')
-    shard_of_caption = property(lambda self: self._sound_at[:, 0].numpy(), doc='(n,) int64: the shard that holds each recording.')
+    shard_of_image = property(
+        lambda self: self._image_at[:, 0].numpy(), doc="(m,) int64: the shard that holds each image."
+    )
+    shard_of_caption = property(
+        lambda self: self._sound_at[:, 0].numpy(), doc="(n,) int64: the shard that holds each recording."
+    )
 
     def __repr__(self):
-        files, size = len(np.unique(self.shard_of_image)), self.settings['size']
-        return f'Shards({self.name}, {self.split}: {self.n_images:,} images{f" of up to {size} px" if size else ""}, {len(self):,} captions, {len(self.speakers):,} speakers; {files:,} file{"s"*(files > 1)})'
+        files, size = len(np.unique(self.shard_of_image)), self.settings["size"]
+        return f"Shards({self.name}, {self.split}: {self.n_images:,} images{f' of up to {size} px' if size else ''}, {len(self):,} captions, {len(self.speakers):,} speakers; {files:,} file{'s' * (files > 1)})"
 
     @property
     def content(self):
         "A hash of where everything lies and of its checksums."
-        return hashlib.blake2b(self._image_at.numpy().tobytes() + self._sound_at.numpy().tobytes(), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            self._image_at.numpy().tobytes() + self._sound_at.numpy().tobytes(), digest_size=8
+        ).hexdigest()
 
     @property
     def marks(self):
@@ -466,50 +811,84 @@ class Shards(Corpus):
     def _bytes(self, row, part=None):
         k, at, size, crc = row.tolist()
         blob = self.reader.read(k, at, min(size, part or size))
-        if len(blob) == size and zlib.crc32(blob) != crc: raise DataError('its bytes have changed (CRC)')
+        if len(blob) == size and zlib.crc32(blob) != crc:
+            raise DataError("its bytes have changed (CRC)")
         return blob
 
     def _named(self, row, image, what, read):
         "`read()`, and if that fails a `DataError` that says where."
-        try: return read()
+        try:
+            return read()
         except DataError as e:
-            raise DataError(f'{shard_name(self.split, int(row[0]))} in {self.folder}, sample {key_of(int(self._image[image]))}, {what}: {e}. Copy the shard again, or delete it and call write_shards again, which makes it anew.') from e
+            raise DataError(
+                f"{shard_name(self.split, int(row[0]))} in {self.folder}, sample {key_of(int(self._image[image]))}, {what}: {e}. Copy the shard again, or delete it and call write_shards again, which makes it anew."
+            ) from e
 
     def image_bytes(self, i):
         "The file of image `i`, as bytes."
-        return self._named(self._image_at[i], i, 'image', lambda: self._bytes(self._image_at[i]))
+        return self._named(self._image_at[i], i, "image", lambda: self._bytes(self._image_at[i]))
 
     def sound_bytes(self, j):
         "The file of caption `j`, as bytes."
-        return self._named(self._sound_at[j], int(self._image_of_caption[j]), f'recording {self.uttids[j]}', lambda: self._bytes(self._sound_at[j]))
+        return self._named(
+            self._sound_at[j],
+            int(self._image_of_caption[j]),
+            f"recording {self.uttids[j]}",
+            lambda: self._bytes(self._sound_at[j]),
+        )
 
     def image(self, i, size=None):
         "Image `i`, uint8 (H, W, 3). `size`: the short side that will be needed (large JPEGs are then decoded smaller, never below it)."
-        return self._named(self._image_at[i], i, 'image', lambda: decode_image(self._bytes(self._image_at[i]), size))
+        return self._named(
+            self._image_at[i], i, "image", lambda: decode_image(self._bytes(self._image_at[i]), size)
+        )
 
     def audio(self, j, max_seconds=None):
         "Waveform of caption `j`, float32 (L,), 16 kHz; only the first `max_seconds`, and little more than these is read."
         row, n = self._sound_at[j], int(self._samples[j])
-        return self._named(row, int(self._image_of_caption[j]), f'recording {self.uttids[j]}', lambda: self._sound(row, n, n if max_seconds is None else min(n, round(max_seconds*RATE))))
+        return self._named(
+            row,
+            int(self._image_of_caption[j]),
+            f"recording {self.uttids[j]}",
+            lambda: self._sound(row, n, n if max_seconds is None else min(n, round(max_seconds * RATE))),
+        )
 
     def _sound(self, row, n, want):
-        part = int(row[2])*want*5//(n*4) + 16_384           # the beginning may be louder, and larger, than the rest
+        part = (
+            int(row[2]) * want * 5 // (n * 4) + 16_384
+        )  # the beginning may be louder, and larger, than the rest
         if part < row[2]:
-            try: return decode_sound(self._bytes(row, part), want)
-            except DataError: pass
+            try:
+                return decode_sound(self._bytes(row, part), want)
+            except DataError:
+                pass
         return decode_sound(self._bytes(row), n)[:want]
 
     def select(self, keep, skipped=()):
         "The shards with only the captions `keep` (n,) bool, and only the images they need. Nothing is written: they point into the same files."
         columns, keep = select(describe(self), keep, skipped), np.asarray(keep, bool)
         images = np.unique(self.image_of_caption[keep])
-        return Shards(self.reader, columns, self._image_at[images], self._sound_at[keep], self._image[images], self.settings, self.source_fingerprint)
+        return Shards(
+            self.reader,
+            columns,
+            self._image_at[images],
+            self._sound_at[keep],
+            self._image[images],
+            self.settings,
+            self.source_fingerprint,
+        )
 
-    def present(self, strict=False): return self            # what cannot be read was left out when they were written
-    def image_path(self, i): raise DataError(self._no_files)
-    def audio_path(self, j): raise DataError(self._no_files)
+    def present(self, strict=False):
+        return self  # what cannot be read was left out when they were written
+
+    def image_path(self, i):
+        raise DataError(self._no_files)
+
+    def audio_path(self, j):
+        raise DataError(self._no_files)
+
     image_root = audio_root = property(lambda self: self.image_path(0))
-    _no_files = 'shards have no file for each image and recording: read them with image(i) and audio(j), take a part with shards.select(keep)'
+    _no_files = "shards have no file for each image and recording: read them with image(i) and audio(j), take a part with shards.select(keep)"
 
 # %% ../../nbs/08_data_shards.ipynb #0f6df6a3
 def open_shards(folder, split, verify=False, readahead=True):
@@ -517,28 +896,46 @@ def open_shards(folder, split, verify=False, readahead=True):
     `verify`: read all of them and compare their digests. `readahead`: see `Reader`. `DataError` says what is missing, truncated, changed, or of a newer version."""
     meta = read_meta(folder, split)
     columns = read_columns(folder, meta)
-    bad = [fault for s in meta['shards'] if (fault := shard_fault(folder, s, verify))]
-    if bad: raise DataError(f'{len(bad):,} of {len(meta["shards"]):,} shards cannot be used: {"; ".join(bad[:5])}{"; …" if len(bad) > 5 else ""}. '
-                            'Copy these again, or delete them and call write_shards again, which makes them anew.')
-    at = [torch.from_numpy(columns[k]) for k in ('image_at', 'sound_at', 'image')]
-    return Shards(Reader(folder, split, readahead), unpack(meta, columns), *at, meta['settings'], meta['source']['fingerprint'])
+    bad = [fault for s in meta["shards"] if (fault := shard_fault(folder, s, verify))]
+    if bad:
+        raise DataError(
+            f"{len(bad):,} of {len(meta['shards']):,} shards cannot be used: {'; '.join(bad[:5])}{'; …' if len(bad) > 5 else ''}. "
+            "Copy these again, or delete them and call write_shards again, which makes them anew."
+        )
+    at = [torch.from_numpy(columns[k]) for k in ("image_at", "sound_at", "image")]
+    return Shards(
+        Reader(folder, split, readahead),
+        unpack(meta, columns),
+        *at,
+        meta["settings"],
+        meta["source"]["fingerprint"],
+    )
+
 
 def shard_fault(folder, shard, verify=False):
     "What is wrong with a shard of the index (a dict), or None."
-    path = Path(folder)/shard['file']
-    if not path.is_file(): return f'{path} is not there'
-    if (size := path.stat().st_size) != shard['bytes']: return f'{path} has {size:,} bytes, and {shard["bytes"]:,} are listed'
-    if verify and file_digest(path) != shard['blake2b']: return f'{path} has changed: its digest is not the one that is listed'
+    path = Path(folder) / shard["file"]
+    if not path.is_file():
+        return f"{path} is not there"
+    if (size := path.stat().st_size) != shard["bytes"]:
+        return f"{path} has {size:,} bytes, and {shard['bytes']:,} are listed"
+    if verify and file_digest(path) != shard["blake2b"]:
+        return f"{path} has changed: its digest is not the one that is listed"
+
 
 def file_digest(path):
     h = hashlib.blake2b(digest_size=16)
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 22): h.update(block)
+    with open(path, "rb") as f:
+        while block := f.read(1 << 22):
+            h.update(block)
     return h.hexdigest()
+
 
 def verify_shards(folder, split=None):
     "Read all shards of a folder (or of one split) and compare their digests; {split: what it is}. `DataError` if one is not what was written."
-    splits = [split] if split else sorted(p.name[7:-5] for p in Path(folder).glob('shards-*.json'))
-    if not splits: raise DataError(f'{folder} has no shards{_there(folder, "")}')
-    for s in splits: open_shards(folder, s, verify=True).reader.close()
+    splits = [split] if split else sorted(p.name[7:-5] for p in Path(folder).glob("shards-*.json"))
+    if not splits:
+        raise DataError(f"{folder} has no shards{_there(folder, '')}")
+    for s in splits:
+        open_shards(folder, s, verify=True).reader.close()
     return {s: summary(read_meta(folder, s)) for s in splits}

@@ -6,7 +6,10 @@
 __all__ = ['SEEN', 'UNSEEN', 'OTHERS', 'SPEAKERS', 'SAMPLE_RATE', 'Speaker', 'Utterance', 'speak', 'vary']
 
 # %% ../../nbs/05_data_voice.ipynb #63f1f435
-import _ctypes, contextlib, ctypes, threading
+import _ctypes
+import contextlib
+import ctypes
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +21,7 @@ from ..core import ConfigError, DataError, SgmimError
 @dataclass(frozen=True)
 class Speaker:
     "One voice: an espeak-ng `accent` and `variant`, a mean `pitch` (0–99) and a mean speaking `rate` (words a minute)."
+
     name: str
     accent: str
     variant: str
@@ -25,105 +29,177 @@ class Speaker:
     rate: int = 170
 
     @property
-    def voice(self): return f'{self.accent}+{self.variant}' if self.variant else self.accent
+    def voice(self):
+        return f"{self.accent}+{self.variant}" if self.variant else self.accent
 
 # %% ../../nbs/05_data_voice.ipynb #d18df911
-def _speakers(*rows): return tuple(Speaker(f'{a}-{v}', a, v, p, r) for a, v, p, r in rows)
+def _speakers(*rows):
+    return tuple(Speaker(f"{a}-{v}", a, v, p, r) for a, v, p, r in rows)
+
 
 # Eight voices are heard in training; four others, of other vocal tracts, only in the unseen-speaker split.
-SEEN = _speakers(('en-us', 'm3', 42, 173), ('en-us', 'f2', 55, 178), ('en', 'm7', 48, 168), ('en', 'f4', 52, 183),
-                 ('en-gb-x-rp', 'm1', 40, 178), ('en-gb-scotland', 'f3', 58, 173), ('en-029', 'm4', 45, 168), ('en-us', 'f5', 50, 188))
-UNSEEN = _speakers(('en-us', 'm8', 44, 173), ('en', 'f1', 54, 178), ('en-gb-x-rp', 'm2', 50, 178), ('en-gb-scotland', 'm5', 46, 173))
+SEEN = _speakers(
+    ("en-us", "m3", 42, 173),
+    ("en-us", "f2", 55, 178),
+    ("en", "m7", 48, 168),
+    ("en", "f4", 52, 183),
+    ("en-gb-x-rp", "m1", 40, 178),
+    ("en-gb-scotland", "f3", 58, 173),
+    ("en-029", "m4", 45, 168),
+    ("en-us", "f5", 50, 188),
+)
+UNSEEN = _speakers(
+    ("en-us", "m8", 44, 173),
+    ("en", "f1", 54, 178),
+    ("en-gb-x-rp", "m2", 50, 178),
+    ("en-gb-scotland", "m5", 46, 173),
+)
 # Further voices for pre-training without pairs; none of the unseen four is among them.
-OTHERS = _speakers(('en', 'm6', 38, 173), ('en-us', 'Annie', 55, 178), ('en-us', 'Alex', 45, 173), ('en-gb-x-gbclan', 'm3', 50, 178), ('en-us', 'Denis', 48, 168),
-                   ('en', 'f2', 60, 178), ('en-029', 'f5', 54, 173), ('en-gb-x-gbcwmd', 'm7', 44, 183))
+OTHERS = _speakers(
+    ("en", "m6", 38, 173),
+    ("en-us", "Annie", 55, 178),
+    ("en-us", "Alex", 45, 173),
+    ("en-gb-x-gbclan", "m3", 50, 178),
+    ("en-us", "Denis", 48, 168),
+    ("en", "f2", 60, 178),
+    ("en-029", "f5", 54, 173),
+    ("en-gb-x-gbcwmd", "m7", 44, 183),
+)
 SPEAKERS = {s.name: s for s in SEEN + UNSEEN + OTHERS}
 
 # %% ../../nbs/05_data_voice.ipynb #3c7712c6
 class _Event(ctypes.Structure):
     "espeak_EVENT of speak_lib.h."
-    _fields_ = [('type', ctypes.c_int), ('unique_identifier', ctypes.c_uint), ('text_position', ctypes.c_int), ('length', ctypes.c_int),
-                ('audio_position', ctypes.c_int), ('sample', ctypes.c_int), ('user_data', ctypes.c_void_p), ('id', ctypes.c_int64)]
 
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-_SYNCHRONOUS, _UTF8, _RATE, _PITCH = 2, 1, 1, 3      # espeak_AUDIO_OUTPUT, character mode, espeak_PARAMETER
-_LIST_END, _WORD = 0, 1                              # espeak_EVENT_TYPE
-_REMEDY = ("Install it with `pip install espeakng-loader`; or, on Debian and Ubuntu, `apt install espeak-ng` "
-           "(its library, libespeak-ng.so.1, is then found by itself)")
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_int64),
+    ]
+
+
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
+_SYNCHRONOUS, _UTF8, _RATE, _PITCH = 2, 1, 1, 3  # espeak_AUDIO_OUTPUT, character mode, espeak_PARAMETER
+_LIST_END, _WORD = 0, 1  # espeak_EVENT_TYPE
+_REMEDY = (
+    "Install it with `pip install espeakng-loader`; or, on Debian and Ubuntu, `apt install espeak-ng` "
+    "(its library, libespeak-ng.so.1, is then found by itself)"
+)
 
 # %% ../../nbs/05_data_voice.ipynb #eddd3667
 def _open_library():
     "(library, data path or None): the one inside the pip package, else the system's own."
     try:
         import espeakng_loader
+
         return ctypes.CDLL(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path()).encode()
-    except (ImportError, OSError, RuntimeError) as e: first = e
-    for name in ('libespeak-ng.so.1', 'libespeak-ng.1.dylib', 'libespeak-ng.dll'):
-        with contextlib.suppress(OSError): return ctypes.CDLL(name), None
-    raise SgmimError(f'espeak-ng, which speaks the embedded corpus, could not be opened ({first}). {_REMEDY}.') from first
+    except (ImportError, OSError, RuntimeError) as e:
+        first = e
+    for name in ("libespeak-ng.so.1", "libespeak-ng.1.dylib", "libespeak-ng.dll"):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name), None
+    raise SgmimError(
+        f"espeak-ng, which speaks the embedded corpus, could not be opened ({first}). {_REMEDY}."
+    ) from first
+
 
 def _close_library(lib):
     "Unload, so that the next opening starts from clean state."
     lib.espeak_Terminate()
-    (getattr(_ctypes, 'dlclose', None) or _ctypes.FreeLibrary)(lib._handle)
+    (getattr(_ctypes, "dlclose", None) or _ctypes.FreeLibrary)(lib._handle)
 
 # %% ../../nbs/05_data_voice.ipynb #0b05fa95
 def _receive(pieces, words):
     "The callback that collects int16 pieces and (position in the text, first sample) of each word."
+
     def receive(wave, n, events):
-        if wave and n > 0: pieces.append(np.ctypeslib.as_array(wave, (n,)).copy())
+        if wave and n > 0:
+            pieces.append(np.ctypeslib.as_array(wave, (n,)).copy())
         i = 0
         while events[i].type != _LIST_END:
-            if events[i].type == _WORD: words.append((events[i].text_position - 1, events[i].sample))  # positions count from 1
+            if events[i].type == _WORD:
+                words.append((events[i].text_position - 1, events[i].sample))  # positions count from 1
             i += 1
         return 0
+
     return _Callback(receive)
+
 
 def _synthesise(text, voice, pitch, rate):
     "(int16 samples, their rate, [(position in the text, first sample)]) from a fresh espeak-ng."
     lib, data = _open_library()
     try:
         sample_rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
-        if sample_rate <= 0: raise SgmimError(f'espeak-ng could not be started (status {sample_rate}): its voices were not found. {_REMEDY}.')
-        if hasattr(lib, 'espeak_ng_SetRandSeed'): lib.espeak_ng_SetRandSeed(ctypes.c_long(1))   # the noise of breath
+        if sample_rate <= 0:
+            raise SgmimError(
+                f"espeak-ng could not be started (status {sample_rate}): its voices were not found. {_REMEDY}."
+            )
+        if hasattr(lib, "espeak_ng_SetRandSeed"):
+            lib.espeak_ng_SetRandSeed(ctypes.c_long(1))  # the noise of breath
         pieces, words = [], []
-        callback = _receive(pieces, words)      # kept until the end: ctypes does not hold callbacks alive
+        callback = _receive(pieces, words)  # kept until the end: ctypes does not hold callbacks alive
         lib.espeak_SetSynthCallback(callback)
         if lib.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ConfigError(f"espeak-ng has no voice '{voice}'; its accents are en, en-us, en-gb-x-rp, … and its variants m1 … m8, f1 … f5, …")
+            raise ConfigError(
+                f"espeak-ng has no voice '{voice}'; its accents are en, en-us, en-gb-x-rp, … and its variants m1 … m8, f1 … f5, …"
+            )
         lib.espeak_SetParameter(_PITCH, pitch, 0)
         lib.espeak_SetParameter(_RATE, rate, 0)
         blob = text.encode()
         status = lib.espeak_Synth(blob, ctypes.c_size_t(len(blob) + 1), 0, 1, 0, _UTF8, None, None)
-    finally: _close_library(lib)
-    if status != 0 or not pieces: raise SgmimError(f'espeak-ng could not speak {text!r} (status {status})')
+    finally:
+        _close_library(lib)
+    if status != 0 or not pieces:
+        raise SgmimError(f"espeak-ng could not speak {text!r} (status {status})")
     return np.concatenate(pieces), sample_rate, words
 
-_lock = threading.Lock()      # one espeak-ng at a time in a process
+
+_lock = threading.Lock()  # one espeak-ng at a time in a process
 
 # %% ../../nbs/05_data_voice.ipynb #059eea4c
 @dataclass(frozen=True)
 class Utterance:
     "`wave` float32 (L,) at 16 kHz in [-1, 1]; `words` a tuple of (word, start, end), in seconds."
+
     wave: np.ndarray
     words: tuple
 
+
 SAMPLE_RATE = 16_000
+
 
 def speak(text, speaker, pitch=None, rate=None):
     """`text` spoken by `speaker` (a `Speaker`): an `Utterance` with the times of its words.
     `DataError` for a text without words; `SgmimError`, naming the remedy, if espeak-ng cannot be opened."""
-    if not any(c.isalnum() for c in text): raise DataError(f'a caption needs at least one word, got {text!r}')
+    if not any(c.isalnum() for c in text):
+        raise DataError(f"a caption needs at least one word, got {text!r}")
     with _lock:
-        wave, from_rate, events = _synthesise(text, speaker.voice, speaker.pitch if pitch is None else pitch, speaker.rate if rate is None else rate)
-    loud = np.flatnonzero(np.abs(wave) > 100)        # of 32,768: under this is the silence around the sentence
+        wave, from_rate, events = _synthesise(
+            text,
+            speaker.voice,
+            speaker.pitch if pitch is None else pitch,
+            speaker.rate if rate is None else rate,
+        )
+    loud = np.flatnonzero(np.abs(wave) > 100)  # of 32,768: under this is the silence around the sentence
     first, last = (loud[0], loud[-1] + 1) if len(loud) else (0, len(wave))
     starts = [p for p, _ in events] + [len(text)]
-    bounds = np.clip([s - first for _, s in events] + [last - first], 0, last - first)/from_rate
-    words = tuple((text[starts[i]:starts[i+1]].strip(' ,.'), float(bounds[i]), float(bounds[i+1])) for i in range(len(events)))
-    return Utterance(resample(wave[first:last].astype(np.float32)/32768, from_rate, SAMPLE_RATE), words)
+    bounds = np.clip([s - first for _, s in events] + [last - first], 0, last - first) / from_rate
+    words = tuple(
+        (text[starts[i] : starts[i + 1]].strip(" ,."), float(bounds[i]), float(bounds[i + 1]))
+        for i in range(len(events))
+    )
+    return Utterance(resample(wave[first:last].astype(np.float32) / 32768, from_rate, SAMPLE_RATE), words)
 
 # %% ../../nbs/05_data_voice.ipynb #26848e80
 def vary(speaker, rng):
     "(pitch, rate) of one utterance: the speaker's own, give or take a little (`rng` a NumPy generator)."
-    return int(np.clip(speaker.pitch + rng.integers(-8, 9), 0, 99)), int(speaker.rate*rng.uniform(.92, 1.12))
+    return int(np.clip(speaker.pitch + rng.integers(-8, 9), 0, 99)), int(
+        speaker.rate * rng.uniform(0.92, 1.12)
+    )

@@ -17,239 +17,309 @@ from ..core import ConfigError, DataError
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #5e735d65
 def hubert_config(
-    width: int = 768, # D
-    depth: int = 12, # transformer layers
-    heads: int = 12, # attention heads H; divides width
-    hidden: int = 3072, # hidden width of the feed-forward
-    conv_dim: tuple = (512,) * 7, # channels of each convolution
-    conv_kernel: tuple = (10, 3, 3, 3, 3, 2, 2), # samples, then frames of the layer below
-    conv_stride: tuple = (5, 2, 2, 2, 2, 2, 2), # product = samples a frame: 320 = 20 ms at 16 kHz
+    width: int = 768,  # D
+    depth: int = 12,  # transformer layers
+    heads: int = 12,  # attention heads H; divides width
+    hidden: int = 3072,  # hidden width of the feed-forward
+    conv_dim: tuple = (512,) * 7,  # channels of each convolution
+    conv_kernel: tuple = (10, 3, 3, 3, 3, 2, 2),  # samples, then frames of the layer below
+    conv_stride: tuple = (5, 2, 2, 2, 2, 2, 2),  # product = samples a frame: 320 = 20 ms at 16 kHz
     conv_bias: bool = False,
-    conv_norm: str = 'group', # 'group' (HuBERT Base) or 'layer'
-    pos_kernel: int = 128, # frames that the positional convolution spans
+    conv_norm: str = "group",  # 'group' (HuBERT Base) or 'layer'
+    pos_kernel: int = 128,  # frames that the positional convolution spans
     pos_groups: int = 16,
-    dropout: float = .1, # on hidden states (VG-HuBERT's code)
-    attention_dropout: float = .1, # on attention weights (VG-HuBERT's code)
-    activation_dropout: float = 0., # inside the feed-forward (VG-HuBERT's code)
-    input_dropout: float = .1, # after the projection of the convolutions' output (VG-HuBERT's code)
+    dropout: float = 0.1,  # on hidden states (VG-HuBERT's code)
+    attention_dropout: float = 0.1,  # on attention weights (VG-HuBERT's code)
+    activation_dropout: float = 0.0,  # inside the feed-forward (VG-HuBERT's code)
+    input_dropout: float = 0.1,  # after the projection of the convolutions' output (VG-HuBERT's code)
 ) -> HubertConfig:
     "HuBERT's configuration with the recipe's dropouts, no layer drop and no SpecAugment; defaults are HuBERT Base."
     return HubertConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=hidden,
-        conv_dim=list(conv_dim), conv_kernel=list(conv_kernel), conv_stride=list(conv_stride), conv_bias=conv_bias,
-        feat_extract_norm=conv_norm, num_conv_pos_embeddings=pos_kernel, num_conv_pos_embedding_groups=pos_groups,
-        hidden_dropout=dropout, attention_dropout=attention_dropout, activation_dropout=activation_dropout,
-        feat_proj_dropout=input_dropout, layerdrop=0., apply_spec_augment=False, mask_time_prob=0., mask_feature_prob=0.,
-        attn_implementation='sdpa')
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=hidden,
+        conv_dim=list(conv_dim),
+        conv_kernel=list(conv_kernel),
+        conv_stride=list(conv_stride),
+        conv_bias=conv_bias,
+        feat_extract_norm=conv_norm,
+        num_conv_pos_embeddings=pos_kernel,
+        num_conv_pos_embedding_groups=pos_groups,
+        hidden_dropout=dropout,
+        attention_dropout=attention_dropout,
+        activation_dropout=activation_dropout,
+        feat_proj_dropout=input_dropout,
+        layerdrop=0.0,
+        apply_spec_augment=False,
+        mask_time_prob=0.0,
+        mask_feature_prob=0.0,
+        attn_implementation="sdpa",
+    )
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #5d36bc9a
 def frame_count(
-    samples, # L: an int, or an int64 tensor of any shape
-    kernels: tuple, # kernel of each convolution
-    strides: tuple, # stride of each convolution
-): # T: as `samples`; 0 where the audio is too short for one frame
+    samples,  # L: an int, or an int64 tensor of any shape
+    kernels: tuple,  # kernel of each convolution
+    strides: tuple,  # stride of each convolution
+):  # T: as `samples`; 0 where the audio is too short for one frame
     "Frames that the convolutional block makes of `samples` valid samples."
-    for k, s in zip(kernels, strides): samples = (samples - k) // s + 1
+    for k, s in zip(kernels, strides):
+        samples = (samples - k) // s + 1
     return samples.clamp(min=0) if torch.is_tensor(samples) else max(samples, 0)
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #53c3c6b2
 def valid_frame_count(
-    audio_len: torch.Tensor, # (B,) int64, valid samples
-    length: int, # L: samples that the batch is padded to
-    frames: int, # T: frames that the convolutions make of L samples
-) -> torch.Tensor: # (B,) int64, 1 to T
+    audio_len: torch.Tensor,  # (B,) int64, valid samples
+    length: int,  # L: samples that the batch is padded to
+    frames: int,  # T: frames that the convolutions make of L samples
+) -> torch.Tensor:  # (B,) int64, 1 to T
     "Valid frames by the rule 'any_sample' of VG-HuBERT's code."
     piece = length // frames
     return ((audio_len + piece - 1) // piece).clamp(max=frames)
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #f2a30c5e
 def cls_attention(
-    attention: nn.Module, # HuBERT's attention of one layer (q_proj, k_proj)
-    tokens: torch.Tensor, # (B, 1+T, D) input of that layer, [CLS] first
-    frame_mask: torch.Tensor | None = None, # (B, T) bool, True = padding
-    heads: int = 12, # H
-    drop_self: bool = True, # leave out the column of [CLS] itself
-    renormalise: bool = False, # make each row sum to 1 again
-) -> torch.Tensor: # W: (B, H, T), or (B, H, 1+T) with drop_self=False
+    attention: nn.Module,  # HuBERT's attention of one layer (q_proj, k_proj)
+    tokens: torch.Tensor,  # (B, 1+T, D) input of that layer, [CLS] first
+    frame_mask: torch.Tensor | None = None,  # (B, T) bool, True = padding
+    heads: int = 12,  # H
+    drop_self: bool = True,  # leave out the column of [CLS] itself
+    renormalise: bool = False,  # make each row sum to 1 again
+) -> torch.Tensor:  # W: (B, H, T), or (B, H, 1+T) with drop_self=False
     "Attention weights of [CLS], per head (the W of eq. 3), without the other rows. Padded frames get exactly 0."
     B, S, D = tokens.shape
     q = attention.q_proj(tokens[:, :1]).view(B, 1, heads, D // heads)
     k = attention.k_proj(tokens).view(B, S, heads, D // heads)
-    score = torch.einsum('bqhd,bshd->bhs', q, k) * (D // heads) ** -.5
+    score = torch.einsum("bqhd,bshd->bhs", q, k) * (D // heads) ** -0.5
     if frame_mask is not None:
-        score = score.masked_fill(nn.functional.pad(frame_mask, (1, 0))[:, None], float('-inf'))
+        score = score.masked_fill(nn.functional.pad(frame_mask, (1, 0))[:, None], float("-inf"))
     W = score.float().softmax(-1)
-    if drop_self: W = W[..., 1:]
+    if drop_self:
+        W = W[..., 1:]
     return W / W.sum(-1, keepdim=True).clamp(min=1e-12) if renormalise else W
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #6b0f8196
 def summarise(
-    W: torch.Tensor, # (B, H, T) attention of [CLS]
-    frames: torch.Tensor, # (B, T, D) frames z_1..z_T
-) -> torch.Tensor: # (B, H, D)
+    W: torch.Tensor,  # (B, H, T) attention of [CLS]
+    frames: torch.Tensor,  # (B, T, D) frames z_1..z_T
+) -> torch.Tensor:  # (B, H, D)
     "Summarised speech features (eq. 3): one weighted sum of frames for each head."
     return W.to(frames.dtype) @ frames
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #93322d5c
 def check_audio(
-    audio: torch.Tensor, # (B, L) waveform
-    audio_len: torch.Tensor, # (B,) valid samples
-    frames_len: torch.Tensor, # (B,) frames that they make
-    shortest: int, # samples of one frame
+    audio: torch.Tensor,  # (B, L) waveform
+    audio_len: torch.Tensor,  # (B,) valid samples
+    frames_len: torch.Tensor,  # (B,) frames that they make
+    shortest: int,  # samples of one frame
 ) -> None:
     "Raise `DataError` for audio that cannot be encoded, naming the rows of the batch."
     if audio.ndim != 2 or not audio.is_floating_point():
-        raise DataError(f'audio must be floating point, pairs x samples, within [-1, 1]; got {audio.dtype} of shape {tuple(audio.shape)}')
+        raise DataError(
+            f"audio must be floating point, pairs x samples, within [-1, 1]; got {audio.dtype} of shape {tuple(audio.shape)}"
+        )
     long, short = audio_len > audio.shape[1], frames_len < 1
-    broken = ~audio.sum(1).isfinite() # NaN and infinity survive a sum: one pass, no mask
-    if not bool((long | short | broken).any()): return # one wait for the device, not three
-    def rows(bad): return bad.nonzero().flatten().tolist()
-    if bad := rows(long): raise DataError(f'pairs {bad} of the batch claim more samples than the {audio.shape[1]} given')
+    broken = ~audio.sum(1).isfinite()  # NaN and infinity survive a sum: one pass, no mask
+    if not bool((long | short | broken).any()):
+        return  # one wait for the device, not three
+
+    def rows(bad):
+        return bad.nonzero().flatten().tolist()
+
+    if bad := rows(long):
+        raise DataError(f"pairs {bad} of the batch claim more samples than the {audio.shape[1]} given")
     if bad := rows(short):
-        raise DataError(f'pairs {bad} of the batch are too short: {audio_len[bad].tolist()} samples, and one frame takes {shortest}; '
-                        'leave such recordings out')
-    raise DataError(f'pairs {rows(broken)} of the batch hold samples that are not finite (NaN or infinity); check the recordings')
+        raise DataError(
+            f"pairs {bad} of the batch are too short: {audio_len[bad].tolist()} samples, and one frame takes {shortest}; "
+            "leave such recordings out"
+        )
+    raise DataError(
+        f"pairs {rows(broken)} of the batch hold samples that are not finite (NaN or infinity); check the recordings"
+    )
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #0e3c6503
 @torch.no_grad()
 def reinit_layers(
-    layers: nn.ModuleList, # transformer layers to start afresh
+    layers: nn.ModuleList,  # transformer layers to start afresh
     generator: torch.Generator | None = None,
 ) -> None:
     "Re-initialise transformer layers in place: N(0, 0.02) weights, zero biases, identity LayerNorms (§3.2, VG-HuBERT's code)."
     for m in (m for layer in layers for m in layer.modules()):
         if isinstance(m, nn.Linear):
-            m.weight.copy_(torch.normal(0., .02, m.weight.shape, generator=generator))
+            m.weight.copy_(torch.normal(0.0, 0.02, m.weight.shape, generator=generator))
             m.bias.zero_()
         elif isinstance(m, nn.LayerNorm):
-            m.weight.fill_(1); m.bias.zero_()
+            m.weight.fill_(1)
+            m.bias.zero_()
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #f2a6d7b3
 @torch.no_grad()
 def bf16_is_right(layer, width: int) -> bool:
     "Whether a layer on the CPU gives for (1, 32, `width`) in bfloat16 what it gives in float32, but for rounding."
-    x = torch.arange(32*width, dtype=torch.float32).sin().view(1, 32, width)
-    with torch.autocast('cpu', enabled=False): exact = layer(x)
-    with torch.autocast('cpu', torch.bfloat16): rounded = layer(x)
-    return bool((rounded - exact).norm() < .05*exact.norm())
+    x = torch.arange(32 * width, dtype=torch.float32).sin().view(1, 32, width)
+    with torch.autocast("cpu", enabled=False):
+        exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = layer(x)
+    return bool((rounded - exact).norm() < 0.05 * exact.norm())
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #7d66a9c9
-PIECE = 16 # recordings that the convolutions take at a time at most, on a CPU and without a gradient
+PIECE = 16  # recordings that the convolutions take at a time at most, on a CPU and without a gradient
+
 
 def padding_matters(conv_norm: str, zero_padded_frames: bool, valid_frames: str) -> bool:
     "Whether the features of a recording depend on how far its waveform is padded."
-    return not (conv_norm == 'layer' and zero_padded_frames and valid_frames == 'convolution')
+    return not (conv_norm == "layer" and zero_padded_frames and valid_frames == "convolution")
+
 
 class HubertParts(nn.Module):
     "HuBERT as three steps: waveform -> frames -> embedded frames -> transformed tokens."
-    def __init__(self,
-        config: HubertConfig, # from `hubert_config`
-        freeze_cnn: bool = True, # keep the convolutional block as it is (VG-HuBERT's code)
-        zero_padded_frames: bool = False, # before the positional convolution; VG-HuBERT's code does not, transformers does
-        valid_frames: str = 'any_sample', # which frames are valid: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
+
+    def __init__(
+        self,
+        config: HubertConfig,  # from `hubert_config`
+        freeze_cnn: bool = True,  # keep the convolutional block as it is (VG-HuBERT's code)
+        zero_padded_frames: bool = False,  # before the positional convolution; VG-HuBERT's code does not, transformers does
+        valid_frames: str = "any_sample",  # which frames are valid: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
     ):
         super().__init__()
-        if valid_frames not in ('any_sample', 'convolution'):
+        if valid_frames not in ("any_sample", "convolution"):
             raise ConfigError(f"valid_frames is {valid_frames!r}; it must be 'any_sample' or 'convolution'")
         self.zero_padded_frames, self.valid_frames = zero_padded_frames, valid_frames
         self.padding_matters = padding_matters(config.feat_extract_norm, zero_padded_frames, valid_frames)
-        if config.do_stable_layer_norm: raise ConfigError('this encoder follows HuBERT Base; do_stable_layer_norm (HuBERT Large) is not supported')
+        if config.do_stable_layer_norm:
+            raise ConfigError(
+                "this encoder follows HuBERT Base; do_stable_layer_norm (HuBERT Large) is not supported"
+            )
         self.hubert, self.freeze_cnn = HubertModel(config), freeze_cnn
         self.width, self.heads = config.hidden_size, config.num_attention_heads
         self.kernels, self.strides = tuple(config.conv_kernel), tuple(config.conv_stride)
-        if freeze_cnn: self.hubert.feature_extractor.requires_grad_(False)
-        self.bf16 = None                 # not known yet
-        self.hop = self.shortest = 1 # samples from frame to frame, and samples of one frame
+        if freeze_cnn:
+            self.hubert.feature_extractor.requires_grad_(False)
+        self.bf16 = None  # not known yet
+        self.hop = self.shortest = 1  # samples from frame to frame, and samples of one frame
         for k, s in zip(self.kernels, self.strides):
-            self.shortest += (k - 1) * self.hop; self.hop *= s
+            self.shortest += (k - 1) * self.hop
+            self.hop *= s
 
     def cnn(self, audio, audio_len=None):
         "(B, L) waveform, (B,) valid samples -> (B, T, C) frames, (B,) valid frames. No gradient where the block is frozen."
-        if audio_len is None: audio_len = torch.full((len(audio),), audio.shape[-1], device=audio.device)
+        if audio_len is None:
+            audio_len = torch.full((len(audio),), audio.shape[-1], device=audio.device)
         frames_len = frame_count(audio_len, self.kernels, self.strides)
         check_audio(audio, audio_len, frames_len, self.shortest)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_cnn):
-            pieces = 1 if torch.is_grad_enabled() or audio.device.type != 'cpu' else max(1, -(-len(audio) // PIECE))
+            pieces = (
+                1
+                if torch.is_grad_enabled() or audio.device.type != "cpu"
+                else max(1, -(-len(audio) // PIECE))
+            )
             frames = [self._convolved(part) for part in audio.tensor_split(pieces)]
         frames = frames[0] if pieces == 1 else torch.cat(frames)
-        if self.valid_frames == 'any_sample': frames_len = valid_frame_count(audio_len, audio.shape[1], frames.shape[1])
+        if self.valid_frames == "any_sample":
+            frames_len = valid_frame_count(audio_len, audio.shape[1], frames.shape[1])
         return frames, frames_len
 
     def _convolved(self, audio):
         x = audio[:, None]
-        for layer in self.hubert.feature_extractor.conv_layers: x = layer(x)
+        for layer in self.hubert.feature_extractor.conv_layers:
+            x = layer(x)
         return x.transpose(1, 2)
 
     def embed(self, frames, frame_mask):
         "(B, T, C) frames, (B, T) True = padding -> (B, T, D): projected, positional convolution added."
         x = self.hubert.feature_projection(frames)
-        if self.zero_padded_frames: x = x.masked_fill(frame_mask[..., None], 0)
+        if self.zero_padded_frames:
+            x = x.masked_fill(frame_mask[..., None], 0)
         return x + self.positions(x)
 
     def positions(self, x):
         "The positional convolution of (B, T, D); in bfloat16 on a CPU only where that is right (`bf16_is_right`)."
         conv = self.hubert.encoder.pos_conv_embed
-        if x.device.type != 'cpu' or not torch.is_autocast_enabled('cpu'): return conv(x)
-        if self.bf16 is None: self.bf16 = bf16_is_right(conv, x.shape[-1])
-        if self.bf16: return conv(x)
-        with torch.autocast('cpu', enabled=False): return conv(x.float())
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return conv(x)
+        if self.bf16 is None:
+            self.bf16 = bf16_is_right(conv, x.shape[-1])
+        if self.bf16:
+            return conv(x)
+        with torch.autocast("cpu", enabled=False):
+            return conv(x.float())
 
     def transform(self, tokens, token_mask):
         "(B, S, D) tokens, (B, S) True = padding -> output and input of the last layer, (B, S, D) each."
         encoder = self.hubert.encoder
         x = encoder.dropout(encoder.layer_norm(tokens))
-        keep = ~token_mask[:, None, None].expand(-1, 1, x.shape[1], -1) # the fused kernel's convention: True = attend
+        keep = ~token_mask[:, None, None].expand(
+            -1, 1, x.shape[1], -1
+        )  # the fused kernel's convention: True = attend
         for layer in encoder.layers:
             last_input, x = x, layer(x, attention_mask=keep)
-            x = x[0] if isinstance(x, tuple) else x # older versions of transformers return a tuple
+            x = x[0] if isinstance(x, tuple) else x  # older versions of transformers return a tuple
         return x, last_input
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #1afe041a
 class AudioOutput(NamedTuple):
     "What $E_A$ gives (eq. 1), and the attention of [CLS]."
-    cls: torch.Tensor # (B, D) z_cls
-    frames: torch.Tensor # (B, T, D) z_1 .. z_T; rows of padding hold no meaning
-    attention: torch.Tensor | None # (B, H, T) W of the last layer, or None where not asked for
-    frame_mask: torch.Tensor # (B, T) bool, True = padding
+
+    cls: torch.Tensor  # (B, D) z_cls
+    frames: torch.Tensor  # (B, T, D) z_1 .. z_T; rows of padding hold no meaning
+    attention: torch.Tensor | None  # (B, H, T) W of the last layer, or None where not asked for
+    frame_mask: torch.Tensor  # (B, T) bool, True = padding
 
 # %% ../../nbs/14_models_audio_encoder.ipynb #a969df83
 class AudioEncoder(HubertParts):
     "$E_A$ of eq. 1: HuBERT with a learned [CLS], put in after the positional convolution."
-    def __init__(self,
-        config: HubertConfig, # from `hubert_config`
-        freeze_cnn: bool = True, # keep the convolutional block as it is (VG-HuBERT's code)
-        drop_self: bool = True, # W without the column of [CLS] itself
-        renormalise: bool = False, # W's rows sum to 1 again
-        attention_grad: bool = False, # does W carry gradient?
-        zero_padded_frames: bool = False, # before the positional convolution; VG-HuBERT's code does not, transformers does
-        valid_frames: str = 'any_sample', # which frames are valid: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
+
+    def __init__(
+        self,
+        config: HubertConfig,  # from `hubert_config`
+        freeze_cnn: bool = True,  # keep the convolutional block as it is (VG-HuBERT's code)
+        drop_self: bool = True,  # W without the column of [CLS] itself
+        renormalise: bool = False,  # W's rows sum to 1 again
+        attention_grad: bool = False,  # does W carry gradient?
+        zero_padded_frames: bool = False,  # before the positional convolution; VG-HuBERT's code does not, transformers does
+        valid_frames: str = "any_sample",  # which frames are valid: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
     ):
         super().__init__(config, freeze_cnn, zero_padded_frames, valid_frames)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, self.width)) # VG-HuBERT's code
+        self.cls_token = nn.Parameter(torch.randn(1, 1, self.width))  # VG-HuBERT's code
         self.drop_self, self.renormalise, self.attention_grad = drop_self, renormalise, attention_grad
 
-    def forward(self,
-        audio=None, # (B, L) float waveform, 16 kHz, zero-padded
-        audio_len=None, # (B,) int64, valid samples; None: all
-        frames=None, # (B, T, C) output of `cnn`, given instead of audio
-        frames_len=None, # (B,) int64, valid frames; None: all
-        need_attention=True, # also compute W
+    def forward(
+        self,
+        audio=None,  # (B, L) float waveform, 16 kHz, zero-padded
+        audio_len=None,  # (B,) int64, valid samples; None: all
+        frames=None,  # (B, T, C) output of `cnn`, given instead of audio
+        frames_len=None,  # (B,) int64, valid frames; None: all
+        need_attention=True,  # also compute W
     ) -> AudioOutput:
         "Encode spoken captions (eq. 1)."
         if frames is None:
-            if audio is None: raise DataError('AudioEncoder needs audio (a waveform), or frames (the kept output of `cnn`); got neither')
+            if audio is None:
+                raise DataError(
+                    "AudioEncoder needs audio (a waveform), or frames (the kept output of `cnn`); got neither"
+                )
             frames, frames_len = self.cnn(audio, audio_len)
         (B, T, _), device, W = frames.shape, frames.device, None
-        if frames_len is None: frames_len = torch.full((B,), T, device=device)
+        if frames_len is None:
+            frames_len = torch.full((B,), T, device=device)
         frame_mask = torch.arange(T, device=device) >= frames_len[:, None]
         x = self.embed(frames, frame_mask)
         tokens = torch.cat([self.cls_token.to(x.dtype).expand(B, -1, -1), x], dim=1)
-        z, last_input = self.transform(tokens, nn.functional.pad(frame_mask, (1, 0))) # [CLS] is never hidden
+        z, last_input = self.transform(tokens, nn.functional.pad(frame_mask, (1, 0)))  # [CLS] is never hidden
         if need_attention:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.attention_grad):
-                W = cls_attention(self.hubert.encoder.layers[-1].attention, last_input, frame_mask, self.heads, self.drop_self, self.renormalise)
+                W = cls_attention(
+                    self.hubert.encoder.layers[-1].attention,
+                    last_input,
+                    frame_mask,
+                    self.heads,
+                    self.drop_self,
+                    self.renormalise,
+                )
         return AudioOutput(z[:, 0], z[:, 1:], W, frame_mask)
 
     def reinit_last_layers(self, n: int, generator: torch.Generator | None = None) -> None:
         "Start the last `n` layers afresh (§3.2: 3)."
-        if n: reinit_layers(self.hubert.encoder.layers[-n:], generator)
+        if n:
+            reinit_layers(self.hubert.encoder.layers[-n:], generator)

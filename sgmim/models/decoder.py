@@ -16,21 +16,24 @@ from ..patches import PatchMask, scatter_patches
 # %% ../../nbs/15_models_decoder.ipynb #2edf8027
 class Attention(nn.Module):
     "Multi-head attention of one set of tokens to another (or to itself), by the fused kernel."
-    def __init__(self,
-        width: int, # D, of queries and output
-        heads: int, # divides width
-        context_width: int | None = None, # of keys and values; None: as `width`
+
+    def __init__(
+        self,
+        width: int,  # D, of queries and output
+        heads: int,  # divides width
+        context_width: int | None = None,  # of keys and values; None: as `width`
     ):
         super().__init__()
         self.heads = heads
         self.q, self.kv = nn.Linear(width, width), nn.Linear(context_width or width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self,
-        x: torch.Tensor, # (B, N, D) asks
-        context: torch.Tensor, # (B, S, C) answers
-        context_mask: torch.Tensor | None = None, # (B, S) bool, True = padding
-    ) -> torch.Tensor: # (B, N, D)
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, N, D) asks
+        context: torch.Tensor,  # (B, S, C) answers
+        context_mask: torch.Tensor | None = None,  # (B, S) bool, True = padding
+    ) -> torch.Tensor:  # (B, N, D)
         B, N, D = x.shape
         q = self.q(x).view(B, N, self.heads, -1).transpose(1, 2)
         k, v = self.kv(context).view(B, context.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -40,34 +43,42 @@ class Attention(nn.Module):
 
 # %% ../../nbs/15_models_decoder.ipynb #e91a1629
 def sincos_positions(
-    side: int, # patches a side of the image
-    width: int, # D, a multiple of 4
-) -> torch.Tensor: # (side*side, D), in reading order
+    side: int,  # patches a side of the image
+    width: int,  # D, a multiple of 4
+) -> torch.Tensor:  # (side*side, D), in reading order
     "Fixed 2-D positional embedding: sines and cosines of row, then of column."
-    if width % 4: raise ConfigError(f"sincos_positions: width {width} is not a multiple of 4; choose another width or position='learned'")
+    if width % 4:
+        raise ConfigError(
+            f"sincos_positions: width {width} is not a multiple of 4; choose another width or position='learned'"
+        )
     wavelength = 10000 ** (torch.arange(width // 4) / (width // 4))
-    angle = torch.arange(side)[:, None] / wavelength # (side, D/4)
-    wave = torch.cat([angle.sin(), angle.cos()], dim=1) # (side, D/2)
+    angle = torch.arange(side)[:, None] / wavelength  # (side, D/4)
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, D/2)
     rows, cols = wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)
     return torch.cat([rows, cols], dim=2).reshape(side * side, width)
 
 # %% ../../nbs/15_models_decoder.ipynb #67471a23
 class DecoderLayer(nn.Module):
     "Cross-attention, self-attention, feed-forward, in this order (§3.2); each with a residual and a LayerNorm."
-    def __init__(self,
-        width: int, # D
-        heads: int, # divides width
-        mlp_ratio: float = 4., # hidden width of the feed-forward over D
-        context_width: int | None = None, # width of the caption's features; None: no cross-attention at all
-        norm: str = 'pre', # 'pre' or 'post'
+
+    def __init__(
+        self,
+        width: int,  # D
+        heads: int,  # divides width
+        mlp_ratio: float = 4.0,  # hidden width of the feed-forward over D
+        context_width: int | None = None,  # width of the caption's features; None: no cross-attention at all
+        norm: str = "pre",  # 'pre' or 'post'
     ):
         super().__init__()
-        hidden, self.pre, self.guided = int(width * mlp_ratio), norm == 'pre', context_width is not None
+        hidden, self.pre, self.guided = int(width * mlp_ratio), norm == "pre", context_width is not None
         if self.guided:
             self.cross, self.cross_norm = Attention(width, heads, context_width), nn.LayerNorm(width)
             self.context_norm = nn.LayerNorm(context_width) if self.pre else nn.Identity()
         self.attn, self.attn_norm = Attention(width, heads), nn.LayerNorm(width)
-        self.mlp, self.mlp_norm = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)), nn.LayerNorm(width)
+        self.mlp, self.mlp_norm = (
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)),
+            nn.LayerNorm(width),
+        )
 
     def _add(self, x, norm, f):
         "x plus f of x, with the LayerNorm before f or after the sum."
@@ -84,40 +95,56 @@ class DecoderLayer(nn.Module):
 # %% ../../nbs/15_models_decoder.ipynb #9b65d76b
 class Decoder(nn.Module):
     "$D_M$ of eq. 4: visible features and a caption in, one prediction for each of the N patches out."
-    def __init__(self,
-        num_patches: int, # N, a square number
-        image_width: int, # D of the image encoder
-        context_width: int | None, # D of the audio encoder; None: not guided by speech (+ Recon)
-        width: int | None = None, # of the decoder itself; None: as the image encoder
-        depth: int = 1, # layers (§3.2: one)
-        heads: int = 12, # divides width
-        mlp_ratio: float = 4.,
-        position: str = 'sincos', # 'sincos' (fixed) or 'learned'
-        norm: str = 'pre', # 'pre' or 'post'
-        target_width: int | None = None, # of what is predicted; None: features of the image encoder, D
+
+    def __init__(
+        self,
+        num_patches: int,  # N, a square number
+        image_width: int,  # D of the image encoder
+        context_width: int | None,  # D of the audio encoder; None: not guided by speech (+ Recon)
+        width: int | None = None,  # of the decoder itself; None: as the image encoder
+        depth: int = 1,  # layers (§3.2: one)
+        heads: int = 12,  # divides width
+        mlp_ratio: float = 4.0,
+        position: str = "sincos",  # 'sincos' (fixed) or 'learned'
+        norm: str = "pre",  # 'pre' or 'post'
+        target_width: int | None = None,  # of what is predicted; None: features of the image encoder, D
     ):
         super().__init__()
         width = width or image_width
         self.num_patches, self.guided = num_patches, context_width is not None
         self.inp = nn.Identity() if width == image_width else nn.Linear(image_width, width)
-        self.mask_token = nn.Parameter(torch.randn(width) * .02)
-        if position == 'learned': self.position = nn.Parameter(torch.randn(num_patches, width) * .02)
-        else: self.register_buffer('position', sincos_positions(round(num_patches ** .5), width), persistent=False)
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, mlp_ratio, context_width, norm) for _ in range(depth))
+        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        if position == "learned":
+            self.position = nn.Parameter(torch.randn(num_patches, width) * 0.02)
+        else:
+            self.register_buffer(
+                "position", sincos_positions(round(num_patches**0.5), width), persistent=False
+            )
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, mlp_ratio, context_width, norm) for _ in range(depth)
+        )
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, target_width or image_width)
 
-    def forward(self,
-        visible: torch.Tensor, # (B, 1+V, D) E_I(I_v), [CLS] first
+    def forward(
+        self,
+        visible: torch.Tensor,  # (B, 1+V, D) E_I(I_v), [CLS] first
         mask: PatchMask,
-        context: torch.Tensor | None = None, # (B, S, C): the summary (S = H) or all frames (S = T)
-        context_mask: torch.Tensor | None = None, # (B, S) bool, True = padding
-    ) -> torch.Tensor: # (B, N, D): z^R of every patch, hidden or not
+        context: torch.Tensor | None = None,  # (B, S, C): the summary (S = H) or all frames (S = T)
+        context_mask: torch.Tensor | None = None,  # (B, S) bool, True = padding
+    ) -> torch.Tensor:  # (B, N, D): z^R of every patch, hidden or not
         "Predict the features of all patches (eq. 4)."
         if self.guided != (context is not None):
-            raise ConfigError('this decoder ' + ('is guided by speech: give it a context' if self.guided else
-                              'has no cross-attention: give it no context, or build it with context_width'))
+            raise ConfigError(
+                "this decoder "
+                + (
+                    "is guided by speech: give it a context"
+                    if self.guided
+                    else "has no cross-attention: give it no context, or build it with context_width"
+                )
+            )
         x = self.inp(visible)
         patches = scatter_patches(x[:, 1:], mask, self.mask_token) + self.position
         x = torch.cat([x[:, :1], patches.to(x.dtype)], dim=1)
-        for layer in self.layers: x = layer(x, context, context_mask)
+        for layer in self.layers:
+            x = layer(x, context, context_mask)
         return self.out(self.norm(x[:, 1:]))

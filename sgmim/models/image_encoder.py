@@ -18,38 +18,52 @@ from ..patches import PatchMask, gather_patches
 # %% ../../nbs/13_models_image_encoder.ipynb #10fa167d
 class ImageEncoder(nn.Module):
     "$E_I$ of eq. 1: timm's vision transformer, run on all patches or on the visible ones."
-    def __init__(self,
-        image_size: int = 224, # pixels a side (§3.2)
-        patch_size: int = 16, # pixels a side of a patch (§3.2: ViT-B/16)
-        width: int = 768, # D
-        depth: int = 12, # transformer layers
-        heads: int = 12, # attention heads; divides width
-        mlp_ratio: float = 4., # hidden width of the feed-forward over D
-        drop_path: float = 0., # stochastic depth of the last layer, rising linearly from 0
+
+    def __init__(
+        self,
+        image_size: int = 224,  # pixels a side (§3.2)
+        patch_size: int = 16,  # pixels a side of a patch (§3.2: ViT-B/16)
+        width: int = 768,  # D
+        depth: int = 12,  # transformer layers
+        heads: int = 12,  # attention heads; divides width
+        mlp_ratio: float = 4.0,  # hidden width of the feed-forward over D
+        drop_path: float = 0.0,  # stochastic depth of the last layer, rising linearly from 0
     ):
         super().__init__()
         self.vit = VisionTransformer(
-            img_size=image_size, patch_size=patch_size, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio,
-            drop_path_rate=drop_path, num_classes=0, global_pool='', norm_layer=partial(nn.LayerNorm, eps=1e-6)) # eps as MAE's
+            img_size=image_size,
+            patch_size=patch_size,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path,
+            num_classes=0,
+            global_pool="",
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )  # eps as MAE's
         self.image_size, self.width, self.num_patches = image_size, width, self.vit.patch_embed.num_patches
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         "(B, 3, S, S) normalised images -> (B, 1+N, D): [CLS] and patches, positional embeddings added."
         if image.shape[1:] != (3, self.image_size, self.image_size):
-            raise DataError(f'this image encoder takes images of shape (B, 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}')
+            raise DataError(
+                f"this image encoder takes images of shape (B, 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}"
+            )
         x = self.vit.patch_embed(image)
         x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
         return x + self.vit.pos_embed
 
     def encode(self, tokens: torch.Tensor, mask: PatchMask | None = None) -> torch.Tensor:
         "(B, 1+N, D) from `embed` -> Z_I after the last LayerNorm: (B, 1+N, D), or (B, 1+V, D) of the visible patches."
-        if mask is not None: # hidden patches go before the first layer: attention never meets them
+        if mask is not None:  # hidden patches go before the first layer: attention never meets them
             tokens = torch.cat([tokens[:, :1], gather_patches(tokens[:, 1:], mask)], dim=1)
         return self.vit.norm(self.vit.blocks(tokens))
 
-    def forward(self,
-        image: torch.Tensor, # (B, 3, S, S) float, normalised
-        mask: PatchMask | None = None, # hide these patches; None: see them all
-    ) -> torch.Tensor: # Z_I: (B, 1+N, D), or (B, 1+V, D) with a mask; [CLS] first
+    def forward(
+        self,
+        image: torch.Tensor,  # (B, 3, S, S) float, normalised
+        mask: PatchMask | None = None,  # hide these patches; None: see them all
+    ) -> torch.Tensor:  # Z_I: (B, 1+N, D), or (B, 1+V, D) with a mask; [CLS] first
         "Encode images (eq. 1)."
         return self.encode(self.embed(image), mask)

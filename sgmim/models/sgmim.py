@@ -9,16 +9,31 @@ __all__ = ['CHOICES', 'PRESETS', 'ROWS', 'BEFORE', 'IMAGE_EXTRA', 'AUDIO_EXTRA',
            'read_config', 'save_model', 'read_exported', 'check_fit', 'load_model', 'load_backbones']
 
 # %% ../../nbs/18_models_sgmim.ipynb #84bc4a9c
-import copy, dataclasses, math
+import copy
+import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..core import (WEIGHTS, CheckpointError, ConfigError, DataError, config_from_dict, config_to_dict, load_checkpoint,
-                        check_header, check_state, check_tensors, load_state, pick_device, read_json,
-                        save_checkpoint)
+from sgmim.core import (
+    WEIGHTS,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    check_header,
+    check_state,
+    check_tensors,
+    config_from_dict,
+    config_to_dict,
+    load_checkpoint,
+    load_state,
+    pick_device,
+    read_json,
+    save_checkpoint,
+)
 from ..losses import info_nce, mim_loss, total_loss
 from .audio_encoder import AudioEncoder, AudioOutput, hubert_config, padding_matters, summarise
 from .decoder import Decoder
@@ -29,35 +44,40 @@ from ..patches import PatchMask, patchify, random_mask
 @dataclass(frozen=True)
 class EncoderConfig:
     "Sizes of the two encoders. Defaults: ViT-B/16 and HuBERT Base (§3.2)."
+
     # image encoder E_I
-    image_size: int = 224 # pixels a side (§3.2)
-    patch_size: int = 16 # pixels a side of a patch (§3.2)
-    image_width: int = 768 # (§3.2)
-    image_depth: int = 12 # layers (§3.2)
-    image_heads: int = 12 # (§3.2)
-    image_mlp_ratio: float = 4. # (ViT-B)
-    image_drop_path: float = 0. # stochastic depth; the paper names none
-    crop_pct: float = .875 # evaluation: side of the centre crop over the image's short side: 224 of 256 (VG-HuBERT's code)
+    image_size: int = 224  # pixels a side (§3.2)
+    patch_size: int = 16  # pixels a side of a patch (§3.2)
+    image_width: int = 768  # (§3.2)
+    image_depth: int = 12  # layers (§3.2)
+    image_heads: int = 12  # (§3.2)
+    image_mlp_ratio: float = 4.0  # (ViT-B)
+    image_drop_path: float = 0.0  # stochastic depth; the paper names none
+    crop_pct: float = 0.875  # evaluation: side of the centre crop over the image's short side: 224 of 256 (VG-HuBERT's code)
     # audio encoder E_A
-    audio_width: int = 768 # (§3.2)
-    audio_depth: int = 12 # layers (§3.2)
-    audio_heads: int = 12 # H: also the length of the summary (§3.2, eq. 3)
-    audio_hidden: int = 3072 # feed-forward (HuBERT Base)
-    conv_dim: tuple = (512,) * 7 # seven convolutions (§3.2)
-    conv_kernel: tuple = (10, 3, 3, 3, 3, 2, 2) # (HuBERT Base)
-    conv_stride: tuple = (5, 2, 2, 2, 2, 2, 2) # 320 samples a frame: 20 ms (HuBERT Base)
-    conv_bias: bool = False # (HuBERT Base)
-    conv_norm: str = 'group' # 'group' (HuBERT Base) or 'layer'
-    pos_kernel: int = 128 # frames under the positional convolution (HuBERT Base)
-    pos_groups: int = 16 # (HuBERT Base)
-    dropout: float = .1 # on hidden states (VG-HuBERT's code)
-    attention_dropout: float = .1 # (VG-HuBERT's code)
-    activation_dropout: float = 0. # (VG-HuBERT's code)
-    input_dropout: float = .1 # after the projection of the convolutions' output (VG-HuBERT's code)
-    zero_padded_frames: bool = False # before the positional convolution: not in VG-HuBERT's code; transformers does
-    valid_frames: str = 'any_sample' # of a padded caption: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
-    freeze_cnn: bool = True # convolutions stay as pretrained (VG-HuBERT's code)
-    reinit_layers: int = 3 # last layers started afresh after loading HuBERT (§3.2)
+    audio_width: int = 768  # (§3.2)
+    audio_depth: int = 12  # layers (§3.2)
+    audio_heads: int = 12  # H: also the length of the summary (§3.2, eq. 3)
+    audio_hidden: int = 3072  # feed-forward (HuBERT Base)
+    conv_dim: tuple = (512,) * 7  # seven convolutions (§3.2)
+    conv_kernel: tuple = (10, 3, 3, 3, 3, 2, 2)  # (HuBERT Base)
+    conv_stride: tuple = (5, 2, 2, 2, 2, 2, 2)  # 320 samples a frame: 20 ms (HuBERT Base)
+    conv_bias: bool = False  # (HuBERT Base)
+    conv_norm: str = "group"  # 'group' (HuBERT Base) or 'layer'
+    pos_kernel: int = 128  # frames under the positional convolution (HuBERT Base)
+    pos_groups: int = 16  # (HuBERT Base)
+    dropout: float = 0.1  # on hidden states (VG-HuBERT's code)
+    attention_dropout: float = 0.1  # (VG-HuBERT's code)
+    activation_dropout: float = 0.0  # (VG-HuBERT's code)
+    input_dropout: float = 0.1  # after the projection of the convolutions' output (VG-HuBERT's code)
+    zero_padded_frames: bool = (
+        False  # before the positional convolution: not in VG-HuBERT's code; transformers does
+    )
+    valid_frames: str = (
+        "any_sample"  # of a padded caption: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
+    )
+    freeze_cnn: bool = True  # convolutions stay as pretrained (VG-HuBERT's code)
+    reinit_layers: int = 3  # last layers started afresh after loading HuBERT (§3.2)
 
     @property
     def padding_matters(self) -> bool:
@@ -68,106 +88,219 @@ class EncoderConfig:
 @dataclass(frozen=True)
 class SGMIMConfig(EncoderConfig):
     "The whole model and its objective. Defaults are the paper's; what it leaves open is marked *ours*."
-    reconstruction: str = 'summary' # row of Table 4: 'none', 'plain', 'frames' or 'summary' (ours, in the paper's words)
-    # decoder D_M
-    decoder_width: int | None = None # ours: None = as the image encoder
-    decoder_depth: int = 1 # (§3.2)
-    decoder_heads: int = 12 # ours: as the encoders
-    decoder_mlp_ratio: float = 4. # ours: as the encoders
-    decoder_position: str = 'sincos' # ours: 'sincos' (fixed) or 'learned'
-    decoder_norm: str = 'pre' # ours: 'pre' or 'post'
-    # global representations and their loss (eq. 2)
-    image_feature: str = 'mean' # of Z_I: its 'mean' (§2.2), or 'cls', z_cls alone (VG-HuBERT's code)
-    pool_cls: bool = True # does the mean of Z_I take z_cls in? (eq. 1 defines Z_I with it)
-    projection: str = 'linear' # 'linear', one layer each (§3.2), or 'mlp' (VG-HuBERT's code)
-    embed_dim: int = 768 # of z^I and z^A (§3.2)
-    similarity: str = 'dot' # 'dot' (§2.2) or 'cosine'
-    temperature: float | None = None # None: none (eq. 2)
-    margin: float = 0. # none (eq. 2); VG-HuBERT's code: 1
-    mask_same_image: bool = True # other captions of one's own image are no negatives (VG-HuBERT's code)
-    # reconstruction (eqs. 3-5)
-    mask_ratio: float = .75 # (§3.2)
-    lam: float = 2. # λ (§3.2)
-    mim_onset: float = 3. # epochs of contrastive loss alone (§3.2)
-    mim_target: str = 'features' # what the decoder predicts: 'features' of the momentum encoder (§2.1), or 'pixels', as MAE (ours, to compare)
-    mim_reduction: str = 'mean' # ours: over dimensions, 'mean' or 'sum'
-    mim_normalise_target: bool = False # ours: LayerNorm on the target
-    drop_self: bool = True # W without [CLS]'s attention to itself (eq. 3: W multiplies z_1..z_T)
-    renormalise: bool = False # ours: rows of W sum to 1 again
-    attention_grad: bool = False # ours: does W carry gradient?
-    # momentum encoder (§2.1, §3.2)
-    momentum_start: float = .999 # α at the start (§3.2)
-    momentum_end: float = 1. # α at the end (§3.2)
-    momentum_horizon: str = 'training' # ours: the cosine spans 'training', or the 'reconstruction' part of it
 
-    def __post_init__(self): check_config(self)
+    reconstruction: str = (
+        "summary"  # row of Table 4: 'none', 'plain', 'frames' or 'summary' (ours, in the paper's words)
+    )
+    # decoder D_M
+    decoder_width: int | None = None  # ours: None = as the image encoder
+    decoder_depth: int = 1  # (§3.2)
+    decoder_heads: int = 12  # ours: as the encoders
+    decoder_mlp_ratio: float = 4.0  # ours: as the encoders
+    decoder_position: str = "sincos"  # ours: 'sincos' (fixed) or 'learned'
+    decoder_norm: str = "pre"  # ours: 'pre' or 'post'
+    # global representations and their loss (eq. 2)
+    image_feature: str = "mean"  # of Z_I: its 'mean' (§2.2), or 'cls', z_cls alone (VG-HuBERT's code)
+    pool_cls: bool = True  # does the mean of Z_I take z_cls in? (eq. 1 defines Z_I with it)
+    projection: str = "linear"  # 'linear', one layer each (§3.2), or 'mlp' (VG-HuBERT's code)
+    embed_dim: int = 768  # of z^I and z^A (§3.2)
+    similarity: str = "dot"  # 'dot' (§2.2) or 'cosine'
+    temperature: float | None = None  # None: none (eq. 2)
+    margin: float = 0.0  # none (eq. 2); VG-HuBERT's code: 1
+    mask_same_image: bool = True  # other captions of one's own image are no negatives (VG-HuBERT's code)
+    # reconstruction (eqs. 3-5)
+    mask_ratio: float = 0.75  # (§3.2)
+    lam: float = 2.0  # λ (§3.2)
+    mim_onset: float = 3.0  # epochs of contrastive loss alone (§3.2)
+    mim_target: str = "features"  # what the decoder predicts: 'features' of the momentum encoder (§2.1), or 'pixels', as MAE (ours, to compare)
+    mim_reduction: str = "mean"  # ours: over dimensions, 'mean' or 'sum'
+    mim_normalise_target: bool = False  # ours: LayerNorm on the target
+    drop_self: bool = True  # W without [CLS]'s attention to itself (eq. 3: W multiplies z_1..z_T)
+    renormalise: bool = False  # ours: rows of W sum to 1 again
+    attention_grad: bool = False  # ours: does W carry gradient?
+    # momentum encoder (§2.1, §3.2)
+    momentum_start: float = 0.999  # α at the start (§3.2)
+    momentum_end: float = 1.0  # α at the end (§3.2)
+    momentum_horizon: str = (
+        "training"  # ours: the cosine spans 'training', or the 'reconstruction' part of it
+    )
+
+    def __post_init__(self):
+        check_config(self)
 
 # %% ../../nbs/18_models_sgmim.ipynb #e1a0abba
-CHOICES = dict(reconstruction=('none', 'plain', 'frames', 'summary'), similarity=('dot', 'cosine'), conv_norm=('group', 'layer'),
-               image_feature=('mean', 'cls'), projection=('linear', 'mlp'), decoder_position=('sincos', 'learned'), decoder_norm=('pre', 'post'), mim_target=('features', 'pixels'), mim_reduction=('mean', 'sum'),
-               momentum_horizon=('training', 'reconstruction'), valid_frames=('any_sample', 'convolution'))
+CHOICES = dict(
+    reconstruction=("none", "plain", "frames", "summary"),
+    similarity=("dot", "cosine"),
+    conv_norm=("group", "layer"),
+    image_feature=("mean", "cls"),
+    projection=("linear", "mlp"),
+    decoder_position=("sincos", "learned"),
+    decoder_norm=("pre", "post"),
+    mim_target=("features", "pixels"),
+    mim_reduction=("mean", "sum"),
+    momentum_horizon=("training", "reconstruction"),
+    valid_frames=("any_sample", "convolution"),
+)
+
 
 def check_config(c) -> None:
     "Raise `ConfigError` for the first field of a configuration that cannot be right."
+
     def need(ok, field, must):
-        if not ok: raise ConfigError(f'{type(c).__name__}: {field} = {getattr(c, field)!r}, but it must be {must}')
-    def whole(field, least): need(type(getattr(c, field)) is int and getattr(c, field) >= least, field, f'a whole number of at least {least}')
-    for f in ('image_size', 'patch_size', 'image_width', 'image_depth', 'image_heads', 'audio_width', 'audio_depth', 'audio_heads',
-              'audio_hidden', 'pos_kernel', 'pos_groups', 'decoder_depth', 'decoder_heads', 'embed_dim'): whole(f, 1)
-    if c.decoder_width is not None: whole('decoder_width', 1)
-    for f, some in CHOICES.items(): need(getattr(c, f) in some, f, 'one of ' + ', '.join(map(repr, some)))
-    need(c.image_size % c.patch_size == 0, 'patch_size', f'a divisor of image_size {c.image_size}')
-    need(c.image_width % c.image_heads == 0, 'image_heads', f'a divisor of image_width {c.image_width}')
-    need(c.audio_width % c.audio_heads == 0, 'audio_heads', f'a divisor of audio_width {c.audio_width}')
-    need(c.audio_width % c.pos_groups == 0, 'pos_groups', f'a divisor of audio_width {c.audio_width}')
+        if not ok:
+            raise ConfigError(f"{type(c).__name__}: {field} = {getattr(c, field)!r}, but it must be {must}")
+
+    def whole(field, least):
+        need(
+            type(getattr(c, field)) is int and getattr(c, field) >= least,
+            field,
+            f"a whole number of at least {least}",
+        )
+
+    for f in (
+        "image_size",
+        "patch_size",
+        "image_width",
+        "image_depth",
+        "image_heads",
+        "audio_width",
+        "audio_depth",
+        "audio_heads",
+        "audio_hidden",
+        "pos_kernel",
+        "pos_groups",
+        "decoder_depth",
+        "decoder_heads",
+        "embed_dim",
+    ):
+        whole(f, 1)
+    if c.decoder_width is not None:
+        whole("decoder_width", 1)
+    for f, some in CHOICES.items():
+        need(getattr(c, f) in some, f, "one of " + ", ".join(map(repr, some)))
+    need(c.image_size % c.patch_size == 0, "patch_size", f"a divisor of image_size {c.image_size}")
+    need(c.image_width % c.image_heads == 0, "image_heads", f"a divisor of image_width {c.image_width}")
+    need(c.audio_width % c.audio_heads == 0, "audio_heads", f"a divisor of audio_width {c.audio_width}")
+    need(c.audio_width % c.pos_groups == 0, "pos_groups", f"a divisor of audio_width {c.audio_width}")
     width = c.decoder_width or c.image_width
-    need(width % c.decoder_heads == 0, 'decoder_heads', f'a divisor of the decoder width {width}')
-    if c.decoder_position == 'sincos': need(width % 4 == 0, 'decoder_position', f"'learned', since the decoder width {width} is not a multiple of 4")
-    for f in ('conv_dim', 'conv_kernel', 'conv_stride'): need(all(type(v) is int and v > 0 for v in getattr(c, f)), f, 'whole numbers above 0')
-    need(len(c.conv_dim) == len(c.conv_kernel) == len(c.conv_stride) > 0, 'conv_dim', 'as long as conv_kernel and conv_stride')
-    need(0 < c.crop_pct <= 1, 'crop_pct', 'a share above 0 and up to 1')
-    for f in ('dropout', 'attention_dropout', 'activation_dropout', 'input_dropout', 'image_drop_path'): need(0 <= getattr(c, f) < 1, f, 'in [0, 1)')
-    for f in ('lam', 'mim_onset', 'margin'): need(getattr(c, f) >= 0, f, '0 or more')
-    for f in ('image_mlp_ratio', 'decoder_mlp_ratio'): need(getattr(c, f) > 0, f, 'above 0')
+    need(width % c.decoder_heads == 0, "decoder_heads", f"a divisor of the decoder width {width}")
+    if c.decoder_position == "sincos":
+        need(
+            width % 4 == 0,
+            "decoder_position",
+            f"'learned', since the decoder width {width} is not a multiple of 4",
+        )
+    for f in ("conv_dim", "conv_kernel", "conv_stride"):
+        need(all(type(v) is int and v > 0 for v in getattr(c, f)), f, "whole numbers above 0")
+    need(
+        len(c.conv_dim) == len(c.conv_kernel) == len(c.conv_stride) > 0,
+        "conv_dim",
+        "as long as conv_kernel and conv_stride",
+    )
+    need(0 < c.crop_pct <= 1, "crop_pct", "a share above 0 and up to 1")
+    for f in ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "image_drop_path"):
+        need(0 <= getattr(c, f) < 1, f, "in [0, 1)")
+    for f in ("lam", "mim_onset", "margin"):
+        need(getattr(c, f) >= 0, f, "0 or more")
+    for f in ("image_mlp_ratio", "decoder_mlp_ratio"):
+        need(getattr(c, f) > 0, f, "above 0")
     N = (c.image_size // c.patch_size) ** 2
-    need(0 < c.mask_ratio < 1 and 0 < round(N * (1 - c.mask_ratio)) < N, 'mask_ratio', f'such that of {N} patches some are hidden and some visible')
-    need(c.temperature is None or (isinstance(c.temperature, (int, float)) and c.temperature > 0), 'temperature', 'a number above 0, or None')
-    need(0 <= c.momentum_start <= c.momentum_end <= 1, 'momentum_start', f'in [0, 1] and at most momentum_end {c.momentum_end}')
-    need(type(c.reinit_layers) is int and 0 <= c.reinit_layers <= c.audio_depth, 'reinit_layers', f'between 0 and audio_depth {c.audio_depth}')
+    need(
+        0 < c.mask_ratio < 1 and 0 < round(N * (1 - c.mask_ratio)) < N,
+        "mask_ratio",
+        f"such that of {N} patches some are hidden and some visible",
+    )
+    need(
+        c.temperature is None or (isinstance(c.temperature, (int, float)) and c.temperature > 0),
+        "temperature",
+        "a number above 0, or None",
+    )
+    need(
+        0 <= c.momentum_start <= c.momentum_end <= 1,
+        "momentum_start",
+        f"in [0, 1] and at most momentum_end {c.momentum_end}",
+    )
+    need(
+        type(c.reinit_layers) is int and 0 <= c.reinit_layers <= c.audio_depth,
+        "reinit_layers",
+        f"between 0 and audio_depth {c.audio_depth}",
+    )
 
 # %% ../../nbs/18_models_sgmim.ipynb #a10cdc15
 def paper() -> SGMIMConfig:
     "The model of §3.2: ViT-B/16, HuBERT Base, a decoder of one layer."
     return SGMIMConfig()
 
+
 def scenes_tiny() -> SGMIMConfig:
     "The same model in small (all sizes ours): 96-pixel images of 64 patches, 25 audio frames a second, width 128."
     return SGMIMConfig(
-        image_size=96, crop_pct=1., patch_size=12, image_width=128, image_depth=4, image_heads=4,
-        audio_width=128, audio_depth=4, audio_heads=4, audio_hidden=512,
-        conv_dim=(32, 96, 128, 128, 128), conv_kernel=(20, 4, 4, 4, 4), conv_stride=(10, 4, 4, 2, 2), # 640 samples a frame: 40 ms
-        conv_bias=True, conv_norm='layer', zero_padded_frames=True, valid_frames='convolution', # a caption does not depend on its padding
-        pos_kernel=32, pos_groups=16, dropout=0., attention_dropout=0., input_dropout=0., reinit_layers=0,
-        decoder_heads=4, embed_dim=128, mim_onset=1.,
-        similarity='cosine', temperature=.07, # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
-        momentum_start=.99) # some thousand updates, not some hundred thousand
+        image_size=96,
+        crop_pct=1.0,
+        patch_size=12,
+        image_width=128,
+        image_depth=4,
+        image_heads=4,
+        audio_width=128,
+        audio_depth=4,
+        audio_heads=4,
+        audio_hidden=512,
+        conv_dim=(32, 96, 128, 128, 128),
+        conv_kernel=(20, 4, 4, 4, 4),
+        conv_stride=(10, 4, 4, 2, 2),  # 640 samples a frame: 40 ms
+        conv_bias=True,
+        conv_norm="layer",
+        zero_padded_frames=True,
+        valid_frames="convolution",  # a caption does not depend on its padding
+        pos_kernel=32,
+        pos_groups=16,
+        dropout=0.0,
+        attention_dropout=0.0,
+        input_dropout=0.0,
+        reinit_layers=0,
+        decoder_heads=4,
+        embed_dim=128,
+        mim_onset=1.0,
+        similarity="cosine",
+        temperature=0.07,  # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
+        momentum_start=0.99,
+    )  # some thousand updates, not some hundred thousand
 
 # %% ../../nbs/18_models_sgmim.ipynb #6d9573f5
 def vg_hubert() -> SGMIMConfig:
     "VG-HuBERT as published (§3.3; VG-HuBERT's code): DINO's ViT-S/8, HuBERT Base, [CLS] against [CLS], no reconstruction."
     return SGMIMConfig(
-        image_size=224, patch_size=8, # 28 x 28 = 784 patches (§3.3: ViT-S/8; VG-HuBERT's code)
-        image_width=384, image_depth=12, image_heads=6, # ViT-S (DINO's code, whose weights it inherits)
+        image_size=224,
+        patch_size=8,  # 28 x 28 = 784 patches (§3.3: ViT-S/8; VG-HuBERT's code)
+        image_width=384,
+        image_depth=12,
+        image_heads=6,  # ViT-S (DINO's code, whose weights it inherits)
         # audio encoder: HuBERT Base (§3.3), which the defaults are
-        reinit_layers=3, # (VG-HuBERT's code)
-        image_feature='cls', projection='mlp', embed_dim=2048, # (VG-HuBERT's code)
-        similarity='dot', temperature=None, margin=1., mask_same_image=True, # (VG-HuBERT's code)
-        reconstruction='none', decoder_heads=6) # contrastive learning alone (§3.3); heads fit the width, should one add a decoder
+        reinit_layers=3,  # (VG-HuBERT's code)
+        image_feature="cls",
+        projection="mlp",
+        embed_dim=2048,  # (VG-HuBERT's code)
+        similarity="dot",
+        temperature=None,
+        margin=1.0,
+        mask_same_image=True,  # (VG-HuBERT's code)
+        reconstruction="none",
+        decoder_heads=6,
+    )  # contrastive learning alone (§3.3); heads fit the width, should one add a decoder
 
-PRESETS = {'scenes-tiny': scenes_tiny, 'paper-places': paper, 'paper-spokencoco': paper, 'paper-facc': paper, 'vg-hubert': vg_hubert}
+
+PRESETS = {
+    "scenes-tiny": scenes_tiny,
+    "paper-places": paper,
+    "paper-spokencoco": paper,
+    "paper-facc": paper,
+    "vg-hubert": vg_hubert,
+}
 
 # %% ../../nbs/18_models_sgmim.ipynb #398319d4
-ROWS = {'VG-HuBERT (M)': 'none', '+ Recon': 'plain', '+ Speech-Guided': 'frames', '+ Summary': 'summary'}
+ROWS = {"VG-HuBERT (M)": "none", "+ Recon": "plain", "+ Speech-Guided": "frames", "+ Summary": "summary"}
+
 
 def table4_rows(config: SGMIMConfig) -> dict[str, SGMIMConfig]:
     "The four models of Table 4, by the paper's names: variants of one configuration."
@@ -175,22 +308,22 @@ def table4_rows(config: SGMIMConfig) -> dict[str, SGMIMConfig]:
 
 # %% ../../nbs/18_models_sgmim.ipynb #2e71c5d2
 def momentum_at(
-    step: int, # updates done
-    total: int, # updates in all
-    start: float = .999, # α at the start (§3.2)
-    end: float = 1., # α at the end (§3.2)
-    onset: int = 0, # update at which the cosine begins; `start` before it
-) -> float: # α
+    step: int,  # updates done
+    total: int,  # updates in all
+    start: float = 0.999,  # α at the start (§3.2)
+    end: float = 1.0,  # α at the end (§3.2)
+    onset: int = 0,  # update at which the cosine begins; `start` before it
+) -> float:  # α
     "Momentum coefficient by a cosine schedule (§3.2)."
-    done = min(max((step - onset) / max(total - onset, 1), 0.), 1.)
+    done = min(max((step - onset) / max(total - onset, 1), 0.0), 1.0)
     return end - (end - start) * (1 + math.cos(math.pi * done)) / 2
 
 # %% ../../nbs/18_models_sgmim.ipynb #38767a15
 @torch.no_grad()
 def ema_update(
-    average: nn.Module, # moves
-    model: nn.Module, # stays; same architecture
-    alpha: float, # α: how much of the average is kept
+    average: nn.Module,  # moves
+    model: nn.Module,  # stays; same architecture
+    alpha: float,  # α: how much of the average is kept
 ) -> None:
     "In place: average = α average + (1-α) model, for every parameter (§2.1)."
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - alpha)
@@ -198,40 +331,81 @@ def ema_update(
 # %% ../../nbs/18_models_sgmim.ipynb #5695b560
 def build_image_encoder(c: EncoderConfig) -> ImageEncoder:
     "E_I of a configuration, freshly initialised."
-    return ImageEncoder(c.image_size, c.patch_size, c.image_width, c.image_depth, c.image_heads, c.image_mlp_ratio, c.image_drop_path)
+    return ImageEncoder(
+        c.image_size,
+        c.patch_size,
+        c.image_width,
+        c.image_depth,
+        c.image_heads,
+        c.image_mlp_ratio,
+        c.image_drop_path,
+    )
+
 
 def build_audio_encoder(c: SGMIMConfig) -> AudioEncoder:
     "E_A of a configuration, freshly initialised."
-    hubert = hubert_config(c.audio_width, c.audio_depth, c.audio_heads, c.audio_hidden, c.conv_dim, c.conv_kernel, c.conv_stride,
-                           c.conv_bias, c.conv_norm, c.pos_kernel, c.pos_groups, c.dropout, c.attention_dropout, c.activation_dropout, c.input_dropout)
-    return AudioEncoder(hubert, c.freeze_cnn, c.drop_self, c.renormalise, c.attention_grad, c.zero_padded_frames, c.valid_frames)
+    hubert = hubert_config(
+        c.audio_width,
+        c.audio_depth,
+        c.audio_heads,
+        c.audio_hidden,
+        c.conv_dim,
+        c.conv_kernel,
+        c.conv_stride,
+        c.conv_bias,
+        c.conv_norm,
+        c.pos_kernel,
+        c.pos_groups,
+        c.dropout,
+        c.attention_dropout,
+        c.activation_dropout,
+        c.input_dropout,
+    )
+    return AudioEncoder(
+        hubert,
+        c.freeze_cnn,
+        c.drop_self,
+        c.renormalise,
+        c.attention_grad,
+        c.zero_padded_frames,
+        c.valid_frames,
+    )
 
 # %% ../../nbs/18_models_sgmim.ipynb #92b30d4b
 def projection(
-    kind: str, # 'linear' or 'mlp'
-    width: int, # of the encoder's feature
-    hidden: int, # between the two layers of 'mlp'
-    embed_dim: int, # E
-) -> nn.Module: # (B, width) -> (B, E)
+    kind: str,  # 'linear' or 'mlp'
+    width: int,  # of the encoder's feature
+    hidden: int,  # between the two layers of 'mlp'
+    embed_dim: int,  # E
+) -> nn.Module:  # (B, width) -> (B, E)
     "A projection to the shared space: one linear layer (§3.2), or Linear-GELU-Linear from N(0, 0.02) (VG-HuBERT's code)."
-    if kind == 'linear': return nn.Linear(width, embed_dim)
+    if kind == "linear":
+        return nn.Linear(width, embed_dim)
     mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
-    for layer in (mlp[0], mlp[2]): nn.init.normal_(layer.weight, std=.02); nn.init.zeros_(layer.bias)
+    for layer in (mlp[0], mlp[2]):
+        nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
     return mlp
 
 # %% ../../nbs/18_models_sgmim.ipynb #5b2c3f79
 class DualEncoder(nn.Module):
     "$E_I$ and $E_A$ with their projections to $z^I$ and $z^A$ (Fig. 2a)."
+
     def __init__(self, config: SGMIMConfig):
         super().__init__()
         c = self.config = config
         self.image_encoder, self.audio_encoder = build_image_encoder(c), build_audio_encoder(c)
-        self.image_proj, self.audio_proj = (projection(c.projection, width, 2 * c.audio_width, c.embed_dim) # VG-HuBERT's code: both by the audio's width
-                                            for width in (c.image_width, c.audio_width))
+        self.image_proj, self.audio_proj = (
+            projection(
+                c.projection, width, 2 * c.audio_width, c.embed_dim
+            )  # VG-HuBERT's code: both by the audio's width
+            for width in (c.image_width, c.audio_width)
+        )
 
     def pool_image(self, Z: torch.Tensor) -> torch.Tensor:
         "Z_I (B, 1+N, D) -> z^I (B, E): mean feature, or [CLS], projected (§2.2)."
-        if self.config.image_feature == 'cls': return self.image_proj(Z[:, 0])
+        if self.config.image_feature == "cls":
+            return self.image_proj(Z[:, 0])
         return self.image_proj((Z if self.config.pool_cls else Z[:, 1:]).mean(1))
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:
@@ -240,125 +414,179 @@ class DualEncoder(nn.Module):
 
     def embed_audio(self, audio=None, audio_len=None, frames=None, frames_len=None) -> torch.Tensor:
         "(B, L) waveform, or (B, T, C) kept frames -> z^A (B, E)."
-        return self.audio_proj(self.audio_encoder(audio, audio_len, frames, frames_len, need_attention=False).cls)
+        return self.audio_proj(
+            self.audio_encoder(audio, audio_len, frames, frames_len, need_attention=False).cls
+        )
 
     def contrast(self, z_image, z_audio, image_id=None, own=None) -> torch.Tensor:
         "L_NCE of z^I and z^A, (B, E) each (eq. 2), as the configuration says; `own`: the part of these rows."
         c = self.config
-        return info_nce(z_image, z_audio, image_id, c.similarity, c.temperature, c.margin, c.mask_same_image, own)
+        return info_nce(
+            z_image, z_audio, image_id, c.similarity, c.temperature, c.margin, c.mask_same_image, own
+        )
 
     def hear(self, batch: dict) -> AudioOutput:
         "E_A on a batch, with W where the decoder needs it."
-        return self.audio_encoder(batch.get('audio'), batch.get('audio_len'), batch.get('frames'), batch.get('frames_len'),
-                                  need_attention=self.config.reconstruction == 'summary')
+        return self.audio_encoder(
+            batch.get("audio"),
+            batch.get("audio_len"),
+            batch.get("frames"),
+            batch.get("frames_len"),
+            need_attention=self.config.reconstruction == "summary",
+        )
 
 # %% ../../nbs/18_models_sgmim.ipynb #3e45c12c
 class SGMIM(DualEncoder):
     "Speech guided masked image modelling: `DualEncoder` with $D_M$ and the momentum encoder (Fig. 2b)."
+
     def __init__(self, config: SGMIMConfig):
         super().__init__(config)
         c, self.decoder, self.momentum_encoder = config, None, None
-        if c.reconstruction != 'none':
-            self.decoder = Decoder(self.image_encoder.num_patches, c.image_width, None if c.reconstruction == 'plain' else c.audio_width,
-                                   c.decoder_width, c.decoder_depth, c.decoder_heads, c.decoder_mlp_ratio, c.decoder_position, c.decoder_norm,
-                                   3 * c.patch_size ** 2 if c.mim_target == 'pixels' else None)
-            if c.mim_target == 'features': self.momentum_encoder = copy.deepcopy(self.image_encoder).requires_grad_(False).eval()
+        if c.reconstruction != "none":
+            self.decoder = Decoder(
+                self.image_encoder.num_patches,
+                c.image_width,
+                None if c.reconstruction == "plain" else c.audio_width,
+                c.decoder_width,
+                c.decoder_depth,
+                c.decoder_heads,
+                c.decoder_mlp_ratio,
+                c.decoder_position,
+                c.decoder_norm,
+                3 * c.patch_size**2 if c.mim_target == "pixels" else None,
+            )
+            if c.mim_target == "features":
+                self.momentum_encoder = copy.deepcopy(self.image_encoder).requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         "As `nn.Module.train`, but the momentum encoder always stays in evaluation mode."
         super().train(mode)
-        if self.momentum_encoder is not None: self.momentum_encoder.eval()
+        if self.momentum_encoder is not None:
+            self.momentum_encoder.eval()
         return self
 
     def context(self, heard: AudioOutput) -> tuple:
         "What the decoder hears, and its padding: the row of Table 4."
-        if self.config.reconstruction == 'summary': return summarise(heard.attention, heard.frames), None # eq. 3
-        return (heard.frames, heard.frame_mask) if self.config.reconstruction == 'frames' else (None, None)
+        if self.config.reconstruction == "summary":
+            return summarise(heard.attention, heard.frames), None  # eq. 3
+        return (heard.frames, heard.frame_mask) if self.config.reconstruction == "frames" else (None, None)
 
     def draw_mask(self, image, generator=None) -> PatchMask:
         "A random mask for these images (§3.2)."
-        return random_mask(len(image), self.image_encoder.num_patches, self.config.mask_ratio, generator, image.device)
+        return random_mask(
+            len(image), self.image_encoder.num_patches, self.config.mask_ratio, generator, image.device
+        )
 
     @torch.no_grad()
     def target(self, image) -> torch.Tensor:
         "What the decoder is to predict, (B, N, D): features of the whole image by the momentum encoder (§2.1), or the pixels of each patch, normalised (MAE)."
-        if self.config.mim_target == 'features': return self.momentum_encoder(image)[:, 1:]
+        if self.config.mim_target == "features":
+            return self.momentum_encoder(image)[:, 1:]
         patches = patchify(image, self.config.patch_size)
         return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
     def decode(self, image, tokens, heard, mask=None, generator=None) -> dict:
         "Eq. 4: predicted and target features (B, N, D) of all patches, and the mask (B, N), True = hidden."
-        if mask is None: mask = self.draw_mask(image, generator)
+        if mask is None:
+            mask = self.draw_mask(image, generator)
         predicted = self.decoder(self.image_encoder.encode(tokens, mask), mask, *self.context(heard))
         return dict(predicted=predicted, target=self.target(image), mask=mask.mask)
 
-    def reconstruct(self, batch: dict, mask: PatchMask | None = None, generator: torch.Generator | None = None) -> dict:
+    def reconstruct(
+        self, batch: dict, mask: PatchMask | None = None, generator: torch.Generator | None = None
+    ) -> dict:
         "Predicted and target features of all patches, and the mask: for figures and analysis."
-        if self.decoder is None: raise ConfigError("this model has no decoder (reconstruction='none'), so it cannot reconstruct")
-        return self.decode(batch['image'], self.image_encoder.embed(batch['image']), self.hear(batch), mask, generator)
+        if self.decoder is None:
+            raise ConfigError("this model has no decoder (reconstruction='none'), so it cannot reconstruct")
+        return self.decode(
+            batch["image"], self.image_encoder.embed(batch["image"]), self.hear(batch), mask, generator
+        )
 
-    def forward(self,
-        batch: dict, # image, audio + audio_len (or frames + frames_len), image_id
-        reconstruct: bool = True, # False before `mim_onset`: the contrastive loss alone
-        lam: float | None = None, # λ; None: the configuration's
-        generator: torch.Generator | None = None, # draws the masks
-        mask: PatchMask | None = None, # the masks themselves
-        contrast=None, # (z_image, z_audio, image_id) -> loss, where the batch is a part of a larger one; None: `self.contrast`
-    ) -> dict: # loss, loss_nce, loss_mim (0 where not computed), z_image, z_audio
+    def forward(
+        self,
+        batch: dict,  # image, audio + audio_len (or frames + frames_len), image_id
+        reconstruct: bool = True,  # False before `mim_onset`: the contrastive loss alone
+        lam: float | None = None,  # λ; None: the configuration's
+        generator: torch.Generator | None = None,  # draws the masks
+        mask: PatchMask | None = None,  # the masks themselves
+        contrast=None,  # (z_image, z_audio, image_id) -> loss, where the batch is a part of a larger one; None: `self.contrast`
+    ) -> dict:  # loss, loss_nce, loss_mim (0 where not computed), z_image, z_audio
         "The objective on one batch (eqs. 2-5)."
-        c, image, loss_mim = self.config, batch['image'], None
+        c, image, loss_mim = self.config, batch["image"], None
         tokens, heard = self.image_encoder.embed(image), self.hear(batch)
         z_image, z_audio = self.pool_image(self.image_encoder.encode(tokens)), self.audio_proj(heard.cls)
-        loss_nce = (contrast or self.contrast)(z_image, z_audio, batch.get('image_id'))
+        loss_nce = (contrast or self.contrast)(z_image, z_audio, batch.get("image_id"))
         if reconstruct and self.decoder is not None:
-            loss_mim = mim_loss(**self.decode(image, tokens, heard, mask, generator),
-                                reduction=c.mim_reduction, normalise_target=c.mim_normalise_target)
+            loss_mim = mim_loss(
+                **self.decode(image, tokens, heard, mask, generator),
+                reduction=c.mim_reduction,
+                normalise_target=c.mim_normalise_target,
+            )
         loss = total_loss(loss_nce, loss_mim, c.lam if lam is None else lam)
-        return dict(loss=loss, loss_nce=loss_nce, loss_mim=torch.zeros_like(loss_nce) if loss_mim is None else loss_mim,
-                    z_image=z_image, z_audio=z_audio)
+        return dict(
+            loss=loss,
+            loss_nce=loss_nce,
+            loss_mim=torch.zeros_like(loss_nce) if loss_mim is None else loss_mim,
+            z_image=z_image,
+            z_audio=z_audio,
+        )
 
     def update_momentum(self, alpha: float) -> None:
         "Move the momentum encoder towards the image encoder (§2.1); call after each update. Nothing where there is none."
-        if self.momentum_encoder is not None: ema_update(self.momentum_encoder, self.image_encoder, alpha)
+        if self.momentum_encoder is not None:
+            ema_update(self.momentum_encoder, self.image_encoder, alpha)
 
     @classmethod
-    def from_pretrained(cls, path, device=None) -> 'SGMIM':
+    def from_pretrained(cls, path, device=None) -> "SGMIM":
         "A saved or exported model from its folder, in evaluation mode: `load_model`, by the name that transformers' users look for."
         return load_model(path, device=device)
 
 # %% ../../nbs/18_models_sgmim.ipynb #4da229f8
 def config_difference(a: SGMIMConfig, b: SGMIMConfig) -> list[str]:
     "Fields in which two configurations differ, as text."
-    return [f'{f.name} = {getattr(a, f.name)!r}, not {getattr(b, f.name)!r}' for f in dataclasses.fields(a)
-            if getattr(a, f.name) != getattr(b, f.name)]
+    return [
+        f"{f.name} = {getattr(a, f.name)!r}, not {getattr(b, f.name)!r}"
+        for f in dataclasses.fields(a)
+        if getattr(a, f.name) != getattr(b, f.name)
+    ]
 
-BEFORE = dict(input_dropout=0., zero_padded_frames=True, valid_frames='convolution') # how models were made that lack these fields
 
-def read_config(fields: dict, where: str = 'config') -> SGMIMConfig:
+BEFORE = dict(
+    input_dropout=0.0, zero_padded_frames=True, valid_frames="convolution"
+)  # how models were made that lack these fields
+
+
+def read_config(fields: dict, where: str = "config") -> SGMIMConfig:
     "The configuration of a saved model, from JSON. A field that its file is too old to have gets the value that the code had then."
     return config_from_dict(SGMIMConfig, {**BEFORE, **fields}, where)
 
+
 def save_model(model: SGMIM, folder, extra_meta: dict | None = None) -> None:
     "Write weights and configuration to `folder`; each file is whole or absent."
-    save_checkpoint(folder, model.state_dict(), {'model': 'sgmim', 'config': config_to_dict(model.config), **(extra_meta or {})})
+    save_checkpoint(
+        folder,
+        model.state_dict(),
+        {"model": "sgmim", "config": config_to_dict(model.config), **(extra_meta or {})},
+    )
 
 # %% ../../nbs/18_models_sgmim.ipynb #d08f3b62
 def read_exported(folder) -> tuple[dict, dict]:
     "(tensors, config.json) of a folder in the Hugging Face hub's layout; `CheckpointError` if broken."
     from safetensors.torch import load_file
 
-    path = Path(folder) / 'model.safetensors'
+    path = Path(folder) / "model.safetensors"
     check_header(path)
     try:
         tensors = load_file(path)
     except Exception as e:  # of safetensors, of torch, or of the file system
         raise CheckpointError(
-            f'{path} cannot be read ({e}): truncated, or not a safetensors file. Copy it again.'
+            f"{path} cannot be read ({e}): truncated, or not a safetensors file. Copy it again."
         ) from e
     try:
-        return tensors, read_json(path.parent / 'config.json')
+        return tensors, read_json(path.parent / "config.json")
     except DataError as e:
-        raise CheckpointError(f'{e}. Copy the folder again, whole.') from e
+        raise CheckpointError(f"{e}. Copy the folder again, whole.") from e
+
 
 def check_fit(
     config: SGMIMConfig,  # from a file, so it may say anything
@@ -369,40 +597,41 @@ def check_fit(
     layers = (
         config.image_depth
         + config.audio_depth
-        + (config.decoder_depth if config.reconstruction != 'none' else 0)
+        + (config.decoder_depth if config.reconstruction != "none" else 0)
     )
     if 12 * layers + len(config.conv_dim) > len(
         tensors
     ):  # a layer has 12 tensors at least, a convolution has 1
         raise CheckpointError(
-            f'{where}: its configuration has {layers:,} layers and {len(config.conv_dim):,} '
-            f'convolutions, which {len(tensors):,} tensors do not make up: '
-            'tensors are missing, or the configuration was changed'
+            f"{where}: its configuration has {layers:,} layers and {len(config.conv_dim):,} "
+            f"convolutions, which {len(tensors):,} tensors do not make up: "
+            "tensors are missing, or the configuration was changed"
         )
     try:
-        with torch.device('meta'):
+        with torch.device("meta"):
             empty = SGMIM(config)
     except Exception as e:  # a size that no tensor can have
-        raise CheckpointError(f'{where}: its configuration makes no model ({type(e).__name__}: {e})') from e
+        raise CheckpointError(f"{where}: its configuration makes no model ({type(e).__name__}: {e})") from e
     check_state(empty, tensors, what=str(where))
 
 # %% ../../nbs/18_models_sgmim.ipynb #e6b25d94
 def load_model(
-    folder, # written by `save_model`, or by `sgmim.checkpoints.export_model`
-    config: SGMIMConfig | None = None, # if given, the checkpoint must be of this configuration
-    device=None, # None: CUDA if there is one, else CPU
-) -> SGMIM: # in evaluation mode
+    folder,  # written by `save_model`, or by `sgmim.checkpoints.export_model`
+    config: SGMIMConfig | None = None,  # if given, the checkpoint must be of this configuration
+    device=None,  # None: CUDA if there is one, else CPU
+) -> SGMIM:  # in evaluation mode
     "Rebuild a saved model. Raises `CheckpointError` where the folder is broken or of another configuration."
-    exported = (Path(folder)/'model.safetensors').is_file() and not (Path(folder)/WEIGHTS).is_file()
+    exported = (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / WEIGHTS).is_file()
     tensors, meta = read_exported(folder) if exported else load_checkpoint(folder)
-    if not isinstance(meta, dict) or not isinstance(meta.get('config'), dict):
+    if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
         raise CheckpointError(f'{folder} holds no SG-MIM model: its config.json has no entry "config"')
-    try: saved = read_config(meta['config'], where=f'{folder}/config.json')
-    except (ValueError, TypeError, ArithmeticError) as e: # `ConfigError`, or too large a number
-        raise CheckpointError(f'{e}; {folder}/config.json was changed, or written by another version') from e
+    try:
+        saved = read_config(meta["config"], where=f"{folder}/config.json")
+    except (ValueError, TypeError, ArithmeticError) as e:  # `ConfigError`, or too large a number
+        raise CheckpointError(f"{e}; {folder}/config.json was changed, or written by another version") from e
     if config is not None and (found := config_difference(saved, config)):
-        raise CheckpointError(f'the model in {folder} has another configuration: ' + '; '.join(found))
-    weights = Path(folder)/('model.safetensors' if exported else WEIGHTS)
+        raise CheckpointError(f"the model in {folder} has another configuration: " + "; ".join(found))
+    weights = Path(folder) / ("model.safetensors" if exported else WEIGHTS)
     check_tensors(tensors, weights, weights.stat().st_size)
     check_fit(saved, tensors, folder)
     model = SGMIM(saved)
@@ -410,21 +639,38 @@ def load_model(
     return model.to(pick_device(device)).eval()
 
 # %% ../../nbs/18_models_sgmim.ipynb #9e2c3923
-IMAGE_EXTRA = ('head.', 'decoder_', 'mask_token') # a classifier; MAE's decoder
-AUDIO_EXTRA = ('masked_spec_embed', 'final_proj.', 'label_embs_concat') # SpecAugment's vector; HuBERT's pretext heads
-OLD_NAMES = {'.weight_g': '.parametrizations.weight.original0', '.weight_v': '.parametrizations.weight.original1'} # older weight norm
+IMAGE_EXTRA = ("head.", "decoder_", "mask_token")  # a classifier; MAE's decoder
+AUDIO_EXTRA = (
+    "masked_spec_embed",
+    "final_proj.",
+    "label_embs_concat",
+)  # SpecAugment's vector; HuBERT's pretext heads
+OLD_NAMES = {
+    ".weight_g": ".parametrizations.weight.original0",
+    ".weight_v": ".parametrizations.weight.original1",
+}  # older weight norm
+
 
 def load_backbones(
     model: SGMIM,
-    image_weights: dict | None = None, # timm's names -> tensors, of a ViT of the model's size
-    audio_weights: dict | None = None, # transformers' `HubertModel` names -> tensors
-    generator: torch.Generator | None = None, # for the layers started afresh
+    image_weights: dict | None = None,  # timm's names -> tensors, of a ViT of the model's size
+    audio_weights: dict | None = None,  # transformers' `HubertModel` names -> tensors
+    generator: torch.Generator | None = None,  # for the layers started afresh
 ) -> None:
     "Load pretrained encoders in place (§3.2). Raises `CheckpointError` with the whole list of what does not fit."
     if image_weights is not None:
-        load_state(model.image_encoder.vit, image_weights, what='the image weights', ignore=IMAGE_EXTRA)
-        if model.momentum_encoder is not None: ema_update(model.momentum_encoder, model.image_encoder, alpha=0.)
+        load_state(model.image_encoder.vit, image_weights, what="the image weights", ignore=IMAGE_EXTRA)
+        if model.momentum_encoder is not None:
+            ema_update(model.momentum_encoder, model.image_encoder, alpha=0.0)
     if audio_weights is not None:
-        def new_name(k): return next((k.removesuffix(old) + new for old, new in OLD_NAMES.items() if k.endswith(old)), k)
-        load_state(model.audio_encoder.hubert, {new_name(k): v for k, v in audio_weights.items()}, what='the audio weights', ignore=AUDIO_EXTRA)
+
+        def new_name(k):
+            return next((k.removesuffix(old) + new for old, new in OLD_NAMES.items() if k.endswith(old)), k)
+
+        load_state(
+            model.audio_encoder.hubert,
+            {new_name(k): v for k, v in audio_weights.items()},
+            what="the audio weights",
+            ignore=AUDIO_EXTRA,
+        )
         model.audio_encoder.reinit_last_layers(model.config.reinit_layers, generator)
