@@ -81,17 +81,17 @@ def corpus(n):
 
 def exponent(sizes, values):
     "Slope of log value against log size over the larger half."
-    keep = [(math.log(s), math.log(v)) for s, v in zip(sizes, values) if v > 0][
+    keep = [(math.log(s), math.log(v)) for s, v in zip(sizes, values, strict=True) if v > 0][
         -max(2, (len(sizes) + 1) // 2) :
     ]
-    return float(np.polyfit(*zip(*keep), 1)[0]) if len(keep) > 1 else None
+    return float(np.polyfit(*zip(*keep, strict=True), 1)[0]) if len(keep) > 1 else None
 
 
 def figure(found, path):
     from sgmim.figures import Picture, save_figure
 
     fig = Picture(3.2 * len(found), 2.8)
-    for ax, (name, f) in zip(fig.subplots(1, len(found), squeeze=False)[0], found.items()):
+    for ax, (name, f) in zip(fig.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         ax.loglog(f["sizes"], f["seconds"], "o-", label=f"seconds (exponent {f['exponent_seconds']:.2f})")
         if f["exponent_bytes"]:
             ax.loglog(

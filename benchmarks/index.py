@@ -185,7 +185,9 @@ def approximate(n, clusters, threads, tmp):
         found[probes] = {
             "seconds": float(np.median([s for s, _ in runs])),
             "recall_at_10": float(
-                np.mean([len(r & {h.row for h in hits}) / 10 for r, (_, hits) in zip(right, runs)])
+                np.mean(
+                    [len(r & {h.row for h in hits}) / 10 for r, (_, hits) in zip(right, runs, strict=True)]
+                )
             ),
         }
     return {

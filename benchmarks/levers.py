@@ -63,7 +63,7 @@ def momentum_loop(model):
 
     @torch.no_grad()
     def ema(average, model, alpha):
-        for a, p in zip(average.parameters(), model.parameters()):
+        for a, p in zip(average.parameters(), model.parameters(), strict=True):
             a.mul_(alpha).add_(p, alpha=1 - alpha)
 
     sgmim.models.sgmim.ema_update = ema

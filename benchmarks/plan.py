@@ -125,7 +125,7 @@ def run(spec):
     ends = [m[:2] for m in marks[1:]] + [marks[-1][3:5]]
     peak = torch.cuda.max_memory_reserved() if spec["device"] == "cuda" else marks[-1][5]
     return {
-        "steps": [[e[0] - m[0], e[1] - m[1], bool(m[2])] for m, e in zip(marks, ends)],
+        "steps": [[e[0] - m[0], e[1] - m[1], bool(m[2])] for m, e in zip(marks, ends, strict=True)],
         "peak_steps": peak,
         "peak": peak if spec["device"] == "cuda" else peak_memory_mb() * 2**20,
         "wall": fitted.record["wall_seconds"],

@@ -345,7 +345,7 @@ def frame_times(encoder, T: int) -> np.ndarray:
 def silenced(batch: dict, rows, spans) -> dict:
     "The sound of some rows of a batch, zero during `spans` [(start, end), …] (seconds) of each row."
     audio = batch["audio"][rows]  # a copy
-    for wave, r in zip(audio, rows.tolist()):
+    for wave, r in zip(audio, rows.tolist(), strict=True):
         for start, end in spans[r]:
             wave[round(start * RATE) : round(end * RATE)] = 0
     return {"audio": audio, "audio_len": batch["audio_len"][rows], "index": batch["index"][rows]}
@@ -354,7 +354,7 @@ def silenced(batch: dict, rows, spans) -> dict:
 def with_rows(heard, part, rows):
     "What was heard, with some rows exchanged for those of `part`."
     return type(heard)(
-        *(old if old is None else old.index_copy(0, rows, new) for old, new in zip(heard, part))
+        *(old if old is None else old.index_copy(0, rows, new) for old, new in zip(heard, part, strict=True))
     )
 
 # %% ../nbs/25_analysis.ipynb #9d1f7bd1
@@ -402,7 +402,7 @@ class PatchTruth:
     def things(self, choose) -> np.ndarray:
         "Patches of the things for which choose(thing, caption) is true."
         where = np.zeros_like(self.thing)
-        for row, owner, scene, caption in zip(where, self.owner, self.scenes, self.captions):
+        for row, owner, scene, caption in zip(where, self.owner, self.scenes, self.captions, strict=True):
             for k, thing in enumerate(scene.things):
                 if choose(thing, caption):
                     row |= owner == k
@@ -598,7 +598,7 @@ SHOWN = (
 def _bars(ax, groups, names):
     "Bars of estimates with their intervals: groups {label: {name: estimate or None}}, a colour and a place for each of `names` {name: label}."
     width = 0.8 / len(names)
-    for i, ((name, label), colour) in enumerate(zip(names.items(), colours(len(names)))):
+    for i, ((name, label), colour) in enumerate(zip(names.items(), colours(len(names)), strict=True)):
         there = [
             (x + width * (i - (len(names) - 1) / 2), g[name])
             for x, g in enumerate(groups.values())
@@ -663,7 +663,7 @@ def category_figure(found: dict, title: str | None = None):
     )
     fig = Picture(5.2, 0.7 + 0.19 * len(rows))
     ax, names = fig.subplots(), [(k, label) for k, label in SHOWN if k in found["overall"]]
-    for i, ((name, label), colour, mark) in enumerate(zip(names, colours(len(names)), "osD^")):
+    for i, ((name, label), colour, mark) in enumerate(zip(names, colours(len(names)), "osD^", strict=False)):
         value, y = (
             np.array([[d[name]["value"], *d[name]["interval"]] for _, d in rows]),
             np.arange(len(rows)) + 0.22 * ((len(names) - 1) / 2 - i),
@@ -741,7 +741,7 @@ def loss_gradients(model: SGMIM, batch: dict, generator: torch.Generator | None 
     "{part: (gradient of L_NCE, gradient of λ L_MIM)} on one batch, flat (P,), zeros where a loss does not reach; with the whole 'image encoder' and 'audio encoder' first. `ConfigError` for a model without a decoder."
     if model.decoder is None:
         raise ConfigError("this model has no decoder (reconstruction='none'): there is one gradient alone")
-    names, params = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad))
+    names, params = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     with torch.enable_grad():
         out = model(batch, generator=generator)
         both = [
@@ -749,7 +749,7 @@ def loss_gradients(model: SGMIM, batch: dict, generator: torch.Generator | None 
             for loss in (out["loss_nce"], model.config.lam * out["loss_mim"])
         ]
     found = {"image encoder": [], "audio encoder": []}
-    for name, p, *g in zip(names, params, *both):
+    for name, p, *g in zip(names, params, *both, strict=True):
         part, g = part_of(name), [torch.zeros_like(p) if d is None else d for d in g]
         for key in {part, f"{part.split()[0]} encoder"} & {part, *found}:
             found.setdefault(key, []).append(g)
@@ -910,7 +910,7 @@ def same_answers(corpus, a, b=None, resamples: int = 1000, seed: int = 0) -> dic
     if b is None:
         pairs = [(x, y) for k, x in enumerate(a) for y in a[k + 1 :]]
     else:
-        pairs = list(zip(a, b)) if len(a) == len(b) else [(x, y) for x in a for y in b]
+        pairs = list(zip(a, b, strict=True)) if len(a) == len(b) else [(x, y) for x in a for y in b]
     own = np.asarray(corpus.image_of_caption)
     return (
         estimate(

@@ -139,7 +139,7 @@ def parts_of(
         ends = np.clip(np.r_[0.0, boundaries(segments(W, q, hop, first), seconds)[1:-1], seconds], 0, seconds)
         if len(ends) - 1 <= most:
             break
-    return tuple(("", float(a), float(b)) for a, b in zip(ends, ends[1:]) if b > a)[:most]
+    return tuple(("", float(a), float(b)) for a, b in zip(ends, ends[1:], strict=False) if b > a)[:most]
 
 
 @torch.inference_mode()

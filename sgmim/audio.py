@@ -14,6 +14,7 @@ import math
 import os
 import re
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -496,7 +497,7 @@ def pad_batch(waves: list, length: int = None) -> tuple:
         length = max(len(w) for w in waves)
     batch = np.zeros((len(waves), length), np.float32)
     lens = np.array([min(len(w), length) for w in waves], np.int64)
-    for row, w, n in zip(batch, waves, lens):
+    for row, w, n in zip(batch, waves, lens, strict=True):
         row[:n] = w[:n]
     return batch, lens
 

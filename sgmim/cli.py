@@ -748,7 +748,7 @@ def run_evaluation(a):
     }
     print(format_table(list(results.items())))
     train = training_lists(splits, a)
-    notes = {s: remarks(c, s, r, train) for (s, c), r in zip(splits.items(), results.values())}
+    notes = {s: remarks(c, s, r, train) for (s, c), r in zip(splits.items(), results.values(), strict=True)}
     for s, said in notes.items():
         print(f"{s}: " + "; ".join(said))
     if a.record:
@@ -841,7 +841,7 @@ def remarks(corpus, split, result, train=None):
         {},
     )
     official = [known.get(k) for k in ("images", "captions")]
-    if any(n not in (None, m) for n, m in zip(official, pool)):
+    if any(n not in (None, m) for n, m in zip(official, pool, strict=True)):
         size = " × ".join("?" if n is None else f"{n:,}" for n in official)
         said.append(f"the official pool is {size}, so do not compare these numbers with published ones")
     if result.unreadable:
@@ -1007,7 +1007,10 @@ def analyse_rows(a, device):
     }
     about = {
         "models": {
-            name: [{"checkpoint": p.name, "model": state_digest(m)} for p, m in zip(paths_of[name], models)]
+            name: [
+                {"checkpoint": p.name, "model": state_digest(m)}
+                for p, m in zip(paths_of[name], models, strict=True)
+            ]
             for name, models in groups.items()
         },
         "before_training": a.before_training,

@@ -100,7 +100,7 @@ def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
-    for i, (ax, im) in enumerate(zip(axes, images)):
+    for i, (ax, im) in enumerate(zip(axes, images, strict=False)):
         ax.imshow(picture(im))
         lines = textwrap.wrap(str(titles[i]), int(15 * cell), max_lines=3, placeholder=" …") if titles else []
         ax.set_title("\n".join(lines), fontsize=7.5, color=INK)
@@ -213,7 +213,7 @@ def attention_figure(
     axes = fig.subplots(1 + len(w), 1, sharex=True, height_ratios=[4] + [1] * len(w))
     fig.get_layout_engine().set(hspace=0, h_pad=0.01)
     _draw_sound(axes[0], wave, rate, spectrogram)
-    for h, (ax, row, colour) in enumerate(zip(axes[1:], w, colours(len(w)))):
+    for h, (ax, row, colour) in enumerate(zip(axes[1:], w, colours(len(w)), strict=True)):
         top = max(row.max(), 1e-9)
         ax.stairs(row / top, edges, fill=True, color=colour)
         if not spectrogram:
@@ -267,13 +267,13 @@ def retrieval_gallery(
     rows, k = found.shape
     fig = Picture(cell * (k + 1.25), rows * (cell + 0.22) + (0.3 if title else 0))
     axes = fig.subplots(rows, k + 1, squeeze=False)
-    for r, (row, query) in enumerate(zip(axes, queries)):
+    for r, (row, query) in enumerate(zip(axes, queries, strict=True)):
         _card(row[0], query)
         if r == 0:
             row[0].set_title("query", fontsize=9, color=INK)
         if ranks is not None:
             row[0].set_xlabel(f"right one: rank {int(ranks[r])}", fontsize=8, color=INK)
-        for j, (ax, i) in enumerate(zip(row[1:], found[r])):
+        for j, (ax, i) in enumerate(zip(row[1:], found[r], strict=True)):
             _card(ax, items[i], size=7)
             _frame(ax, i in np.atleast_1d(right[r]), j + 1)
     if title:
@@ -340,7 +340,7 @@ def reconstruction_figure(
         ax.set_title(name, fontsize=9, color=INK)
     _patch_map(target_ax, to_rgb(target), np.ones(N, bool), grid)
     target_ax.set_title("target features", fontsize=9, color=INK)
-    for ax, low, (name, x) in zip(upper, lower, predictions.items()):
+    for ax, low, (name, x) in zip(upper, lower, predictions.items(), strict=True):
         _patch_map(ax, to_rgb(x), mask, grid)
         ax.set_title(name, fontsize=9, color=INK)
         heat = _patch_map(low, errors[name], mask, grid, cmap="magma_r", vmin=0, vmax=top)
@@ -431,8 +431,8 @@ def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
             "the history has none of the measured keys: loss_nce, loss_mim, lr, " + ", ".join(NAMES)
         )
     fig = Picture(3.1 * len(panels), 2.7)
-    for ax, (text, keys) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels):
-        for r, (name, colour) in enumerate(zip(runs, colours(len(runs)))):
+    for ax, (text, keys) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for r, (name, colour) in enumerate(zip(runs, colours(len(runs)), strict=True)):
             for j, key in enumerate(keys):
                 style = (
                     (colours(len(keys))[j], DASHES[j % 4], NAMES.get(key, key))
@@ -483,7 +483,7 @@ def _arrow(ax, *points, colour=INK, dashed=False, head="-|>"):
     *start, last = points
     style = dict(color=colour, lw=1.7, ls="--" if dashed else "-")
     if len(start) > 1:
-        ax.plot(*zip(*start), **style)
+        ax.plot(*zip(*start, strict=True), **style)
     ax.annotate(
         "",
         last,

@@ -112,7 +112,7 @@ def frames_of_words(encoder, words, T: int) -> np.ndarray:
 def cut_out(batch: dict, rows, words, least: int) -> tuple:
     "The sound of each word alone, zero-padded: (Q, L), (Q,) samples. A word shorter than `least` samples takes what stands beside it."
     cuts = []
-    for r, w in zip(rows, words):
+    for r, w in zip(rows, words, strict=True):
         whole = int(batch["audio_len"][r])
         first = max(0, min(round(w.start * RATE), whole - least))
         cuts.append(batch["audio"][r, first : min(whole, max(round(w.end * RATE), first + least))])
@@ -124,7 +124,7 @@ def cut_out(batch: dict, rows, words, least: int) -> tuple:
 def silence(batch: dict, rows, words) -> torch.Tensor:
     "The sound of each word's caption with that word silenced, (Q, L)."
     audio = batch["audio"][rows]
-    for wave, w in zip(audio, words):
+    for wave, w in zip(audio, words, strict=True):
         wave[round(w.start * RATE) : round(w.end * RATE)] = 0
     return audio
 
@@ -141,7 +141,9 @@ def word_features(model, batch: dict, rows, words, speech=SPEECH, chunk: int = 6
     )
 
     def embed(audio, length):
-        return torch.cat([model.embed_audio(a, n) for a, n in zip(audio.split(chunk), length.split(chunk))])
+        return torch.cat(
+            [model.embed_audio(a, n) for a, n in zip(audio.split(chunk), length.split(chunk), strict=True)]
+        )
 
     for way in speech:
         if way in ("frames", "attention"):
@@ -215,7 +217,7 @@ def grounding_figure(
     grey = np.repeat(150 + 0.4 * image.mean(2, keepdims=True), 3, 2).astype(
         np.uint8
     )  # pale, so that the heat is seen
-    for ax, word, m, box in zip(axes[1:], words, maps, boxes or [None] * len(words)):
+    for ax, word, m, box in zip(axes[1:], words, maps, boxes or [None] * len(words), strict=True):
         ax.imshow(grey)
         heat = ax.imshow(
             m.reshape(grid, grid),
@@ -307,7 +309,7 @@ def iou(maps, shown, threshold: float) -> np.ndarray:
 def choice(maps, shares, thing) -> np.ndarray:
     "Is the mean of the map over the right thing's patches the largest of all things'? (Q,): 1 or 0, a share for ties, NaN where there is but one thing."
     found = np.full(len(maps), np.nan)
-    for q, (m, s, k) in enumerate(zip(standardised(maps), shares, thing)):
+    for q, (m, s, k) in enumerate(zip(standardised(maps), shares, thing, strict=True)):
         if len(s) < 2:
             continue
         value = (s @ m) / np.maximum(s.sum(1), 1e-9)
@@ -359,7 +361,7 @@ def scored_words(corpus, j: int) -> list[SpokenWord]:
     said = [w for w in words if w.kind in SCORED and w.thing >= 0]
     return said + [
         w._replace(kind="beside", thing=after.thing)
-        for w, after in zip(words, words[1:])
+        for w, after in zip(words, words[1:], strict=False)
         if w.kind == "other" and after in said
     ]
 
@@ -404,7 +406,7 @@ def ground(
         for i in images
     }
     shares = [scenes[w.image][1] for w in words]
-    own = np.stack([s[w.thing] for s, w in zip(shares, words)])
+    own = np.stack([s[w.thing] for s, w in zip(shares, words, strict=True)])
     return Grounded(
         words,
         {k: torch.cat(v) for k, v in features.items()},
@@ -617,8 +619,9 @@ def scores_figure(found: dict, title: str | None = None):
     for ax, (score, name) in zip(
         fig.subplots(1, 3),
         (("pointing", "pointing accuracy"), ("iou", "IoU"), ("choice", "choice among things")),
+        strict=True,
     ):
-        for i, ((who, label), colour) in enumerate(zip(WHO.items(), colours(len(WHO)))):
+        for i, ((who, label), colour) in enumerate(zip(WHO.items(), colours(len(WHO)), strict=True)):
             there = [
                 (x - 0.32 + 0.16 * i, d[score][who])
                 for x, d in enumerate(found["kind"].values())

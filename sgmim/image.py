@@ -10,6 +10,7 @@ __all__ = ['MAX_PIXELS', 'MAX_ASPECT', 'FORMATS', 'IMAGENET_MEAN', 'IMAGENET_STD
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import v2

@@ -102,7 +102,7 @@ class BertAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, lr in zip(self.param_groups, self.lr_now()):
+        for group, lr in zip(self.param_groups, self.lr_now(), strict=True):
             self._update(group, lr)
             group["step"] += 1
         return loss
@@ -113,7 +113,7 @@ class BertAdam(torch.optim.Optimizer):
         if not ps:
             return
         gs, states = [p.grad for p in ps], [self.state[p] for p in ps]
-        for p, s in zip(ps, states):
+        for p, s in zip(ps, states, strict=True):
             if not s:
                 s.update(m=torch.zeros_like(p), v=torch.zeros_like(p))
         ms, vs, (b1, b2) = [s["m"] for s in states], [s["v"] for s in states], group["betas"]

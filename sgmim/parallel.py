@@ -131,7 +131,7 @@ class _Gather(torch.autograd.Function):
         parts = [z.new_zeros(max(counts), *z.shape[1:]) for _ in counts]  # collectives want equal shapes
         mine = torch.cat([z, z.new_zeros(max(counts) - len(z), *z.shape[1:])])
         dist.all_gather(parts, mine.contiguous())
-        return torch.cat([p[:n] for p, n in zip(parts, counts)])
+        return torch.cat([p[:n] for p, n in zip(parts, counts, strict=True)])
 
     @staticmethod
     def backward(ctx, grad):

@@ -152,7 +152,7 @@ def parameter_counts(model):
         n: (sum(p.numel() for p in m.parameters() if p.requires_grad), sum(p.numel() for p in m.parameters()))
         for n, m in model.named_children()
     }
-    return count | {"all": tuple(map(sum, zip(*count.values())))}
+    return count | {"all": tuple(map(sum, zip(*count.values(), strict=True)))}
 
 # %% ../nbs/24_plan.ipynb #8ee8610c
 def calibrate(model, config, device="cpu", sizes=None, seconds=None):
@@ -1013,4 +1013,4 @@ def corpus_size(preset):
             EXPECTED[name][split].get(k) or EXPECTED[name][split]["about"] for k in ("images", "captions")
         ]
 
-    return size("train")[1], tuple(map(sum, zip(*map(size, dev))))
+    return size("train")[1], tuple(map(sum, zip(*map(size, dev), strict=True)))

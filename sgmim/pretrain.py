@@ -216,7 +216,7 @@ class Speech:
         out, order = [None] * len(self.waves), np.argsort(self.lengths, kind="stable")
         for a in range(0, len(order), batch_size):
             rows = order[a : a + batch_size]
-            for j, y in zip(rows, function(*self.batch(rows))):
+            for j, y in zip(rows, function(*self.batch(rows)), strict=True):
                 out[j] = y[: self.lengths[j]].clone()
         return out
 
@@ -232,7 +232,7 @@ def cluster(features, k, fit_on, seed):
 def mfcc_features(speech):
     "MFCCs with their differences at the encoder's frame rate: two frames of 20 ms side by side for one of 40 ms; a list of (T, 78)."
     out = []
-    for w, T in zip(speech.waves, speech.lengths):
+    for w, T in zip(speech.waves, speech.lengths, strict=True):
         m = mfcc(w.astype(np.float32) / 32767)
         m = np.concatenate([m, np.repeat(m[-1:], max(0, 2 * T - len(m)), 0)])[: 2 * T]
         out.append(torch.from_numpy(m.reshape(T, -1)).float())

@@ -443,7 +443,9 @@ def initial_weights(
         image, audio = (
             given or named
             for given, named in zip(
-                (image, audio), WEIGHTS.get("paper" if preset.startswith("paper") else preset, (None, None))
+                (image, audio),
+                WEIGHTS.get("paper" if preset.startswith("paper") else preset, (None, None)),
+                strict=True,
             )
         )
     if not (image or audio):

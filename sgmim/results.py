@@ -219,7 +219,7 @@ def pack_result(result, images, captions, image_of_caption, seed=0):
         )
         low, high = interval([(hits, groups)], seed=seed)
         packed[side] |= {
-            "interval": {k: [float(a), float(b)] for k, a, b in zip(RECALLS, low, high)},
+            "interval": {k: [float(a), float(b)] for k, a, b in zip(RECALLS, low, high, strict=True)},
             "ranks": pack(ranks),
             "groups": None if np.array_equal(groups, np.arange(len(groups))) else pack(groups),
             "queries": hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=8).hexdigest(),
@@ -294,7 +294,7 @@ def rank_problems(d, path, by_image):
         return found
     groups = np.arange(n) if d.get("groups") is None else as_integers(d["groups"])
     bounds = np.transpose(interval([((ranks[:, None] <= np.array(KS)) * 100.0, groups)]))
-    for k, (low, high) in zip(RECALLS, bounds):
+    for k, (low, high) in zip(RECALLS, bounds, strict=True):
         said = d["interval"].get(k)
         if not isinstance(said, list) or len(said) != 2 or differs(said[0], low) or differs(said[1], high):
             found.append(f"{path}.interval.{k} is {said}, and its ranks give [{low:.6g}, {high:.6g}]")
@@ -428,7 +428,7 @@ def best_problems(metrics, path="metrics"):
         return [f"{path}.best.step is {best.get('step')}, and {path}.dev has the steps {steps}"]
     scores = [[e[k] for k in keys][: len(score)] for e in dev]
     own = scores[steps.index(best["step"])]
-    if len(own) != len(score) or any(differs(a, b) for a, b in zip(score, own)):
+    if len(own) != len(score) or any(differs(a, b) for a, b in zip(score, own, strict=True)):
         return [f"{path}.best.score is {score}, and {path}.dev has {own} at step {best['step']}"]
     first = steps[scores.index(max(scores))]
     return [f"{path}.best.step is {best['step']}, and the best on dev is step {first}"] * (
@@ -885,9 +885,14 @@ def read_printed(number):
         name, *cells = (part.strip() for part in line.split("|"))
         if name.endswith(" †"):
             prior.add(name := name.removesuffix(" †"))
-        systems[name] = {s: tuple(float(v.strip("_")) for v in c.split()) for s, c in zip(splits, cells)}
+        systems[name] = {
+            s: tuple(float(v.strip("_")) for v in c.split()) for s, c in zip(splits, cells, strict=True)
+        }
         underlined |= {
-            (name, s, i) for s, c in zip(splits, cells) for i, v in enumerate(c.split()) if v.endswith("_")
+            (name, s, i)
+            for s, c in zip(splits, cells, strict=True)
+            for i, v in enumerate(c.split())
+            if v.endswith("_")
         }
     return PaperTable(number, caption, splits, systems, frozenset(underlined), frozenset(prior))
 
@@ -1105,7 +1110,10 @@ def contrast(split, terms, sides=SIDES, keep=None):
                 f"the records of {names} are not of the same queries of {split}: they cannot be compared"
             )
         values, groups = (
-            sum(sign * np.stack([h for h, _, _ in some]) for (sign, _, _), some in zip(terms, every)),
+            sum(
+                sign * np.stack([h for h, _, _ in some])
+                for (sign, _, _), some in zip(terms, every, strict=True)
+            ),
             every[0][0][1],
         )  # (seeds, Q, K), (Q,)
         if keep is not None:
@@ -1294,9 +1302,9 @@ def claimed(table, split, row, minus):
     numbers = {ROW_OF[name]: v[split] for name, v in t.systems.items() if name in ROW_OF}
 
     def mean(v):
-        return v if len(v) == 3 else [(a + b) / 2 for a, b in zip(v[:3], v[3:])]
+        return v if len(v) == 3 else [(a + b) / 2 for a, b in zip(v[:3], v[3:], strict=True)]
 
-    return {k: round(a - b, 2) for k, a, b in zip(KS, mean(numbers[row]), mean(numbers[minus]))}
+    return {k: round(a - b, 2) for k, a, b in zip(KS, mean(numbers[row]), mean(numbers[minus]), strict=True)}
 
 
 def differences(found, ks=(1, 10)):
@@ -1459,8 +1467,8 @@ def table4_figure(found, k=1, rows=None, title=None):
     if not rows:
         raise DataError(f"no record of table {found.table} on {found.label}")
     fig = Picture(1.3 + 2.5 * len(found.tests), 2.9)
-    for ax, t in zip(fig.subplots(1, len(found.tests), squeeze=False)[0], found.tests):
-        for x, (row, colour) in enumerate(zip(rows, colours(len(rows)))):
+    for ax, t in zip(fig.subplots(1, len(found.tests), squeeze=False)[0], found.tests, strict=True):
+        for x, (row, colour) in enumerate(zip(rows, colours(len(rows)), strict=True)):
             e = estimate(found, t, row)[k]
             ax.errorbar(
                 x,
@@ -1670,7 +1678,7 @@ def forest_figure(lines, title=None, xlabel="gain in R@1 over the baseline, poin
         raise DataError("no record of any of " + ", ".join(lines))
     main, judged = endpoint(tests), judged_gains(lines)
     fig = Picture(2.1 + 2.2 * len(tests), 0.9 + 0.27 * len(lines))
-    for ax, t in zip(fig.subplots(1, len(tests), squeeze=False, sharey=True)[0], tests):
+    for ax, t in zip(fig.subplots(1, len(tests), squeeze=False, sharey=True)[0], tests, strict=True):
         for y, (name, of) in enumerate(lines.items()):
             if not (e := of.get(t)):
                 ax.text(

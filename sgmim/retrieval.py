@@ -90,7 +90,7 @@ class RetrievalResult:
     @property
     def mean(self) -> tuple:
         "R@1, R@5, R@10, each the mean of both directions: the numbers of Table 4. The first selects the model."
-        return tuple((a + b) / 2 for a, b in zip(self.row[:3], self.row[3:]))
+        return tuple((a + b) / 2 for a, b in zip(self.row[:3], self.row[3:], strict=True))
 
     def to_dict(self) -> dict:
         "Plain numbers, for JSON."
@@ -101,7 +101,7 @@ class RetrievalResult:
         return dict(
             audio_to_image=side(self.audio_to_image),
             image_to_audio=side(self.image_to_audio),
-            mean={f"recall_at_{k}": r for k, r in zip((1, 5, 10), self.mean)},
+            mean={f"recall_at_{k}": r for k, r in zip((1, 5, 10), self.mean, strict=True)},
             images_dropped=self.images_dropped,
             unreadable=self.unreadable,
         )
@@ -212,7 +212,7 @@ def bootstrap(
     draws = (rng.integers(0, len(size), len(size)) for _ in range(n))
     recalls = 100 * np.array([total[d].sum(0) / size[d].sum() for d in draws])
     low, high = np.quantile(recalls, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return {k: (float(a), float(b)) for k, a, b in zip(ks, low, high)}
+    return {k: (float(a), float(b)) for k, a, b in zip(ks, low, high, strict=True)}
 
 # %% ../nbs/20_retrieval.ipynb #c063f2a0
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +337,7 @@ def _pool(found, max_unreadable):
         i: k for k, i in reversed(list(enumerate(images)))
     }  # where each image first stands: two processes may both have met it
     row_of = {i: row for row, i in enumerate(sorted(place, key=place.get))}
-    homeless = [j for j, i in zip(captions, owners) if i not in row_of]
+    homeless = [j for j, i in zip(captions, owners, strict=True) if i not in row_of]
     if homeless and not lost:
         raise DataError(
             f"{len(homeless)} captions came without their image, the first is caption {homeless[0]}"

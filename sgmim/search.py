@@ -198,7 +198,7 @@ class Files(Sequence):
         return map(File, *self.columns)
 
     def extend(self, other):
-        for mine, theirs in zip(self.columns, other.columns):
+        for mine, theirs in zip(self.columns, other.columns, strict=True):
             mine += theirs
 
 
@@ -214,7 +214,10 @@ def write_part(folder: Path, vectors: np.ndarray, files: list) -> dict:
     "Write rows (n, E) and their `File`s as a part with a name of its own; returns its entry for index.json."
     name, out = f"part-{secrets.token_hex(5)}", io.BytesIO()
     np.save(out, np.ascontiguousarray(vectors, dtype=np.float32))
-    blobs = {"npy": out.getvalue(), "json": json.dumps([*zip(*files)], ensure_ascii=False).encode()}
+    blobs = {
+        "npy": out.getvalue(),
+        "json": json.dumps([*zip(*files, strict=True)], ensure_ascii=False).encode(),
+    }
     for suffix, blob in blobs.items():
         with atomic_write(folder / f"{name}.{suffix}") as f:
             f.write(blob)
@@ -307,7 +310,10 @@ def best_rows(parts: list, query: np.ndarray, k: int, largest: float, block: int
         first += len(part)
     ends = np.cumsum([0] + [len(p) for p in parts])
     of = np.searchsorted(ends, rows, "right") - 1
-    exact = [parts[p][r - ends[p]].astype(np.float64) @ query.astype(np.float64) for p, r in zip(of, rows)]
+    exact = [
+        parts[p][r - ends[p]].astype(np.float64) @ query.astype(np.float64)
+        for p, r in zip(of, rows, strict=True)
+    ]
     return rows, np.array(exact, np.float64)
 
 # %% ../nbs/33_search.ipynb #b61601ce
@@ -387,7 +393,9 @@ class Index:
         rows, scores = best_rows(
             self.parts, query, k, max((p["largest"] for p in self.about["parts"]), default=0.0)
         )
-        found = sorted((-s, self.files[r].path, r) for s, r in zip(scores.tolist(), rows.tolist()))[:k]
+        found = sorted(
+            (-s, self.files[r].path, r) for s, r in zip(scores.tolist(), rows.tolist(), strict=True)
+        )[:k]
         return [Hit(n, -s, path, r) for n, (s, path, r) in enumerate(found, 1)]
 
 # %% ../nbs/33_search.ipynb #23551d9f
@@ -482,7 +490,7 @@ def surviving(folder, index: Index, files: list) -> list:
     "Entries of the parts of `index` without the rows of files that are not in `files`, as they are now: a part that loses rows is written anew, its vectors copied."
     now, entries, first = set(files), [], 0
     sound = [e for e in index.about["parts"] if all(e is not b for b, _ in index.broken)]
-    for entry, vectors in zip(sound, index.parts):
+    for entry, vectors in zip(sound, index.parts, strict=True):
         of = index.files[first : first + len(vectors)]
         keep = [i for i, f in enumerate(of) if f in now]
         now -= set(of)  # a file counts once
@@ -542,6 +550,7 @@ def embed_files(
         for file, x in zip(
             tqdm(files, desc="embedding", unit="file", disable=None if progress else True),
             in_order(threads, read, files, ahead=4 * batch_size),
+            strict=True,
         ):
             if isinstance(x, str):
                 left_out.append((file.path, x))
@@ -706,7 +715,9 @@ def search_approximate(index: Index, grouped, query, k: int = 10, probes: int = 
     query = check_query(query, index.about["width"])
     grouped.nprobe = probes
     scores, rows = grouped.search(query[None], k)
-    found = sorted((-float(s), index.files[r].path, int(r)) for s, r in zip(scores[0], rows[0]) if r >= 0)
+    found = sorted(
+        (-float(s), index.files[r].path, int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0
+    )
     return [Hit(n, -s, path, r) for n, (s, path, r) in enumerate(found, 1)]
 
 # %% ../nbs/33_search.ipynb #ea026cb5

@@ -196,7 +196,10 @@ def restore_optimiser(optimiser, tensors, numbers):
     }.items():
         _, i, k = name.split(".")
         state.setdefault(int(i), {})[k] = v
-    groups = [{**g, **saved} for g, saved in zip(optimiser.state_dict()["param_groups"], numbers["groups"])]
+    groups = [
+        {**g, **saved}
+        for g, saved in zip(optimiser.state_dict()["param_groups"], numbers["groups"], strict=True)
+    ]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 # %% ../nbs/23_train.ipynb #2dfcdeab
@@ -365,7 +368,7 @@ def alike(a, b):
         return a == b
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
-    return all(abs(x - y) <= 1e-4 * max(a[0], b[0]) for x, y in zip(a, b))
+    return all(abs(x - y) <= 1e-4 * max(a[0], b[0]) for x, y in zip(a, b, strict=True))
 
 
 def weights_marks(state):
@@ -557,7 +560,7 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
         if "audio" not in batch:
             continue
         out, n = model.audio_encoder.cnn(batch["audio"].to(device), batch["audio_len"].to(device))
-        for j, f, k in zip(batch["index"].tolist(), out.cpu(), n.tolist()):
+        for j, f, k in zip(batch["index"].tolist(), out.cpu(), n.tolist(), strict=True):
             frames[j] = f[:k].clone()
     return frames
 
@@ -600,7 +603,7 @@ def corpus_pairs(
 def shortest(model):
     "Samples of one frame: the receptive field of the convolutions of a configuration."
     n = hop = 1
-    for k, s in zip(model.conv_kernel, model.conv_stride):
+    for k, s in zip(model.conv_kernel, model.conv_stride, strict=True):
         n, hop = n + (k - 1) * hop, hop * s
     return n
 
@@ -959,7 +962,7 @@ def _changed(a, b):
     "How many of the marks of two contents differ; None if there is nothing to compare."
     if a is None or b is None:
         return None
-    return sum(not alike(x, y) for x, y in zip(a, b)) + abs(len(a) - len(b))
+    return sum(not alike(x, y) for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b))
 
 
 def files_differences(was, now):

@@ -254,7 +254,7 @@ class AttentionExplorer(Explorer):
             )
             for w in found
         ]
-        for b, w in zip(buttons, found):
+        for b, w in zip(buttons, found, strict=True):
             b.on_click(lambda b, w=w: self.attempt(lambda: self.press(w, b)))
         self.words.children = buttons
 
@@ -477,7 +477,7 @@ class RetrievalExplorer(Explorer):
                 f"{s:.3f}",
                 "✓ right" if ok else "",
             )
-            for i, (n, s, ok) in enumerate(zip(found, scores, right))
+            for i, (n, s, ok) in enumerate(zip(found, scores, right, strict=True))
         ]
         sound = sound_html(self.corpus.audio(query), "the caption") + "<br>" if side == "caption" else ""
         return (

@@ -131,7 +131,9 @@ def cls_attention_of(
             W, frames = layer_attention(
                 encoder, {k: batch[k].to(device) for k in ("audio", "audio_len")}, layers
             )
-            for i, (j, n, T) in enumerate(zip(read, batch["audio_len"].tolist(), frames.tolist())):
+            for i, (j, n, T) in enumerate(
+                zip(read, batch["audio_len"].tolist(), frames.tolist(), strict=True)
+            ):
                 about = (
                     *frame_times(encoder, n, T, stretched),
                     n / RATE,
@@ -239,12 +241,15 @@ BASELINES = ("random", "even", "exchanged")
 
 def random_boundaries(found, durations, rng):
     "For each caption as many inner boundaries as were `found`, anywhere within its seconds; its two ends are the first and the last."
-    return [np.r_[0, np.sort(rng.uniform(0, d, max(len(f) - 2, 0))), d] for f, d in zip(found, durations)]
+    return [
+        np.r_[0, np.sort(rng.uniform(0, d, max(len(f) - 2, 0))), d]
+        for f, d in zip(found, durations, strict=True)
+    ]
 
 
 def even_boundaries(found, durations):
     "For each caption as many inner boundaries as were `found`, at equal distances."
-    return [np.linspace(0, d, max(len(f), 2)) for f, d in zip(found, durations)]
+    return [np.linspace(0, d, max(len(f), 2)) for f, d in zip(found, durations, strict=True)]
 
 
 def exchanged_boundaries(found, durations, shift=1):
@@ -252,7 +257,7 @@ def exchanged_boundaries(found, durations, shift=1):
     order, n = np.argsort(durations, kind="stable"), len(durations)
     there, other = np.arange(n) + shift, np.empty(n, int)
     other[order] = order[np.where((there < 0) | (there >= n), there - 2 * shift, there)]
-    return [np.asarray(found[o]) * (d / durations[o]) for o, d in zip(other, durations)]
+    return [np.asarray(found[o]) * (d / durations[o]) for o, d in zip(other, durations, strict=True)]
 
 # %% ../nbs/28_words.ipynb #8037e6d0
 def resampled_sums(x, units, n=1000, seed=0):
@@ -322,7 +327,7 @@ def scores_with_chance(heard, found, tolerance=0.02, draws=100, seed=0):
     return {
         **result,
         "gain": gain,
-        "boundaries": dict(zip(("matched", "found", "true"), map(int, table[:, 0].sum(0)))),
+        "boundaries": dict(zip(("matched", "found", "true"), map(int, table[:, 0].sum(0)), strict=True)),
     }
 
 # %% ../nbs/28_words.ipynb #0a779935
@@ -509,7 +514,7 @@ def discovery_figure(wave, heard, quantile, tolerance=0.02, at="middles", title=
     for ax in fig.axes:
         for start, end in found:
             ax.axvspan(start, end, color="#F0D58C", alpha=0.35, lw=0, zorder=0)
-    for ax, row, colour in zip(lanes, heard.attention, colours(len(lanes))):
+    for ax, row, colour in zip(lanes, heard.attention, colours(len(lanes)), strict=True):
         kept = heard.middles[row >= np.quantile(row, quantile)]
         ax.hlines([1.03] * len(kept), kept - heard.hop / 2, kept + heard.hop / 2, color=colour, lw=2.2)
     marks = boundaries(found, heard.duration, at)[1:-1]
@@ -706,9 +711,11 @@ def discovery_table(record, tolerance="20 ms", markdown=True):
             "| " + " | ".join(r) + " |"
             for r in [rows[0], ["---", "---"] + ["---:"] * (len(rows[0]) - 2)] + rows[1:]
         )
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(f"{x:<{w}}" if k < 2 else f"{x:>{w}}" for k, (x, w) in enumerate(zip(r, widths))).rstrip()
+        "  ".join(
+            f"{x:<{w}}" if k < 2 else f"{x:>{w}}" for k, (x, w) in enumerate(zip(r, widths, strict=True))
+        ).rstrip()
         for r in rows
     )
 

@@ -303,7 +303,10 @@ def test_an_estimate_is_the_ratio_of_sums_and_its_interval_that_of_resamples():
         and (w[:, ::3] == w[:, 2::3]).all()
     )  # groups stay together
     e = estimate(w, total, count)
-    drawn = [sum(x * t for x, t in zip(r, total)) / sum(x * c for x, c in zip(r, count)) for r in w]
+    drawn = [
+        sum(x * t for x, t in zip(r, total, strict=True)) / sum(x * c for x, c in zip(r, count, strict=True))
+        for r in w
+    ]
     assert e["value"] == pytest.approx(total.sum() / count.sum(), abs=1e-5) and e["n"] == count.sum()
     assert e["interval"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-5)
     assert (
@@ -342,7 +345,7 @@ def test_every_thing_that_is_said_is_found_in_its_caption(scenes):
             assert [m.thing for m in named] == [t[0] for t in c.things] and [
                 m.start for m in found
             ] == sorted(m.start for m in found)
-            for (category, colour, size), m in zip(c.things, named):
+            for (category, colour, size), m in zip(c.things, named, strict=True):
                 own = [x for x in found if x.thing == category]
                 assert m.word in thing_names(category)
                 assert [x.word for x in own if x.kind == "colour"] == [colour] * (colour is not None) and len(
@@ -428,7 +431,7 @@ class Ear:
 
     def hear(self, batch):
         weight = torch.ones(len(batch["index"]), 64, 1)
-        for row, wave, j in zip(weight, batch["audio"], batch["index"].tolist()):
+        for row, wave, j in zip(weight, batch["audio"], batch["index"].tolist(), strict=True):
             scene = self.corpus.scene(self.corpus.captions[j].image)
             owner = patch_owner(patch_shares(scene, self.config))
             for m in mentions(self.corpus.captions[j]):
@@ -558,14 +561,14 @@ def test_taking_words_out(scenes, trained):
         for kind in TAKEN:
             spans = [taken_spans(corpus.captions[j], kind) for j in range(10)]
             audio = batch["audio"].clone()
-            for wave, times in zip(audio, spans):
+            for wave, times in zip(audio, spans, strict=True):
                 for s, e in times:
                     wave[round(s * 16000) : round(e * 16000)] = 0
             plain, ours = (
                 trained.hear({**batch, "audio": audio}),
                 word_remover(trained, corpus)(batch, heard, kind),
             )
-            for a, b in zip(plain, ours):
+            for a, b in zip(plain, ours, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
             inside = word_remover(trained, corpus, "frames")(batch, heard, kind)
             assert torch.equal(inside.cls, heard.cls) and torch.equal(inside.attention, heard.attention)

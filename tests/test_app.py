@@ -254,7 +254,7 @@ def test_parts():
                 1 <= len(parts) <= 24
                 and parts[0][1] == 0
                 and all(a < b for _, a, b in parts)
-                and all(x[2] == y[1] for x, y in zip(parts, parts[1:]))
+                and all(x[2] == y[1] for x, y in zip(parts, parts[1:], strict=False))
             )
 
 

@@ -332,7 +332,9 @@ def test_export_and_back(tmp_path, capsys):
         load_model(shipped("scenes-tiny"), device="cpu"),
         SGMIM.from_pretrained(tmp_path / "hub", device="cpu"),
     )
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_the_shipped_weights_know_their_crop():

@@ -505,7 +505,7 @@ def test_set_seed():
         return random.random(), np.random.rand(), torch.rand(1).item()
 
     a, b, c = draw(3), draw(3), draw(2**40 + 4)  # NumPy takes no seed beyond 2**32
-    assert a == b and all(x != y for x, y in zip(a, c))
+    assert a == b and all(x != y for x, y in zip(a, c, strict=True))
 
 
 def test_devices():

@@ -122,7 +122,7 @@ def test_exports_come_back(few, exported, layout, split):
     if layout != "dataset":
         assert back == sorted(back)
     numbers = {}
-    for c, k in zip(corpus.captions, back):
+    for c, k in zip(corpus.captions, back, strict=True):
         t = scenes.captions[k]
         assert plain(c.text) == plain(t.text)
         assert (
@@ -403,7 +403,7 @@ def check_skips(load, kinds, *said):
     refused(
         lambda: load(True),
         f"{sum(corpus.skipped.left_out.values())} left out" if corpus.skipped.left_out else "kept in part",
-        "strict=False",
+        "strict=True",
     )
     return corpus
 
@@ -1410,7 +1410,7 @@ def test_a_file_that_was_mended_is_no_other_corpus(exported, tmp_path):
         p.write_bytes(p.read_bytes()[:100])
     with pytest.raises(DataError, match="Mend the files"):
         start(corpus, tmp_path / "run")
-    for p, b in zip(paths, whole):
+    for p, b in zip(paths, whole, strict=True):
         p.write_bytes(b)
     assert list((tmp_path / "run").glob("checkpoints/step-*"))
     with pytest.warns(UserWarning, match="The run goes on, since it met unreadable files"):
@@ -1752,7 +1752,7 @@ def test_absolute_and_relative_paths_in_one_table(tmp_path):
 
 @pytest.mark.parametrize("kind", ["places", "spokencoco"])
 def test_absolute_paths_of_official_lists(exported, copy, kind):
-    base = {r: exported / p for r, p in zip(("image", "wav"), ROOTS[kind])}
+    base = {r: exported / p for r, p in zip(("image", "wav"), ROOTS[kind], strict=True)}
 
     def full(records):
         if isinstance(records, list):

@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     ]
     assert all(
         torch.allclose(a, b, atol=1e-3)
-        for a, b in zip(cut.model.state_dict().values(), whole.model.state_dict().values())
+        for a, b in zip(cut.model.state_dict().values(), whole.model.state_dict().values(), strict=True)
     ) or same(cut, whole)  # CUDA adds in any order
 
 
@@ -110,7 +110,7 @@ def test_recalls_are_those_of_the_cpu():
     want = evaluate(model, data, "cpu")
     got = evaluate(model.to(GPU), data, "cuda")
     assert all(
-        abs(a - b) < 4 for a, b in zip(got.row, want.row)
+        abs(a - b) < 4 for a, b in zip(got.row, want.row, strict=True)
     )  # a near tie may fall the other way: one of 30 queries
 
 

@@ -132,5 +132,6 @@ def test_one_step_equals_the_plain_formulas(model, pairs, monkeypatch):
         model.momentum_encoder.named_parameters(),
         before.momentum_encoder.parameters(),
         model.image_encoder.parameters(),
+        strict=True,
     ):
         assert torch.allclose(new, out["alpha"] * old + (1 - out["alpha"]) * theirs, atol=1e-7), n

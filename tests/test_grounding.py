@@ -99,7 +99,7 @@ def test_words_say_everything_once_and_know_their_thing(dev):
         assert " ".join(w.word for w in words) == c.text.lower().replace(",", "")
         assert (
             words[0].start == 0
-            and all(a.end == b.start for a, b in zip(words, words[1:]))
+            and all(a.end == b.start for a, b in zip(words, words[1:], strict=False))
             and {w.image for w in words} == {c.image}
         )
         things = dev.scene(c.image).things
@@ -204,7 +204,7 @@ def test_cutting_and_silencing(trained, dev, batch):
     ]
     audio, length = cut_out(batch, [1, 1, 1], words, 2000)
     assert length.tolist() == [2000, 4800, 2000]
-    for row, n, at in zip(audio, length, (0, 3200, whole - 2000)):
+    for row, n, at in zip(audio, length, (0, 3200, whole - 2000), strict=True):
         assert torch.equal(row[:n], batch["audio"][1, at : at + n]) and (row[n:] == 0).all()
     before = batch["audio"].clone()
     quiet = silence(batch, torch.tensor([1, 1, 0]), words)
@@ -397,7 +397,7 @@ def test_chance_maps(grounded, dev):
 
 def oracle(g):
     "The same words with features that make the heat map of 'without' the truth: patch n is the n-th unit vector, the word the share of each patch that its thing fills."
-    own = torch.tensor(np.stack([s[w.thing] for s, w in zip(g.shares, g.words)])).float()
+    own = torch.tensor(np.stack([s[w.thing] for s, w in zip(g.shares, g.words, strict=True)])).float()
     noise = torch.Generator().manual_seed(0)
     return g._replace(
         patches=torch.eye(64).expand(len(g.patches), 64, 64),

@@ -462,7 +462,7 @@ def test_frame_count_is_the_cnns(window, hop, n):
         640: ((20, 4, 4, 4, 4), (10, 4, 4, 2, 2)),
     }[hop]
     T = n
-    for k, s in zip(kernels, strides):
+    for k, s in zip(kernels, strides, strict=True):
         T = (T - k) // s + 1
     assert (
         len(audio.log_mel(noise[:n], window=window, hop=hop))

@@ -539,7 +539,7 @@ def test_large_hubert_is_refused():
 def test_frame_count(L):
     c = hubert_config()
     n = L
-    for k, s in zip(c.conv_kernel, c.conv_stride):
+    for k, s in zip(c.conv_kernel, c.conv_stride, strict=True):
         n = 0 if n < k else (n - k) // s + 1
     assert (
         frame_count(L, c.conv_kernel, c.conv_stride)
@@ -565,7 +565,7 @@ def test_reinit(encoder):
     a, b = copy.deepcopy(encoder), copy.deepcopy(encoder)
     reinit_layers(a.hubert.encoder.layers, seeded(3))
     reinit_layers(b.hubert.encoder.layers, seeded(3))
-    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 # ---- decoder
@@ -1081,7 +1081,11 @@ def test_nan_stays_visible(batch):
 
 def test_momentum_schedule():
     values = [momentum_at(s, 1000) for s in range(1001)]
-    assert values[0] == 0.999 and values[-1] == 1.0 and all(a <= b for a, b in zip(values, values[1:]))
+    assert (
+        values[0] == 0.999
+        and values[-1] == 1.0
+        and all(a <= b for a, b in zip(values, values[1:], strict=False))
+    )
     assert (
         momentum_at(5, 10, 0.9, 0.9) == 0.9
         and momentum_at(0, 0) in (0.999, 1.0)
@@ -1096,14 +1100,14 @@ def test_momentum_update_against_loop(batch):
         for p in m.image_encoder.parameters():
             p.add_(torch.randn(p.shape, generator=seeded()))
     for alpha in (0.5, 0.9):
-        bar = [alpha * a + (1 - alpha) * p for a, p in zip(bar, m.image_encoder.parameters())]
+        bar = [alpha * a + (1 - alpha) * p for a, p in zip(bar, m.image_encoder.parameters(), strict=True)]
         m.update_momentum(alpha)
-    for a, b in zip(m.momentum_encoder.parameters(), bar):
+    for a, b in zip(m.momentum_encoder.parameters(), bar, strict=True):
         close(a, b.detach())
     before = [p.clone() for p in m.momentum_encoder.parameters()]
     m.update_momentum(1.0)
     m(batch, generator=seeded())["loss"].backward()
-    assert all(torch.equal(a, b) for a, b in zip(m.momentum_encoder.parameters(), before))
+    assert all(torch.equal(a, b) for a, b in zip(m.momentum_encoder.parameters(), before, strict=True))
     assert all(p.grad is None and not p.requires_grad for p in m.momentum_encoder.parameters())
     make(reconstruction="none").update_momentum(0.5)  # nothing to move, no error
 
@@ -1229,7 +1233,9 @@ def test_backbones(batch):
     changed = {k for k in mine if not torch.equal(mine[k], theirs[k])}
     assert changed and all(k.startswith("encoder.layers.1.") for k in changed)
     for e in (m.image_encoder, m.momentum_encoder):
-        assert all(torch.equal(a, b) for a, b in zip(e.parameters(), donor.image_encoder.parameters()))
+        assert all(
+            torch.equal(a, b) for a, b in zip(e.parameters(), donor.image_encoder.parameters(), strict=True)
+        )
     assert torch.equal(m.audio_encoder.cls_token, cls)  # [CLS] is ours, not HuBERT's
     again = make(seed=2, reinit_layers=1)
     load_backbones(again, image, audio, seeded())

@@ -15,7 +15,7 @@ GOLDEN = torch.tensor([[1, -2], [0.57405, -1.573046], [0.15263, -1.137745], [-0.
 
 def formula(p, grads, lrs, b1=0.9, b2=0.999, eps=1e-6, decay=0.01):
     p, m, v = p.clone().double(), 0, 0
-    for g, lr in zip(grads, lrs):
+    for g, lr in zip(grads, lrs, strict=True):
         g = g.double()
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
         p = p - lr * (m / (v**0.5 + eps) + decay * p)
@@ -53,7 +53,7 @@ def test_against_the_formula(schedule, warmup, kwargs):
     opt = BertAdam(ps, lr=0.03, warmup=warmup, t_total=20, schedule=schedule, **kwargs)
     for _ in range(20):
         grads.append([torch.randn(p.shape, generator=g) for p in ps])
-        for p, x in zip(ps, grads[-1]):
+        for p, x in zip(ps, grads[-1], strict=True):
             p.grad = x.clone()
         opt.step()
     b1, b2 = kwargs.get("betas", (0.9, 0.999))
@@ -304,8 +304,11 @@ def test_schedules(f, w):
     xs = [i / 1000 for i in range(1301)]
     ys = [f(x, w) for x in xs]
     assert all(0 <= y <= 1 for y in ys) and max(ys) == pytest.approx(1, abs=1e-6) and ys[0] == (0 if w else 1)
-    assert all(y == pytest.approx(0, abs=1e-9) for x, y in zip(xs, ys) if x >= 1)
-    up, down = [y for x, y in zip(xs, ys) if x < w], [y for x, y in zip(xs, ys) if x >= w]
+    assert all(y == pytest.approx(0, abs=1e-9) for x, y in zip(xs, ys, strict=True) if x >= 1)
+    up, down = (
+        [y for x, y in zip(xs, ys, strict=True) if x < w],
+        [y for x, y in zip(xs, ys, strict=True) if x >= w],
+    )
     assert up == sorted(up) and down == sorted(down, reverse=True)
 
 

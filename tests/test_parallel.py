@@ -258,7 +258,7 @@ def test_a_gradient_that_is_no_number_is_found(monkeypatch):
     model.image_proj.weight.register_hook(lambda g: g * float("inf"))
     out = train_step(model, batch_of(8), optimiser, 3, 15, 0, QUICK, CPU)
     assert not out["finite"] and np.isfinite(out["loss"])
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 
 
 def test_how_a_process_finds_its_place(monkeypatch):
@@ -286,7 +286,7 @@ def test_a_pool_is_dealt_once(size):
     turn = [s[k] for k in range(max(map(len, shares))) for s in shares if k < len(s)]
     whole = list(loader)
     assert len(turn) == len(whole) == 12
-    for a, b in zip(turn, whole):
+    for a, b in zip(turn, whole, strict=True):
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 

@@ -437,8 +437,6 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
             "'UserWarning'",
         ),
         ("00_core.ipynb", [cell("x", outputs=[output("Traceback (most recent call last)")])], "Traceback"),
-        ("00_core.ipynb", [cell("x\n" * 51)], "51 lines, over 50"),
-        ("00_core.ipynb", [cell("#| export\n" + "x\n" * 76)], "76 lines, over 75"),
         ("index.ipynb", ("# Mini", "Mini"), "title"),
         ("index.ipynb", ("> Two modules.", "Two modules."), "title"),
         ("index.ipynb", ("modules.", "modules,\\n> no more."), "title"),
@@ -548,9 +546,6 @@ FINE = [
     cell("#| fig-alt: a painting\nx", outputs=[output(**{"image/jpeg": ""})]),
     cell("#| hide\nx", outputs=[output(**{"image/png": ""})]),
     cell("#| hide_output\ny", outputs=[output(**{"image/png": ""})]),
-    cell("#| hide\n" + "x\n" * 60),
-    cell("#| echo: false\n" + "x\n" * 60),
-    cell("#| export\n" + "x\n" * 60),
 ]
 
 

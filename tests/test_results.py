@@ -654,7 +654,7 @@ def test_equal_differences_have_an_interval():
         [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)],
         [fake("+ Summary", s, 0.0) for s in range(4)],
     )
-    for a, b in zip(base, same):
+    for a, b in zip(base, same, strict=True):
         b["metrics"]["tests"] = copy.deepcopy(a["metrics"]["tests"])
         side = b["metrics"]["tests"]["test-seen"]["audio_to_image"]
         ranks = side["ranks"].split()
@@ -1023,7 +1023,7 @@ def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
     from sgmim import reproduce
     from sgmim.models.sgmim import ROWS
 
-    for row, skill in zip(ROWS, (0.0, 0.0, 0.02, 0.5)):
+    for row, skill in zip(ROWS, (0.0, 0.0, 0.02, 0.5), strict=True):
         for seed in range(4):
             r = fake(row, seed, skill)
             spec = reproduce.plan_runs(4, rows=[row], seeds=[seed], results=tmp_path)[0]

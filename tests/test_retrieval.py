@@ -105,7 +105,7 @@ def test_ties_among_an_images_own_captions_cost_nothing():
 def test_random_is_near_chance():
     zi, za, owner = pool(0, 1000, 0, D=32)
     r = retrieval_metrics(zi, za, owner)
-    for got, k in zip(r.row, (1, 5, 10) * 2):
+    for got, k in zip(r.row, (1, 5, 10) * 2, strict=True):
         assert got == pytest.approx(k / 10, abs=1)
     assert 400 < r.audio_to_image.median_rank < 600
 

@@ -152,13 +152,13 @@ def test_unreadable_pairs_survive_an_interruption(tmp_path):
         resumed.record["unreadable"] == whole.record["unreadable"]
         and whole.record["unreadable"]["pairs"] == 8
     )
-    for a, b in zip(whole.history, resumed.history):
+    for a, b in zip(whole.history, resumed.history, strict=True):
         assert {k: v for k, v in a.items() if "second" not in k} == {
             k: v for k, v in b.items() if "second" not in k
         }
     assert all(
         torch.equal(a, b)
-        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values())
+        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
     )
 
 
@@ -312,7 +312,7 @@ def test_groups_keep_an_epoch_whole_and_batches_near():
 def test_workers_give_the_same_batches(files):
     pairs = corpus_pairs(files, 0.4, micro(), "randaugment", speed=0.1)
     order = Order(pairs.lengths, 8, 6, seed=1)
-    for a, b in zip(train_loader(pairs, order), train_loader(pairs, order, workers=2)):
+    for a, b in zip(train_loader(pairs, order), train_loader(pairs, order, workers=2), strict=True):
         assert all(torch.equal(a[k], b[k]) for k in ("image", "audio", "audio_len", "index"))
 
 
@@ -397,7 +397,7 @@ def test_present_counts_empty_wavs_and_missing_files(tmp_path):
     assert {s.where for s in found.skipped} == {"u1", "u2", "u10", "u11"}
     for j in range(len(found)):
         assert len(found.audio(j)) and found.captions[j].text == f"text {found.captions[j].uttid[1:]}"
-    with pytest.raises(DataError, match="strict=False"):
+    with pytest.raises(DataError, match="strict=True"):
         present(corpus, strict=True)
     assert present(found) is found
 

@@ -100,10 +100,10 @@ TEXT = "There is a big red car next to an umbrella, on the beach"
 @pytest.mark.parametrize("name", SPEAKERS)
 def test_words_tile_the_waveform(name):
     said = speak(TEXT, SPEAKERS[name])
-    words, starts, ends = zip(*said.words)
+    words, starts, ends = zip(*said.words, strict=True)
     assert " ".join(words) == TEXT.replace(",", "")
     assert starts[0] == 0 and starts[1:] == ends[:-1] and abs(ends[-1] - len(said.wave) / 16000) < 2 / 16000
-    assert all(0.01 < e - s < 1.5 for s, e in zip(starts, ends))
+    assert all(0.01 < e - s < 1.5 for s, e in zip(starts, ends, strict=True))
     assert said.wave.dtype == np.float32 and said.wave.ndim == 1 and 0.05 < np.abs(said.wave).max() <= 1
     # sound begins and ends with the first and the last word: silence was cut off
     assert np.abs(said.wave[:1600]).max() > 0.003 and np.abs(said.wave[-1600:]).max() > 0.003
@@ -543,19 +543,21 @@ def test_augmentation_depends_on_seed_and_step_alone():
         return list(train_loader(pairs, order, start, workers))
 
     whole = batches()
-    assert len(whole) == 12 and all(equal(a, b) for a, b in zip(whole, batches(disturb=9)))
-    assert len(tail := batches(start=7)) == 5 and all(equal(a, b) for a, b in zip(whole[7:], tail))
-    assert all(equal(a, b) for a, b in zip(whole, batches(workers=2)))
+    assert len(whole) == 12 and all(equal(a, b) for a, b in zip(whole, batches(disturb=9), strict=True))
+    assert len(tail := batches(start=7)) == 5 and all(
+        equal(a, b) for a, b in zip(whole[7:], tail, strict=True)
+    )
+    assert all(equal(a, b) for a, b in zip(whole, batches(workers=2), strict=True))
     drawn = {}  # within a batch each caption has its own draw, and another at its next turn
     for b in whole:
-        for j, x in zip(b["index"].tolist(), b["image"][:, 0, 0, 0].tolist()):
+        for j, x in zip(b["index"].tolist(), b["image"][:, 0, 0, 0].tolist(), strict=True):
             drawn.setdefault(j, []).append(x)
     assert (
         len({x for xs in drawn.values() for x in xs}) > 40
         and sum(len(set(xs)) > 1 for xs in drawn.values()) > 25
     )
     other = batches(seed=1)
-    assert not any(equal(a, b) for a, b in zip(whole, other))
+    assert not any(equal(a, b) for a, b in zip(whole, other, strict=True))
 
 
 def test_speed():

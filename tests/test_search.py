@@ -52,7 +52,10 @@ def numbers(done):
 
 
 def vectors(folder):
-    return {f.path: z for f, z in zip(Index.open(folder).files, np.concatenate(Index.open(folder).parts))}
+    return {
+        f.path: z
+        for f, z in zip(Index.open(folder).files, np.concatenate(Index.open(folder).parts), strict=True)
+    }
 
 
 def counted(model, monkeypatch):

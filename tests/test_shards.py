@@ -293,7 +293,7 @@ def test_the_same_batches(loose, shards, workers):
 
     one, two = batches(loose), batches(shards)
     assert len(one) == len(two) > 5
-    for a, b in zip(one, two):
+    for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys() >= {"image", "audio", "audio_len", "image_id", "index"}
         for k in a:
             assert torch.equal(a[k], b[k]), k
@@ -304,7 +304,7 @@ def test_nearly_the_same_batches_from_smaller_images(loose, tmp_path):
     small = open_shards(tmp_path, "train")
     transform = eval_transform(64, 72, normalised=False)
     pairs = [Pairs(measure(c, progress=False), transform=transform) for c in (loose, small)]
-    for a, b in zip(*(train_loader(p, Order(p.lengths, 6, 4, seed=3)) for p in pairs)):
+    for a, b in zip(*(train_loader(p, Order(p.lengths, 6, 4, seed=3)) for p in pairs), strict=True):
         assert all(torch.equal(a[k], b[k]) for k in ("audio", "audio_len", "image_id", "index"))
         assert (
             a["image"] - b["image"]
@@ -622,7 +622,7 @@ def test_threads_few_files_and_systems_without_pread(written, loose, monkeypatch
     s, js = open_shards(written, "train"), list(range(len(loose))) * 3
     random.Random(0).shuffle(js)
     with ThreadPoolExecutor(4) as pool:
-        for j, wave in zip(js, pool.map(s.audio, js)):
+        for j, wave in zip(js, pool.map(s.audio, js), strict=True):
             assert np.array_equal(wave, loose.audio(j))
     assert len(s.reader._files) == 1
     s.reader.close()

@@ -918,7 +918,7 @@ def read_back(config):
 
 def test_cached_frames_change_nothing():
     fresh, cached = quick(speed=0.0), quick(speed=0.0, cache_frames=True)
-    for (k, a), b in zip(fresh.model.state_dict().items(), cached.model.state_dict().values()):
+    for (k, a), b in zip(fresh.model.state_dict().items(), cached.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=k)
     toy, model = Toy(), SGMIM(micro()).eval()
     for j, f in enumerate(frames_of(model, Pairs(toy), torch.device("cpu"), batch_size=7)):
@@ -1069,7 +1069,7 @@ def test_the_momentum_encoder_follows(one):
     alpha = step(one, k=5)["alpha"]
     assert math.isclose(alpha, 1 - (1 - 0.99) * (1 + math.cos(math.pi * 5 / 15)) / 2)
     for m, was, p in zip(
-        one.model.momentum_encoder.parameters(), before, one.model.image_encoder.parameters()
+        one.model.momentum_encoder.parameters(), before, one.model.image_encoder.parameters(), strict=True
     ):
         torch.testing.assert_close(m, alpha * was + (1 - alpha) * p, atol=1e-7, rtol=1e-5)
     assert not one.model.momentum_encoder.training and one.model.training
@@ -1144,8 +1144,8 @@ def test_the_rate(schedule, shape):
     assert (
         rates[0] == 0
         and rates[5] == max(rates) == 1e-3
-        and all(a < b for a, b in zip(rates[:5], rates[1:6]))
-        and all(a > b for a, b in zip(rates[5:], rates[6:]))
+        and all(a < b for a, b in zip(rates[:5], rates[1:6], strict=False))
+        and all(a > b for a, b in zip(rates[5:], rates[6:], strict=False))
     )
     assert 0 < rates[-1] < 2e-4
 

@@ -93,7 +93,7 @@ def test_an_inner_layer_is_the_last_of_a_shorter_network(model, corpus, heard):
     shorter = build_audio_encoder(replace(model.config, audio_depth=3)).eval()
     weights = {k: v for k, v in model.audio_encoder.state_dict().items() if ".layers.3." not in k}
     shorter.load_state_dict(weights)
-    for a, b in zip(cls_attention_of(shorter, corpus, [3, 1]), (heard[2][3], heard[2][1])):
+    for a, b in zip(cls_attention_of(shorter, corpus, [3, 1]), (heard[2][3], heard[2][1]), strict=True):
         np.testing.assert_allclose(a.attention, b.attention, atol=1e-5)
 
 
@@ -101,7 +101,10 @@ def test_it_is_read_in_evaluation_mode_and_the_mode_comes_back():
     noisy, toy = SGMIM(micro(dropout=0.5, attention_dropout=0.5)), worded(Toy(5))
     noisy.train()
     a, b = cls_attention_of(noisy, toy), cls_attention_of(noisy, toy)
-    assert all((x.attention == y.attention).all() for x, y in zip(a, b)) and noisy.audio_encoder.training
+    assert (
+        all((x.attention == y.attention).all() for x, y in zip(a, b, strict=True))
+        and noisy.audio_encoder.training
+    )
     assert not noisy.audio_encoder.hubert.encoder.layers[0]._forward_pre_hooks  # nothing is left behind
 
 
@@ -128,7 +131,7 @@ def test_hubert_base_hears_each_caption_alone():
     together = cls_attention_of(encoder, toy, batch_size=6)
     assert any(
         a.attention.shape != b.attention.shape or np.abs(a.attention - b.attention).max() > 1e-5
-        for a, b in zip(alone, together)
+        for a, b in zip(alone, together, strict=True)
     )
 
 
@@ -172,7 +175,7 @@ def plain(attention, quantile):
     for row in torch.as_tensor(attention, dtype=torch.float64):
         kept |= set((row >= row.quantile(quantile) * (1 - 1e-6)).nonzero().flatten().tolist())
     runs = [[t for t in kept if (t - 1) not in kept], [t + 1 for t in kept if (t + 1) not in kept]]
-    runs = list(zip(*map(sorted, runs)))
+    runs = list(zip(*map(sorted, runs), strict=True))
     return [r for r in runs if r[1] - r[0] > 1] or runs
 
 
@@ -357,7 +360,9 @@ def test_baselines_have_as_many():
     ]
     for made in (random_boundaries(found, durations, rng), even_boundaries(found, durations)):
         assert [len(b) - 2 for b in made] == [2, 0, 0, 3]
-        assert all((np.diff(b) > 0).all() and b[0] == 0 and b[-1] == d for b, d in zip(made, durations))
+        assert all(
+            (np.diff(b) > 0).all() and b[0] == 0 and b[-1] == d for b, d in zip(made, durations, strict=True)
+        )
     np.testing.assert_allclose(even_boundaries(found, durations)[0], [0, 1 / 3, 2 / 3, 1])
 
 
@@ -447,7 +452,7 @@ def exchanged(heard, step=7):
     "Each caption with the attention of another of nearly the same length, the words as they were."
     order = sorted(range(len(heard)), key=lambda j: heard[j].duration)
     made = list(heard)
-    for a, b in zip(order, order[step:] + order[:step]):
+    for a, b in zip(order, order[step:] + order[:step], strict=True):
         h, other = heard[a], heard[b]
         made[a] = replace(
             h,
@@ -472,7 +477,10 @@ def test_shuffled_word_times_score_like_chance(heard):
         lengths = rng.permutation([e - s for _, s, e in h.words])
         ends = h.words[0][1] + np.cumsum(lengths)
         shuffled.append(
-            replace(h, words=tuple((f"w{k}", e - d, e) for k, (d, e) in enumerate(zip(lengths, ends))))
+            replace(
+                h,
+                words=tuple((f"w{k}", e - d, e) for k, (d, e) in enumerate(zip(lengths, ends, strict=True))),
+            )
         )
     found = found_boundaries(shuffled, 0.75)
     own, mixed = (
@@ -510,7 +518,7 @@ def test_one_and_two_captions(heard):
 def test_every_frame_has_its_word(heard):
     for h in heard[3]:
         of = word_of_frames(h.words, h.middles)
-        for t, i in zip(h.middles, of):
+        for t, i in zip(h.middles, of, strict=True):
             assert h.words[i][1] <= t < h.words[i][2]
     assert (word_of_frames((), np.arange(3.0)) == -1).all()
 

@@ -59,7 +59,6 @@ QUARTO_KEYS = {
         "page-footer",
     },
 }
-MAX_LINES, MAX_EXPORTED = 50, 75  # lines of a cell: about a screen; a whole class may be longer
 joined = readme.joined
 
 
@@ -327,7 +326,7 @@ def has_caption(after):
 
 def pages(root):
     """Each notebook begins with a cell of title and subtitle, a line each; figures have alt text and, but for the photographs and paintings
-    that are JPEGs, a caption; no output is a warning or a traceback; no cell is longer than a screen."""
+    that are JPEGs, a caption; no output is a warning or a traceback."""
     problems = []
     for path in notebooks(root):
         name, found = f"nbs/{path}", cells(root, path)
@@ -357,11 +356,6 @@ def pages(root):
                     problems.append(f"{name}: an output of the cell `{begins}` says {said[0]!r}")
             if not is_shown(marks):
                 continue
-            limit = MAX_EXPORTED if EXPORTS & marks.keys() else MAX_LINES
-            if is_shown(marks, "input") and len(code.splitlines()) > limit:
-                problems.append(
-                    f"{name}: the cell `{begins}` has {len(code.splitlines())} lines, over {limit}: part it, with words between"
-                )
             for key in ("fig-alt", "fig-cap"):
                 for line in re.findall(rf"^\s*#\s*\|\s*({key}:.*)", joined(cell["source"]), re.M):
                     try:

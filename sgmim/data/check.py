@@ -190,10 +190,13 @@ def _table(splits):
                 rest,
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return (
         [
-            "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths)))
+            "  ".join(
+                cell.rjust(w) if k else cell.ljust(w)
+                for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in rows
         ]
         if splits
@@ -502,12 +505,14 @@ def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True
             )
         s["opened"][f"{what}s"] = len(seen)
         s["rest"].append(None if bad else bound(len(seen), which.sum()))
-        good.append([int(k) for k, x in zip(chosen, seen) if "fault" not in x])
+        good.append([int(k) for k, x in zip(chosen, seen, strict=True) if "fault" not in x])
         if good[-1]:
             judge(report, corpus, [x for x in seen if "fault" not in x])
         if what == "recording":
             check_alignments(
-                report, corpus, {int(k): x["seconds"] for k, x in zip(chosen, seen) if "fault" not in x}
+                report,
+                corpus,
+                {int(k): x["seconds"] for k, x in zip(chosen, seen, strict=True) if "fault" not in x},
             )
     severity = "error" if sum(share for *_, share in broken) > max_unreadable else "warning"
     for what, bad, n, total, _ in broken:

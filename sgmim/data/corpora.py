@@ -458,7 +458,8 @@ def _settle(rows, image_root, audio_root):
     for name in images:
         number.setdefault(name, len(number))
     rows.labels = list(
-        {name: label for name, label in reversed([*zip(images, rows.labels)])}.get(name) for name in number
+        {name: label for name, label in reversed([*zip(images, rows.labels, strict=True)])}.get(name)
+        for name in number
     )
     rows.image_of_caption = array("q", (number[images[i]] for i in rows.image_of_caption))
     rows.image_names, rows.audio = Strings(number), Strings(settled(rows.audio, audio_root))
@@ -637,7 +638,7 @@ def _places_files(root, metadata=None):
     )
 
 # %% ../../nbs/09_data_corpora.ipynb #eac10d52
-def places_audio(root, split="train", metadata=None, image_root=None, audio_root=None, strict=False):
+def places_audio(root, split="train", metadata=None, image_root=None, audio_root=None, strict=True):
     """Places Audio 400k. `split`: train, dev_seen, dev_unseen, test_seen, test_unseen (2020); where there is no file of 2020, train and val of the older ones.
 
     `metadata`: the JSON file of the split, or the folder of the files (else they are found in `root`, `root`/metadata or `root`/placesaudio_2020_splits).
@@ -845,7 +846,7 @@ def _join(rows, own, listing, split, restval):
 
 
 def spokencoco(
-    root, split="train", karpathy=None, restval=True, image_root=None, audio_root=None, strict=False
+    root, split="train", karpathy=None, restval=True, image_root=None, audio_root=None, strict=True
 ):
     """SpokenCOCO. `split`: train, val (or dev), test.
 
@@ -940,7 +941,7 @@ def _facc_split(rows, lists, split):
     return mine, set(found)
 
 # %% ../../nbs/09_data_corpora.ipynb #531b7e96
-def flickr8k_audio(root, split="train", image_root=None, audio_root=None, strict=False):
+def flickr8k_audio(root, split="train", image_root=None, audio_root=None, strict=True):
     """Flickr8k Audio (FACC). `split`: train, dev, test. In `root`: flickr_audio/ (or its content), Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the images
     in Flicker8k_Dataset/ (or any folder), and for texts Flickr8k.token.txt.
 
@@ -1117,7 +1118,7 @@ def _table(path, rows):
             elif len(fields) != len(names):
                 rows.skip("bad line", reader.line_num, f"{len(fields)} fields; the heading has {len(names)}")
             else:
-                yield reader.line_num, dict(zip(names, fields))
+                yield reader.line_num, dict(zip(names, fields, strict=True))
     except csv.Error as e:
         raise DataError(
             f"{path}, line {reader.line_num}: {e}; a field that begins with a quote has to end with one, and quotes in it are doubled"
@@ -1145,7 +1146,7 @@ def _jsonl(path):
         yield n, record
 
 # %% ../../nbs/09_data_corpora.ipynb #b6245ebf
-def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
+def pairs(manifest, split=None, image_root=None, audio_root=None, strict=True):
     """A table of your own (.csv, .tsv, .jsonl) with the columns image and audio, and if you like text, speaker, split, uttid, alignment.
 
     `split`: one of the column split, which may be left out if there is only one; without that column it is the name of the file. `image_root`, `audio_root`: what paths are

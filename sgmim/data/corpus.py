@@ -53,7 +53,7 @@ class Strings(Sequence):
 
     def __iter__(self):
         blob, starts = self.bytes.numpy().tobytes(), self.starts.tolist()
-        return (blob[a:b].decode() for a, b in zip(starts, starts[1:]))
+        return (blob[a:b].decode() for a, b in zip(starts, starts[1:], strict=False))
 
 # %% ../../nbs/07_data_corpus.ipynb #cc31606d
 REMEDY = " Remedy: "  # stands between what is wrong and what to do about it
@@ -112,7 +112,7 @@ class Skips(list):
         "Refuse `what` if `strict` and there was a fault; else say in a warning what was left out."
         if self and strict:
             raise DataError(
-                f"{what}: {str(self).rstrip('.')}. Mend the files, or pass strict=False to go on without these records."
+                f"{what}: {str(self).rstrip('.')}. Mend the files, or pass strict=True to go on without these records."
             )
         if self.left_out:
             warnings.warn(f"{what}: {str(self).rstrip('.')}. The attribute skipped lists all.", stacklevel=4)
@@ -510,7 +510,7 @@ def select(corpus, keep, skipped=()):
     images, codes = np.unique(corpus.image_of_caption[keep], return_inverse=True)
 
     def taken(column, which):
-        return None if column is None else [s for s, k in zip(column, which) if k]
+        return None if column is None else [s for s, k in zip(column, which, strict=True) if k]
 
     used = np.zeros(corpus.n_images, bool)
     used[images] = True
@@ -536,7 +536,7 @@ def select(corpus, keep, skipped=()):
     return out
 
 
-def present(corpus, strict=False):
+def present(corpus, strict=True):
     "The corpus without the captions whose recording or image is missing or empty: these are listed in `skipped`, or, if `strict`, an error."
     if hasattr(corpus, "present"):
         return corpus.present(strict)

@@ -40,7 +40,7 @@ CLEAR = (0, 0, 0, 0)
 # %% ../../nbs/03_data_pictures.ipynb #a98799a2
 def mix(a, b, t):
     "The RGB colour `t` of the way from `a` to `b`."
-    return tuple(round(x + (y - x) * t) for x, y in zip(a, b))
+    return tuple(round(x + (y - x) * t) for x, y in zip(a, b, strict=True))
 
 
 def dark(c, t=0.36):
@@ -170,7 +170,7 @@ def ring(n, x, y, r, turn=0.0):
 def draw_sun(p, c):
     "A sun in sunglasses."
     tips, gaps = ring(12, 0.5, 0.5, 0.5), ring(12, 0.5, 0.5, 0.34, 1 / 24)
-    p.poly([q for pair in zip(tips, gaps) for q in pair], (244, 120, 32))
+    p.poly([q for pair in zip(tips, gaps, strict=True) for q in pair], (244, 120, 32))
     p.disc(0.5, 0.5, 0.32, (255, 206, 54), edge=(236, 130, 30))
     p.disc(0.4, 0.3, 0.09, (255, 234, 150), edge=False)
     p.line([(0.2, 0.42), (0.8, 0.42)], INK, 0.03)
@@ -209,9 +209,9 @@ def draw_moon(p, c):
 def draw_star(p, c):
     "A smiling star."
     tips, gaps = ring(5, 0.5, 0.53, 0.48, -0.25), ring(5, 0.5, 0.53, 0.25, -0.15)
-    p.poly([q for pair in zip(tips, gaps) for q in pair], (255, 226, 74), edge=(214, 150, 20))
+    p.poly([q for pair in zip(tips, gaps, strict=True) for q in pair], (255, 226, 74), edge=(214, 150, 20))
     tips, gaps = ring(5, 0.5, 0.53, 0.34, -0.25), ring(5, 0.5, 0.53, 0.19, -0.15)
-    p.poly([q for pair in zip(tips, gaps) for q in pair], (255, 244, 170), edge=False)
+    p.poly([q for pair in zip(tips, gaps, strict=True) for q in pair], (255, 244, 170), edge=False)
     face(p, 0.5, 0.51, 0.1, (255, 170, 150))
 
 
@@ -672,7 +672,7 @@ def draw_ball(p, c):
     shadow(p, rx=0.36)
     seam, patch = trim(c), (52, 46, 92)
     p.disc(0.5, 0.49, 0.45, c)
-    for (x, y), (u, v) in zip(ring(5, 0.5, 0.49, 0.18, -0.25), ring(5, 0.5, 0.49, 0.3, -0.25)):
+    for (x, y), (u, v) in zip(ring(5, 0.5, 0.49, 0.18, -0.25), ring(5, 0.5, 0.49, 0.3, -0.25), strict=True):
         p.line([(x, y), (u, v)], seam, 0.045)
     for k in range(5):
         a, rim = 2 * pi * (k / 5 - 0.25), []
@@ -688,7 +688,7 @@ def draw_ball(p, c):
         ):
             rim.append((0.5 + r * cos(a + da), 0.49 + r * sin(a + da)))
         p.poly(rim, patch, edge=seam)
-    for a, b in zip(ring(5, 0.5, 0.49, 0.355, -0.17), ring(5, 0.5, 0.49, 0.355, -0.13)):
+    for a, b in zip(ring(5, 0.5, 0.49, 0.355, -0.17), ring(5, 0.5, 0.49, 0.355, -0.13), strict=True):
         p.line([a, b], seam, 0.045)
     p.poly(ring(5, 0.5, 0.49, 0.18, -0.25), patch, edge=seam)
     p.arc(0.5, 0.49, 0.46, 0, 360, dark(c), 0.028)
@@ -747,7 +747,9 @@ def draw_kite(p, c):
     eye(p, 0.73, 0.22, 0.06, (255, 255, 255))
     p.arc(0.61, 0.35, 0.1, 20, 160, INK, 0.032)
     for (x, y), fill in zip(
-        ((0.5, 0.69), (0.3, 0.76), (0.13, 0.88)), ((22, 164, 160), (250, 180, 30), (222, 40, 124))
+        ((0.5, 0.69), (0.3, 0.76), (0.13, 0.88)),
+        ((22, 164, 160), (250, 180, 30), (222, 40, 124)),
+        strict=True,
     ):
         for k in (-1, 1):
             p.poly([(x, y), (x + k * 0.13, y - 0.1), (x + k * 0.13, y + 0.1)], fill)
@@ -1110,7 +1112,7 @@ def sample_scene(rng, n_things=None, place=None):
     if rng.random() < 0.3:
         sizes[rng.integers(n)] = ("small", "big")[rng.integers(2)]
     things = []
-    for name, size, box in zip(names, sizes, layout(rng, n, sizes)):
+    for name, size, box in zip(names, sizes, layout(rng, n, sizes), strict=True):
         colours = CATEGORIES[name].colours
         colour = colours[rng.integers(len(colours))] if colours else None
         things.append(Thing(name, colour, size, box, bool(rng.random() < 0.5)))

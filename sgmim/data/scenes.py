@@ -371,7 +371,8 @@ def oracle_ladder(scenes, ks=(1, 5, 10)):
         ladder[name] = {
             "audio_to_image": {k: 100 * float(np.minimum(1, k / images).mean()) for k in ks},
             "image_to_audio": {
-                k: 100 * float(np.mean([_any_of(o, n, k) for o, n in zip(own, captions) if o])) for k in ks
+                k: 100 * float(np.mean([_any_of(o, n, k) for o, n in zip(own, captions, strict=True) if o]))
+                for k in ks
             },
         }
     return ladder

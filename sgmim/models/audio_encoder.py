@@ -64,7 +64,7 @@ def frame_count(
     strides: tuple,  # stride of each convolution
 ):  # T: as `samples`; 0 where the audio is too short for one frame
     "Frames that the convolutional block makes of `samples` valid samples."
-    for k, s in zip(kernels, strides):
+    for k, s in zip(kernels, strides, strict=True):
         samples = (samples - k) // s + 1
     return samples.clamp(min=0) if torch.is_tensor(samples) else max(samples, 0)
 
@@ -199,7 +199,7 @@ class HubertParts(nn.Module):
             self.hubert.feature_extractor.requires_grad_(False)
         self.bf16 = None  # not known yet
         self.hop = self.shortest = 1  # samples from frame to frame, and samples of one frame
-        for k, s in zip(self.kernels, self.strides):
+        for k, s in zip(self.kernels, self.strides, strict=True):
             self.shortest += (k - 1) * self.hop
             self.hop *= s
 
