@@ -356,7 +356,7 @@ def load_state(module, tensors, what="checkpoint", ignore=()):
     `CheckpointError` lists all that does not fit (see `check_state`); the module is then unchanged."""
     check_state(module, tensors, what, ignore)
     own = module.state_dict()
-    module.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=True)
+    module.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)
 
 # %% ../nbs/00_core.ipynb #f752674b
 def code_version():

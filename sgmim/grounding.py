@@ -217,7 +217,7 @@ def grounding_figure(
     grey = np.repeat(150 + 0.4 * image.mean(2, keepdims=True), 3, 2).astype(
         np.uint8
     )  # pale, so that the heat is seen
-    for ax, word, m, box in zip(axes[1:], words, maps, boxes or [None] * len(words), strict=True):
+    for ax, word, m, box in zip(axes[1:], words, maps, boxes or [None] * len(words), strict=False):
         ax.imshow(grey)
         heat = ax.imshow(
             m.reshape(grid, grid),

@@ -52,8 +52,6 @@ from sgmim.results import (
     PAPER,
     beside_the_paper,
     check_file,
-    claim_same_numbers,
-    code_digests,
     collect,
     conclusions,
     differences_table,
@@ -67,7 +65,6 @@ from sgmim.results import (
     record_name,
     results_folder,
     rows_of,
-    same_numbers,
     slug,
 )
 from .retrieval import embed
@@ -120,13 +117,9 @@ class RunSpec:
         }
 
     @property
-    def code(self):
-        return code_digests("scenes" if self.data == "scenes" else "files")
-
-    @property
     def folder(self):
         "The name of its folder below runs/."
-        mark = stable_hash(repr(sorted(self.code.items())), repr(self.config)) % 16**8
+        mark = stable_hash(repr(self.config)) % 16**8
         return f"{self.label}-{slug(self.row)}-seed{self.seed}{'-compute' * (self.budget == 'compute')}-{mark:08x}"
 
     def path(self, results):
@@ -145,7 +138,7 @@ class RunSpec:
             / f"{slug(self.row)}-seed{self.seed}{''.join('-' + slug(c) for c in self.tried)}.json"
         )
 
-    def why_stale(self, record, fingerprints=None, accepted=()):
+    def why_stale(self, record, fingerprints=None):
         "Why a record is not of this run: a list of sentences. At equal compute an epoch more or less, within `NEAR`, is none: PyTorch's releases count operations a little differently."
         defaults = {
             "model": config_to_dict(PRESETS[self.preset]()),
@@ -158,7 +151,7 @@ class RunSpec:
             and abs(was / self.train.epochs - 1) <= NEAR
         ):
             config = config | {"train": config["train"] | {"epochs": was}}
-        return is_stale(record, config, defaults, fingerprints, self.code, accepted)
+        return is_stale(record, config, defaults, fingerprints)
 
 # %% ../nbs/31_reproduce.ipynb #da5ac082
 def parse_changes(texts, where="--set"):
@@ -492,7 +485,7 @@ def run_spec(
     folder, device, code = (
         Path(runs) / spec.folder,
         pick_device(device),
-        {**code_version(), "modules": spec.code},
+        code_version(),
     )
     torch.manual_seed(spec.seed)
     model = SGMIM(spec.model)
@@ -574,7 +567,7 @@ def command_of(spec):
     )
 
 # %% ../nbs/31_reproduce.ipynb #7870df1c
-def state_of(spec, results, prints=None, accepted=()):
+def state_of(spec, results, prints=None):
     "('done', path), ('stale', reasons) or ('missing', None): the record of a run. A run of another table with the same row, data and seed counts; a record that is broken or contradicts itself is stale."
     homes, reasons = (
         [
@@ -591,7 +584,7 @@ def state_of(spec, results, prints=None, accepted=()):
     ) in homes:  # at equal compute '+ Summary', and what costs as much, is the run that it is at equal steps
         if not (path := home.path(results)).is_file():
             continue
-        why = check_file(path, results) or spec.why_stale(read_json(path), prints, accepted)
+        why = check_file(path, results) or spec.why_stale(read_json(path), prints)
         if not why:
             return "done", path
         if home.budget == spec.budget:
@@ -679,7 +672,7 @@ def gather(table, data=None, budget="steps", results=None, label=None, plan=None
     """The records of a table that count as things stand now: a `sgmim.results.Found`. `data`: 'scenes', or the corpus of the paper's table (default); `label`: of a variant. No data are needed.
     A record under a standard label counts if a plain plan would make it now; under a label of its own, if the settings of that label (or of its data) would, with the changes that were asked for, or with those of `plan` {'changes', 'sizes', 'weights'}."""
     results, data = results_folder() if results is None else Path(results), data or CORPUS[table]
-    accepted, label = same_numbers(results), label or data
+    label = label or data
 
     def planned(record, budget):
         about = record["spec"]
@@ -710,7 +703,7 @@ def gather(table, data=None, budget="steps", results=None, label=None, plan=None
 
     def stale(record):
         try:
-            return planned(record, record["spec"]["budget"]).why_stale(record, accepted=accepted)
+            return planned(record, record["spec"]["budget"]).why_stale(record)
         except ConfigError as e:
             return [f"no such run can be planned any more ({e})"]
 
@@ -821,11 +814,11 @@ def reproduce(
     specs = plan_runs(
         table, data, rows, seeds, budget, label, changes, sizes, weights, preset, results, tests, tried
     )
-    accepted, opened, prints = same_numbers(results), None, None
+    opened, prints = None, None
     if data != "scenes" and path is not None:
         opened = open_data(specs[0], path, options)
         prints = {n: f["fingerprint"] for n, f in fingerprints(opened).items()}
-    states = {s: state_of(s, results, prints, accepted) for s in specs}
+    states = {s: state_of(s, results, prints) for s in specs}
     show(describe(specs, states, results, str(pick_device(device)), opened, measure=dry_run))
     for spec in [s for s in specs if states[s][0] != "done" and not dry_run]:
         if hours is not None and time.perf_counter() - began > 3600 * hours:
@@ -835,9 +828,7 @@ def reproduce(
         with alone(Path(runs) / spec.folder) as mine:
             if not mine:
                 busy.append(spec)
-            elif (
-                state_of(spec, results, prints, accepted)[0] != "done"
-            ):  # another process may have made it meanwhile
+            elif state_of(spec, results, prints)[0] != "done":  # another process may have made it meanwhile
                 try:
                     finish_run(spec, opened, results, runs, device, workers, progress, show, **pretrained)
                 except SgmimError as e:
@@ -927,11 +918,6 @@ def arguments():
         help="give all rows the same number of steps, or as many as cost what '+ Summary' costs (default %(default)s)",
     )
     p.add_argument("--dry-run", action="store_true", help="say what would be run, and what it costs")
-    p.add_argument(
-        "--same-numbers",
-        metavar="WHY",
-        help="run nothing; claim that the code that has changed since the records were made has changed no number (results/same_numbers.json)",
-    )
     p.add_argument("--hours", type=float, help="begin no further run after so many hours")
     p.add_argument(
         "--label",
@@ -981,15 +967,6 @@ def reproduce_command(argv=None):
     if a.threads:
         torch.set_num_threads(a.threads)
     data, _, path = a.data.partition("=")
-    if a.same_numbers:
-        return print(
-            *[
-                f"{c['module']}: {c['was']} -> {c['is']}"
-                for c in claim_same_numbers(a.results or results_folder(), a.same_numbers)
-            ]
-            or ["nothing has changed"],
-            sep="\n",
-        )
     if (
         not a.label
         and not a.dry_run

@@ -159,22 +159,6 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     P.reproduce(**{**plan, "changes": (*MICRO, "log_every=7")}, dry_run=True)  # decides no number
     assert "4 with a record, 0 to run" in said[4]
 
-    # other code: stale; unless somebody vouches for it
-    with monkeypatch.context() as m:
-        now = R.code_digests("scenes")
-        m.setattr(P, "code_digests", lambda data: {**now, "losses": "other"})
-        assert P.gather(4, "scenes", label="mini", results=plan["results"]).stale[("+ Summary", 1)] == [
-            "the code of losses has changed"
-        ]
-        write_json(
-            plan["results"] / "same_numbers.json",
-            {
-                "kind": "same-numbers",
-                "changes": [{"module": "losses", "was": now["losses"], "is": "other", "why": "a test"}],
-            },
-        )
-        assert len(P.gather(4, "scenes", label="mini", results=plan["results"]).records) == 4
-
     # a record that is gone is a gap, and filled by the same call
     (plan["results"] / "table_4/mini/summary-seed1.json").unlink()
     assert P.gather(4, "scenes", label="mini", results=plan["results"]).seeds("+ Summary") == [0]
@@ -556,8 +540,6 @@ def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
         and "too few seeds (1 of 4)" in out
     )
     assert R.check_results(tmp_path / "r") == []
-    P.reproduce_command([*argv, "--same-numbers", "why not"])
-    assert capsys.readouterr().out == "nothing has changed\n"
     command = read_json(tmp_path / "r/table_4/ci/summary-seed0.json")["command"]
     assert (
         "--rows '+ Summary' --seeds 0, --label ci --set image_size=32" in command
@@ -575,7 +557,7 @@ def test_equal_compute_is_equal_within_what_counts():
     def why(budget, by):
         s = spec(budget)
         config = {**s.config, "train": {**s.config["train"], "epochs": s.train.epochs * (1 + by)}}
-        return s.why_stale({"config": config, "code": {"modules": s.code}})
+        return s.why_stale({"config": config})
 
     assert why("compute", 0.0) == why("compute", NEAR / 2) == why("compute", -NEAR / 2) == []
     assert "train.epochs" in why("compute", 2 * NEAR)[0] and "train.epochs" in why("steps", NEAR / 2)[0]

@@ -397,7 +397,7 @@ def test_present_counts_empty_wavs_and_missing_files(tmp_path):
     assert {s.where for s in found.skipped} == {"u1", "u2", "u10", "u11"}
     for j in range(len(found)):
         assert len(found.audio(j)) and found.captions[j].text == f"text {found.captions[j].uttid[1:]}"
-    with pytest.raises(DataError, match="strict=True"):
+    with pytest.raises(DataError, match="strict=False"):
         present(corpus, strict=True)
     assert present(found) is found
 

@@ -638,7 +638,7 @@ def _places_files(root, metadata=None):
     )
 
 # %% ../../nbs/09_data_corpora.ipynb #eac10d52
-def places_audio(root, split="train", metadata=None, image_root=None, audio_root=None, strict=True):
+def places_audio(root, split="train", metadata=None, image_root=None, audio_root=None, strict=False):
     """Places Audio 400k. `split`: train, dev_seen, dev_unseen, test_seen, test_unseen (2020); where there is no file of 2020, train and val of the older ones.
 
     `metadata`: the JSON file of the split, or the folder of the files (else they are found in `root`, `root`/metadata or `root`/placesaudio_2020_splits).
@@ -846,7 +846,7 @@ def _join(rows, own, listing, split, restval):
 
 
 def spokencoco(
-    root, split="train", karpathy=None, restval=True, image_root=None, audio_root=None, strict=True
+    root, split="train", karpathy=None, restval=True, image_root=None, audio_root=None, strict=False
 ):
     """SpokenCOCO. `split`: train, val (or dev), test.
 
@@ -941,7 +941,7 @@ def _facc_split(rows, lists, split):
     return mine, set(found)
 
 # %% ../../nbs/09_data_corpora.ipynb #531b7e96
-def flickr8k_audio(root, split="train", image_root=None, audio_root=None, strict=True):
+def flickr8k_audio(root, split="train", image_root=None, audio_root=None, strict=False):
     """Flickr8k Audio (FACC). `split`: train, dev, test. In `root`: flickr_audio/ (or its content), Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the images
     in Flicker8k_Dataset/ (or any folder), and for texts Flickr8k.token.txt.
 
@@ -1146,7 +1146,7 @@ def _jsonl(path):
         yield n, record
 
 # %% ../../nbs/09_data_corpora.ipynb #b6245ebf
-def pairs(manifest, split=None, image_root=None, audio_root=None, strict=True):
+def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
     """A table of your own (.csv, .tsv, .jsonl) with the columns image and audio, and if you like text, speaker, split, uttid, alignment.
 
     `split`: one of the column split, which may be left out if there is only one; without that column it is the name of the file. `image_root`, `audio_root`: what paths are

@@ -112,7 +112,7 @@ class Skips(list):
         "Refuse `what` if `strict` and there was a fault; else say in a warning what was left out."
         if self and strict:
             raise DataError(
-                f"{what}: {str(self).rstrip('.')}. Mend the files, or pass strict=True to go on without these records."
+                f"{what}: {str(self).rstrip('.')}. Mend the files, or pass strict=False to go on without these records."
             )
         if self.left_out:
             warnings.warn(f"{what}: {str(self).rstrip('.')}. The attribute skipped lists all.", stacklevel=4)
@@ -536,7 +536,7 @@ def select(corpus, keep, skipped=()):
     return out
 
 
-def present(corpus, strict=True):
+def present(corpus, strict=False):
     "The corpus without the captions whose recording or image is missing or empty: these are listed in `skipped`, or, if `strict`, an error."
     if hasattr(corpus, "present"):
         return corpus.present(strict)
