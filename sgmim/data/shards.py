@@ -297,7 +297,7 @@ def write_shard(path, samples, limit, expect=None):
             placed = [tar.add(f"{key_of(s.image)}.{suffix}", blob) for suffix, blob in s.members]
             if placed:
                 record["images"].append([s.image, *placed[0]])
-            record["sounds"] += [[j, n, *at] for (j, n), at in zip(s.sounds, placed[1:], strict=True)]
+            record["sounds"] += [[j, n, *at] for (j, n), at in zip(s.sounds, placed[1:], strict=False)]
             record["faults"] += s.faults
             record["lost"] += s.lost
             record["stop"] = s.image + 1
