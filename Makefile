@@ -44,7 +44,7 @@ docs: $(STAMP) ## build the site into _docs (needs Quarto)
 readme: $(STAMP) ## write README.md from nbs/index.ipynb
 	@$(VENV)/bin/python tools/readme.py
 
-refresh: $(STAMP) ## run notebooks and store their outputs: make refresh NB="12_patches index"
+refresh: $(STAMP) ## run notebooks and store their outputs: make refresh NB="models/00_patches index"
 	@$(ACTIVE) python tools/refresh.py $(NB)
 
 hooks: $(STAMP) ## let git and Jupyter clean and merge notebooks (writes to ~/.jupyter and .git)

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-
 from sgmim.core import code_version, run_record, set_seed, write_json
-from sgmim.data.scenes import load_scenes
 from sgmim.models.sgmim import SGMIM, scenes_tiny
-from sgmim.train import Feed, keep_memory, make_optimiser, recipe, train_step
+from sgmim.scenes.corpus import load_scenes
+from sgmim.train import Feed, recipe
+from sgmim.training.step import keep_memory, make_optimiser, train_step
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--images", type=int, default=500)

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import torch
-
 from sgmim.core import code_version, pick_device, run_record, set_seed, write_json
 from sgmim.models.sgmim import PRESETS, SGMIM
-from sgmim.plan import calibrate, parameter_counts
-from sgmim.train import make_optimiser, recipe, train_step
+from sgmim.train import recipe
+from sgmim.training.plan import calibrate, parameter_counts
+from sgmim.training.step import make_optimiser, train_step
 
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument("--device")

@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from sgmim.core import code_version, pick_device, run_record, write_json
+from sgmim.data.batches import Order
 from sgmim.data.corpus import Corpus
-from sgmim.data.loaders import Order
 
 
 def step(pairs, seconds, a):
@@ -88,7 +87,7 @@ def exponent(sizes, values):
 
 
 def figure(found, path):
-    from sgmim.figures import Picture, save_figure
+    from sgmim.evaluation.figures import Picture, save_figure
 
     fig = Picture(3.2 * len(found), 2.8)
     for ax, (name, f) in zip(fig.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):

@@ -19,11 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-
-from sgmim.core import code_version, run_record, write_json
-from sgmim.models.sgmim import load_model
-from sgmim.pretrain import shipped
-from sgmim.search import (
+from sgmim.apps.search import (
     FORMAT,
     PART,
     VERSION,
@@ -35,6 +31,9 @@ from sgmim.search import (
     update_index,
     write_part,
 )
+from sgmim.core import code_version, run_record, write_json
+from sgmim.models.pretrained import shipped
+from sgmim.models.sgmim import load_model
 
 WIDTH = 128
 

@@ -20,9 +20,9 @@ from sgmim.core import code_version, load_checkpoint, read_json, run_record, wri
 TRAIN = """
 import sys, torch
 from dataclasses import replace
-from sgmim.data.scenes import load_scenes
+from sgmim.scenes.corpus import load_scenes
 from sgmim.models.sgmim import SGMIM, scenes_tiny
-from sgmim.pretrain import load_tiny_backbones
+from sgmim.models.pretrained import load_tiny_backbones
 from sgmim.train import fit, recipe
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -12,15 +12,14 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
-from step import environment, measure, merged
-from torch.utils.checkpoint import checkpoint
-
 import sgmim.models.audio_encoder
 import sgmim.models.sgmim
-import sgmim.optim
+import sgmim.training.optim
+import torch
 from sgmim.core import code_version, pick_device, run_record, write_json
-from sgmim.patches import gather_patches
+from sgmim.models.patches import gather_patches
+from step import environment, measure, merged
+from torch.utils.checkpoint import checkpoint
 
 
 def eager(model):
@@ -55,7 +54,7 @@ def one_by_one(model):
             s["v"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
             p.sub_(lr * (s["m"] / (s["v"].sqrt() + group["eps"]) + group["weight_decay"] * p))
 
-    sgmim.optim.BertAdam._update = update
+    sgmim.training.optim.BertAdam._update = update
 
 
 def momentum_loop(model):
@@ -145,7 +144,7 @@ def one_kernel(model):
             maximize=False,
         )
 
-    sgmim.optim.BertAdam._update = update
+    sgmim.training.optim.BertAdam._update = update
 
 
 CASES = {  # name: (what is changed, of step.measure's options)

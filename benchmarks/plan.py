@@ -24,9 +24,10 @@ from sgmim.core import (
     run_record,
     write_json,
 )
-from sgmim.data.scenes import load_scenes
 from sgmim.models.sgmim import SGMIMConfig, paper, scenes_tiny
-from sgmim.plan import (
+from sgmim.scenes.corpus import load_scenes
+from sgmim.train import Feed, TrainConfig, recipe
+from sgmim.training.plan import (
     decoding_seconds,
     fit_cost,
     forecast,
@@ -37,7 +38,6 @@ from sgmim.plan import (
     steps_to_take,
     take_steps,
 )
-from sgmim.train import Feed, TrainConfig, recipe
 
 WARM = 2  # steps that do not count
 COMPARED = ("cpu_seconds", "seconds", "peak_bytes")
@@ -85,9 +85,8 @@ def run(spec):
     "The training, in this process: CPU-seconds and seconds of its steps, and its peak memory; then what the planner would measure now."
     import tempfile
 
-    import torch
-
     import sgmim.train as T
+    import torch
 
     torch.set_num_threads(spec["threads"])
     model, train = config_from_dict(SGMIMConfig, spec["model"]), config_from_dict(TrainConfig, spec["train"])

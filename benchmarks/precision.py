@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
 from sgmim.core import code_version, pick_device, run_record, write_json
-from sgmim.data.scenes import load_scenes
+from sgmim.models.pretrained import load_tiny_backbones
 from sgmim.models.sgmim import SGMIM, scenes_tiny
-from sgmim.pretrain import load_tiny_backbones
-from sgmim.train import Feed, fit, recipe, train_step
+from sgmim.scenes.corpus import load_scenes
+from sgmim.train import Feed, fit, recipe
+from sgmim.training.step import train_step
 
 
 def gradient(config, batch, device):

@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-
 from sgmim.core import code_version, run_record, write_json
-from sgmim.retrieval import retrieval_metrics
+from sgmim.evaluation.retrieval import retrieval_metrics
 
 
 def one(width, threads, block, images, captions):

@@ -17,13 +17,12 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 from PIL import Image
-
-from sgmim.audio import RATE, write_audio
-from sgmim.core import rng_for, run_record, write_json
+from sgmim.core import cache_folder, rng_for, run_record, write_json
+from sgmim.data.audio import RATE, write_audio
+from sgmim.data.batches import Order
 from sgmim.data.corpus import Corpus
-from sgmim.data.loaders import Order
-from sgmim.data.scenes import cache_folder, load_scenes
 from sgmim.data.shards import open_shards, write_shards
+from sgmim.scenes.corpus import load_scenes
 
 SIDE, SECONDS = 256, 8.0  # what is asked for: pixels of the short side, and the beginning of a recording
 GRAIN, HISS = 6, 1e-3  # drawings and synthetic voices compress too well: noise as of a camera and a room

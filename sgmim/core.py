@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CONFIG', 'MAX_HEADER', 'FLOATS', 'SgmimError', 'ConfigError', 'DataError', 'CheckpointError',
-           'atomic_write', 'write_json', 'read_json', 'config_to_dict', 'config_from_dict', 'stable_hash', 'rng_for',
-           'set_seed', 'pick_device', 'save_checkpoint', 'check_header', 'load_checkpoint', 'tensor_fault',
-           'check_tensors', 'check_state', 'load_state', 'code_version', 'hardware', 'run_record', 'peak_memory_mb']
+           'atomic_write', 'cache_folder', 'write_json', 'read_json', 'config_to_dict', 'config_from_dict',
+           'parse_changes', 'with_changes', 'stable_hash', 'rng_for', 'set_seed', 'pick_device', 'save_checkpoint',
+           'check_header', 'load_checkpoint', 'tensor_fault', 'check_tensors', 'check_state', 'load_state',
+           'code_version', 'hardware', 'run_record', 'peak_memory_mb']
 
 # %% ../nbs/00_core.ipynb #c35825a9
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,11 @@ def atomic_write(path, mode="wb"):
 
 _UMASK = os.umask(0o022)  # there is no way to read it but to set it
 os.umask(_UMASK)
+
+# %% ../nbs/00_core.ipynb #4cae774c
+def cache_folder():
+    "Where generated and downloaded things are kept: $SGMIM_CACHE, else ~/.cache/sgmim."
+    return Path(os.environ.get("SGMIM_CACHE") or Path.home() / ".cache" / "sgmim")
 
 # %% ../nbs/00_core.ipynb #85c94ca4
 def _jsonable(x):
@@ -157,6 +165,40 @@ def _as_kind(v, f, where):
 
 def _tuples(v):
     return tuple(_tuples(x) if isinstance(x, (list, tuple)) else x for x in v)
+
+# %% ../nbs/00_core.ipynb #da5ac082
+def parse_changes(texts, where="--set"):
+    "['lr=5e-4', 'similarity=cosine'] -> {'lr': 0.0005, 'similarity': 'cosine'}."
+    made = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{where} {text}: write field=value")
+        try:
+            made[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            made[name] = value
+    return made
+
+
+def with_changes(model, train, changes, where="--set"):
+    "(model, train) with `changes`, a dict, applied to whichever has the field; `ConfigError` for a field that neither has, or a value of the wrong kind."
+
+    def owns(c):
+        return {f.name: getattr(c, f.name) for f in fields(c)}
+
+    every = [*owns(model), *owns(train)]
+    for name in changes:
+        if name not in every:
+            near = difflib.get_close_matches(name, every, 1)
+            raise ConfigError(
+                f"{where}: neither SGMIMConfig nor TrainConfig has a field '{name}'"
+                + (f"; did you mean '{near[0]}'?" if near else "")
+            )
+    return tuple(
+        config_from_dict(type(c), {**owns(c), **{k: v for k, v in changes.items() if k in owns(c)}}, where)
+        for c in (model, train)
+    )
 
 # %% ../nbs/00_core.ipynb #bb64e014
 def stable_hash(*key):

@@ -9,39 +9,29 @@ import torch
 from conftest import Toy, exchanged, first, micro
 from torch import nn
 
-from sgmim.analysis import (
+from sgmim.core import ConfigError, DataError, read_json
+from sgmim.data.batches import Pairs
+from sgmim.evaluation.dependence import (
     BACKGROUND,
     CAPTIONS,
     EDGE,
-    MISTAKES,
     TAKEN,
     WAYS,
     PatchTruth,
     caption_dependence,
     category_figure,
     compare,
-    contradictions,
     dependence_figure,
     dependence_record,
     depends,
     estimate,
     frame_times,
-    gradient_split,
-    gradient_table,
-    loss_gradients,
     mentions,
-    mistake_shares,
-    mistakes,
-    mistakes_figure,
-    mistakes_record,
-    mistakes_tables,
-    part_of,
     patch_errors,
     patch_owner,
     patch_shares,
     reconstruct_with,
     resample_weights,
-    retrieved,
     said_or_not,
     speech_dependence,
     taken_spans,
@@ -49,15 +39,24 @@ from sgmim.analysis import (
     word_spans,
     wrong_captions,
 )
-from sgmim.core import ConfigError, DataError, read_json
-from sgmim.data.captions import thing_names
-from sgmim.data.loaders import Pairs
-from sgmim.data.pictures import CATEGORIES, content, draw_masks
-from sgmim.data.scenes import LADDER, _may_fit
-from sgmim.figures import save_figure
+from sgmim.evaluation.figures import save_figure
+from sgmim.evaluation.gradients import gradient_split, gradient_table, loss_gradients, part_of
+from sgmim.evaluation.mistakes import (
+    MISTAKES,
+    contradictions,
+    mistake_shares,
+    mistakes,
+    mistakes_figure,
+    mistakes_record,
+    mistakes_tables,
+    retrieved,
+)
+from sgmim.models.patches import patchify, random_mask
+from sgmim.models.pretrained import shipped
 from sgmim.models.sgmim import SGMIM, load_model, scenes_tiny
-from sgmim.patches import patchify, random_mask
-from sgmim.pretrain import shipped
+from sgmim.scenes.captions import thing_names
+from sgmim.scenes.corpus import LADDER, _may_fit
+from sgmim.scenes.pictures import CATEGORIES, content, draw_masks
 
 
 @pytest.fixture(scope="module")

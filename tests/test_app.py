@@ -21,15 +21,16 @@ import torch
 from conftest import ROOT, chromium
 from PIL import Image
 
-from sgmim import app
-from sgmim.app import MAX_BYTES, Refusal, Searcher, Server, decode_upload, parts_of
-from sgmim.audio import RATE, write_audio
+from sgmim.apps import app
+from sgmim.apps.app import MAX_BYTES, Refusal, Searcher, Server, decode_upload, parts_of
+from sgmim.apps.commands import app_command
+from sgmim.apps.search import Index, update_index
 from sgmim.core import ConfigError
-from sgmim.data.scenes import load_scenes
-from sgmim.data.voice import SPEAKERS, speak
+from sgmim.data.audio import RATE, write_audio
+from sgmim.models.pretrained import shipped
 from sgmim.models.sgmim import load_model
-from sgmim.pretrain import shipped
-from sgmim.search import Index, update_index
+from sgmim.scenes.corpus import load_scenes
+from sgmim.scenes.voices import SPEAKERS, speak
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +200,8 @@ def test_search_by_text(server, folder):
         and got["sound"].startswith("UklGR")
     )
     assert {"thing", "other"} <= {p["kind"] for p in got["parts"]}
-    from sgmim.grounding import SpokenWord, heat_maps, patch_features, word_features
-    from sgmim.image import normalise
+    from sgmim.data.image import normalise
+    from sgmim.evaluation.grounding import SpokenWord, heat_maps, patch_features, word_features
 
     s, row = server.searcher, got["hits"][2]["row"]
     batch = {"audio": torch.from_numpy(said.wave)[None], "audio_len": torch.tensor([len(said.wave)])}
@@ -597,14 +598,14 @@ def test_loopback_only(server, folder, capsys):
     with pytest.raises(ConfigError, match="holds recordings"):
         Searcher(Index.open(folder / "spoken"), server.searcher.model)
     assert (
-        app.app_command([str(folder / "index"), "--port", str(server.server_port), "--device", "cpu"]) == 1
+        app_command([str(folder / "index"), "--port", str(server.server_port), "--device", "cpu"]) == 1
         and "another program may use it" in capsys.readouterr().err
     )
 
 
 def test_the_command(folder):
     "Started as a user starts it; Ctrl-C ends it without a word of Python."
-    code = "import sys; from sgmim.app import app_command; sys.exit(app_command(sys.argv[1:]))"
+    code = "import sys; from sgmim.apps.commands import app_command; sys.exit(app_command(sys.argv[1:]))"
     process = subprocess.Popen(
         [
             sys.executable,

@@ -29,8 +29,8 @@ from sgmim.data.check import (
 )
 from sgmim.data.corpora import load_corpus
 from sgmim.data.corpus import Corpus, present
-from sgmim.data.scenes import export_facc, export_places, export_spokencoco, load_scenes
 from sgmim.data.shards import write_shards
+from sgmim.scenes.corpus import export_facc, export_places, export_spokencoco, load_scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out")
 
@@ -1053,7 +1053,7 @@ def test_what_training_tolerates_is_a_warning(tmp_path, files, spoil, words):
 
 
 def opened(table):
-    from sgmim.reproduce import open_splits
+    from sgmim.data.corpora import open_splits
 
     try:
         open_splits(table, "pairs", ["pairs"], max_missing=0.01)
@@ -1187,7 +1187,7 @@ def test_the_option_for_files_elsewhere_is_named(tmp_path, pattern, option, othe
 
 @pytest.mark.parametrize("lost, refused", [(0, False), (1, False), (2, True), (100, True)])
 def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refused):
-    from sgmim.reproduce import open_data, plan_runs
+    from sgmim.paper.runs import open_data, plan_runs
 
     table = own(tmp_path / "c", 100, head="image,audio,split", more=lambda k: ",train")
     lines = table.read_text().splitlines()
@@ -1205,7 +1205,7 @@ def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refus
 
 
 def test_the_command_has_the_rule_too(tmp_path, capsys):
-    from sgmim import cli
+    from sgmim.apps import commands as cli
 
     table = own(tmp_path / "c", 10)
     sounds_of(table.parent)[0].unlink()

@@ -45,7 +45,9 @@ from transformers import (
 )
 
 import sgmim
-from sgmim.checkpoints import (
+from sgmim.core import CheckpointError, config_to_dict, read_json, save_checkpoint, write_json
+from sgmim.models.audio_encoder import hubert_config
+from sgmim.models.pretrained import (
     PAPER_AUDIO,
     PAPER_IMAGE,
     VG_HUB,
@@ -60,14 +62,13 @@ from sgmim.checkpoints import (
     load_pretrained,
     locate,
     model_card,
+    open_checkpoint,
     read_file,
     scan_pickle,
     timm_repo,
     vg_hubert_model,
     vg_name,
 )
-from sgmim.core import CheckpointError, config_to_dict, read_json, save_checkpoint, write_json
-from sgmim.models.audio_encoder import hubert_config
 from sgmim.models.sgmim import SGMIM, SGMIMConfig, load_backbones, load_model, paper, scenes_tiny, vg_hubert
 
 SMALL = replace(
@@ -1117,10 +1118,9 @@ def test_vg_hubert_by_its_name_on_the_hub(tmp_path, monkeypatch):
     )
     fake_hub(monkeypatch, {}, files)
     assert hubert_weights(VG_HUB, SMALL).source.name == VG_HUB
-    from sgmim import cli
 
     with pytest.raises(CheckpointError, match="conv_dim"):
-        cli.open_checkpoint(Path(VG_HUB))  # found, and read: the small one has other convolutions
+        open_checkpoint(Path(VG_HUB))  # found, and read: the small one has other convolutions
 
 
 # ---- names on the hub; never the network
@@ -1560,7 +1560,7 @@ def test_sizes_are_checked_before_a_model_is_built(tmp_path, monkeypatch, what):
     _, state = vg_state()
     torch.save({"dual_encoder": {**state, **SIZES[what]}}, tmp_path / "b.pth")
     no_model_is_built(monkeypatch)
-    monkeypatch.setattr(sgmim.checkpoints, "vg_hubert", lambda: replace(c, conv_dim=SMALL.conv_dim))
+    monkeypatch.setattr(sgmim.models.pretrained, "vg_hubert", lambda: replace(c, conv_dim=SMALL.conv_dim))
     with limited(), pytest.raises(CheckpointError, match="b.pth"):
         vg_hubert_model(tmp_path / "b.pth")
 

@@ -6,13 +6,13 @@ import warnings
 import pytest
 import torch
 
-from sgmim import cli
+from sgmim.apps import commands as cli
 from sgmim.core import read_json
 from sgmim.data.corpora import load_corpus
-from sgmim.data.scenes import export_facc, export_places, export_spokencoco, load_scenes
+from sgmim.evaluation.retrieval import evaluate
+from sgmim.models.pretrained import shipped
 from sgmim.models.sgmim import SGMIM, load_model
-from sgmim.pretrain import shipped
-from sgmim.train import evaluate
+from sgmim.scenes.corpus import export_facc, export_places, export_spokencoco, load_scenes
 
 SIZES = {"train": 24, "dev": 12, "test-seen": 14, "test-unseen": 12}
 STEPS = ["--set", "epochs=.5", "batch_size=8", "log_every=1", "eval_every=.5", "max_unreadable=.2"]
@@ -603,7 +603,7 @@ def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, c
 
     from sgmim.core import write_json
     from sgmim.models.sgmim import save_model
-    from sgmim.reproduce import plan_runs
+    from sgmim.paper.runs import plan_runs
 
     monkeypatch.setenv("SGMIM_CACHE", str(cache))
     monkeypatch.setenv("SGMIM_RESULTS", str(tmp_path / "results"))

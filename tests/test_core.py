@@ -36,8 +36,8 @@ from sgmim.core import (
     write_json,
 )
 from sgmim.models.sgmim import SGMIM, SGMIMConfig, load_model, paper, save_model, scenes_tiny
-from sgmim.pretrain import HubertPretraining, MaePretraining
 from sgmim.train import TrainConfig
+from sgmim.training.pretrain import HubertPretraining, MaePretraining
 
 # ---- files
 

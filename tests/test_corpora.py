@@ -31,7 +31,7 @@ from sgmim.data.corpora import (
     spokencoco,
 )
 from sgmim.data.corpus import present
-from sgmim.data.scenes import export_facc, export_places, export_spokencoco, load_scenes
+from sgmim.scenes.corpus import export_facc, export_places, export_spokencoco, load_scenes
 from sgmim.train import TrainConfig, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out")

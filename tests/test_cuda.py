@@ -10,11 +10,13 @@ from conftest import Toy, micro
 from test_parallel import agree, batch_of
 from test_train import at, same
 
+from sgmim.evaluation.retrieval import evaluate
+from sgmim.models.patches import PatchMask, random_mask
 from sgmim.models.sgmim import SGMIM
-from sgmim.parallel import Team
-from sgmim.patches import PatchMask, random_mask
-from sgmim.plan import calibrate
-from sgmim.train import TrainConfig, evaluate, fit, gradients, make_optimiser, train_step
+from sgmim.train import TrainConfig, fit
+from sgmim.training.parallel import Team
+from sgmim.training.plan import calibrate
+from sgmim.training.step import gradients, make_optimiser, train_step
 
 GPU = torch.device("cuda")
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -8,10 +8,11 @@ import torch
 
 import sgmim.train
 from sgmim.core import set_seed
+from sgmim.models.patches import random_mask
 from sgmim.models.sgmim import SGMIM, paper, vg_hubert
-from sgmim.patches import random_mask
-from sgmim.plan import parameter_counts
-from sgmim.train import make_optimiser, recipe, train_step
+from sgmim.train import recipe
+from sgmim.training.plan import parameter_counts
+from sgmim.training.step import make_optimiser, train_step
 
 B, SECONDS = 2, 1.5
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import Toy, micro
 
-from sgmim.analysis import patch_shares
 from sgmim.core import ConfigError, DataError, read_json
-from sgmim.data.pictures import Scene, Thing
-from sgmim.figures import save_figure
-from sgmim.grounding import (
+from sgmim.evaluation.dependence import patch_shares
+from sgmim.evaluation.figures import save_figure
+from sgmim.evaluation.grounding import (
     CHANCE,
     DEFAULT,
     SPEECH,
@@ -45,9 +44,10 @@ from sgmim.grounding import (
     unrelated,
     word_features,
 )
+from sgmim.models.inputs import corpus_pairs
+from sgmim.models.pretrained import shipped
 from sgmim.models.sgmim import SGMIM, load_model
-from sgmim.pretrain import shipped
-from sgmim.train import corpus_pairs
+from sgmim.scenes.pictures import Scene, Thing
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sgmim import audio, figures, image
 from sgmim.core import ConfigError, DataError
+from sgmim.data import audio, image
+from sgmim.evaluation import figures
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
@@ -990,7 +991,7 @@ def test_save_figure(tmp_path, ext):
 
 def test_drawing_does_not_need_pyplot():
     code = (
-        "import sys, numpy as np; from sgmim.figures import *; "
+        "import sys, numpy as np; from sgmim.evaluation.figures import *; "
         "attention_figure(np.ones(999), np.ones((12, 3)), [('a', 0, .05)], spectrogram=True)._repr_png_(); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

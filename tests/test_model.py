@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 import sgmim
 from sgmim.core import CheckpointError, ConfigError, DataError, config_from_dict, config_to_dict, write_json
-from sgmim.losses import info_nce, mim_loss, similarity_matrix, total_loss
 from sgmim.models.audio_encoder import (
     AudioEncoder,
     frame_count,
@@ -27,6 +26,8 @@ from sgmim.models.audio_encoder import (
 )
 from sgmim.models.decoder import Attention, Decoder, DecoderLayer, sincos_positions
 from sgmim.models.image_encoder import ImageEncoder
+from sgmim.models.losses import info_nce, mim_loss, similarity_matrix, total_loss
+from sgmim.models.patches import PatchMask, gather_patches, patchify, random_mask, scatter_patches, unpatchify
 from sgmim.models.sgmim import (
     PRESETS,
     ROWS,
@@ -45,7 +46,6 @@ from sgmim.models.sgmim import (
     table4_rows,
     vg_hubert,
 )
-from sgmim.patches import PatchMask, gather_patches, patchify, random_mask, scatter_patches, unpatchify
 
 replace = dataclasses.replace
 MINI = replace(

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sgmim.apps.mteb import MtebEncoder
 from sgmim.core import ConfigError, DataError
-from sgmim.data.scenes import load_scenes
-from sgmim.mteb import MtebEncoder
-from sgmim.pretrain import shipped
+from sgmim.models.pretrained import shipped
+from sgmim.scenes.corpus import load_scenes
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def encoder():
 
 def test_any_image_any_rate(encoder, corpus):
     "Modes and sizes of images, rates and channels of sound; every input gets a row, a short one too."
-    from sgmim.audio import resample
+    from sgmim.data.audio import resample
 
     im = Image.fromarray(corpus.image(0))
     z = encoder.encode(
@@ -71,8 +71,7 @@ def test_by_mteb_itself(encoder, corpus, tmp_path):
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import EncoderProtocol
 
-    from sgmim.retrieval import embed
-    from sgmim.train import pool
+    from sgmim.evaluation.retrieval import embed, pool
 
     class Scenes(AbsTaskRetrieval):
         metadata = TaskMetadata(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sgmim.core import ConfigError
-from sgmim.optim import BertAdam, clip_grad_norm, warmup_cosine, warmup_linear
+from sgmim.training.optim import BertAdam, clip_grad_norm, warmup_cosine, warmup_linear
 
 GOLDEN = torch.tensor([[1, -2], [0.57405, -1.573046], [0.15263, -1.137745], [-0.201973, -0.732731]])
 

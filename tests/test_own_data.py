@@ -10,10 +10,12 @@ from conftest import Toy, micro
 from PIL import Image
 
 from sgmim.core import ConfigError, DataError
-from sgmim.data.loaders import Pairs, as_picture, as_waveform, check_batch, collate, is_corpus
-from sgmim.image import normalise
+from sgmim.data.batches import Pairs, as_picture, as_waveform, check_batch, collate, is_corpus
+from sgmim.data.image import normalise
+from sgmim.evaluation.retrieval import evaluate
+from sgmim.models.inputs import corpus_pairs
 from sgmim.models.sgmim import SGMIM
-from sgmim.train import TrainConfig, corpus_pairs, evaluate, fit
+from sgmim.train import TrainConfig, fit
 
 QUICK = TrainConfig(
     epochs=1.0, batch_size=8, optimiser="adamw", lr=1e-3, max_seconds=4.0, augment="none", log_every=1

@@ -13,12 +13,12 @@ from conftest import ROOT, TESTS, Toy, micro
 from test_train import QUICK, Crash, at, batches, crash, losses, quick, same, snapshots
 
 from sgmim.core import ConfigError, SgmimError, read_json
-from sgmim.data.loaders import Pairs, pool_loader
+from sgmim.data.batches import Pairs, pool_loader
+from sgmim.evaluation.retrieval import evaluate, retrieval_metrics
+from sgmim.models.patches import random_mask
 from sgmim.models.sgmim import SGMIM
-from sgmim.parallel import Team, join
-from sgmim.patches import random_mask
-from sgmim.retrieval import retrieval_metrics
-from sgmim.train import evaluate, gradients, make_optimiser, train_step
+from sgmim.training.parallel import Team, join
+from sgmim.training.step import gradients, make_optimiser, train_step
 
 STILL = dict(dropout=0.0)  # the noise of dropout is each process' own
 CPU = torch.device("cpu")
@@ -37,8 +37,8 @@ import os, sys, torch, signal
 from copy import deepcopy
 from conftest import Toy, micro
 from test_parallel import CASES, CPU, DEV, PLAIN, QUICK, STILL, Crash, at, batch_of, build, crash, grads_of, quick
-from sgmim.parallel import join
-from sgmim.train import evaluate
+from sgmim.training.parallel import join
+from sgmim.evaluation.retrieval import evaluate
 from dataclasses import replace
 torch.set_num_threads(1)
 out = sys.argv[1]

@@ -15,13 +15,14 @@ import pytest
 import torch
 from conftest import ROOT, TESTS, Toy, micro
 
-from sgmim import cli
-from sgmim import plan as P
+from sgmim.apps import commands as cli
 from sgmim.core import ConfigError, config_to_dict, read_json
-from sgmim.data.loaders import Order
+from sgmim.data.batches import Order
 from sgmim.models.sgmim import PRESETS, SGMIM, table4_rows
-from sgmim.results import check_record
-from sgmim.train import Feed, TrainConfig, make_optimiser
+from sgmim.paper.records import check_record
+from sgmim.train import Feed, TrainConfig
+from sgmim.training import plan as P
+from sgmim.training.step import make_optimiser
 
 QUICK = TrainConfig(
     epochs=4.0, batch_size=8, optimiser="adamw", max_seconds=0.4, eval_seconds=0.4, augment="none", amp="off"
@@ -407,7 +408,7 @@ def test_two_processes_by_the_command_line(launcher, tmp_path, monkeypatch):
     if launcher == "accelerate":
         pytest.importorskip("accelerate")
     (tmp_path / "sgmim_train").write_text(
-        f"#!{sys.executable}\nimport sys\nfrom sgmim.cli import train\nsys.exit(train())\n"
+        f"#!{sys.executable}\nimport sys\nfrom sgmim.apps.commands import train\nsys.exit(train())\n"
     )
     (tmp_path / "sgmim_train").chmod(0o755)
     args = (

@@ -207,7 +207,7 @@ def test_an_incomplete_manifest_is_found():
 
 
 def test_the_manifests_are_the_codes():
-    code = """import json; from sgmim.data.check import CAPS, CHECKSUMS, EXPECTED; from sgmim.data.scenes import RECIPE, SPLITS
+    code = """import json; from sgmim.data.check import CAPS, CHECKSUMS, EXPECTED; from sgmim.scenes.corpus import RECIPE, SPLITS
 print(json.dumps([RECIPE, {n: dict(images=None, captions=None, speakers=len(r.speakers), scene_buckets=[r.scenes.start, r.scenes.stop], text_buckets=[r.texts.start, r.texts.stop],
                                    held_out_combinations=r.novel) for n, r in SPLITS.items()}, EXPECTED, CAPS, CHECKSUMS]))"""
     recipe, splits, expected, caps, checksums = json.loads(python(code).stdout)
@@ -271,7 +271,7 @@ CORE = [
     cell("one()"),
 ]
 MORE = [
-    cell("# More\n\n> On top of [core](00_core.ipynb#one).", "markdown"),
+    cell("# More\n\n> On top of [core](../00_core.ipynb#one).", "markdown"),
     cell("#| default_exp data.more"),
     cell("#| export\nfrom sgmim.core import one"),
     cell("#| export\ndef two(): return one() + one()"),
@@ -287,16 +287,18 @@ website:
   navbar: {left: [{text: Start, href: index.ipynb}, {text: More, menu: [00_core.ipynb]}]}
   page-footer: {left: "[terms](https://github.com/sgmim/sgmim/blob/main/settings.ini), [why](https://sgmim.github.io/sgmim/core.html#why-it-is-here)"}
 """
-SIDEBAR = "website: {sidebar: {contents: [index.ipynb, {section: A, contents: [00_core.ipynb, 01_data_more.ipynb]}]}}\n"
+SIDEBAR = "website: {sidebar: {contents: [index.ipynb, {section: A, contents: [00_core.ipynb, data/00_more.ipynb]}]}}\n"
 
 
 @pytest.fixture
 def mini(tmp_path):
-    for folder in ("nbs", ".github/workflows", "sgmim/data"):
+    for folder in ("nbs/data", ".github/workflows", "sgmim/data"):
         (tmp_path / folder).mkdir(parents=True)
     ini = (ROOT / "settings.ini").read_text()
-    keep = [line for line in ini.splitlines() if "=sgmim." not in line or "cli:demo" in line]
-    (tmp_path / "settings.ini").write_text("\n".join(keep).replace("sgmim.cli:demo", "sgmim.core:one") + "\n")
+    keep = [line for line in ini.splitlines() if "=sgmim." not in line or "commands:demo" in line]
+    (tmp_path / "settings.ini").write_text(
+        "\n".join(keep).replace("sgmim.apps.commands:demo", "sgmim.core:one") + "\n"
+    )
     for name in (
         "pyproject.toml",
         "nbs/_quarto.yml",
@@ -308,7 +310,7 @@ def mini(tmp_path):
     ):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     write(tmp_path, "00_core.ipynb", *CORE)
-    write(tmp_path, "01_data_more.ipynb", *MORE)
+    write(tmp_path, "data/00_more.ipynb", *MORE)
     write(tmp_path, "index.ipynb", *INDEX)
     (tmp_path / "nbs/sidebar.yml").write_text(SIDEBAR)
     (tmp_path / "_quarto.yml").write_text(QUARTO)
@@ -356,8 +358,8 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
     "import_order": [
         ("00_core.ipynb", [cell("#| export\ndef f():\n    from sgmim.data.more import two")], "comes later"),
         ("00_core.ipynb", [cell("from sgmim.data import more")], "comes later"),
-        ("01_data_more.ipynb", [cell("import sgmim.nowhere")], "no notebook exports"),
-        ("01_data_more.ipynb", [cell("#| export\ndef (")], "not valid Python"),
+        ("data/00_more.ipynb", [cell("import sgmim.nowhere")], "no notebook exports"),
+        ("data/00_more.ipynb", [cell("#| export\ndef (")], "not valid Python"),
     ],
     "late_imports": [
         ("00_core.ipynb", [cell("#| export\nimport soundfile as sf")], "imports soundfile on top"),
@@ -444,7 +446,7 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
     ],
     "links": [
         ("00_core.ipynb", [cell("[a](02_gone.ipynb)", "markdown")], "not there"),
-        ("00_core.ipynb", [cell("[a](01_data_more.ipynb#three)", "markdown")], "no such heading"),
+        ("00_core.ipynb", [cell("[a](data/00_more.ipynb#three)", "markdown")], "no such heading"),
         ("00_core.ipynb", [cell("![a](images/gone.png)", "markdown")], "not there"),
         ("00_core.ipynb", [cell('<a href="gone.html">a</a>', "markdown")], "not there"),
         (
@@ -478,7 +480,7 @@ FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells
         ("_quarto.yml", ("settings.ini", "setting.ini"), "setting.ini is not there"),
         ("_quarto.yml", ("#why", "#how"), "is not there"),
         ("_quarto.yml", ("core.html", "gone.html"), "is not there"),
-        ("nbs/sidebar.yml", ("[00_core.ipynb, 01_data_more.ipynb]", "[]"), "A is empty"),
+        ("nbs/sidebar.yml", ("[00_core.ipynb, data/00_more.ipynb]", "[]"), "A is empty"),
     ],
     "specifiers": [
         ("settings.ini", ("torch>=2.6", "torch >= 2.6"), "without spaces"),
@@ -526,7 +528,7 @@ def test_a_fault_is_found(mini, check, file, fault, words):
         write(
             mini,
             file,
-            *{"00_core.ipynb": CORE, "01_data_more.ipynb": MORE, "index.ipynb": INDEX}[file],
+            *{"00_core.ipynb": CORE, "data/00_more.ipynb": MORE, "index.ipynb": INDEX}[file],
             *fault,
         )
     else:
@@ -547,6 +549,20 @@ FINE = [
     cell("#| hide\nx", outputs=[output(**{"image/png": ""})]),
     cell("#| hide_output\ny", outputs=[output(**{"image/png": ""})]),
 ]
+
+
+def test_folders_import_to_the_left(mini):
+    for folder in ("scenes", "models"):
+        (mini / "nbs" / folder).mkdir()
+        write(mini, f"{folder}/00_toy.ipynb", cell(f"#| default_exp {folder}.toy"), cell("#| export\nx = 1"))
+
+    def problems(code):
+        write(mini, "data/00_more.ipynb", *MORE, cell(code))
+        return checks.import_order(mini)
+
+    assert problems("from sgmim.scenes.toy import x") == []  # an example may show the embedded corpus
+    for code in ("#| export\nfrom sgmim.scenes.toy import x", "from sgmim.models.toy import x"):
+        assert "comes later" in problems(code)[0], code
 
 
 def test_what_a_page_may_do(mini):

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
-from sgmim import reproduce as P
-from sgmim import results as R
 from sgmim import train as T
 from sgmim.core import ConfigError, DataError, SgmimError, read_json, write_json
-from sgmim.data.scenes import export_facc, export_places, load_scenes
+from sgmim.paper import records as R
+from sgmim.paper import runs as P
+from sgmim.paper import statistics as S
+from sgmim.scenes.corpus import export_facc, export_places, load_scenes
 
 MICRO = (
     "image_size=32",
@@ -164,7 +165,7 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     assert P.gather(4, "scenes", label="mini", results=plan["results"]).seeds("+ Summary") == [0]
     for f in plan["results"].rglob("summary*.json"):
         f.unlink()
-    assert "+ Summary |  | no record" in R.measured_table(
+    assert "+ Summary |  | no record" in S.measured_table(
         P.gather(4, "scenes", label="mini", results=plan["results"])
     )
     # a broken one too
@@ -178,7 +179,7 @@ def test_under_a_standard_label_other_settings_are_stale(plan):
     plan, _ = plan
     found = P.reproduce(**{**plan, "label": None, "rows": TWO[:1], "seeds": 1})
     assert not found and "model.image_size: 32, now 96" in found.stale["VG-HuBERT (M)", 0]
-    text = R.what_was_found(found)
+    text = S.what_was_found(found)
     assert "**no record**" in text and "**Stale**" in text
 
 
@@ -262,7 +263,7 @@ def test_a_variant_is_what_it_says(plan):
         **{**plan, "rows": TWO[1:], "seeds": 1, "label": "scenes-other", "changes": (*MICRO, "mask_ratio=.5")}
     )
     right, wrong, pretrained = (
-        R.Variant("x", "scenes-other", (*MICRO, change), tuple(TWO[1:]), asked, weights)
+        S.Variant("x", "scenes-other", (*MICRO, change), tuple(TWO[1:]), asked, weights)
         for change, weights in (
             ("mask_ratio=.5", "random"),
             ("mask_ratio=0.75", "random"),
@@ -464,7 +465,7 @@ def test_the_papers_page_with_records_of_its_corpus(plan, cache, tmp_path):
         test["audio_to_image"]["n_queries"] > test["image_to_audio"]["n_queries"] == 12
         and len(R.unpack(test["audio_to_image"]["groups"])) == test["audio_to_image"]["n_queries"]
     )
-    text = R.beside_the_paper(found)
+    text = S.beside_the_paper(found)
     assert (
         text.count("| the paper |") == 4
         and text.count("here, 1 seed") == 2
@@ -549,7 +550,7 @@ def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
 
 def test_equal_compute_is_equal_within_what_counts():
     "PyTorch's releases count operations a little differently: epochs that differ by less than `NEAR` are the same run at equal compute, and at equal steps they are not."
-    from sgmim.reproduce import NEAR, plan_runs
+    from sgmim.paper.runs import NEAR, plan_runs
 
     def spec(budget):
         return plan_runs(4, rows=["VG-HuBERT (M)"], budget=budget)[0]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from sgmim import results as R
 from sgmim.core import DataError, read_json, run_record, write_json
+from sgmim.paper import published as N
+from sgmim.paper import records as R
+from sgmim.paper import statistics as S
 
 # --- the committed records
 
@@ -193,7 +195,7 @@ def test_a_falsified_record_is_found(path, value, words, tmp_path):
     target.write_text(json.dumps(record))
     problems = R.check_results(tmp_path)
     assert any(words in p for p in problems) and all(p.startswith(SUMMARY + ": ") for p in problems), problems
-    assert R.collect(tmp_path, 4, "scenes", stale=lambda r: []).records == {}
+    assert S.collect(tmp_path, 4, "scenes", stale=lambda r: []).records == {}
 
 
 def test_consistent_perfection_is_above_what_a_perfect_listener_reaches():
@@ -223,7 +225,7 @@ def test_a_copy_under_another_seed_is_found(tmp_path):
         put(tmp_path, r)
     problems = R.check_results(tmp_path)
     assert len(problems) == 2 and "identical results in table_4/scenes/summary-seed1.json" in problems[1]
-    assert not R.collect(tmp_path, 4, "scenes", stale=lambda r: [])
+    assert not S.collect(tmp_path, 4, "scenes", stale=lambda r: [])
 
 
 @pytest.mark.parametrize(
@@ -333,10 +335,10 @@ SUMS = {
 
 def test_the_papers_numbers_are_the_papers():
     assert {
-        (n, name + (" †" if name in t.prior else "")) for n, t in R.PAPER.items() for name in t.systems
+        (n, name + (" †" if name in t.prior else "")) for n, t in N.PAPER.items() for name in t.systems
     } == set(SUMS)
     for (n, name), (total, weighted, underlined) in SUMS.items():
-        t, name = R.PAPER[n], name.removesuffix(" †")
+        t, name = N.PAPER[n], name.removesuffix(" †")
         values = [v for s in t.splits for v in t.systems[name][s]]
         assert (round(10 * sum(values)), round(10 * sum(i * v for i, v in enumerate(values, 1)))) == (
             total,
@@ -352,7 +354,7 @@ def test_the_papers_numbers_are_the_papers():
 
 
 def test_recalls_of_the_paper_rise():
-    for t in R.PAPER.values():
+    for t in N.PAPER.values():
         for by_split in t.systems.values():
             for v in by_split.values():
                 for a in range(0, len(v), 3):
@@ -364,18 +366,18 @@ def test_recalls_of_the_paper_rise():
 @pytest.mark.parametrize("k", range(3))
 def test_table_4_is_the_mean_of_table_1(split, one, four, k):
     "Twelve relations: two systems that both tables have, two tests, three recalls; each of Table 4 is the mean of two numbers of Table 1, to rounding."
-    v = R.PAPER[1].systems[one][split]
-    assert abs((v[k] + v[k + 3]) / 2 - R.PAPER[4].systems[four][split][k]) <= 0.05 + 1e-9
+    v = N.PAPER[1].systems[one][split]
+    assert abs((v[k] + v[k + 3]) / 2 - N.PAPER[4].systems[four][split][k]) <= 0.05 + 1e-9
 
 
 def test_rows_that_can_be_run_are_rows_of_the_model():
     from sgmim.models.sgmim import PRESETS, ROWS
 
-    for n in R.PAPER:
-        for row in R.rows_of(n):
+    for n in N.PAPER:
+        for row in N.rows_of(n):
             assert row in ROWS or row == "VG-HuBERT" and "vg-hubert" in PRESETS
-        for name in R.PAPER[n].systems:
-            assert f"| {name}" in R.paper_table(n)
+        for name in N.PAPER[n].systems:
+            assert f"| {name}" in N.paper_table(n)
 
 
 # --- from records to words: made-up records of known skill
@@ -451,7 +453,7 @@ def as_planned(record, spec):
 
 
 def found_of(*records):
-    return R.Found(4, "scenes", "steps", {(r["spec"]["row"], r["seed"]): r for r in records})
+    return S.Found(4, "scenes", "steps", {(r["spec"]["row"], r["seed"]): r for r in records})
 
 
 def test_a_made_up_record_is_complete():
@@ -460,7 +462,7 @@ def test_a_made_up_record_is_complete():
 
 def test_an_estimate_is_the_mean_of_the_records():
     records = [fake("+ Recon", s, 0.2, captions=3, spread=0.1) for s in range(3)]
-    e = R.estimate(found_of(*records), "test-seen", "+ Recon")
+    e = S.estimate(found_of(*records), "test-seen", "+ Recon")
     for k in R.KS:
         each = [
             np.mean([r["metrics"]["tests"]["test-seen"][side][f"recall_at_{k}"] for side in R.SIDES])
@@ -499,10 +501,10 @@ def test_a_difference_is_paired_and_over_common_seeds():
         *[fake("VG-HuBERT (M)", s, 0.0, spread=0.5) for s in range(3)],
         *[fake("+ Summary", s, 0.15, spread=0.5) for s in range(1, 5)],
     )
-    d = R.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
+    d = S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
     assert len(d.each) == 2 and d.high - d.low < 12
     assert np.std(d.each) < np.std(
-        R.estimate(f, "test-seen", "+ Summary")[1].each
+        S.estimate(f, "test-seen", "+ Summary")[1].each
     )  # what a seed does to both is gone
 
 
@@ -521,7 +523,7 @@ def test_verdicts(skill, spread, words):
         [fake("+ Summary", s, skill, spread=spread) for s in range(4)],
     )
     f = found_of(*base, *other)
-    assert R.verdict(R.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]) == words
+    assert S.verdict(S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]) == words
 
 
 @pytest.mark.parametrize("seeds", (1, 2, 3))
@@ -533,18 +535,18 @@ def test_too_few_seeds_resolve_nothing(seeds):
             for row, skill in (("VG-HuBERT (M)", 0.0), ("+ Summary", 1.0))
         ]
     )
-    e = R.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
-    assert R.verdict(e) == f"too few seeds ({seeds} of 4)" and (e.both, e.p) == (None, None)
-    assert f"too few seeds ({seeds} of 4)" in R.conclusions(f) and "resolved" not in R.conclusions(f)
+    e = S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
+    assert S.verdict(e) == f"too few seeds ({seeds} of 4)" and (e.both, e.p) == (None, None)
+    assert f"too few seeds ({seeds} of 4)" in S.conclusions(f) and "resolved" not in S.conclusions(f)
 
 
 def test_equal_differences_have_an_interval():
     "Seeds that agree to the last digit, and queries that all agree: an interval of no width would resolve anything."
-    for e in (R.Estimate(0.8, 0.8, 0.8, (0.8,) * 4, 0.05), R.Estimate(0.8, -1.0, 2.6, (0.8,) * 4)):
+    for e in (S.Estimate(0.8, 0.8, 0.8, (0.8,) * 4, 0.05), S.Estimate(0.8, -1.0, 2.6, (0.8,) * 4)):
         assert e.both[1] - e.both[0] > 0
     assert (
-        R.verdict(R.Estimate(0.8, -1.0, 2.6, (0.8,) * 4))
-        == R.verdict(R.Estimate(0.0, 0.0, 0.0, (0.0,) * 4))
+        S.verdict(S.Estimate(0.8, -1.0, 2.6, (0.8,) * 4))
+        == S.verdict(S.Estimate(0.0, 0.0, 0.0, (0.0,) * 4))
         == "not resolved"
     )
     base, same = (
@@ -558,26 +560,26 @@ def test_equal_differences_have_an_interval():
         side["ranks"] = " ".join(
             ["1" if i == ranks.index("2") else v for i, v in enumerate(ranks)]
         )  # one query more, with every seed
-    e = R.estimate(found_of(*base, *same), "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
+    e = S.estimate(found_of(*base, *same), "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
     assert (
-        e.each == pytest.approx((0.25,) * 4) and e.both[0] < 0 < e.both[1] and R.verdict(e) == "not resolved"
+        e.each == pytest.approx((0.25,) * 4) and e.both[0] < 0 < e.both[1] and S.verdict(e) == "not resolved"
     )
 
 
 def test_differences_are_judged_together():
     "Of twenty differences with p = .03 none is resolved; one by itself is."
-    e = R.Estimate(3.0, 3 - 1.96 * 0.8, 3 + 1.96 * 0.8, (3.0,) * 4)
-    assert 0.02 < e.p < 0.05 and R.verdict(e) == "resolved: higher"
-    assert set(R.verdicts({i: e for i in range(20)}).values()) == {"not resolved"}
-    clear = R.Estimate(-30.0, -31.0, -29.0, (-30.0,) * 4)
-    judged = R.verdicts({"a": e, "b": clear, "c": None, "d": R.Estimate(9.0, 8.0, 10.0, (9.0,) * 2)})
+    e = S.Estimate(3.0, 3 - 1.96 * 0.8, 3 + 1.96 * 0.8, (3.0,) * 4)
+    assert 0.02 < e.p < 0.05 and S.verdict(e) == "resolved: higher"
+    assert set(S.verdicts({i: e for i in range(20)}).values()) == {"not resolved"}
+    clear = S.Estimate(-30.0, -31.0, -29.0, (-30.0,) * 4)
+    judged = S.verdicts({"a": e, "b": clear, "c": None, "d": S.Estimate(9.0, 8.0, 10.0, (9.0,) * 2)})
     assert judged == {
         "a": "resolved: higher",
         "b": "resolved: lower",
         "c": "no record",
         "d": "too few seeds (2 of 4)",
     }
-    assert R.verdicts({"a": e, "x": e, "b": clear})["a"] == "not resolved"
+    assert S.verdicts({"a": e, "x": e, "b": clear})["a"] == "not resolved"
 
 
 def test_the_rule_holds_over_a_family():
@@ -587,9 +589,9 @@ def test_the_rule_holds_over_a_family():
         d = rng.normal(size=(5, 4))
         wrong += any(
             v.startswith("resolved")
-            for v in R.verdicts(
+            for v in S.verdicts(
                 {
-                    i: R.Estimate(float(x.mean()), float(x.mean()), float(x.mean()), tuple(x))
+                    i: S.Estimate(float(x.mean()), float(x.mean()), float(x.mean()), tuple(x))
                     for i, x in enumerate(d)
                 }
             ).values()
@@ -607,13 +609,13 @@ def test_verdicts_are_about_one_endpoint():
     )
     judged = {
         (t, k): words
-        for t, row, minus, k, _, _, words in R.differences(f)
+        for t, row, minus, k, _, _, words in S.differences(f)
         if (row, minus) == ("+ Summary", "VG-HuBERT (M)")
     }
     assert {key for key, words in judged.items() if words} == {("test-seen", 1)} and judged[
         "test-seen", 1
     ] == "resolved: higher, as in the paper"
-    assert R.conclusions(f).count("+ Summary − VG-HuBERT (M)") == 1
+    assert S.conclusions(f).count("+ Summary − VG-HuBERT (M)") == 1
 
 
 def test_equal_compute_is_not_compared_with_the_paper():
@@ -624,12 +626,12 @@ def test_equal_compute_is_not_compared_with_the_paper():
             for row, skill in (("VG-HuBERT (M)", 0.4), ("+ Summary", 0.0))
         ]
     )
-    assert "resolved: lower, unlike the paper" in R.differences_table(f)
+    assert "resolved: lower, unlike the paper" in S.differences_table(f)
     compute = replace(f, budget="compute")
-    assert "resolved: lower |" in R.differences_table(
+    assert "resolved: lower |" in S.differences_table(
         compute
-    ) and "R@1 on test-seen, resolved: lower: " in R.conclusions(compute)
-    for text in (R.differences_table(compute), R.conclusions(compute)):
+    ) and "R@1 on test-seen, resolved: lower: " in S.conclusions(compute)
+    for text in (S.differences_table(compute), S.conclusions(compute)):
         assert "as in the paper" not in text and "unlike" not in text and "+2.0" not in text
 
 
@@ -641,21 +643,21 @@ def test_exchanging_the_rows_exchanges_the_verdict():
             for row, skill in (("VG-HuBERT (M)", 0.4), ("+ Summary", 0.0))
         ]
     )
-    assert "resolved: lower, unlike the paper" in R.differences_table(f)
+    assert "resolved: lower, unlike the paper" in S.differences_table(f)
 
 
 def test_other_queries_are_refused():
     a, b = fake("VG-HuBERT (M)", 0, 0.0), fake("+ Summary", 0, 0.0)
     b["metrics"]["tests"]["test-seen"]["image_to_audio"]["queries"] = "r"
     with pytest.raises(DataError, match="not of the same queries of test-seen"):
-        R.estimate(found_of(a, b), "test-seen", "+ Summary", "VG-HuBERT (M)")
+        S.estimate(found_of(a, b), "test-seen", "+ Summary", "VG-HuBERT (M)")
 
 
 # --- between labels
 
 
 def variant_of(label="scenes-x", own=False, **more):
-    return R.Variant(label, label, ("lam=3.",), (R.BASELINE, "+ Summary") if own else ("+ Summary",), **more)
+    return S.Variant(label, label, ("lam=3.",), (S.BASELINE, "+ Summary") if own else ("+ Summary",), **more)
 
 
 def labelled(label, *records):
@@ -667,7 +669,7 @@ def test_between_labels_it_is_paired_over_common_seeds():
         labelled("scenes-x", *[fake("+ Summary", s, 0.3, spread=0.5) for s in (1, 2, 3)]),
         found_of(*[fake("+ Summary", s, 0.0, spread=0.5) for s in (0, 1, 2)]),
     )
-    d = R.between(a, "+ Summary", b, "+ Summary", "test-seen")
+    d = S.between(a, "+ Summary", b, "+ Summary", "test-seen")
     both = [
         [
             np.mean(
@@ -681,8 +683,8 @@ def test_between_labels_it_is_paired_over_common_seeds():
         for f in (a, b)
     ]
     assert np.allclose(d[1].each, np.subtract(*both)) and d[1].low < d[1].value < d[1].high
-    assert R.between(b, "+ Summary", a, "+ Summary", "test-seen")[1].value == -d[1].value
-    same = R.between(b, "+ Summary", b, "+ Summary", "test-seen")[10]
+    assert S.between(b, "+ Summary", a, "+ Summary", "test-seen")[1].value == -d[1].value
+    same = S.between(b, "+ Summary", b, "+ Summary", "test-seen")[10]
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
@@ -695,7 +697,7 @@ def test_within_a_label_it_is_the_same_as_before():
         ]
     )
     for side in (R.SIDES, R.SIDES[:1]):
-        assert R.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)", side) == R.between(
+        assert S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)", side) == S.between(
             f, "+ Summary", f, "VG-HuBERT (M)", "test-seen", side
         )
 
@@ -710,14 +712,14 @@ def test_other_data_or_no_common_seed_or_test_is_refused():
         DataError,
         match=r"\+ Summary \(scenes-x\) and \+ Summary \(scenes\) are not of the same queries of test-seen",
     ):
-        R.between(a, "+ Summary", b, "+ Summary", "test-seen")
-    R.between(a, "+ Summary", b, "+ Summary", "test-novel")
+        S.between(a, "+ Summary", b, "+ Summary", "test-seen")
+    S.between(a, "+ Summary", b, "+ Summary", "test-novel")
     with pytest.raises(
         DataError, match=r"no record of \+ Summary \(scenes-x\) and \+ Recon \(scenes\) with the same seed"
     ):
-        R.between(a, "+ Summary", b, "+ Recon", "test-seen")
+        S.between(a, "+ Summary", b, "+ Recon", "test-seen")
     with pytest.raises(DataError, match="do not all have the test test-other"):
-        R.between(a, "+ Summary", b, "+ Summary", "test-other")
+        S.between(a, "+ Summary", b, "+ Summary", "test-other")
 
 
 def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
@@ -733,67 +735,67 @@ def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
         "scenes-x", *[fake(row, s, 0.8) for s in range(4) for row in ("VG-HuBERT (M)", "+ Summary")]
     )
     own, shared = (
-        R.compared(base, variant_of(own=o), longer, "+ Summary", "test-seen") for o in (True, False)
+        S.compared(base, variant_of(own=o), longer, "+ Summary", "test-seen") for o in (True, False)
     )
     assert (
-        R.verdict(own["change"]) == "resolved: higher"
-        and R.verdict(own["gain"]) == "not resolved"
-        and R.verdict(own["more"]) == "resolved: lower"
+        S.verdict(own["change"]) == "resolved: higher"
+        and S.verdict(own["gain"]) == "not resolved"
+        and S.verdict(own["more"]) == "resolved: lower"
     )
-    assert R.verdict(shared["gain"]) == "resolved: higher" and shared["more"].each == pytest.approx(
+    assert S.verdict(shared["gain"]) == "resolved: higher" and shared["more"].each == pytest.approx(
         shared["change"].each
     )
     assert np.isclose(
         own["more"].value,
-        own["gain"].value - R.estimate(base, "test-seen", "+ Summary", "VG-HuBERT (M)")[1].value,
+        own["gain"].value - S.estimate(base, "test-seen", "+ Summary", "VG-HuBERT (M)")[1].value,
     )
     lacks = labelled("scenes-x", *[r for (row, _), r in longer.records.items() if row == "+ Summary"])
     assert (
-        R.compared(base, variant_of(own=True), lacks, "+ Summary", "test-seen")["gain"] is None
+        S.compared(base, variant_of(own=True), lacks, "+ Summary", "test-seen")["gain"] is None
     )  # the base's baseline is no substitute
-    lines = R.gains(base, {variant_of(own=True): lacks})
+    lines = S.gains(base, {variant_of(own=True): lacks})
     assert (
         lines["scenes-x"] == dict.fromkeys(base.tests)
-        and R.verdict(lines["+ Summary"]["test-seen"]) == "resolved: higher"
+        and S.verdict(lines["+ Summary"]["test-seen"]) == "resolved: higher"
     )
-    text = R.variants_table(base, {variant_of(own=True): longer})
+    text = S.variants_table(base, {variant_of(own=True): longer})
     assert (
         "| scenes-x | `lam=3.` | VG-HuBERT (M) | 4 |" in text
         and "changed: resolved: higher; over the baseline: not resolved" in text
         and ", of its own |" in text
     )
-    assert "That gain less the base's is -" in R.variant_says(base, variant_of(own=True), longer)
+    assert "That gain less the base's is -" in S.variant_says(base, variant_of(own=True), longer)
 
 
 def test_a_variant_without_records_has_no_numbers():
     base, none = (
         found_of(*[fake(row, s, 0.0) for s in range(2) for row in ("VG-HuBERT (M)", "+ Summary")]),
-        R.Found(4, "scenes-x", "steps", stale={("+ Summary", 0): ["the code of losses has changed"]}),
+        S.Found(4, "scenes-x", "steps", stale={("+ Summary", 0): ["the code of losses has changed"]}),
     )
-    text = R.variants_table(base, {variant_of(): none})
+    text = S.variants_table(base, {variant_of(): none})
     assert (
         "| scenes-x | `lam=3.` | + Summary |  | no record |  |  |  |  |" in text
         and "**Stale or broken**, and left out: scenes-x, + Summary, seed 0: the code of losses has changed."
         in text
     )
     assert (
-        R.variant_says(base, variant_of(), none)
+        S.variant_says(base, variant_of(), none)
         == "**scenes-x**, + Summary: **no record** that counts (there are stale ones)."
     )
-    assert R.judged_gains({"a": {"test-seen": None}}) == {"a": "no record"}
-    nothing = R.Found(4, "scenes", "steps")
-    assert R.gains(nothing, {variant_of(): none}) == {"scenes-x": {"test-seen": None, "test-unseen": None}}
+    assert S.judged_gains({"a": {"test-seen": None}}) == {"a": "no record"}
+    nothing = S.Found(4, "scenes", "steps")
+    assert S.gains(nothing, {variant_of(): none}) == {"scenes-x": {"test-seen": None, "test-unseen": None}}
     with pytest.raises(DataError, match="no record of any of scenes-x"):
-        R.forest_figure(R.gains(nothing, {variant_of(): none}))
+        S.forest_figure(S.gains(nothing, {variant_of(): none}))
 
 
 def test_the_forest_marks_what_is_resolved():
     up, open_, one = (
-        R.Estimate(3.0, 2.5, 3.5, (2.9, 3.1) * 2),
-        R.Estimate(1.0, -1.0, 3.0, (0.9, 1.1) * 2),
-        R.Estimate(9.0, 7.0, 11.0, (9.0,)),
+        S.Estimate(3.0, 2.5, 3.5, (2.9, 3.1) * 2),
+        S.Estimate(1.0, -1.0, 3.0, (0.9, 1.1) * 2),
+        S.Estimate(9.0, 7.0, 11.0, (9.0,)),
     )
-    fig = R.forest_figure({"a": {"t": up, "u": open_}, "b": {"t": one, "u": None}})
+    fig = S.forest_figure({"a": {"t": up, "u": open_}, "b": {"t": one, "u": None}})
     points = {
         (ax.get_title(), float(p.get_xdata()[0])): p.get_markerfacecolor()
         for ax in fig.axes
@@ -831,28 +833,28 @@ def test_collecting(tmp_path):
         fake("+ Summary", 0, 0.0, label="other"),
     ):
         put(tmp_path, r)
-    f = R.collect(tmp_path, 4, "scenes")
+    f = S.collect(tmp_path, 4, "scenes")
     assert (
         set(f.records) == {("+ Recon", 0), ("+ Recon", 1), ("+ Summary", 0)} and not f.stale and not f.broken
     )
-    assert set(R.collect(tmp_path, 4, "scenes", "compute").records) == {("+ Recon", 0)}
+    assert set(S.collect(tmp_path, 4, "scenes", "compute").records) == {("+ Recon", 0)}
     (tmp_path / "table_4/scenes/summary-seed3.json").write_text('{"kind": "reproduce", "see')
-    f = R.collect(tmp_path, 4, "scenes", stale=lambda r: ["another rate"] * r["seed"])
+    f = S.collect(tmp_path, 4, "scenes", stale=lambda r: ["another rate"] * r["seed"])
     assert f.stale == {("+ Recon", 1): ["another rate"]} and list(f.broken) == [
         "table_4/scenes/summary-seed3.json"
     ]
-    line = R.what_was_found(f)
+    line = S.what_was_found(f)
     assert (
         "**Stale**, and left out: + Recon, seed 1: another rate" in line
         and "**Broken**" in line
         and "+ Recon: 1 seed;" in line
     )
-    assert R.collect(tmp_path, 4, "scenes", stale=lambda r: []).seeds("+ Recon") == [0, 1]
+    assert S.collect(tmp_path, 4, "scenes", stale=lambda r: []).seeds("+ Recon") == [0, 1]
 
 
 def test_the_picture_draws_every_row_and_seed():
     f = found_of(*[fake(row, s, 0.1) for s in range(3) for row in ("VG-HuBERT (M)", "+ Recon")])
-    fig = R.table4_figure(f, k=10)
+    fig = S.table4_figure(f, k=10)
     assert [ax.get_title() for ax in fig.axes] == ["test-seen", "test-unseen", "test-novel"] and fig.axes[
         0
     ].get_ylabel() == "R@10 in %"
@@ -899,23 +901,23 @@ def test_without_records_a_page_says_so(page, tmp_path, monkeypatch):
     n, shown = int(page.stem[-1]), show(page, tmp_path, monkeypatch)
     text = text_of(shown)
     assert (
-        shown[0] == R.paper_table(n)
+        shown[0] == N.paper_table(n)
         and text.count("no record") >= 3
         and text.count("not measured: there is no record") >= 2
     )
-    papers = {f"{v:.1f}" for by in R.PAPER[n].systems.values() for row in by.values() for v in row}
+    papers = {f"{v:.1f}" for by in N.PAPER[n].systems.values() for row in by.values() for v in row}
     assert set(re.findall(r"\d+\.\d+", re.sub(r"<[^>]+>", "", text))) <= papers, (
         "a number that is neither measured nor the paper's"
     )
-    for name in R.PAPER[n].systems:
+    for name in N.PAPER[n].systems:
         assert f"| {name}" in text
     assert not any(hasattr(s, "savefig") for s in shown)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
-    from sgmim import reproduce
     from sgmim.models.sgmim import ROWS
+    from sgmim.paper import runs as reproduce
 
     for row, skill in zip(ROWS, (0.0, 0.0, 0.02, 0.5), strict=True):
         for seed in range(4):
@@ -939,13 +941,13 @@ def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
         and "Neither confirmed nor refuted here: it has not been run" in text
     )
     assert any(hasattr(s, "savefig") for s in shown) == (n == 4)
-    value = R.estimate(
-        R.collect(tmp_path, 4, "scenes", stale=lambda r: []),
+    value = S.estimate(
+        S.collect(tmp_path, 4, "scenes", stale=lambda r: []),
         "test-novel",
         "+ Summary",
         sides=R.SIDES if n == 4 else R.SIDES[:1],
     )[1]
-    assert R.number(value) in text
+    assert S.number(value) in text
     for f in tmp_path.glob("table_4/scenes/*seed2.json"):  # another rate: the record is of another plan
         r = read_json(f)
         write_json(f, {**r, "config": {**r["config"], "train": {**r["config"]["train"], "lr": 0.5}}})
@@ -989,7 +991,7 @@ def test_without_records_the_page_about_variants_says_so(tmp_path, monkeypatch):
 
 
 def test_with_records_the_page_about_variants_shows_them(tmp_path, monkeypatch):
-    from sgmim import reproduce
+    from sgmim.paper import runs as reproduce
 
     def make(row, seed, skill, label="scenes", **plan):
         spec = reproduce.plan_runs(4, rows=[row], seeds=[seed], label=label, results=tmp_path, **plan)[0]
@@ -1004,7 +1006,7 @@ def test_with_records_the_page_about_variants_shows_them(tmp_path, monkeypatch):
         make(
             "+ Summary", seed, 0.5, "scenes-mask50", changes=("mask_ratio=.4", "lam=32.")
         )  # not what the page is about
-        for row in (R.BASELINE, "+ Summary"):
+        for row in (S.BASELINE, "+ Summary"):
             make(
                 row,
                 seed,

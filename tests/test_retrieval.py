@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sgmim.core import ConfigError, DataError
-from sgmim.retrieval import (
+from sgmim.evaluation.retrieval import (
     Direction,
     RetrievalResult,
     bootstrap,

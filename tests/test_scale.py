@@ -16,13 +16,14 @@ import torch.multiprocessing  # gives ForkingPickler its way with tensors
 from conftest import Toy, micro
 from PIL import Image
 
-from sgmim.audio import write_audio
 from sgmim.core import CheckpointError, DataError, read_json
+from sgmim.data.audio import write_audio
+from sgmim.data.batches import Order, Pairs, collate, pool_loader, train_loader
 from sgmim.data.corpus import Corpus, Strings, measure, overlap, parse_words, path_fault, present, select
-from sgmim.data.loaders import Order, Pairs, collate, pool_loader, train_loader
+from sgmim.evaluation.retrieval import Embeddings, embed, evaluate, pool, retrieval_metrics
+from sgmim.models.inputs import corpus_pairs
 from sgmim.models.sgmim import SGMIM
-from sgmim.retrieval import Embeddings, embed, retrieval_metrics
-from sgmim.train import Feed, TrainConfig, corpus_pairs, evaluate, fit, pool
+from sgmim.train import Feed, TrainConfig, fit
 
 QUICK = TrainConfig(
     epochs=3.0,
@@ -257,7 +258,7 @@ def test_the_pool_of_spokencoco_fits_in_one_gigabyte():
     "5,000 images × 25,031 captions of 768 numbers, scored in a process of its own; what it adds to the memory of the libraries stays below 1 GiB."
     code = """
 import resource, torch
-from sgmim.retrieval import retrieval_metrics
+from sgmim.evaluation.retrieval import retrieval_metrics
 torch.set_num_threads(2)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 before = peak()

@@ -16,14 +16,14 @@ import pytest
 import torch
 from conftest import ROOT, Toy, first, listing, run_python
 
-from sgmim.core import ConfigError, DataError, SgmimError, read_json, rng_for
-from sgmim.data import scenes as scenes_module
-from sgmim.data.captions import PLACE_PHRASES, SIZE_WORDS, caption, thing_names
-from sgmim.data.loaders import Order, Pairs, collate, eval_loader, train_loader
-from sgmim.data.pictures import content, draw_scene, sample_scene
-from sgmim.data.scenes import CHUNK, SPLITS, cache_folder, held_out, load_scenes, make_chunk, make_item
-from sgmim.data.voice import OTHERS, SEEN, SPEAKERS, UNSEEN, Speaker, Utterance, speak, vary
-from sgmim.image import normalise
+from sgmim.core import ConfigError, DataError, SgmimError, cache_folder, read_json, rng_for
+from sgmim.data.batches import Order, Pairs, collate, eval_loader, train_loader
+from sgmim.data.image import normalise
+from sgmim.scenes import corpus as scenes_module
+from sgmim.scenes.captions import PLACE_PHRASES, SIZE_WORDS, caption, thing_names
+from sgmim.scenes.corpus import CHUNK, SPLITS, held_out, load_scenes, make_chunk, make_item
+from sgmim.scenes.pictures import content, draw_scene, sample_scene
+from sgmim.scenes.voices import OTHERS, SEEN, SPEAKERS, UNSEEN, Speaker, Utterance, speak, vary
 
 # ---- captions say what is there
 
@@ -126,7 +126,7 @@ def test_words_lie_where_the_times_say(text):
 
 def test_speech_is_the_same_in_another_process_and_after_other_sentences():
     code = (
-        "import sys, hashlib; from sgmim.data.voice import *; speak('Something else', UNSEEN[0]); "
+        "import sys, hashlib; from sgmim.scenes.voices import *; speak('Something else', UNSEEN[0]); "
         "print([hashlib.sha256(speak(sys.argv[1], s, 47, 171).wave.tobytes()).hexdigest() for s in (SEEN[1], UNSEEN[3])])"
     )
     import hashlib
@@ -412,7 +412,7 @@ def test_cache_folder(monkeypatch, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_while_generating(scenes, cache, tmp_path):
     "A real process, killed with its workers between its first and its last chunk; then the corpus is loaded as if nothing had been."
-    code = 'import sys; from sgmim.data.scenes import load_scenes; load_scenes("dev", 120, cache=sys.argv[1], workers=1, progress=False)'
+    code = 'import sys; from sgmim.scenes.corpus import load_scenes; load_scenes("dev", 120, cache=sys.argv[1], workers=1, progress=False)'
     p = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -11,11 +11,12 @@ import torch
 from conftest import micro, run_python
 from PIL import Image
 
-from sgmim import search
-from sgmim.audio import write_audio
+from sgmim.apps import search
+from sgmim.apps.commands import index_command, search_command
+from sgmim.apps.search import File, Index, Writer, best_rows, embed_pictures, update_index, write_part
 from sgmim.core import ConfigError, DataError, read_json, write_json
+from sgmim.data.audio import write_audio
 from sgmim.models.sgmim import SGMIM, save_model
-from sgmim.search import File, Index, Writer, best_rows, embed_pictures, update_index, write_part
 
 KEY = ("kept", "added", "changed", "removed")
 
@@ -233,7 +234,8 @@ def test_killed_process(tmp_path, photos, checkpoint):
     "kill -9 in the middle, in a process of its own."
     code = """if True:
         import os, sys
-        from sgmim.search import Writer, index
+        from sgmim.apps.search import Writer
+        from sgmim.apps.commands import index
         add = Writer.add
         def stop(writer, *some):
             add(writer, *some, every=0)
@@ -252,10 +254,7 @@ def test_killed_process(tmp_path, photos, checkpoint):
         "cpu",
     ]
     assert run_python(code, *arguments).returncode == -9
-    assert (
-        search.index_command([str(a) for a in arguments]) is None
-        and len(Index.open(tmp_path / "index")) == 30
-    )
+    assert index_command([str(a) for a in arguments]) is None and len(Index.open(tmp_path / "index")) == 30
 
 
 # --- refusals
@@ -368,7 +367,7 @@ def test_pickles_are_not_opened(tmp_path, photos, model):
 @pytest.fixture
 def indexed(tmp_path, photos, checkpoint):
     assert (
-        search.index_command(
+        index_command(
             [str(checkpoint), "--images", str(photos), "--out", str(tmp_path / "index"), "--device", "cpu"]
         )
         is None
@@ -382,9 +381,7 @@ def test_commands(tmp_path, indexed, photos, checkpoint, model, capsys):
     write_audio(tmp_path / "q.wav", wave)
     capsys.readouterr()
     assert (
-        search.search_command(
-            [str(indexed), str(tmp_path / "q.wav"), "--top", "4", "--json", "--device", "cpu"]
-        )
+        search_command([str(indexed), str(tmp_path / "q.wav"), "--top", "4", "--json", "--device", "cpu"])
         is None
     )
     found = json.loads(capsys.readouterr().out)
@@ -403,15 +400,12 @@ def test_commands(tmp_path, indexed, photos, checkpoint, model, capsys):
         0
     ]["score"] == pytest.approx(-by_hand[0][0], abs=1e-3)
     (photos / by_hand[0][1]).unlink()
-    assert (
-        search.search_command([str(indexed), str(tmp_path / "q.wav"), "--top", "4", "--device", "cpu"])
-        is None
-    )
+    assert search_command([str(indexed), str(tmp_path / "q.wav"), "--top", "4", "--device", "cpu"]) is None
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines] == [h["path"] for h in found["hits"]] and lines[0].endswith(
         "(gone)"
     )
-    assert search.search_command([str(indexed), "--say", "a red boat", "--device", "cpu"]) is None
+    assert search_command([str(indexed), "--say", "a red boat", "--device", "cpu"]) is None
 
 
 def test_captions(tmp_path, photos, checkpoint, capsys):
@@ -425,7 +419,7 @@ def test_captions(tmp_path, photos, checkpoint, capsys):
     (tmp_path / "sounds/bad.wav").write_bytes(b"RIFF0000WAVE")
     write_audio(tmp_path / "sounds/short.wav", np.full(500, 0.1, np.float32))
     assert (
-        search.index_command(
+        index_command(
             [
                 str(checkpoint),
                 "--audio",
@@ -439,20 +433,17 @@ def test_captions(tmp_path, photos, checkpoint, capsys):
         is None
     )
     assert "2 left out" in capsys.readouterr().out
-    assert (
-        search.search_command([str(tmp_path / "i"), str(photos / "03.png"), "--json", "--device", "cpu"])
-        is None
-    )
+    assert search_command([str(tmp_path / "i"), str(photos / "03.png"), "--json", "--device", "cpu"]) is None
     assert len(json.loads(capsys.readouterr().out)["hits"]) == 5
     assert (
-        search.search_command([str(tmp_path / "i"), "--say", "a boat", "--device", "cpu"]) == 1
+        search_command([str(tmp_path / "i"), "--say", "a boat", "--device", "cpu"]) == 1
         and "search it with a picture" in capsys.readouterr().err
     )
 
 
 def test_refusals_of_the_commands(tmp_path, indexed, checkpoint, photos, capsys):
     def refused(*args):
-        assert search.search_command([*map(str, args), "--device", "cpu"]) == 1
+        assert search_command([*map(str, args), "--device", "cpu"]) == 1
         return capsys.readouterr().err
 
     assert "sgmim_search: give the file of a query" in refused(indexed)
@@ -465,9 +456,7 @@ def test_refusals_of_the_commands(tmp_path, indexed, checkpoint, photos, capsys)
     _edit(indexed, checkpoint=str(tmp_path / "moved"))
     assert "say with --checkpoint" in refused(indexed, "--say", "a boat")
     assert (
-        search.search_command(
-            [str(indexed), "--say", "a boat", "--checkpoint", str(checkpoint), "--device", "cpu"]
-        )
+        search_command([str(indexed), "--say", "a boat", "--checkpoint", str(checkpoint), "--device", "cpu"])
         is None
     )
 
@@ -487,9 +476,7 @@ def test_faiss(indexed, photos, model, checkpoint, capsys):
     assert [h.path for h in search.search_approximate(index, grouped, q, 7, probes=4)] == [
         h.path for h in index.search(q, 7)
     ]  # all groups: exact
-    assert (
-        search.search_command([str(indexed), "--say", "a boat", "--approximate", "--device", "cpu"]) is None
-    )
+    assert search_command([str(indexed), "--say", "a boat", "--approximate", "--device", "cpu"]) is None
     (photos / "03.png").unlink()
     update_index(indexed, photos, model, progress=False)
     with pytest.raises(DataError, match="older than the index"):

@@ -24,9 +24,9 @@ from PIL import Image
 from sgmim.core import ConfigError, DataError, SgmimError, read_json, write_json
 from sgmim.data import corpus as corpus_module
 from sgmim.data import shards as shards_module
+from sgmim.data.batches import Order, Pairs, eval_loader, train_loader
 from sgmim.data.corpus import Corpus, measure, overlap
-from sgmim.data.loaders import Order, Pairs, eval_loader, train_loader
-from sgmim.data.scenes import export_spokencoco, load_scenes
+from sgmim.data.image import eval_transform
 from sgmim.data.shards import (
     Reader,
     decode_image,
@@ -36,7 +36,7 @@ from sgmim.data.shards import (
     verify_shards,
     write_shards,
 )
-from sgmim.image import eval_transform
+from sgmim.scenes.corpus import export_spokencoco, load_scenes
 
 N, PER = 10, 3  # images of the small corpus, captions each
 

@@ -27,25 +27,18 @@ from sgmim.core import (
     read_json,
     rng_for,
 )
-from sgmim.data.captions import PLACE_PHRASES
-from sgmim.data.loaders import Pairs, eval_loader
-from sgmim.data.pictures import PLACES, draw_scene, sample_scene
-from sgmim.data.voice import SEEN, speak
+from sgmim.data.batches import Pairs, eval_loader
+from sgmim.evaluation.retrieval import evaluate, pool
+from sgmim.models.pretrained import load_tiny_backbones, shipped
 from sgmim.models.sgmim import PRESETS, SGMIM, load_model, scenes_tiny
-from sgmim.optim import warmup_cosine, warmup_linear
-from sgmim.pretrain import load_tiny_backbones, shipped
-from sgmim.train import (
-    Feed,
-    Snapshots,
-    TrainConfig,
-    evaluate,
-    fit,
-    frames_of,
-    make_optimiser,
-    pool,
-    recipe,
-    train_step,
-)
+from sgmim.scenes.captions import PLACE_PHRASES
+from sgmim.scenes.corpus import TESTS as TEST_SPLITS
+from sgmim.scenes.pictures import PLACES, draw_scene, sample_scene
+from sgmim.scenes.voices import SEEN, speak
+from sgmim.train import Feed, TrainConfig, fit, frames_of, recipe
+from sgmim.training.optim import warmup_cosine, warmup_linear
+from sgmim.training.snapshots import Snapshots
+from sgmim.training.step import make_optimiser, train_step
 
 # 40 pairs, 5 batches an epoch, 15 steps; dropout, masks, crops and speed all draw random numbers
 QUICK = TrainConfig(
@@ -435,9 +428,9 @@ def test_evaluation_takes_as_much_of_a_caption_as_peers_do(name, seconds):
 
 
 def test_the_demo_pads_its_tests_where_padding_matters():
-    from sgmim import demo
+    from sgmim.apps import demo
 
-    splits = {name: Toy(12) for name in demo.TESTS}
+    splits = {name: Toy(12) for name in TEST_SPLITS}
     model = SGMIM(micro(zero_padded_frames=False, valid_frames="any_sample")).eval()
     found = demo.test_results(model, splits, seconds=1.0)["test-seen"][0]
     assert found.row == evaluate(model, Toy(12), max_seconds=1.0).row

@@ -15,11 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, chromium
 
-from sgmim.core import DataError
-from sgmim.data.scenes import load_scenes
-from sgmim.models.sgmim import load_model
-from sgmim.pretrain import shipped
-from sgmim.widgets import (
+from sgmim.apps.widgets import (
     AttentionExplorer,
     MaskingExplorer,
     Monitor,
@@ -29,6 +25,10 @@ from sgmim.widgets import (
     masking_view,
     table_html,
 )
+from sgmim.core import DataError
+from sgmim.models.pretrained import shipped
+from sgmim.models.sgmim import load_model
+from sgmim.scenes.corpus import load_scenes
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def upload(explorer, content):
 
 def test_nothing_from_outside_becomes_markup():
     assert "<script" not in table_html(["<script>"], [["<script>"]], "<script>")
-    from sgmim.figures import Picture
+    from sgmim.evaluation.figures import Picture
 
     assert '"><' not in figure_html(Picture(1, 1), '"><b>').split("src=")[0]
 
@@ -115,7 +115,7 @@ def test_a_recording_of_ones_own(model, corpus):
 
 def test_photographs_are_seen_as_the_model_sees_them(model, corpus):
     "Pictures of any shape: the square that the encoder is given, under its patches; a file that cannot be read is said."
-    from sgmim.grounding import in_crop, seen
+    from sgmim.evaluation.grounding import in_crop, seen
 
     wide = Plain(corpus)
     wide.image = lambda i: np.pad(corpus.image(i), ((0, 0), (48, 48), (0, 0)))
@@ -197,8 +197,7 @@ def test_the_right_caption_helps_on_the_whole(model, corpus):
 
 
 def test_ranks_are_those_of_the_protocol(model, corpus):
-    from sgmim.retrieval import embed, retrieval_metrics
-    from sgmim.train import pool
+    from sgmim.evaluation.retrieval import embed, pool, retrieval_metrics
 
     found, e = Pool(model, corpus), embed(model, pool(model.config, corpus))
     want = retrieval_metrics(e.z_image, e.z_audio, e.image_of_caption, model.config.similarity)
@@ -224,11 +223,11 @@ def test_a_monitor_outlives_a_broken_history():
 
 CELLS = [
     """
-from sgmim.data.scenes import load_scenes
+from sgmim.scenes.corpus import load_scenes
 from sgmim.models.sgmim import load_model, scenes_tiny
-from sgmim.pretrain import shipped
+from sgmim.models.pretrained import shipped
 from sgmim.train import fit, recipe
-from sgmim.widgets import AttentionExplorer, MaskingExplorer, Monitor, RetrievalExplorer
+from sgmim.apps.widgets import AttentionExplorer, MaskingExplorer, Monitor, RetrievalExplorer
 from dataclasses import replace
 corpus, model = load_scenes('test-seen', 40, progress=False), load_model(shipped('scenes-tiny'), device='cpu')""",
     "explorer = AttentionExplorer(model, corpus); explorer",
@@ -265,10 +264,10 @@ def lab(tmp_path_factory):
             }
         )
     )
-    book = json.loads((ROOT / "nbs/36_widgets.ipynb").read_text())
+    book = json.loads((ROOT / "nbs/apps/04_widgets.ipynb").read_text())
     for c in book["cells"]:
         c |= {"outputs": [], "execution_count": None} if c["cell_type"] == "code" else {}
-    (home / "notes/36_widgets.ipynb").write_text(json.dumps(book | {"metadata": {"kernelspec": kernel}}))
+    (home / "notes/apps/04_widgets.ipynb").write_text(json.dumps(book | {"metadata": {"kernelspec": kernel}}))
     whole = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     whole.parent.mkdir(parents=True)
     whole.write_text(
@@ -372,7 +371,7 @@ def test_widgets_outlive_run_all(lab, browser):
             "return [...arguments[0].querySelectorAll('.jp-OutputArea img')].map(i => i.src)", cell
         )  # in one call: a picture may be replaced at any time
 
-    browser.get(lab.replace("widgets.ipynb", "36_widgets.ipynb"))
+    browser.get(lab.replace("widgets.ipynb", "apps/04_widgets.ipynb"))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".jp-CodeCell") and ready(browser))
     browser.execute_script("""
         const {commands, shell} = window.jupyterapp

@@ -11,15 +11,11 @@ import soundfile
 import torch
 from conftest import Toy, micro
 
-from sgmim import cli
+from sgmim.apps import commands as cli
 from sgmim.core import ConfigError, DataError, read_json
 from sgmim.data.corpora import load_corpus
 from sgmim.data.corpus import select
-from sgmim.data.scenes import export_facc, export_spokencoco, load_scenes
-from sgmim.models.audio_encoder import AudioEncoder, hubert_config
-from sgmim.models.sgmim import SGMIM, build_audio_encoder, load_model
-from sgmim.pretrain import shipped
-from sgmim.words import (
+from sgmim.evaluation.words import (
     Heard,
     attention_share,
     before_training,
@@ -52,6 +48,10 @@ from sgmim.words import (
     word_discovery,
     word_of_frames,
 )
+from sgmim.models.audio_encoder import AudioEncoder, hubert_config
+from sgmim.models.pretrained import shipped
+from sgmim.models.sgmim import SGMIM, build_audio_encoder, load_model
+from sgmim.scenes.corpus import export_facc, export_spokencoco, load_scenes
 
 
 @pytest.fixture(scope="module")

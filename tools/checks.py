@@ -59,6 +59,16 @@ QUARTO_KEYS = {
         "page-footer",
     },
 }
+FOLDERS = (
+    ".",
+    "data",
+    "scenes",
+    "models",
+    "evaluation",
+    "training",
+    "paper",
+    "apps",
+)  # each imports from those to its left
 joined = readme.joined
 
 
@@ -84,10 +94,10 @@ def cells(root, path, kind=None):
     return [c for c in found if kind in (None, c["cell_type"])]
 
 
-def number(path):
-    "06_data_scenes.ipynb -> 6; None for a notebook without a number."
-    match = re.match(r"(\d+)_", path.name)
-    return int(match[1]) if match and path.parent == Path(".") else None
+def rank(path):
+    "data/03_shards.ipynb -> (1, 3): the place of its folder and its number; None for a notebook without a number or outside `FOLDERS`."
+    match, folder = re.match(r"(\d+)_", path.name), path.parent.as_posix()
+    return (FOLDERS.index(folder), int(match[1])) if match and folder in FOLDERS else None
 
 
 def code_cells(root, path):
@@ -175,21 +185,27 @@ def sgmim_imports(tree, module, lib):
 
 
 def import_order(root):
-    "A numbered notebook imports only modules of lower-numbered ones (or its own); nobody imports a module that does not exist."
+    """A module imports only modules of folders to its left, or of lower-numbered notebooks in its own folder; nobody imports a module that does not exist.
+    Cells that are not exported follow the same order, but notebooks in data/ may show the embedded corpus of scenes/."""
     lib, exported, problems = settings(root)["lib_path"], modules(root), []
     packages = {lib, f"{lib}._modidx"} | {name.rpartition(".")[0] for name in exported}
     own = {path: name for name, path in exported.items()}
     for path in notebooks(root):
+        here, example = rank(path), path.parent.as_posix() == "data"
         for marks, tree in code_cells(root, path):
             if tree is None:
                 if EXPORTS & marks.keys():
                     problems.append(f"nbs/{path}: an exported cell is not valid Python")
                 continue
-            names = list(sgmim_imports(tree, own.get(path), lib))
-            for name in names:
+            for name in sgmim_imports(tree, own.get(path), lib):
                 if name in exported:
-                    theirs = number(exported[name])
-                    if number(path) is not None and (theirs is None or theirs > number(path)):
+                    there = rank(exported[name])
+                    shown = (
+                        example
+                        and not EXPORTS & marks.keys()
+                        and exported[name].parent.as_posix() == "scenes"
+                    )
+                    if here is not None and (there is None or there > here) and not shown:
                         problems.append(
                             f"nbs/{path} imports {name}, which comes later (nbs/{exported[name]})"
                         )

@@ -1,8 +1,8 @@
 """Run notebooks in place so that their outputs and figures are stored, then clean them.
 
     python tools/refresh.py                      every notebook
-    python tools/refresh.py 12_patches index     those whose path ends so (with or without .ipynb)
-    python tools/refresh.py --slow 23_train      the slow cells too
+    python tools/refresh.py models/00_patches index     those whose path ends so (with or without .ipynb)
+    python tools/refresh.py --slow training/04_train      the slow cells too
 
 Cells marked `#| slow`, `#| cuda` (tst_flags in settings.ini) or `#| eval: false` are not run and keep the outputs they have.
 Widgets (their ids change with every run), scripts and stderr (warnings, progress bars) are never stored. A notebook is written only if

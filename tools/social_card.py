@@ -18,9 +18,8 @@ def draw():
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    from sgmim.data.pictures import draw_scene
-    from sgmim.data.scenes import make_item
+    from sgmim.scenes.corpus import make_item
+    from sgmim.scenes.pictures import draw_scene
 
     scene, spoken = make_item("train", 3, captions=3)
     said = spoken[0][2]
