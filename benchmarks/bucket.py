@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+
 from sgmim.core import code_version, run_record, set_seed, write_json
 from sgmim.models.sgmim import SGMIM, scenes_tiny
 from sgmim.scenes.corpus import load_scenes

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from sgmim.core import code_version, pick_device, run_record, set_seed, write_json
 from sgmim.models.sgmim import PRESETS, SGMIM
 from sgmim.train import recipe

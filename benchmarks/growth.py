@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from sgmim.core import code_version, pick_device, run_record, write_json
 from sgmim.data.batches import Order
 from sgmim.data.corpus import Corpus

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
 from sgmim.apps.search import (
     FORMAT,
     PART,

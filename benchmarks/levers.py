@@ -12,14 +12,15 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch
+from step import environment, measure, merged
+from torch.utils.checkpoint import checkpoint
+
 import sgmim.models.audio_encoder
 import sgmim.models.sgmim
 import sgmim.training.optim
-import torch
 from sgmim.core import code_version, pick_device, run_record, write_json
 from sgmim.models.patches import gather_patches
-from step import environment, measure, merged
-from torch.utils.checkpoint import checkpoint
 
 
 def eager(model):

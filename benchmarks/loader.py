@@ -10,11 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from shards import write_loose
+
 from sgmim.core import code_version, run_record, write_json
 from sgmim.data.shards import open_shards, write_shards
 from sgmim.models.sgmim import paper
 from sgmim.train import Feed, TrainConfig
-from shards import write_loose
 
 
 def read(corpus, workers, batches, step=0.0):

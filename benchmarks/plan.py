@@ -85,8 +85,9 @@ def run(spec):
     "The training, in this process: CPU-seconds and seconds of its steps, and its peak memory; then what the planner would measure now."
     import tempfile
 
-    import sgmim.train as T
     import torch
+
+    import sgmim.train as T
 
     torch.set_num_threads(spec["threads"])
     model, train = config_from_dict(SGMIMConfig, spec["model"]), config_from_dict(TrainConfig, spec["train"])

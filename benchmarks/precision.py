@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from sgmim.core import code_version, pick_device, run_record, write_json
 from sgmim.models.pretrained import load_tiny_backbones
 from sgmim.models.sgmim import SGMIM, scenes_tiny

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from sgmim.core import code_version, run_record, write_json
 from sgmim.evaluation.retrieval import retrieval_metrics
 

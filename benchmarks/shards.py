@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 from PIL import Image
+
 from sgmim.core import cache_folder, rng_for, run_record, write_json
 from sgmim.data.audio import RATE, write_audio
 from sgmim.data.batches import Order

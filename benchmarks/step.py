@@ -18,13 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from sgmim.core import code_version, pick_device, run_record, write_json
 from sgmim.models.losses import info_nce
 from sgmim.models.sgmim import SGMIM, paper, scenes_tiny
 from sgmim.train import TrainConfig
 from sgmim.training.plan import CountFlops
 from sgmim.training.step import keep_memory, make_optimiser, train_step
-from torch import nn
 
 
 class Plain(nn.Module):

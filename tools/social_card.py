@@ -18,6 +18,7 @@ def draw():
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     from sgmim.scenes.corpus import make_item
     from sgmim.scenes.pictures import draw_scene
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from .search import embed_pictures, embed_sounds
 from ..core import ConfigError, DataError, pick_device
 from ..data.audio import resample

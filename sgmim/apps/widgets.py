@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 import torch
+
 from .app import MAX_BYTES, Refusal, decode_upload
 from ..core import DataError, SgmimError
 from ..data.audio import RATE

@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+
 from ..core import DataError, atomic_write
 
 # %% ../../nbs/data/00_audio.ipynb #5209b493

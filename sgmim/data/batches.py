@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from PIL import Image
+
 from ..core import ConfigError, DataError, rng_for, stable_hash
 from .audio import MAX_PEAK, RATE, pad_batch, resample
 from .corpus import Corpus

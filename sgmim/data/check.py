@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
 from ..core import ConfigError, DataError, SgmimError, rng_for
 from .audio import MAX_PEAK, RATE, audio_problems, sound_facts
 from sgmim.data.corpora import (

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import torch
+
 from ..core import DataError, SgmimError, atomic_write
 from .audio import RATE, load_audio, sound_length
 from .image import load_image

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from ..core import ConfigError, DataError
 from torchvision.transforms import v2
+
+from ..core import ConfigError, DataError
 
 # %% ../../nbs/data/01_image.ipynb #9af21479
 def _sixteen_to_eight(im: Image.Image, where) -> Image.Image:

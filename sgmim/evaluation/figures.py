@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+
 from ..core import DataError, atomic_write
 from ..data.audio import RATE, log_mel
 from ..data.image import denormalise

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
+from torch.nn import functional as F
+
 from ..core import ConfigError, DataError, code_version, rng_for, run_record, write_json
 from ..data.audio import RATE
 from sgmim.evaluation.dependence import (
@@ -32,7 +34,6 @@ from .figures import INK, Picture, colours, picture
 from .retrieval import evaluation_cut
 from ..models.inputs import corpus_pairs, image_transform
 from ..scenes.captions import word_class
-from torch.nn import functional as F
 
 # %% ../../nbs/evaluation/06_grounding.ipynb #9219b113
 class SpokenWord(NamedTuple):

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
+
 from ..core import ConfigError, DataError, code_version, pick_device, run_record, write_json
 from ..data.audio import RATE
 from ..data.batches import Pairs, collate
@@ -25,7 +27,6 @@ from ..data.corpus import Corpus, measure
 from .figures import INK, RIGHT, Picture, attention_figure, colours
 from ..models.audio_encoder import cls_attention
 from ..scenes.captions import word_class
-from tqdm.auto import tqdm
 
 # %% ../../nbs/evaluation/05_words.ipynb #3020e90d
 @dataclass(frozen=True)

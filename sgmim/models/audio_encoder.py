@@ -10,9 +10,10 @@ __all__ = ['PIECE', 'hubert_config', 'frame_count', 'valid_frame_count', 'cls_at
 from typing import NamedTuple
 
 import torch
-from ..core import ConfigError, DataError
 from torch import nn
 from transformers import HubertConfig, HubertModel
+
+from ..core import ConfigError, DataError
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #5e735d65
 def hubert_config(

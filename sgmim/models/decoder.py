@@ -7,10 +7,11 @@ __all__ = ['Attention', 'sincos_positions', 'DecoderLayer', 'Decoder']
 
 # %% ../../nbs/models/03_decoder.ipynb #5e93591c
 import torch
-from ..core import ConfigError
-from .patches import PatchMask, scatter_patches
 from torch import nn
 from torch.nn import functional as F
+
+from ..core import ConfigError
+from .patches import PatchMask, scatter_patches
 
 # %% ../../nbs/models/03_decoder.ipynb #2edf8027
 class Attention(nn.Module):

@@ -9,10 +9,11 @@ __all__ = ['ImageEncoder']
 from functools import partial
 
 import torch
-from ..core import DataError
-from .patches import PatchMask, gather_patches
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+
+from ..core import DataError
+from .patches import PatchMask, gather_patches
 
 # %% ../../nbs/models/01_image_encoder.ipynb #10fa167d
 class ImageEncoder(nn.Module):

@@ -7,8 +7,9 @@ __all__ = ['similarity_matrix', 'info_nce', 'mim_loss', 'total_loss']
 
 # %% ../../nbs/models/04_losses.ipynb #270b4123
 import torch
-from ..core import ConfigError, DataError
 from torch.nn import functional as F
+
+from ..core import ConfigError, DataError
 
 # %% ../../nbs/models/04_losses.ipynb #f2972231
 def similarity_matrix(

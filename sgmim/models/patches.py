@@ -9,6 +9,7 @@ __all__ = ['patchify', 'unpatchify', 'PatchMask', 'random_mask', 'gather_patches
 from typing import NamedTuple
 
 import torch
+
 from ..core import ConfigError
 
 # %% ../../nbs/models/00_patches.ipynb #826728cb

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from sgmim.core import (
     WEIGHTS,
     CheckpointError,
@@ -37,7 +39,6 @@ from .decoder import Decoder
 from .image_encoder import ImageEncoder
 from .losses import info_nce, mim_loss, total_loss
 from .patches import PatchMask, patchify, random_mask
-from torch import nn
 
 # %% ../../nbs/models/05_sgmim.ipynb #53942ed6
 @dataclass(frozen=True)

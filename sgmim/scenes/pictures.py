@@ -20,6 +20,7 @@ from math import cos, pi, sin
 
 import numpy as np
 from PIL import Image, ImageDraw
+
 from ..core import ConfigError
 
 # %% ../../nbs/scenes/00_pictures.ipynb #73501ef5

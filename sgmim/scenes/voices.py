@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
+
 from ..core import ConfigError, DataError, SgmimError
 from ..data.audio import resample
 

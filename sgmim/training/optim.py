@@ -9,6 +9,7 @@ __all__ = ['warmup_linear', 'warmup_cosine', 'BertAdam', 'clip_grad_norm']
 import math
 
 import torch
+
 from ..core import ConfigError
 
 # %% ../../nbs/training/00_optim.ipynb #a3cb927f

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
 from ..core import ConfigError, pick_device
 
 # %% ../../nbs/training/01_parallel.ipynb #7adaee85

@@ -28,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from ..core import ConfigError, SgmimError, config_from_dict, config_to_dict, peak_memory_mb, rng_for
 from ..data.audio import RATE
 from ..data.batches import Order
@@ -35,7 +37,6 @@ from ..data.check import EXPECTED
 from ..models.sgmim import ROWS, SGMIM, SGMIMConfig
 from ..train import RECIPES, TrainConfig
 from .step import autocast, keep_memory, make_optimiser, train_step
-from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../../nbs/training/05_plan.ipynb #ef0d137d
 PRINTED = {  # field -> value as printed in the paper, or in the paper that it names for it (ViT-B/16, HuBERT Base)
