@@ -1,6 +1,8 @@
 """What buckets of like lengths save: python benchmarks/bucket.py → results/bench-bucket.json
 
-The small model on the embedded corpus, where what is heard does not depend on the padding: the steps of an epoch without buckets and with them, in turn, some rounds. Reported: CPU-seconds of an epoch (the median), the share of all
+The small model on the embedded corpus, where what is heard does not depend on the padding: the steps of an
+epoch without buckets and with them, in turn, some rounds. Reported: CPU-seconds of an epoch (the median),
+the share of all
 samples that is padding.
 """
 

@@ -1,6 +1,8 @@
-"""What a pair of the paper's models costs on this machine: python benchmarks/full_size.py [--device cuda] → results/bench-full-size.json
+"""What a pair of the paper's models costs on this machine: python benchmarks/full_size.py [--device cuda]
+→ results/bench-full-size.json
 
-Random weights, batches of noise, audio at the full length of each recipe; one whole step of the optimiser beside it.
+Random weights, batches of noise, audio at the full length of each recipe; one whole step of the optimiser
+beside it.
 """
 
 import argparse

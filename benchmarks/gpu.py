@@ -1,7 +1,10 @@
-"""Everything that a GPU is asked, within nine minutes and without a network: python benchmarks/gpu.py [--out FOLDER] [--device cpu --tiny]
+"""Everything that a GPU is asked, within nine minutes and without a network: python benchmarks/gpu.py
+[--out FOLDER] [--device cpu --tiny]
 
-Each part runs in a process of its own with a time limit; one that fails or takes too long is reported, and the next one begins. `--device cpu --tiny` tries the script without a GPU, in small.
-Records and logs go to FOLDER (default: gpu-records), with a summary in summary.json; records named bench-*-cuda.json are for results/, where the pages look for them.
+Each part runs in a process of its own with a time limit; one that fails or takes too long is reported, and
+the next one begins. `--device cpu --tiny` tries the script without a GPU, in small.
+Records and logs go to FOLDER (default: gpu-records), with a summary in summary.json; records named
+bench-*-cuda.json are for results/, where the pages look for them.
 """
 
 import argparse
@@ -75,7 +78,9 @@ PARTS = {  # name: (command, seconds at most)
     ),
 }
 began, summary = time.perf_counter(), {}
-cache = tempfile.mkdtemp()  # of torch.compile: a part that is stopped may leave files that are cut short, which the next run must not find
+# of torch.compile: a part that is stopped may leave files that are cut short, which the next run must not
+# find
+cache = tempfile.mkdtemp()
 for name, (command, limit) in PARTS.items():
     left = 60 * a.minutes - (time.perf_counter() - began)
     if left < 15:

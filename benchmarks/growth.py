@@ -1,7 +1,11 @@
-"""How time and memory grow: python benchmarks/growth.py [--device cuda] → results/bench-growth[-cuda].json and .png
+"""How time and memory grow: python benchmarks/growth.py [--device cuda] → results/bench-growth[-cuda].json
+and .png
 
-A step of the full model as the batch grows, and as the audio gets longer (benchmarks/step.py, a process each); the order of the batches and a corpus without media as the number of captions grows. The exponent is the slope
-of log against log over the larger half of the sizes; memory is counted above the smallest size. On a CPU seconds are those of the processor, with one thread: what else runs does not count.
+A step of the full model as the batch grows, and as the audio gets longer (benchmarks/step.py, a process
+each); the order of the batches and a corpus without media as the number of captions grows. The exponent is
+the slope
+of log against log over the larger half of the sizes; memory is counted above the smallest size. On a CPU
+seconds are those of the processor, with one thread: what else runs does not count.
 """
 
 import argparse

@@ -1,7 +1,10 @@
 """What each lever is worth: python benchmarks/levers.py → results/bench-levers.json
 
-The step of benchmarks/step.py (full size, '+ Summary') as it is, and with one thing changed: a lever that is in use taken out, or one that is not tried. Each case in a process of its own; of all cases the unchanged one
-is first and last, since a machine is seldom the same for long. `--rounds 3` takes all in turn, three times; `--busy 1` keeps a core busy meanwhile.
+The step of benchmarks/step.py (full size, '+ Summary') as it is, and with one thing changed: a lever that
+is in use taken out, or one that is not tried. Each case in a process of its own; of all cases the
+unchanged one
+is first and last, since a machine is seldom the same for long. `--rounds 3` takes all in turn, three
+times; `--busy 1` keeps a core busy meanwhile.
 """
 
 import argparse
@@ -116,7 +119,8 @@ def checkpointed(model):
 
 
 def one_kernel(model):
-    "BertAdam by torch's fused AdamW kernel, told that so many updates are done that its bias correction is 1. It decays the weights in a step of its own, which float32 rounds away at the paper's rate."
+    """BertAdam by torch's fused AdamW kernel, told that so many updates are done that its bias correction
+    is 1. It decays the weights in a step of its own, which float32 rounds away at the paper's rate."""
 
     def update(self, group, lr):
         (b1, b2), some = group["betas"], [p for p in group["params"] if p.grad is not None]
@@ -211,7 +215,11 @@ if __name__ == "__main__":
                 )
             )
         )
-    busy = "import os, time\nparent = os.getppid()\nwhile os.getppid() == parent:\n    end = time.time() + 1\n    while time.time() < end: pass"  # ends with its parent, however that ends
+    # ends with its parent, however that ends
+    busy = (
+        "import os, time\nparent = os.getppid()\nwhile os.getppid() == parent:\n    end = time.time() + 1\n  "
+        "  while time.time() < end: pass"
+    )
     for _ in range(a.busy):
         subprocess.Popen([sys.executable, "-c", busy])
     of_no_effect = (

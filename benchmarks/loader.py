@@ -1,6 +1,7 @@
 """How fast pairs come: python benchmarks/loader.py → results/bench-loader.json
 
-Photographs of 640 × 480 and recordings of about 5 s (see shards.py), as loose files and in shards; read with the augmentation and the sizes of the paper's recipe, by 0, 1, … worker processes. And the share
+Photographs of 640 × 480 and recordings of about 5 s (see shards.py), as loose files and in shards; read
+with the augmentation and the sizes of the paper's recipe, by 0, 1, … worker processes. And the share
 of the time that a training step waits for the next batch, for steps of a given length.
 """
 

@@ -1,7 +1,10 @@
-"""How long does it take, and how much memory, to read the metadata of a corpus of full size? `python benchmarks/parse_metadata.py`, about two minutes, 1.5 GB of disk.
+"""How long does it take, and how much memory, to read the metadata of a corpus of full size? `python
+benchmarks/parse_metadata.py`, about two minutes, 1.5 GB of disk.
 
-Writes metadata of the size and shape of SpokenCOCO's (123,287 images, 616,435 captions) and of Places Audio's (400,000) to a temporary folder, and loads each layout
-in a process of its own. Memory is the peak of that process, and what the imports alone had taken. The record goes to results/bench-parse.json.
+Writes metadata of the size and shape of SpokenCOCO's (123,287 images, 616,435 captions) and of Places
+Audio's (400,000) to a temporary folder, and loads each layout
+in a process of its own. Memory is the peak of that process, and what the imports alone had taken. The
+record goes to results/bench-parse.json.
 """
 
 import argparse
@@ -80,7 +83,8 @@ class Array:
 
 
 def write_spokencoco(folder):
-    "SpokenCOCO's own two files, dataset_coco.json, and the training split unrolled, without and with word times."
+    """SpokenCOCO's own two files, dataset_coco.json, and the training split unrolled, without and with
+    word times."""
     make, names = Words(), {"own": "own", "plain": "unrolled", "aligned": "aligned"}
     plain, aligned = (
         Array(folder / f / f"SpokenCOCO_train_unrolled_karpathy{tail}.json")
@@ -91,7 +95,8 @@ def write_spokencoco(folder):
         own = Array(folder / names["own"] / f"SpokenCOCO_{split}.json")
         for i in range(n):
             number += 1
-            # the first 82,783 images are COCO's train2014, as in the original; of the others Karpathy takes 5,000 each for validation and test
+            # the first 82,783 images are COCO's train2014, as in the original; of the others Karpathy takes
+            # 5,000 each for validation and test
             role = (
                 "train"
                 if number <= 82_783
@@ -214,7 +219,9 @@ def main():
         ):
             found[name] = r = measure(kind, folder / where, a.repeats, **options)
             print(
-                f"{name:52} {r['seconds']:5.1f} s, peak {r['peak_mb']:5} MB, of which imports {r['imports_mb']} MB; { ({k: v for k, v in r.items() if k in ('captions', 'images', 'entries')}) }",
+                f"{name:52} {r['seconds']:5.1f} s, peak {r['peak_mb']:5} MB, of which imports"
+                f" {r['imports_mb']} MB;"
+                f" { ({k: v for k, v in r.items() if k in ('captions', 'images', 'entries')}) }",
                 flush=True,
             )
     write_json(

@@ -1,9 +1,14 @@
 """Does the planner tell the truth? python benchmarks/plan.py [--device cuda] → results/bench-plan.json
 
-Each case is first forecast from steps measured on this machine (as `sgmim_plan --calibrate` does), then trained in a process of its own, then measured again there (what else the machine does changes from minute to minute, so the
-forecast of times is the mean of what was measured before and after; that of memory is from before): the small model on the embedded corpus, without and with reconstruction, at two batch sizes
-and in two precisions, and a few steps of the full model on noise. Compared: CPU-seconds and seconds of a step (decoding included), and the peak memory of the process; of the training named 'whole',
-which is evaluated and writes checkpoints: seconds in all, seconds of evaluation, and the most disk that its folder takes. `--rounds 2` does all of it twice.
+Each case is first forecast from steps measured on this machine (as `sgmim_plan --calibrate` does), then
+trained in a process of its own, then measured again there (what else the machine does changes from minute
+to minute, so the
+forecast of times is the mean of what was measured before and after; that of memory is from before): the
+small model on the embedded corpus, without and with reconstruction, at two batch sizes
+and in two precisions, and a few steps of the full model on noise. Compared: CPU-seconds and seconds of a
+step (decoding included), and the peak memory of the process; of the training named 'whole',
+which is evaluated and writes checkpoints: seconds in all, seconds of evaluation, and the most disk that
+its folder takes. `--rounds 2` does all of it twice.
 """
 
 import argparse
@@ -82,7 +87,8 @@ def data_of(train, images, full):
 
 
 def run(spec):
-    "The training, in this process: CPU-seconds and seconds of its steps, and its peak memory; then what the planner would measure now."
+    """The training, in this process: CPU-seconds and seconds of its steps, and its peak memory; then what
+    the planner would measure now."""
     import tempfile
 
     import torch
@@ -194,8 +200,10 @@ def compare(name, model, train, a, full, device):
             "name": name,
             "steps": f.steps,
             "evaluations": len(found["evaluating"]),
-            "seconds": pair(mean(x.hours for x in both), found["wall"])
-            | {"before_and_after": [3600 * x.hours for x in both]},
+            "seconds": (
+                pair(mean(x.hours for x in both), found["wall"])
+                | {"before_and_after": [3600 * x.hours for x in both]}
+            ),
             "evaluation_seconds": pair(mean(x.hours_evaluation for x in both), sum(found["evaluating"])),
             "disk_bytes": pair(f.disk_bytes, found["disk"]),
         }
@@ -211,9 +219,9 @@ def compare(name, model, train, a, full, device):
         "cpu_seconds": pair(cpu, mean(1)) | {"before_and_after": [s * c + reading_cpu for s, c in times]},
         "seconds": pair(seconds, mean(0)) | {"before_and_after": [s + reading for s, _ in times]},
         "peak_bytes": pair(f.memory_bytes, found["peak_steps"]),
-        "peak_bytes_saving": pair(max(f.memory_bytes, f.memory_saving), found["peak"])
-        if device.type == "cpu"
-        else None,
+        "peak_bytes_saving": (
+            pair(max(f.memory_bytes, f.memory_saving), found["peak"]) if device.type == "cpu" else None
+        ),
         "decode_seconds_a_pair": decode,
     }
 
@@ -242,7 +250,10 @@ if __name__ == "__main__":
         "--pairs",
         nargs="+",
         type=int,
-        help="the small model with batches of these sizes alone, + Summary in float32 and VG-HuBERT (M) in bfloat16",
+        help=(
+            "the small model with batches of these sizes alone, + Summary in float32 and VG-HuBERT (M) in"
+            " bfloat16"
+        ),
     )
     p.add_argument("--rounds", type=int, default=1)
     p.add_argument(

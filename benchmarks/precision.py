@@ -1,6 +1,8 @@
-"""Does bfloat16 learn the same? python benchmarks/precision.py [--device cuda] → results/bench-precision[-cuda].json
+"""Does bfloat16 learn the same? python benchmarks/precision.py [--device cuda] →
+results/bench-precision[-cuda].json
 
-The small model on the embedded corpus, the same seeds in float32 and in bfloat16: recalls on dev, seconds; and one step of both, their losses and the angle between their gradients.
+The small model on the embedded corpus, the same seeds in float32 and in bfloat16: recalls on dev, seconds;
+and one step of both, their losses and the angle between their gradients.
 """
 
 import argparse

@@ -1,8 +1,12 @@
-"""Loose files or shards: how fast can pairs be read? `python benchmarks/shards.py [--folder DIR]`, about a minute and a half, 0.5 GB.
+"""Loose files or shards: how fast can pairs be read? `python benchmarks/shards.py [--folder DIR]`, about a
+minute and a half, 0.5 GB.
 
-Writes a corpus of photographic size (640 x 480 JPEG, 5 s wav) to a folder of its own in DIR, packs it, and reads one epoch of pairs in one process:
-in random order and in the order that draws from two shards at a time; with the files dropped from memory before, and once more with them there;
-the bytes alone, and decoded. Give the disk on which your corpus lies: the answer is the disk's. The record goes to results/bench-shards.json.
+Writes a corpus of photographic size (640 x 480 JPEG, 5 s wav) to a folder of its own in DIR, packs it, and
+reads one epoch of pairs in one process:
+in random order and in the order that draws from two shards at a time; with the files dropped from memory
+before, and once more with them there;
+the bytes alone, and decoded. Give the disk on which your corpus lies: the answer is the disk's. The record
+goes to results/bench-shards.json.
 """
 
 import argparse
@@ -30,7 +34,8 @@ GRAIN, HISS = 6, 1e-3  # drawings and synthetic voices compress too well: noise 
 
 
 def write_loose(folder, n_images, captions):
-    "A corpus of loose files, made of embedded scenes: enlarged pictures with grain, three sentences joined, with hiss."
+    """A corpus of loose files, made of embedded scenes: enlarged pictures with grain, three sentences
+    joined, with hiss."""
     scenes = load_scenes("train", 30, captions=3, size=96, cache=folder / "scenes", progress=False)
     rng, voices, images, audio = rng_for("bench"), [scenes.audio(j) for j in range(len(scenes))], [], []
     for i in range(n_images):
@@ -64,7 +69,8 @@ def write_loose(folder, n_images, captions):
 
 
 def forget(folder):
-    "Drop the files of a folder from memory, as far as that goes without being root (what the system knows about folders and names stays)."
+    """Drop the files of a folder from memory, as far as that goes without being root (what the system
+    knows about folders and names stays)."""
     os.sync()
     for path in Path(folder).rglob("*"):
         if path.is_file():
@@ -93,7 +99,8 @@ def read(corpus, order, decode):
 
 
 def measure(runs, rounds):
-    "runs {name: (open, order, folder)} -> {name: {'bytes': {'cold', 'warm'}, 'decoded': …}}, pairs a second: the median of `rounds` through all of them."
+    """runs {name: (open, order, folder)} -> {name: {'bytes': {'cold', 'warm'}, 'decoded': …}}, pairs a
+    second: the median of `rounds` through all of them."""
     found = {name: {what: {"cold": [], "warm": []} for what in ("bytes", "decoded")} for name in runs}
     for _ in range(rounds):
         for name, (opened, order, folder) in runs.items():
@@ -128,7 +135,8 @@ def main():
     a = p.parse_args()
     if not hasattr(os, "posix_fadvise"):
         sys.exit(
-            "this system has no posix_fadvise: files cannot be dropped from memory, and every reading would be warm"
+            "this system has no posix_fadvise: files cannot be dropped from memory, and every reading would"
+            " be warm"
         )
     Path(a.folder).mkdir(parents=True, exist_ok=True)
     began, metrics, busy = time.perf_counter(), {}, os.getloadavg()[0]
@@ -189,7 +197,10 @@ def main():
             {"name": "enlarged scenes with noise, 640 x 480", "fingerprint": loose.fingerprint},
             metrics,
             time.perf_counter() - began,
-            note="cold: files dropped from memory with POSIX_FADV_DONTNEED; names and folders, and any cache below this system, stay warm",
+            note=(
+                "cold: files dropped from memory with POSIX_FADV_DONTNEED; names and folders, and any cache"
+                " below this system, stay warm"
+            ),
             load_before=round(busy, 1),
         ),
     )  # more than 0 or so: others were at work on this machine

@@ -1,9 +1,14 @@
-"""One step at full size, against the rate of the machine and against a plain composition: python benchmarks/step.py [--device cuda] → results/bench-step[-cuda].json
+"""One step at full size, against the rate of the machine and against a plain composition: python
+benchmarks/step.py [--device cuda] → results/bench-step[-cuda].json
 
-HuBERT Base and ViT-B/16 with random weights, frozen convolutions. On a CPU 4 pairs of 5 s in float32; on CUDA 100 pairs of 8 s in bfloat16. Forward, backward, clipping, update. Each variant runs in
-a process of its own; ours keeps freed memory, as `fit` does, and its waiting threads sleep, as in the commands; plain has the defaults of the allocator and of OpenMP. Reported:
-CPU-seconds and seconds of a step (the median), pairs a second, the operations of a step, the share of the rate that large matrix products reach in the same process, peak memory; on a CPU also what
-kinds of operation take the time of a step (one more, under torch's profiler, where there is more than one). `--rounds 3` takes all variants in turn, three times; then the medians are those of the rounds.
+HuBERT Base and ViT-B/16 with random weights, frozen convolutions. On a CPU 4 pairs of 5 s in float32; on
+CUDA 100 pairs of 8 s in bfloat16. Forward, backward, clipping, update. Each variant runs in
+a process of its own; ours keeps freed memory, as `fit` does, and its waiting threads sleep, as in the
+commands; plain has the defaults of the allocator and of OpenMP. Reported:
+CPU-seconds and seconds of a step (the median), pairs a second, the operations of a step, the share of the
+rate that large matrix products reach in the same process, peak memory; on a CPU also what
+kinds of operation take the time of a step (one more, under torch's profiler, where there is more than
+one). `--rounds 3` takes all variants in turn, three times; then the medians are those of the rounds.
 """
 
 import argparse
@@ -29,7 +34,8 @@ from sgmim.training.step import keep_memory, make_optimiser, train_step
 
 
 class Plain(nn.Module):
-    "What one writes first: transformers' HuBERT, timm's vision transformer, the mean of each, the same loss. It has the parts that `train_step` asks for."
+    """What one writes first: transformers' HuBERT, timm's vision transformer, the mean of each, the same
+    loss. It has the parts that `train_step` asks for."""
 
     def __init__(self, eager=False, depth=12):
         super().__init__()
@@ -234,7 +240,8 @@ def measure(
 
 
 def merged(rounds):
-    "The results of several rounds as one: medians, the 'rounds' of the times, the kinds of the last. Failed processes are left out, unless all failed."
+    """The results of several rounds as one: medians, the 'rounds' of the times, the kinds of the last.
+    Failed processes are left out, unless all failed."""
     good = [r for r in rounds if "error" not in r]
     if not good:
         return rounds[0]

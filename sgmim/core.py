@@ -130,7 +130,8 @@ def config_to_dict(cfg):
 
 
 def config_from_dict(cls, d, where="config"):
-    "An instance of the dataclass `cls` from a dict; `ConfigError` for unknown or missing fields and wrong kinds."
+    """An instance of the dataclass `cls` from a dict; `ConfigError` for unknown or missing fields and
+    wrong kinds."""
     if not isinstance(d, dict):
         raise ConfigError(f"{where}: expected a mapping of fields, got {type(d).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -182,7 +183,8 @@ def parse_changes(texts, where="--set"):
 
 
 def with_changes(model, train, changes, where="--set"):
-    "(model, train) with `changes`, a dict, applied to whichever has the field; `ConfigError` for a field that neither has, or a value of the wrong kind."
+    """(model, train) with `changes`, a dict, applied to whichever has the field; `ConfigError` for a field
+    that neither has, or a value of the wrong kind."""
 
     def owns(c):
         return {f.name: getattr(c, f.name) for f in fields(c)}
@@ -223,7 +225,8 @@ def set_seed(seed):
 
 # %% ../nbs/00_core.ipynb #f9170be1
 def pick_device(device=None):
-    "The torch device to use: the one named, else cuda when there is one, else cpu. `ConfigError` if the named one is not there."
+    """The torch device to use: the one named, else cuda when there is one, else cpu. `ConfigError` if the
+    named one is not there."""
     import torch
 
     if device is None:
@@ -272,7 +275,8 @@ def check_header(path):
 
 
 def load_checkpoint(folder):
-    "(tensors, meta) of a checkpoint folder, on the CPU; `CheckpointError` if missing, truncated, or not a pair."
+    """(tensors, meta) of a checkpoint folder, on the CPU; `CheckpointError` if missing, truncated, or not
+    a pair."""
     from safetensors.torch import load
 
     folder = Path(folder)
@@ -292,8 +296,9 @@ def load_checkpoint(folder):
         raise CheckpointError(f'{folder / CONFIG} was not written by this library: it has no entry "weights"')
     if len(blob) != said.get("bytes") or _digest(blob) != said.get("blake2b"):
         raise CheckpointError(
-            f"{folder / WEIGHTS} has {len(blob)} bytes and does not match {CONFIG} ({said.get('bytes')} bytes): "
-            "truncated, changed, or of another checkpoint. Use an earlier checkpoint, or copy it again."
+            f"{folder / WEIGHTS} has {len(blob)} bytes and does not match {CONFIG} ({said.get('bytes')}"
+            " bytes): truncated, changed, or of another checkpoint. Use an earlier checkpoint, or copy it"
+            " again."
         )
     check_header(folder / WEIGHTS)
     try:
@@ -394,7 +399,8 @@ def check_state(module, tensors, what="checkpoint", ignore=()):
 
 
 def load_state(module, tensors, what="checkpoint", ignore=()):
-    """Load `tensors` into `module`, strictly; names starting with one of `ignore` may be missing or left over.
+    """Load `tensors` into `module`, strictly; names starting with one of `ignore` may be missing or left
+    over.
     `CheckpointError` lists all that does not fit (see `check_state`); the module is then unchanged."""
     check_state(module, tensors, what, ignore)
     own = module.state_dict()
@@ -402,7 +408,8 @@ def load_state(module, tensors, what="checkpoint", ignore=()):
 
 # %% ../nbs/00_core.ipynb #f752674b
 def code_version():
-    "The version of this library and, in a git checkout, its commit (`+changes` if tracked files differ from it)."
+    """The version of this library and, in a git checkout, its commit (`+changes` if tracked files differ
+    from it)."""
     import sgmim
 
     root = Path(sgmim.__file__).resolve().parents[1]
@@ -455,7 +462,8 @@ def _cpu_name():
 
 def run_record(kind, config, seed, data, metrics, wall_seconds, device=None, code=None, **extra):
     """A run record as a dict: what was run, on which data, by which code, where, how long, and what came out.
-    `code`: the `code_version()` at the START of the run (None: as it is now); a checkout may move on while a run goes on."""
+    `code`: the `code_version()` at the START of the run (None: as it is now); a checkout may move on while
+    a run goes on."""
     return dict(
         kind=kind,
         config=config,

@@ -67,7 +67,8 @@ from .training.step import keep_memory, make_optimiser, train_step
 # %% ../nbs/training/04_train.ipynb #e912094d
 @dataclass(frozen=True)
 class TrainConfig:
-    "How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what neither says."
+    """How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what
+    neither says."""
 
     epochs: float = 30.0  # §3.2: 30 for SpokenCOCO and Places, 20 for FACC
     batch_size: int = 100  # §3.2: 100; 80 for Places
@@ -79,9 +80,13 @@ class TrainConfig:
     clip: float = 1.0  # global norm of the gradient, VG; 0: none
     max_seconds: float = 8.0  # of each caption, VG (18 for Places)
     eval_seconds: float = 10.0  # of each caption in evaluation, VG (25 for Places)
-    augment: str = "randaugment"  # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
+    augment: str = (  # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
+        "randaugment"
+    )
     speed: float = 0.0  # captions up to this share faster or slower, anew each time (ours)
-    pad: str = "auto"  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (VG), else 'batch'
+    pad: str = (  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (VG), else 'batch'
+        "auto"
+    )
     bucket: int = 0  # batches of similar length from pools of so many batches (ours); 0: none
     curriculum: float = 0.0  # share of training in which short captions come first (ours)
     shard_window: int = 16  # shards that a batch is drawn from, where the corpus is in shards (ours)
@@ -173,8 +178,10 @@ _HELD = set()  # locks of this process, which the system would give it twice
 def alone(folder, name="lock"):
     """Yields True if no other run works in `folder`, and keeps others out meanwhile.
 
-    The file `name` is locked by the operating system, so the lock ends with the process, however that ends. Where
-    the system has no such locks (Windows, some network folders), only runs of the same process exclude each other.
+    The file `name` is locked by the operating system, so the lock ends with the process, however that
+    ends. Where
+    the system has no such locks (Windows, some network folders), only runs of the same process exclude
+    each other.
     """
     path = Path(folder).resolve() / name
     if path in _HELD:
@@ -215,7 +222,8 @@ def _lock(file, path):
 
 @contextlib.contextmanager
 def only_run(folder, team=Team()):
-    "`CheckpointError` if another training runs in `folder` (None: nothing is checked); keeps others out meanwhile."
+    """`CheckpointError` if another training runs in `folder` (None: nothing is checked); keeps others out
+    meanwhile."""
     with alone(folder, RUNNING) if folder and team.first else contextlib.nullcontext(True) as mine:
         if not all(team.everyone(mine)):
             raise CheckpointError(
@@ -238,7 +246,8 @@ def _owner(path):
 
 # %% ../nbs/training/04_train.ipynb #faf06419
 class Stop:
-    "While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it does nothing."
+    """While active, SIGINT and SIGTERM set `asked` instead of interrupting; outside the main thread it
+    does nothing."""
 
     asked = None
 
@@ -258,7 +267,8 @@ class Stop:
 
 # %% ../nbs/training/04_train.ipynb #3b6f8d14
 def mark(values):
-    "What numbers (tensors or arrays) are: [norm, projection]; of long ones a part. None if one is not finite."
+    """What numbers (tensors or arrays) are: [norm, projection]; of long ones a part. None if one is not
+    finite."""
     norm = projection = 0.0
     for k, v in enumerate(values):
         x = torch.as_tensor(v).detach().reshape(-1)
@@ -298,7 +308,8 @@ def batch_mark(batch):
 
 # %% ../nbs/training/04_train.ipynb #a58cfa2f
 class Feed:
-    "Batches from a step on, of a `team` one's own rows. `data`: a corpus, or a re-iterable of batches; `steps` in all, `per_epoch` in one pass."
+    """Batches from a step on, of a `team` one's own rows. `data`: a corpus, or a re-iterable of batches;
+    `steps` in all, `per_epoch` in one pass."""
 
     def __init__(self, data, config, workers=0, model=None, team=Team()):
         self.data, self.config, self.workers, self.rows = (
@@ -325,7 +336,8 @@ class Feed:
                 self.per_epoch = len(data)
             except TypeError:
                 raise ConfigError(
-                    "data needs a length (batches in an epoch): give a corpus, a DataLoader or a list of batches"
+                    "data needs a length (batches in an epoch): give a corpus, a DataLoader or a list of"
+                    " batches"
                 ) from None
         if not self.per_epoch:
             raise DataError(f"the data do not fill one batch of {config.batch_size}")
@@ -366,7 +378,8 @@ class Feed:
                     return
             if step == first:
                 raise DataError(
-                    "the data gave no batch on a second pass: give something that can be iterated again (a list, a DataLoader)"
+                    "the data gave no batch on a second pass: give something that can be iterated again (a"
+                    " list, a DataLoader)"
                 )
 
     def _look(self, step, batch):
@@ -378,9 +391,9 @@ class Feed:
             self.seen.append(found)
         elif not alike(self.seen[step], found):
             raise CheckpointError(
-                f"batch {step + 1:,} of the data is not the one that this run saw: these are other data (choose "
-                "another folder; resume=False starts anew), or batches that are not the same each time "
-                "(give the data an attribute `fingerprint`, any text, to be compared instead)"
+                f"batch {step + 1:,} of the data is not the one that this run saw: these are other data"
+                " (choose another folder; resume=False starts anew), or batches that are not the same each"
+                " time (give the data an attribute `fingerprint`, any text, to be compared instead)"
             )
 
     @property
@@ -394,11 +407,13 @@ class Feed:
             "name": repr(self.data) if named else type(self.data).__name__,
             "pairs": len(self.pairs) if self.corpus else None,
             **({"left_out": left_out} if left_out else {}),
-            "fingerprint": getattr(self.data, "fingerprint", None)
-            or (
-                str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist()))
-                if self.corpus
-                else None
+            "fingerprint": (
+                getattr(self.data, "fingerprint", None)
+                or (
+                    str(stable_hash(*self.pairs.lengths.tolist(), *self.pairs.image_of_caption.tolist()))
+                    if self.corpus
+                    else None
+                )
             ),
         }
 
@@ -407,8 +422,10 @@ LOOKED = 500  # batches of one's own that are marked
 
 
 def content_marks(data):
-    """Marks and hashes of what a corpus holds, a list: of files their sizes and a sample (`Corpus.marks`); nothing for a
-    corpus with a `fingerprint` of its own; of another class 8 images and 8 recordings. None for what cannot be read."""
+    """Marks and hashes of what a corpus holds, a list: of files their sizes and a sample (`Corpus.marks`);
+    nothing for a
+    corpus with a `fingerprint` of its own; of another class 8 images and 8 recordings. None for what
+    cannot be read."""
     if isinstance(data, Corpus):
         return data.marks
     if getattr(data, "fingerprint", None):
@@ -458,7 +475,8 @@ def dev_marks(dev):
 # %% ../nbs/training/04_train.ipynb #0ce65358
 @torch.no_grad()
 def frames_of(model, pairs, device, batch_size=32, progress=False):
-    "The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU; None for one that cannot be read."
+    """The frozen front end's output for every caption of `pairs`: a list of float32 (T, C) on the CPU;
+    None for one that cannot be read."""
     from tqdm.auto import tqdm
 
     frames = [None] * len(pairs)
@@ -474,7 +492,8 @@ def frames_of(model, pairs, device, batch_size=32, progress=False):
 
 # %% ../nbs/training/04_train.ipynb #c0f04b8b
 class Run:
-    "A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any, `curves.png`, `record.json`. With `folder` None nothing is written."
+    """A training's folder: `checkpoints/`, `best/`, `log.jsonl`, `unreadable.json` if there is any,
+    `curves.png`, `record.json`. With `folder` None nothing is written."""
 
     def __init__(self, folder, model, optimiser, about, team=Team()):
         self.folder, self.model, self.optimiser, self.about, self.team = (
@@ -494,7 +513,17 @@ class Run:
             self.pairs,
             self.seen,
             self.changed,
-        ) = [], None, None, 0.0, 0, {}, 0, [], []
+        ) = (
+            [],
+            None,
+            None,
+            0.0,
+            0,
+            {},
+            0,
+            [],
+            [],
+        )
         self.unreadable, self.skipped, self.code = (
             {},
             [],
@@ -503,12 +532,14 @@ class Run:
         self.shots = folder and Snapshots(self.folder / "checkpoints")
 
     def resume(self, start=True):
-        "Go on from the last snapshot, if there is one of the same run. `start`: compare the initial weights too."
+        """Go on from the last snapshot, if there is one of the same run. `start`: compare the initial
+        weights too."""
         found = self.shots.latest() if self.folder else None
         steps = self.team.everyone(found and found[1]["step"])
         if len(set(steps)) > 1:
             raise CheckpointError(
-                f"the processes find different checkpoints in {self.folder} (of the steps {steps}): it has to be a folder that all machines share"
+                f"the processes find different checkpoints in {self.folder} (of the steps {steps}): it has to"
+                " be a folder that all machines share"
             )
         if not found:
             return
@@ -555,7 +586,9 @@ class Run:
         broken = [k for k, p in self.model.named_parameters() if not bool(p.isfinite().all())]
         if broken:
             raise SgmimError(
-                f"weights are no longer finite at step {self.step} ({broken[0]} …), so they were not saved. The last good checkpoint is in {self.shots.folder}. Lower the learning rate, or look for bad input."
+                f"weights are no longer finite at step {self.step} ({broken[0]} …), so they were not saved."
+                f" The last good checkpoint is in {self.shots.folder}. Lower the learning rate, or look for"
+                " bad input."
             )
         tensors, numbers = optimiser_state(self.optimiser)
         self.shots.save(
@@ -585,10 +618,14 @@ class Run:
         if self.folder and self.team.first:
             write_json(self.folder / "unreadable.json", self.unreadable)
         what, why = next(reversed(self.unreadable.items()))
-        said = f"{len(self.unreadable):,} of {pairs:,} pairs could not be read by step {self.step} (the last: {what}, {why})"
+        said = (
+            f"{len(self.unreadable):,} of {pairs:,} pairs could not be read by step {self.step} (the last:"
+            f" {what}, {why})"
+        )
         if len(self.unreadable) > config.max_unreadable * pairs:
             raise DataError(
-                f"{said}, more than max_unreadable={config.max_unreadable:.2%}. sgmim_check_data looks for all of them. Mend the files, or allow a higher share: the run goes on."
+                f"{said}, more than max_unreadable={config.max_unreadable:.2%}. sgmim_check_data looks for"
+                " all of them. Mend the files, or allow a higher share: the run goes on."
             )
         if len(batch["index"]) < (2 if self.team.size == 1 else 1):
             raise DataError(f"{said}, and too few of this batch are left. Is the disk there?")
@@ -602,7 +639,8 @@ class Run:
         raise SgmimError(
             f"the loss is {losses['loss']}"
             + ("" if not math.isfinite(losses["loss"]) else ", but its gradient is not finite,")
-            + f" at step {self.step} (captions of the batch: {captions[:10]}{' …' if len(captions) > 10 else ''})"
+            + f" at step {self.step} (captions of the batch:"
+            f" {captions[:10]}{' …' if len(captions) > 10 else ''})"
             + (f", the {len(self.skipped)}th such step" if config.max_skipped else "")
             + ". Nothing was updated. "
             + (f"The last good checkpoint is in {self.shots.folder}. " if self.folder else "")
@@ -610,7 +648,8 @@ class Run:
         )
 
     def keep_if_best(self, results):
-        "Keep the model if R@1 (then R@10), the mean of both directions and of all dev sets, is the best so far (VG-HuBERT's rule)."
+        """Keep the model if R@1 (then R@10), the mean of both directions and of all dev sets, is the best
+        so far (VG-HuBERT's rule)."""
         score = [sum(r.mean[k] for r in results.values()) / len(results) for k in (0, 2)]
         if self.best and score <= self.best["score"] and self.best["step"] != self.step:
             return  # a step that is taken anew replaces its model
@@ -637,7 +676,8 @@ FREE = (
 
 
 def run_differences(was, now):
-    "In what two runs (`Run.about`) differ, as sentences: model, training, data and dev set. What an older run does not say is not compared."
+    """In what two runs (`Run.about`) differ, as sentences: model, training, data and dev set. What an
+    older run does not say is not compared."""
     train = {**config_to_dict(TrainConfig()), **was["train"]}
     model = {**now["model"], **BEFORE, **was["model"]}
     data = {k: now["data"].get(k) if v is None else v for k, v in {"left_out": {}, **was["data"]}.items()}
@@ -666,8 +706,9 @@ def start_differences(was, now):
     if not parts:
         return []
     return [
-        f"it began with other initial weights ({', '.join(parts)}); a model made at random has to be made after torch.manual_seed with the same seed, "
-        "and fit(model.config, …) goes on with the weights that are there"
+        f"it began with other initial weights ({', '.join(parts)}); a model made at random has to be made"
+        " after torch.manual_seed with the same seed, and fit(model.config, …) goes on with the weights that"
+        " are there"
     ]
 
 
@@ -683,7 +724,8 @@ def files_differences(was, now):
     n = _changed(was.get("content"), now.get("content"))
     return (
         [
-            f"the training data hold something else under the same names ({n} of {len(now['content'])} marks differ: sizes of files, and a sample of them)"
+            f"the training data hold something else under the same names ({n} of {len(now['content'])} marks"
+            " differ: sizes of files, and a sample of them)"
         ]
         if n
         else []
@@ -701,7 +743,8 @@ def dev_differences(was, now):
 
 # %% ../nbs/training/04_train.ipynb #6ea3f1d8
 def compare_run(run, meta, start=True):
-    "`CheckpointError` if the snapshot of `meta` is of another run than `run`. `start`: compare the initial weights too."
+    """`CheckpointError` if the snapshot of `meta` is of another run than `run`. `start`: compare the
+    initial weights too."""
     now, was = json.loads(json.dumps(run.about)), meta["about"]
     found = run_differences(was, now)
     if start:
@@ -727,7 +770,8 @@ def compare_run(run, meta, start=True):
 
 # %% ../nbs/training/04_train.ipynb #2c94b7e0
 def recover_best(run):
-    "What is wrong with `best/`, or None; it is put back where that is possible. One later than the snapshot was saved just before the interruption."
+    """What is wrong with `best/`, or None; it is put back where that is possible. One later than the
+    snapshot was saved just before the interruption."""
     if not run.best:
         return
     path, why = run.folder / "best", None
@@ -756,8 +800,8 @@ def recover_best(run):
                 ),
             )
     return (
-        f"the best model so far, of step {run.best['step']:,}, is lost: {why} Copy {path} back from a backup, or start anew: "
-        "choose another folder, or delete this one (from Python, resume=False)"
+        f"the best model so far, of step {run.best['step']:,}, is lost: {why} Copy {path} back from a backup,"
+        " or start anew: choose another folder, or delete this one (from Python, resume=False)"
     )
 
 # %% ../nbs/training/04_train.ipynb #d5ee67e6
@@ -773,14 +817,24 @@ def fit(
     workers=0,
     notes=None,
 ):
-    """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a re-iterable of batches); returns a `Fitted`.
-    `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`: the run's folder
+    """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a
+    re-iterable of batches); returns a `Fitted`.
+    `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places:
+    dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`:
+    the run's folder
     (None: nothing is written); `resume`: go on from what `out` holds; `workers`: processes that decode ahead;
-    A run goes on only with the configuration, data, dev set and initial weights that it began with (a configuration instead of a model: with whatever initial weights it began with); what of the data is compared says the training notebook.
-    `progress`: True, a bar; False, nothing; a function: it is given the history (dicts with 'step') whenever that has grown, and its `close()`, if it has one, is called at the end; `notes`: further entries of the run record (such as `pretrained`, where the
-    initial weights are from). Ctrl-C or SIGTERM: a checkpoint is saved at the end of the step, then `KeyboardInterrupt`.
-    Under `torchrun` or `accelerate launch` the processes are one training: `config.batch_size` is of the whole batch, `out` a folder that all share, and the first process writes.
-    Raises `ConfigError`, `DataError`, `CheckpointError` (another run in `out`, or one that still runs), and `SgmimError` for a loss that is not finite."""
+    A run goes on only with the configuration, data, dev set and initial weights that it began with (a
+    configuration instead of a model: with whatever initial weights it began with); what of the data is
+    compared says the training notebook.
+    `progress`: True, a bar; False, nothing; a function: it is given the history (dicts with 'step')
+    whenever that has grown, and its `close()`, if it has one, is called at the end; `notes`: further
+    entries of the run record (such as `pretrained`, where the
+    initial weights are from). Ctrl-C or SIGTERM: a checkpoint is saved at the end of the step, then
+    `KeyboardInterrupt`.
+    Under `torchrun` or `accelerate launch` the processes are one training: `config.batch_size` is of the
+    whole batch, `out` a folder that all share, and the first process writes.
+    Raises `ConfigError`, `DataError`, `CheckpointError` (another run in `out`, or one that still runs),
+    and `SgmimError` for a loss that is not finite."""
     keep_memory()
     team, device = join(device)
     if out is not None and team.first:  # say so before the first step, not after an hour
@@ -801,7 +855,8 @@ def _fit(given, data, dev, config, out, device, resume, progress, workers, notes
     set_seed(config.seed)
     if config.batch_size < team.size:
         raise ConfigError(
-            f"{team.size} processes share a batch, so TrainConfig.batch_size has to be at least that, not {config.batch_size}"
+            f"{team.size} processes share a batch, so TrainConfig.batch_size has to be at least that, not"
+            f" {config.batch_size}"
         )
     model = build(model).to(device).train()
     net = (
@@ -824,7 +879,8 @@ def _fit(given, data, dev, config, out, device, resume, progress, workers, notes
     )
     if len(set(team.everyone(json.dumps([run.about, str(out)], sort_keys=True, default=str)))) > 1:
         raise ConfigError(
-            f"the {team.size} processes were given different runs (model, training, data or folder): start one command"
+            f"the {team.size} processes were given different runs (model, training, data or folder): start"
+            " one command"
         )
     if run.folder:
         run.about |= team.everyone(
@@ -904,7 +960,8 @@ def _fit(given, data, dev, config, out, device, resume, progress, workers, notes
 
 # %% ../nbs/training/04_train.ipynb #ed415cbd
 def build(model):
-    "An `SGMIM` from a model, a configuration or the name of a preset. The small preset gets its shipped encoders; a configuration starts at random."
+    """An `SGMIM` from a model, a configuration or the name of a preset. The small preset gets its shipped
+    encoders; a configuration starts at random."""
     if not isinstance(model, str):
         return SGMIM(model) if isinstance(model, SGMIMConfig) else model
     if model not in PRESETS:
@@ -922,7 +979,8 @@ def prepare(model, feed, dev, config, device, progress):
     "Corpora to pairs, with cached frames where asked; returns what to evaluate on, {name: loader}."
     if config.cache_frames and not (feed.corpus and model.config.freeze_cnn):
         raise ConfigError(
-            "cache_frames needs a corpus and a frozen front end (freeze_cnn): otherwise what is kept would go stale"
+            "cache_frames needs a corpus and a frozen front end (freeze_cnn): otherwise what is kept would go"
+            " stale"
         )
     if config.cache_frames and config.speed:
         raise ConfigError(
@@ -930,7 +988,8 @@ def prepare(model, feed, dev, config, device, progress):
         )
     if config.cache_frames and model.config.padding_matters:
         raise ConfigError(
-            "cache_frames needs conv_norm='layer', zero_padded_frames=True and valid_frames='convolution': otherwise a caption depends on how far its batch is padded"
+            "cache_frames needs conv_norm='layer', zero_padded_frames=True and valid_frames='convolution':"
+            " otherwise a caption depends on how far its batch is padded"
         )
     if config.cache_frames:
         feed.pairs.frames = frames_of(model, feed.pairs, device, progress=progress)
@@ -968,7 +1027,8 @@ AUDIO_SIZES = (
 
 
 def check_front_end(model, given):
-    """A frozen front end that was never trained stays random: `ConfigError` if `given` (what `fit` was given) is a preset or a configuration for
+    """A frozen front end that was never trained stays random: `ConfigError` if `given` (what `fit` was
+    given) is a preset or a configuration for
     whose sizes there are weights, else a warning."""
     if not (model.config.freeze_cnn and untrained(model.audio_encoder.hubert.feature_extractor)):
         return
@@ -988,7 +1048,8 @@ def check_front_end(model, given):
         else "sgmim.models.pretrained.load_pretrained(model, image=…, audio='facebook/hubert-base-ls960')"
     )
     raise ConfigError(
-        f"{said}. Make the model first, model = SGMIM(config), load pre-trained encoders with {load}, and give fit the model; or set freeze_cnn=False, and it learns from nothing."
+        f"{said}. Make the model first, model = SGMIM(config), load pre-trained encoders with {load}, and"
+        " give fit the model; or set freeze_cnn=False, and it learns from nothing."
     )
 
 
@@ -999,7 +1060,8 @@ def untrained(module):
 
 # %% ../nbs/training/04_train.ipynb #266e0165
 def log(run, feed, config, began, bar):
-    "Add the mean of the last steps to the history (nothing, if all were left out); `loss_mim` is the mean of those with reconstruction, and absent if there was none."
+    """Add the mean of the last steps to the history (nothing, if all were left out); `loss_mim` is the
+    mean of those with reconstruction, and absent if there was none."""
     if not run.sums:
         return
     n, n_mim, seconds = run.sums.pop("n"), run.sums.pop("n_mim"), time.perf_counter() - began
@@ -1048,7 +1110,8 @@ def check(run, results, began, bar):
 # %% ../nbs/training/04_train.ipynb #cca8b5a1
 @dataclass(frozen=True)
 class Fitted:
-    "What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode; the `history`; the run `record`; the `folder` or None."
+    """What `fit` returns: the `model` with the best weights on dev (else the last), in evaluation mode;
+    the `history`; the run `record`; the `folder` or None."""
 
     model: SGMIM
     history: list

@@ -1,4 +1,5 @@
-"What several test files share: a small embedded corpus, made once a session, and things small enough to train in seconds."
+"""What several test files share: a small embedded corpus, made once a session, and things small enough to
+train in seconds."""
 
 import contextlib
 import hashlib
@@ -34,7 +35,8 @@ def run_python(code, *args, timeout=240, **env):
 
 @contextlib.contextmanager
 def chromium(home, size, *flags, log=()):
-    "A headless Chromium of its own profile in `home`, (width, height) `size`, that asks nobody for anything; skips where there is none. `log`: kinds of messages to keep."
+    """A headless Chromium of its own profile in `home`, (width, height) `size`, that asks nobody for
+    anything; skips where there is none. `log`: kinds of messages to keep."""
     webdriver = pytest.importorskip("selenium.webdriver")
     binary, driver = (
         next(filter(None, map(shutil.which, names)), None)
@@ -75,7 +77,8 @@ def listing(folder):
 
 
 def micro(**changes):
-    "A model of some 30,000 parameters for 32-pixel images; dropout is on, so that a step depends on its random numbers."
+    """A model of some 30,000 parameters for 32-pixel images; dropout is on, so that a step depends on its
+    random numbers."""
     from sgmim.models.sgmim import scenes_tiny
 
     small = dict(
@@ -103,7 +106,8 @@ def micro(**changes):
 
 
 class Toy:
-    "A corpus of noise in memory: `n` images with `captions` captions each. `hook(k)` is called before the k-th reading of a waveform."
+    """A corpus of noise in memory: `n` images with `captions` captions each. `hook(k)` is called before
+    the k-th reading of a waveform."""
 
     def __init__(self, n=40, captions=1, size=32, seed=0, hook=None):
         rng = np.random.default_rng(seed)
@@ -142,7 +146,8 @@ class Toy:
 
 
 class View:
-    "A corpus with other captions: caption `j` sounds like caption `sound[j]` of `corpus`, and its image stays."
+    """A corpus with other captions: caption `j` sounds like caption `sound[j]` of `corpus`, and its image
+    stays."""
 
     def __init__(self, corpus, sound):
         self.corpus, self.sound, self.image_of_caption = (

@@ -1,4 +1,5 @@
-"Does the measure of listening, 24, tell a decoder that listens from one that does not, and at which patches and to which words?"
+"""Does the measure of listening, 24, tell a decoder that listens from one that does not, and at which
+patches and to which words?"""
 
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -96,7 +97,8 @@ def test_no_wrong_caption(ids):
 
 
 class Signed(Toy):
-    "Image i is filled with one grey value, and its captions are constant at a level that names the same value."
+    """Image i is filled with one grey value, and its captions are constant at a level that names the same
+    value."""
 
     def __init__(self, n=48, captions=1):
         super().__init__(n, captions)
@@ -110,7 +112,8 @@ class Signed(Toy):
 
 
 class Parrot(nn.Module):
-    "A 'model' whose target is the grey value of the image, and whose decoder repeats the level of what it hears (`share` of it)."
+    """A 'model' whose target is the grey value of the image, and whose decoder repeats the level of what
+    it hears (`share` of it)."""
 
     def __init__(self, share=1.0):
         super().__init__()
@@ -218,7 +221,8 @@ def test_only_the_caption_is_exchanged(model):
     same = model.reconstruct(batch, mask)
     for k in ("predicted", "target"):
         torch.testing.assert_close(right[k], same[k].detach())
-    # the wrong caption is that of the next pair: a batch whose sound is rolled gives the same, as its right one
+    # the wrong caption is that of the next pair: a batch whose sound is rolled gives the same, as its right
+    # one
     rolled = {**batch, "audio": batch["audio"].roll(-1, 0), "audio_len": batch["audio_len"].roll(-1, 0)}
     torch.testing.assert_close(
         wrong["predicted"], reconstruct_with(model, rolled, "right", mask)["predicted"], atol=1e-5, rtol=1e-5
@@ -251,7 +255,8 @@ def test_normalised_targets_are_what_the_loss_sees():
 
 
 def test_learning_to_listen_shows():
-    "A decoder that is trained where only the caption can help comes to depend on it; the measure shows it, and not for exchanged captions."
+    """A decoder that is trained where only the caption can help comes to depend on it; the measure shows
+    it, and not for exchanged captions."""
     torch.manual_seed(0)
     corpus, model = Signed(16), SGMIM(micro(dropout=0.0, mask_ratio=0.9)).eval()
     see = model.image_encoder.forward
@@ -413,7 +418,8 @@ class Heard(NamedTuple):
 
 
 class Ear:
-    "A 'model' that hears exactly the names of things: at the patches of a thing it predicts the target if the name is audible, and 0 if not; elsewhere it is always right."
+    """A 'model' that hears exactly the names of things: at the patches of a thing it predicts the target
+    if the name is audible, and 0 if not; elsewhere it is always right."""
 
     def __init__(self, corpus, config):
         self.corpus, self.config, self.zero = corpus, config, nn.Parameter(torch.zeros(1))

@@ -1,4 +1,5 @@
-"The search app, by real HTTP requests: what it answers, what it refuses, that it stays up; and once in a real browser, with a microphone that plays a sentence."
+"""The search app, by real HTTP requests: what it answers, what it refuses, that it stays up; and once in a
+real browser, with a microphone that plays a sentence."""
 
 import http.client
 import io
@@ -188,7 +189,8 @@ def test_formats(server, folder, suffix, kind):
 
 
 def test_search_by_text(server, folder):
-    "A typed sentence is said, its words are the parts, and the sound comes along; the maps are those of the grounding notebook."
+    """A typed sentence is said, its words are the parts, and the sound comes along; the maps are those of
+    the grounding notebook."""
     text = (folder / "text").read_text()
     got = request(
         server, "POST", "/say", json.dumps({"text": text}), {"Content-Type": "application/json"}
@@ -324,7 +326,8 @@ def hostile(folder):
 
 
 def test_hostile_uploads(server, folder, capsys):
-    "Each gets its status and a sentence; nothing of it reaches the terminal as an error; and the server answers afterwards."
+    """Each gets its status and a sentence; nothing of it reaches the terminal as an error; and the server
+    answers afterwards."""
     for name, (blob, kind, status) in hostile(folder).items():
         got = upload(
             server,
@@ -341,7 +344,8 @@ def test_hostile_uploads(server, folder, capsys):
 
 
 def test_bombs_take_no_memory(folder):
-    "A file that unpacks to 600 seconds is refused by its header; one that lies is read no further than it claims."
+    """A file that unpacks to 600 seconds is refused by its header; one that lies is read no further than
+    it claims."""
     import tracemalloc
 
     all_of = hostile(folder)
@@ -360,7 +364,8 @@ def test_large_uploads(server, folder):
     assert got.status == 413 and "at most 16 MiB" in got.error
     answer = raw(
         server,
-        f"POST /search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type: audio/wav\r\nContent-Length: {10 * 3600 * 32_000}\r\n\r\n".encode()
+        f"POST /search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type:"
+        f" audio/wav\r\nContent-Length: {10 * 3600 * 32_000}\r\n\r\n".encode()
         + bytes(100_000),
     )
     assert b" 413 " in answer.split(b"\r\n")[0]
@@ -393,7 +398,8 @@ def test_slow_senders(server, monkeypatch):
     monkeypatch.setattr(app.Answers, "timeout", 0.4)
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as s:
         s.sendall(
-            f"POST /search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type: audio/wav\r\nContent-Length: 5000\r\n\r\n".encode()
+            f"POST /search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type:"
+            " audio/wav\r\nContent-Length: 5000\r\n\r\n".encode()
         )
         assert request(server, "GET", "/about").status == 200
         assert s.recv(100) == b""
@@ -403,7 +409,8 @@ def test_slow_senders(server, monkeypatch):
         b" 408 "
         in raw(
             server,
-            f"POST /search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type: audio/wav\r\nContent-Length: 3\r\n\r\nabc".encode(),
+            f"POST /search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type:"
+            " audio/wav\r\nContent-Length: 3\r\n\r\nabc".encode(),
         ).split(b"\r\n")[0]
     )
 
@@ -657,7 +664,8 @@ def browser(folder, tmp_path_factory):
 
 
 def test_in_a_browser(server, folder, browser, tmp_path):
-    "Record from a microphone, upload, type; press a word and a picture, with the mouse and the keyboard. Nothing is fetched from elsewhere, no script fails, no name becomes markup."
+    """Record from a microphone, upload, type; press a word and a picture, with the mouse and the keyboard.
+    Nothing is fetched from elsewhere, no script fails, no name becomes markup."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
@@ -673,7 +681,8 @@ def test_in_a_browser(server, folder, browser, tmp_path):
 
     def hottest():
         return browser.execute_script(
-            "const c = document.getElementById('heat'); return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).reduce((a, b, i) => i % 4 == 3 && b ? a + 1 : a, 0)"
+            "const c = document.getElementById('heat'); return Array.from(c.getContext('2d').getImageData(0,"
+            " 0, c.width, c.height).data).reduce((a, b, i) => i % 4 == 3 && b ? a + 1 : a, 0)"
         )
 
     browser.get(server.address)
@@ -690,7 +699,8 @@ def test_in_a_browser(server, folder, browser, tmp_path):
     assert [b.text for b in all_of("#parts button")][0] == (folder / "text").read_text().split()[0]
     until(
         lambda: browser.execute_script(
-            "return [...document.querySelectorAll('#results img')].every(i => i.loading == 'lazy' || i.naturalWidth == 320)"
+            "return [...document.querySelectorAll('#results img')].every(i => i.loading == 'lazy' ||"
+            " i.naturalWidth == 320)"
         )
     )
     assert hottest() == 320 * 320
@@ -767,7 +777,9 @@ def test_in_a_narrow_dark_browser(server, folder, browser, tmp_path):
     WebDriverWait(browser, 40).until(lambda _: "points most" in browser.find_element(By.ID, "pointing").text)
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     nameless = browser.execute_script(
-        "return [...document.querySelectorAll('button, input, img, canvas, select')].filter(e => e.getAttribute('aria-hidden') != 'true' && !(e.textContent.trim() || e.alt || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML)"
+        "return [...document.querySelectorAll('button, input, img, canvas, select')].filter(e =>"
+        " e.getAttribute('aria-hidden') != 'true' && !(e.textContent.trim() || e.alt ||"
+        " e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML)"
     )
     assert not nameless
     browser.save_screenshot(str(Path(os.environ.get("SGMIM_SHOTS", tmp_path)) / "app-narrow.png"))

@@ -1,4 +1,5 @@
-"""The corpus check: planted faults, each found with the right severity; clean corpora of every layout pass."""
+"""The corpus check: planted faults, each found with the right severity; clean corpora of every layout
+pass."""
 
 import csv
 import json
@@ -880,7 +881,8 @@ def own(
     head="image,audio",
     more=lambda k: "",
 ):
-    "A table of n pairs in `folder`, and their files. `listed(k)`: how the table names them; `more(k)`: its further columns."
+    """A table of n pairs in `folder`, and their files. `listed(k)`: how the table names them; `more(k)`:
+    its further columns."""
     for name in ("images", "wavs"):
         (folder / name).mkdir(parents=True)
     for k in range(n):

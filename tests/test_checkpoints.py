@@ -1,4 +1,5 @@
-"Checkpoints, 18: files of every published layout, made here from random reference models; hostile and broken files; export."
+"""Checkpoints, 18: files of every published layout, made here from random reference models; hostile and
+broken files; export."""
 
 import argparse
 import builtins
@@ -104,7 +105,8 @@ def seeded(seed=0):
 
 @torch.no_grad()
 def shaken(module, seed=0):
-    "Every parameter away from its start, so that no two LayerNorms are alike and a swap of names is seen in the output."
+    """Every parameter away from its start, so that no two LayerNorms are alike and a swap of names is seen
+    in the output."""
     g = seeded(seed)
     for p in module.parameters():
         p.add_(torch.randn(p.shape, generator=g), alpha=0.02)
@@ -171,7 +173,8 @@ def to_fairseq(state):
 
 
 def hubert_by_hand(s, x, heads, strides, cls=None):
-    "HuBERT Base written out from tensors in fairseq's names: (B, L) -> (B, T, D), or (B, 1+T, D) with [CLS] put in before the encoder's LayerNorm."
+    """HuBERT Base written out from tensors in fairseq's names: (B, L) -> (B, T, D), or (B, 1+T, D) with
+    [CLS] put in before the encoder's LayerNorm."""
 
     def linear(x, n):
         return F.linear(x, s[n + ".weight"], s[n + ".bias"])
@@ -243,7 +246,8 @@ def foreign(*names):
 
 
 def save_as_fairseq(state, path, **options):
-    "Like fairseq's own checkpoints: tensors under 'model', beside objects of classes from fairseq and omegaconf."
+    """Like fairseq's own checkpoints: tensors under 'model', beside objects of classes from fairseq and
+    omegaconf."""
     with foreign(
         "fairseq.data.dictionary.Dictionary",
         "omegaconf.dictconfig.DictConfig",
@@ -675,7 +679,9 @@ def test_another_vit(tmp_path, vit):
     save_file(vit.state_dict(), path)
     with pytest.raises(
         CheckpointError,
-        match=r"for images of 48 pixels a side, the model takes 96: it is not resized here.*set image_size=48",
+        match=(
+            r"for images of 48 pixels a side, the model takes 96: it is not resized here.*set image_size=48"
+        ),
     ):
         image_weights(path, replace(SMALL, image_size=96))
     for change, words in (
@@ -1275,8 +1281,12 @@ def test_missing_file_and_archives(tmp_path):
 def test_truncated(tmp_path, share):
     for i, zipped in enumerate((True, False, None)):
         path, state = tmp_path / f"{i}.pt", {"w": torch.randn(60, 50)}
-        save_file(state, path) if zipped is None else torch.save(
-            {"model": state, "args": argparse.Namespace(a=1)}, path, _use_new_zipfile_serialization=zipped
+        (
+            save_file(state, path)
+            if zipped is None
+            else torch.save(
+                {"model": state, "args": argparse.Namespace(a=1)}, path, _use_new_zipfile_serialization=zipped
+            )
         )
         blob = path.read_bytes()
         path.write_bytes(blob[: int(len(blob) * share)])
@@ -1376,8 +1386,12 @@ def test_strikes_are_real(tmp_path):
 
 
 RAW = {
-    "a protected class is changed": b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aX\x01\x00\x00\x00bsb.",
-    "a protected function is changed": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00__name__X\x01\x00\x00\x00bs\x86b.",
+    "a protected class is changed": (
+        b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aX\x01\x00\x00\x00bsb."
+    ),
+    "a protected function is changed": (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00__name__X\x01\x00\x00\x00bs\x86b."
+    ),
     "attribute of the stand-in": b"\x80\x02cos\npath\n}X\x05\x00\x00\x00stateX\x01\x00\x00\x00bsb.",
     "dotted name": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.",
     "old style object": b"\x80\x02(X\x04\x00\x00\x00trueios\nsystem\n.",
@@ -1399,9 +1413,13 @@ def test_hostile_pickles_by_hand(tmp_path, name):
     )
     for kind in ("torch", "legacy", "pickle"):
         path = tmp_path / kind
-        zip_with(path, RAW[name]) if kind == "torch" else legacy_with(
-            path, RAW[name]
-        ) if kind == "legacy" else path.write_bytes(RAW[name])
+        (
+            zip_with(path, RAW[name])
+            if kind == "torch"
+            else legacy_with(path, RAW[name])
+            if kind == "legacy"
+            else path.write_bytes(RAW[name])
+        )
         safe(path)
     after = (
         dict(vars(torch._utils._rebuild_tensor_v2)),
@@ -1493,7 +1511,8 @@ def test_plain_files_name_nothing(tmp_path):
 
 
 def limited(gigabytes=3):
-    "Less address space for what follows, so that a test of a bomb fails and does not take the machine with it."
+    """Less address space for what follows, so that a test of a bomb fails and does not take the machine
+    with it."""
 
     @contextlib.contextmanager
     def within():
@@ -1764,9 +1783,11 @@ BOMBS = {
     "place in the memo": b"\x80\x02K\x01r\x00\x00\x00\x20.",
     "tuple in a tuple": b"\x80\x02}()" + b"\x85" * 10**5 + b"K\x01u.",
     "set in a set": b"\x80\x04(" + b"(" * 10**5 + b"\x91" * 10**5 + b"K\x01d.",
-    "shared tuples as a key": b"\x80\x02}((K\x01tq\x00"
-    + b"".join(b"0(" + (b"h" + bytes([i])) * 10 + b"tq" + bytes([i + 1]) for i in range(40))
-    + b"K\x01u.",
+    "shared tuples as a key": (
+        b"\x80\x02}((K\x01tq\x00"
+        + b"".join(b"0(" + (b"h" + bytes([i])) * 10 + b"tq" + bytes([i + 1]) for i in range(40))
+        + b"K\x01u."
+    ),
     "many names": b"\x80\x02" + b"".join(b"ca\nb%d\n0" % i for i in range(2000)) + b"}.",
     "bytes": b"\x80\x04\x8e" + struct.pack("<Q", 10**12) + b"x.",
     "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 10**12) + b"x.",

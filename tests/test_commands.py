@@ -1,4 +1,5 @@
-"""The commands, from an exported corpus to a table: every official layout, and shards, by what the README says."""
+"""The commands, from an exported corpus to a table: every official layout, and shards, by what the README
+says."""
 
 import json
 import warnings
@@ -176,7 +177,8 @@ def test_a_dry_run_trains_nothing(layouts, tmp_path, capsys):
     "preset,corpus", [("paper-places", "places"), ("paper-spokencoco", "spokencoco"), ("paper-facc", "facc")]
 )
 def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset, corpus):
-    "Each field stands where it comes from; the two that the presets take otherwise than the equations are named, and so is the rate."
+    """Each field stands where it comes from; the two that the presets take otherwise than the equations
+    are named, and so is the rate."""
     ok(
         cli.train,
         "--preset",
@@ -456,7 +458,8 @@ def test_one_encoder_of_ones_own_and_the_other_shipped(layouts, tmp_path, capsys
 
 
 def test_other_weights_do_not_go_on_with_a_run(layouts, tmp_path, capsys, monkeypatch):
-    "Begun with the default weights, stopped, and begun again with others: refused, and nothing in the folder is changed. The same command goes on."
+    """Begun with the default weights, stopped, and begun again with others: refused, and nothing in the
+    folder is changed. The same command goes on."""
     from conftest import listing
 
     import sgmim.train as T
@@ -598,7 +601,8 @@ def test_analyses_of_several_checkpoints(cache, tmp_path, monkeypatch, capsys, w
 
 
 def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, capsys):
-    "The seeds of a row count as one model; the first row is what others are compared with; what has no record that counts is left out."
+    """The seeds of a row count as one model; the first row is what others are compared with; what has no
+    record that counts is left out."""
     from test_results import as_planned, fake, put
 
     from sgmim.core import write_json

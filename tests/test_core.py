@@ -1,4 +1,5 @@
-"The floor, 00: files that are whole or absent, strict configurations, checkpoints that are checked, seeds, run records."
+"""The floor, 00: files that are whole or absent, strict configurations, checkpoints that are checked,
+seeds, run records."""
 
 import dataclasses
 import json
@@ -120,7 +121,10 @@ def test_write_that_is_whole(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a umask")
 @pytest.mark.parametrize("mask", ["022", "077"])
 def test_results_are_as_readable_as_other_files(tmp_path, mask):
-    code = 'import os, sys; os.umask(int(sys.argv[2], 8)); from sgmim.core import write_json; write_json(sys.argv[1] + "/a", 1); open(sys.argv[1] + "/b", "w").close()'
+    code = (
+        "import os, sys; os.umask(int(sys.argv[2], 8)); from sgmim.core import write_json;"
+        ' write_json(sys.argv[1] + "/a", 1); open(sys.argv[1] + "/b", "w").close()'
+    )
     assert run_python(code, tmp_path, mask).returncode == 0
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
@@ -470,7 +474,10 @@ def test_load_state_counts_long_lists():
 
 
 def test_random_numbers_are_the_same_in_every_process():
-    code = "from sgmim.core import rng_for, stable_hash; print(rng_for('a', 3, 'ü').integers(0, 10**9, 4).tolist(), stable_hash('b', 4))"
+    code = (
+        "from sgmim.core import rng_for, stable_hash; print(rng_for('a', 3, 'ü').integers(0, 10**9,"
+        " 4).tolist(), stable_hash('b', 4))"
+    )
     here = f"{rng_for('a', 3, 'ü').integers(0, 10**9, 4).tolist()} {stable_hash('b', 4)}"
     for seed in ("0", "1", "random"):
         assert run_python(code, PYTHONHASHSEED=seed).stdout.strip() == here

@@ -1,4 +1,5 @@
-"The official corpora, 09: every layout read as it is distributed, every fault named or counted, and the exports of the embedded corpus read back."
+"""The official corpora, 09: every layout read as it is distributed, every fault named or counted, and the
+exports of the embedded corpus read back."""
 
 import csv
 import hashlib
@@ -142,7 +143,8 @@ def test_exports_come_back(few, exported, layout, split):
 
 
 def test_spokencoco_as_distributed(few, exported):
-    "Two files of its own, no test set among them; val2014 images with recordings under wavs/train; Karpathy's schema."
+    """Two files of its own, no test set among them; val2014 images with recordings under wavs/train;
+    Karpathy's schema."""
     root = exported / "spokencoco"
     own = {s: read_json(root / f"SpokenCOCO_{s}.json")["data"] for s in ("train", "val")}
     assert not (root / "SpokenCOCO_test.json").exists()
@@ -369,7 +371,8 @@ def test_missing_files(copy, tmp_path):
     for word in ("unrolled", "dataset"):
         refused(
             lambda: spokencoco(spoiled(copy, word), karpathy=word),
-            f"holds no {'dataset_coco' if word == 'dataset' else 'SpokenCOCO_<split>_unrolled_karpathy'}.json",
+            "holds no"
+            f" {'dataset_coco' if word == 'dataset' else 'SpokenCOCO_<split>_unrolled_karpathy'}.json",
         )
     refused(
         lambda: spokencoco(copy / "spokencoco", karpathy="unroled"),
@@ -731,7 +734,8 @@ def test_join_counts_what_one_side_knows(copy):
 
 
 def test_which_files_of_spokencoco(few, copy):
-    "Unrolled before dataset_coco.json before SpokenCOCO's own; and never its own beside one of Karpathy's, where the test set may be in train."
+    """Unrolled before dataset_coco.json before SpokenCOCO's own; and never its own beside one of
+    Karpathy's, where the test set may be in train."""
     root = copy / "spokencoco"
 
     def words(corpus):
@@ -1025,7 +1029,8 @@ def test_facc_files_that_are_not_there(copy):
 
 
 def test_facc_at_its_size(tmp_path):
-    "40,000 lines of the shape of the original's, 8,000 images in lists of 6,000, 1,000 and 1,000; 91 images have no caption."
+    """40,000 lines of the shape of the original's, 8,000 images in lists of 6,000, 1,000 and 1,000; 91
+    images have no caption."""
     rng = random.Random(0)
     images = [f"{rng.randrange(10**8, 4 * 10**9)}_{rng.randrange(16**10):010x}.jpg" for _ in range(8091)]
     capts = [f"{im[:-4]}_{k}.wav {im} #{k}" for im in images[:8000] for k in range(5)]
@@ -1189,7 +1194,8 @@ def test_rows_left_out(tmp_path):
         'line 8: no key "image"; it has ',
     )
     (tmp_path / "mine.jsonl").write_text(
-        '{"image": "a", "audio": "b"}\n7\n{"image": "a", "audio": 3}\n{"image": "a", "audoi": "c"}\n{"image": "a", "audio": "d", "speaker": 5, "text": [], "alignment": "x"}\n'
+        '{"image": "a", "audio": "b"}\n7\n{"image": "a", "audio": 3}\n{"image": "a", "audoi": "c"}\n{"image":'
+        ' "a", "audio": "d", "speaker": 5, "text": [], "alignment": "x"}\n'
     )
     check_skips(
         lambda strict: pairs(tmp_path / "mine.jsonl", strict=strict),
@@ -1310,7 +1316,8 @@ def test_shards_are_a_corpus_too(few, exported, tmp_path):
 
 
 def test_columns_are_an_ordinary_corpus(few, exported):
-    "Packed while reading, and pickled, selected, fingerprinted like any other; every process hashes it the same."
+    """Packed while reading, and pickled, selected, fingerprinted like any other; every process hashes it
+    the same."""
     corpus = spokencoco(exported / "spokencoco", "train")
     again = pickle.loads(pickle.dumps(corpus))
     assert again.fingerprint == corpus.fingerprint == spokencoco(
@@ -1402,7 +1409,8 @@ def test_a_file_of_the_dev_set_replaced_is_noticed(exported, tmp_path):
 
 
 def test_a_file_that_was_mended_is_no_other_corpus(exported, tmp_path):
-    "Too many could not be read, the message says to mend them: then the run goes on, with a warning and a note in its record."
+    """Too many could not be read, the message says to mend them: then the run goes on, with a warning and
+    a note in its record."""
     corpus = own(exported, tmp_path)
     paths = [corpus.audio_path(j) for j in range(len(corpus))]
     whole = [p.read_bytes() for p in paths]
@@ -1576,9 +1584,11 @@ def test_paths_of_a_table_in_any_form(tmp_path, suffix, how):
     media(tmp_path, PLAIN)
     want = pairs(table(tmp_path / "t.csv", [dict(image=i, audio=a) for i, a in PLAIN]))
     got = pairs(
-        table(tmp_path / f"other/t{suffix}", [dict(image=how(i), audio=how(a)) for i, a in PLAIN])
-        if (tmp_path / "other").mkdir() is None
-        else None,
+        (
+            table(tmp_path / f"other/t{suffix}", [dict(image=how(i), audio=how(a)) for i, a in PLAIN])
+            if (tmp_path / "other").mkdir() is None
+            else None
+        ),
         image_root=tmp_path,
         audio_root=tmp_path,
     )
@@ -1645,7 +1655,8 @@ def test_files_that_the_disk_spells_otherwise(tmp_path, listed_sound, sound, lis
 
 
 def test_another_listed_file_never_stands_in(tmp_path):
-    "Names that differ in case alone can be two recordings; two files alike, or two lines that mean one file, are no answer."
+    """Names that differ in case alone can be two recordings; two files alike, or two lines that mean one
+    file, are no answer."""
     media(tmp_path, [("p.jpg", "a.wav"), ("p.jpg", "B.wav"), ("p.jpg", "b.WAV"), ("p.jpg", "c.WAV")])
     corpus = pairs(
         table(

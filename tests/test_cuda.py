@@ -1,4 +1,5 @@
-"What runs on a GPU against what runs on the CPU: a step, a gradient in pieces, a training that is interrupted, embeddings and their recalls, the plan."
+"""What runs on a GPU against what runs on the CPU: a step, a gradient in pieces, a training that is
+interrupted, embeddings and their recalls, the plan."""
 
 import math
 import os

@@ -1,4 +1,5 @@
-"""The models of the paper at their full size, with random weights, on two pairs: counts, shapes, gradients, and one step against the plain formulas."""
+"""The models of the paper at their full size, with random weights, on two pairs: counts, shapes,
+gradients, and one step against the plain formulas."""
 
 import copy
 import math
@@ -37,7 +38,8 @@ def model():
 
 
 def test_the_sizes_of_section_3_2(model):
-    "ViT-B/16 and HuBERT Base as published, projections 768 → 768, a decoder of one layer with cross-attention, a momentum encoder like the image encoder."
+    """ViT-B/16 and HuBERT Base as published, projections 768 → 768, a decoder of one layer with
+    cross-attention, a momentum encoder like the image encoder."""
     counts = parameter_counts(model)
     assert counts["image_encoder"][1] == counts["momentum_encoder"][1] == 85_798_656
     assert (
@@ -88,7 +90,8 @@ def plain_loss(model, batch, mask):
 
 
 def test_one_step_equals_the_plain_formulas(model, pairs, monkeypatch):
-    "The loss of eqs. 2-5 term by term, its gradient clipped by hand, BertAdam and the momentum encoder by their formulas."
+    """The loss of eqs. 2-5 term by term, its gradient clipped by hand, BertAdam and the momentum encoder
+    by their formulas."""
     config, step, steps = recipe("paper-spokencoco"), 50, 1000
     for m in (m for m in model.modules() if isinstance(m, torch.nn.Dropout)):
         m.p = 0.0
@@ -118,7 +121,8 @@ def test_one_step_equals_the_plain_formulas(model, pairs, monkeypatch):
         expected = p.detach() - lr * (m / (v.sqrt() + 1e-6) + 0.01 * p.detach())
         change = (expected - p).abs().max().item()
         moved += bool(change > 0)
-        # a gradient that is a sum of thousands of terms comes out a little different in another order; its sign decides the update, so compare where it is not noise
+        # a gradient that is a sum of thousands of terms comes out a little different in another order; its
+        # sign decides the update, so compare where it is not noise
         clear = g.abs() > 1e-2 * g.abs().max()
         assert torch.allclose(after[n][clear], expected[clear], atol=0.02 * change + 1e-9), n
     assert (

@@ -1,6 +1,8 @@
-"""A golden training: two rows of Table 4, eight steps in float32 on noise. If the numbers of the code move, this says so.
+"""A golden training: two rows of Table 4, eight steps in float32 on noise. If the numbers of the code
+move, this says so.
 
-`python tests/test_golden.py` prints the values anew. Change them only together with a reason in the commit."""
+`python tests/test_golden.py` prints the values anew. Change them only together with a reason in the
+commit."""
 
 from dataclasses import replace
 

@@ -72,7 +72,8 @@ def batch(trained, dev):
 
 
 class Dealt:
-    "A corpus that says whose words its captions are, while they sound like those of the next: the truth stays, the sound is another's."
+    """A corpus that says whose words its captions are, while they sound like those of the next: the truth
+    stays, the sound is another's."""
 
     def __init__(self, corpus):
         self.corpus, self.image, self.scene, self.image_of_caption, self.captions = (
@@ -138,7 +139,8 @@ def test_captions_of_other_corpora():
 
 
 def test_maps_without_boxes(trained, dev):
-    "A corpus that knows words but no boxes: maps and a figure, the same as those of the corpus that knows both; no scores."
+    """A corpus that knows words but no boxes: maps and a figure, the same as those of the corpus that
+    knows both; no scores."""
 
     class Plain:
         def __init__(self):
@@ -396,7 +398,8 @@ def test_chance_maps(grounded, dev):
 
 
 def oracle(g):
-    "The same words with features that make the heat map of 'without' the truth: patch n is the n-th unit vector, the word the share of each patch that its thing fills."
+    """The same words with features that make the heat map of 'without' the truth: patch n is the n-th unit
+    vector, the word the share of each patch that its thing fills."""
     own = torch.tensor(np.stack([s[w.thing] for s, w in zip(g.shares, g.words, strict=True)])).float()
     noise = torch.Generator().manual_seed(0)
     return g._replace(

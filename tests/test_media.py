@@ -25,7 +25,7 @@ noise = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32).cli
 tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
 
 
-# ---- sound files -------------------------------------------------------------------------------------------------------
+# ---- sound files -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ext", ["wav", "flac", "ogg", "mp3"])
@@ -483,7 +483,7 @@ def test_log_mel_too_short():
         audio.log_mel(tone[:100])
 
 
-# ---- image files -------------------------------------------------------------------------------------------------------
+# ---- image files -------------------------------------------------------------------------------------------
 
 rgb = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 photo = Image.fromarray(np.asarray(Image.fromarray(rgb[:5, :7]).resize((600, 400), Image.Resampling.BICUBIC)))
@@ -643,7 +643,8 @@ def make_strip(p):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def jpeg_with_exif(*entries, order="<", count=None):
-    "A JPEG of 64 x 48 pixels with orientation 6 and `entries` (tag, type, count, four bytes) in its EXIF block."
+    """A JPEG of 64 x 48 pixels with orientation 6 and `entries` (tag, type, count, four bytes) in its EXIF
+    block."""
     Image.fromarray((np.random.default_rng(0).random((48, 64, 3)) * 255).astype(np.uint8)).save(
         out := io.BytesIO(), "JPEG"
     )
@@ -780,7 +781,7 @@ def test_tiny_and_large_go_through_the_transforms(size):
         assert x.shape == (3, 32, 32) and x.isfinite().all()
 
 
-# ---- normalisation and transforms --------------------------------------------------------------------------------------
+# ---- normalisation and transforms --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 6, 3), (2, 3, 5, 6), (5, 6, 3), (3, 5, 6)])
@@ -872,7 +873,7 @@ def test_jpeg_bytes_stay_closed(tmp_path):
             image.load_image(tmp_path / "a.jpg")
 
 
-# ---- figures -----------------------------------------------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------------------
 
 
 def png(fig):
@@ -991,7 +992,8 @@ def test_save_figure(tmp_path, ext):
 
 def test_drawing_does_not_need_pyplot():
     code = (
-        "import sys, numpy as np; from sgmim.evaluation.figures import *; "
-        "attention_figure(np.ones(999), np.ones((12, 3)), [('a', 0, .05)], spectrogram=True)._repr_png_(); assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, numpy as np; from sgmim.evaluation.figures import *; attention_figure(np.ones(999),"
+        " np.ones((12, 3)), [('a', 0, .05)], spectrogram=True)._repr_png_(); assert 'matplotlib.pyplot' not"
+        " in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -275,7 +275,8 @@ def test_group_norm_depends_on_padding():
 
 def plain_audio_encoder(w, c, audio, audio_len):
     """VG-HuBERT's audio encoder by its formulas, from the tensors `w` of our model and its configuration `c`:
-    frames are padding where all samples of their piece of the mask are, and padded frames stay as they are. -> (B, 1+T, D)."""
+    frames are padding where all samples of their piece of the mask are, and padded frames stay as they
+    are. -> (B, 1+T, D)."""
     h = {k.removeprefix("hubert."): v for k, v in w.items()}
     x = audio[:, None]
     for i, stride in enumerate(c.conv_stride):
@@ -326,7 +327,8 @@ def plain_audio_encoder(w, c, audio, audio_len):
 
 
 def vg_rules(**changes):
-    "A small audio encoder with VG-HuBERT's rules, its configuration, and recordings of 3 s: 30,000, 16,000 and all 48,000 samples valid."
+    """A small audio encoder with VG-HuBERT's rules, its configuration, and recordings of 3 s: 30,000,
+    16,000 and all 48,000 samples valid."""
     c = replace(
         vg_hubert(),
         audio_width=32,
@@ -624,7 +626,8 @@ def test_hidden_places_are_told_apart_by_position_alone():
 
 
 def test_every_place_of_the_decoder_has_its_position():
-    "Visible patches too: two of them exchanged are another image. What enters the first layer is the patch, or the mask token, plus its position."
+    """Visible patches too: two of them exchanged are another image. What enters the first layer is the
+    patch, or the mask token, plus its position."""
     d, m, visible = (
         Decoder(16, 32, None, heads=4).eval(),
         random_mask(2, 16, generator=seeded()),
@@ -640,7 +643,8 @@ def test_every_place_of_the_decoder_has_its_position():
 
 
 def test_positions_are_row_then_column():
-    "The first half of the width depends on the row alone, the second on the column alone; patches are in reading order."
+    """The first half of the width depends on the row alone, the second on the column alone; patches are in
+    reading order."""
     p = sincos_positions(5, 16).view(5, 5, 16)  # (row, column, D)
     assert torch.equal(p[:, :, :8], p[:, :1, :8].expand(5, 5, 8)) and torch.equal(
         p[:, :, 8:], p[:1, :, 8:].expand(5, 5, 8)

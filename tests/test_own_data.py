@@ -1,4 +1,5 @@
-"Data of one's own: what `fit` and `evaluate` take as a corpus or as batches, and what they say of everything else."
+"""Data of one's own: what `fit` and `evaluate` take as a corpus or as batches, and what they say of
+everything else."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,7 +210,8 @@ def test_pictures_that_cannot_be(picture, said):
 
 
 def test_pictures_of_several_sizes():
-    "The first fits the model, another does not: it is brought to size. Without a transform it is an error that names both."
+    """The first fits the model, another does not: it is brought to size. Without a transform it is an
+    error that names both."""
     corpus = toy(image=lambda i: RGB if i % 2 == 0 else np.pad(RGB, ((0, 8), (0, 0), (0, 0))))
     assert collate([corpus_pairs(corpus, 4.0, micro())[j] for j in (0, 1)])["image"].shape == (2, 3, 32, 32)
     with pytest.raises(
@@ -389,7 +391,8 @@ def test_the_number_of_a_bad_batch():
 
 
 def test_evaluation_takes_parts_of_a_batch():
-    "Images and captions apart, a batch of one pair, a generator; but not a generator that is used up, and not nothing."
+    """Images and captions apart, a batch of one pair, a generator; but not a generator that is used up,
+    and not nothing."""
     model, parts = SGMIM(micro()), []
     for b in batches():
         parts += [

@@ -1,4 +1,5 @@
-"Several processes are one training: two real ones on gloo against one, the gradient of a batch in pieces against the whole, and what stops one process stops all."
+"""Several processes are one training: two real ones on gloo against one, the gradient of a batch in pieces
+against the whole, and what stops one process stops all."""
 
 import os
 import subprocess
@@ -208,7 +209,8 @@ def test_a_cached_gradient_is_that_of_the_whole_batch(row, micro_batch):
 
 
 def test_both_passes_of_a_cached_gradient_hear_the_same_dropout():
-    "With dropout the pieces draw their own noise, so the whole is made of pieces here too: one graph over both."
+    """With dropout the pieces draw their own noise, so the whole is made of pieces here too: one graph
+    over both."""
     model, batch = build(dropout=0.3), batch_of(8)
     out = gradients(model, batch, None, [8], replace(QUICK, micro_batch=4), CPU, seed=11)
     got = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
@@ -315,9 +317,11 @@ def test_scores_are_shared_out():
             result = retrieval_metrics(image, audio, owner, block=7, team=team)
             posted.append(team.posted)
         answers = [
-            torch.stack([p[k][1] for p in posted]).sum(0)
-            if op == "sum"
-            else torch.stack([p[k][1] for p in posted]).amax(0)
+            (
+                torch.stack([p[k][1] for p in posted]).sum(0)
+                if op == "sum"
+                else torch.stack([p[k][1] for p in posted]).amax(0)
+            )
             for k, (op, _) in enumerate(posted[0])
         ]
     for side in ("audio_to_image", "image_to_audio"):

@@ -1,4 +1,6 @@
-"The planner's arithmetic against sums by hand and against shapes computed for real; its command; the cluster's scripts with a pretended SLURM; two processes by the command line. No clock decides here: forecasts against real runs are benchmarks/plan.py."
+"""The planner's arithmetic against sums by hand and against shapes computed for real; its command; the
+cluster's scripts with a pretended SLURM; two processes by the command line. No clock decides here:
+forecasts against real runs are benchmarks/plan.py."""
 
 import json
 import math
@@ -128,7 +130,8 @@ def test_noise_does_not_make_nonsense(small):
 
 @pytest.mark.parametrize("changes", [{}, {"bucket": 4, "curriculum": 0.3}, {"bucket": 4, "speed": 0.12}])
 def test_a_training_costs_what_its_forecast_says(changes):
-    "On a machine whose steps cost a known amount, by the padded length of the batch: the sum over all steps of a real order against the forecast from a few."
+    """On a machine whose steps cost a known amount, by the padded length of the batch: the sum over all
+    steps of a real order against the forecast from a few."""
     model, train = micro(mim_onset=1.0), replace(QUICK, **changes)
     feed = Feed(Toy(300), train, 0, model)
 
@@ -210,7 +213,8 @@ def test_what_to_do_where_it_does_not_fit():
     assert say(1.3e9) == "fits: up to 117 pairs at a time on a device"
     assert (
         say(1.2e9)
-        == "does not fit: 100 pairs at a time, and 69 would; set micro_batch=69, which takes about a third longer, or take 2 devices"
+        == "does not fit: 100 pairs at a time, and 69 would; set micro_batch=69, which takes about a third"
+        " longer, or take 2 devices"
     )
     assert (
         say(1.2e9, micro_batch=50)
@@ -257,11 +261,14 @@ def test_what_saving_takes():
     "Three times the checkpoint, in memory (`SAVING`)."
     if not os.path.exists("/proc/self/status"):
         pytest.skip(
-            "needs /proc: the highest memory that getrusage gives is inherited from the process that started this one"
+            "needs /proc: the highest memory that getrusage gives is inherited from the process that started"
+            " this one"
         )
     code = (
-        "import re, tempfile, torch\nfrom sgmim.core import save_checkpoint\nt = {str(k): torch.ones(2_500_000) for k in range(30)}\nrss = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-        "a = rss()\nwith tempfile.TemporaryDirectory() as f: save_checkpoint(f, t, {})\nprint((rss() - a)*1024/300e6)"
+        "import re, tempfile, torch\nfrom sgmim.core import save_checkpoint\nt = {str(k):"
+        " torch.ones(2_500_000) for k in range(30)}\nrss = lambda: int(re.search(r'VmHWM:\\s+(\\d+)',"
+        " open('/proc/self/status').read())[1])\na = rss()\nwith tempfile.TemporaryDirectory() as f:"
+        " save_checkpoint(f, t, {})\nprint((rss() - a)*1024/300e6)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -367,7 +374,10 @@ def test_a_job_that_is_warned_stops_its_step_and_queues_again(which, tmp_path):
     for name, body in (
         (
             "srun",
-            'echo $$ > pid; echo "$@" > command; trap "echo saved >> log; exit 143" TERM; while :; do sleep .05; done',
+            (
+                'echo $$ > pid; echo "$@" > command; trap "echo saved >> log; exit 143" TERM; while :; do'
+                " sleep .05; done"
+            ),
         ),
         ("scancel", '[ "$1" = --signal=TERM ] && kill -TERM $(cat pid)'),
         ("scontrol", 'if [ $1 = show ]; then echo node1; echo node2; else echo "$@" >> log; fi'),
@@ -398,7 +408,10 @@ def test_a_job_that_is_warned_stops_its_step_and_queues_again(which, tmp_path):
 
 LAUNCHERS = {
     "torchrun": "torch.distributed.run --standalone --nproc-per-node=2 --no-python",
-    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --no_python",
+    "accelerate": (
+        "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+        " --dynamo_backend no --no_python"
+    ),
 }
 
 
@@ -412,8 +425,10 @@ def test_two_processes_by_the_command_line(launcher, tmp_path, monkeypatch):
     )
     (tmp_path / "sgmim_train").chmod(0o755)
     args = (
-        "--from-scratch --images 20 --captions 1 --dev-split --workers 0 --device cpu --no-calibration --model image_depth=1 audio_depth=1 image_width=32 image_heads=2 audio_width=32 audio_heads=2 audio_hidden=64 "
-        "conv_dim=(8,8,8,8,8) decoder_heads=2 mim_onset=.5 --set epochs=3 batch_size=8 log_every=1"
+        "--from-scratch --images 20 --captions 1 --dev-split --workers 0 --device cpu --no-calibration"
+        " --model image_depth=1 audio_depth=1 image_width=32 image_heads=2 audio_width=32 audio_heads=2"
+        " audio_hidden=64 conv_dim=(8,8,8,8,8) decoder_heads=2 mim_onset=.5 --set epochs=3 batch_size=8"
+        " log_every=1"
     ).split()
     env = {
         **os.environ,

@@ -40,14 +40,18 @@ def test_ruff():
 
 
 def test_import_is_light():
-    code = "import sys, time; t = time.perf_counter(); import sgmim; t = time.perf_counter() - t; print(t, *sorted(sys.modules))"
+    code = (
+        "import sys, time; t = time.perf_counter(); import sgmim; t = time.perf_counter() - t; print(t,"
+        " *sorted(sys.modules))"
+    )
     seconds, *loaded = python(code).stdout.split()
     heavy = {"torch", "torchvision", "transformers", "timm", "numpy", "PIL", "matplotlib"} & set(loaded)
     assert not heavy, f"`import sgmim` also imports {heavy}"
     assert float(seconds) < 0.3
 
 
-# A process that has loaded torch (the slow part) but nothing of sgmim, forked anew for each module, two at a time: whatever a
+# A process that has loaded torch (the slow part) but nothing of sgmim, forked anew for each module, two at a
+# time: whatever a
 # notebook's unexported cells imported is not there, and no module can lean on what another one loaded.
 FRESH = """
 import importlib, os, sys, traceback
@@ -167,7 +171,14 @@ def faults(name, m):
     found += [
         f"protocol: {k}"
         for k in m["protocol"].keys()
-        ^ {"pool", "directions", "max_seconds_train", "max_seconds_eval", "select_on", "test_on"}
+        ^ {
+            "pool",
+            "directions",
+            "max_seconds_train",
+            "max_seconds_eval",
+            "select_on",
+            "test_on",
+        }
     ]
     found += [f"protocol: no split {s}" for s in m["protocol"].get("test_on", []) if s not in m["splits"]]
     found += ["evidence"] * any(e.keys() != {"fact", "from"} for e in m["evidence"])
@@ -287,7 +298,10 @@ website:
   navbar: {left: [{text: Start, href: index.ipynb}, {text: More, menu: [00_core.ipynb]}]}
   page-footer: {left: "[terms](https://github.com/sgmim/sgmim/blob/main/settings.ini), [why](https://sgmim.github.io/sgmim/core.html#why-it-is-here)"}
 """
-SIDEBAR = "website: {sidebar: {contents: [index.ipynb, {section: A, contents: [00_core.ipynb, data/00_more.ipynb]}]}}\n"
+SIDEBAR = (
+    "website: {sidebar: {contents: [index.ipynb, {section: A, contents: [00_core.ipynb,"
+    " data/00_more.ipynb]}]}}\n"
+)
 
 
 @pytest.fixture
@@ -350,7 +364,9 @@ def output(text="", **data):
     return {"output_type": "display_data", "metadata": {}, "data": {"text/plain": text, **data}}
 
 
-FAULTS = {  # check: [(file, what to put there instead (a notebook's extra cells, or an edit old -> new), words of the problem)]
+# check: [(file, what to put there instead (a notebook's extra cells, or an edit old -> new), words of the
+# problem)]
+FAULTS = {
     "readme_in_step": [
         ("README.md", ("Mini", "Maxi"), "README.md is not what"),
         ("index.ipynb", [cell("## News", "markdown")], "README.md is not"),
@@ -583,9 +599,10 @@ def test_readme_writer(mini):
         mini,
         "index.ipynb",
         cell(
-            '# T\n\n::: {.callout-note title="Mind"}\nSee [a](00_core.ipynb#one){.x} and [b](../LICENSE).\n:::\n\n'
-            "![p](images/x.png){width=50%}\n\n```sh\n::: stays [c](d)\n```\n\n"
-            "[d](https://github.com/sgmim/sgmim/blob/main/LICENSE) [e](https://example.org/x) [f](#t)",
+            '# T\n\n::: {.callout-note title="Mind"}\nSee [a](00_core.ipynb#one){.x} and'
+            " [b](../LICENSE).\n:::\n\n![p](images/x.png){width=50%}\n\n```sh\n::: stays"
+            " [c](d)\n```\n\n[d](https://github.com/sgmim/sgmim/blob/main/LICENSE) [e](https://example.org/x)"
+            " [f](#t)",
             "markdown",
         ),
         cell("#| hide\nsecret = 1"),

@@ -208,7 +208,8 @@ def test_a_settings_file_is_the_plan(plan):
 
 
 def test_a_variant_stands_on_the_settings_of_its_data(plan):
-    "A label without a file of its own has the settings of its data, for planning and for judging; with a file, its own alone."
+    """A label without a file of its own has the settings of its data, for planning and for judging; with a
+    file, its own alone."""
     plan, said = plan
     plan |= {"rows": TWO[1:], "seeds": 1, "label": "scenes-other", "sizes": None}
     sizes = {"train": 32, "captions": 1, "dev": 10, "test": 14}
@@ -549,7 +550,8 @@ def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
 
 
 def test_equal_compute_is_equal_within_what_counts():
-    "PyTorch's releases count operations a little differently: epochs that differ by less than `NEAR` are the same run at equal compute, and at equal steps they are not."
+    """PyTorch's releases count operations a little differently: epochs that differ by less than `NEAR` are
+    the same run at equal compute, and at equal steps they are not."""
     from sgmim.paper.runs import NEAR, plan_runs
 
     def spec(budget):

@@ -309,7 +309,8 @@ def test_a_tuning_record_belongs_to_its_file(tmp_path):
     assert "the record is of tuning/scenes/summary-seed0" in R.check_results(tmp_path)[0]
 
 
-# --- the paper's numbers: check sums of the print, made from the paper's text by another program: the sum, and the sum by place, in tenths
+# --- the paper's numbers: check sums of the print, made from the paper's text by another program: the sum,
+# and the sum by place, in tenths
 
 SUMS = {
     (1, "ResDAVEnet [2]"): (7055, 47430, []),
@@ -365,7 +366,8 @@ def test_recalls_of_the_paper_rise():
 @pytest.mark.parametrize("one, four", (("VG-HuBERT (M)", "VG-HuBERT (M)"), ("Ours", "+ Summary (Ours)")))
 @pytest.mark.parametrize("k", range(3))
 def test_table_4_is_the_mean_of_table_1(split, one, four, k):
-    "Twelve relations: two systems that both tables have, two tests, three recalls; each of Table 4 is the mean of two numbers of Table 1, to rounding."
+    """Twelve relations: two systems that both tables have, two tests, three recalls; each of Table 4 is
+    the mean of two numbers of Table 1, to rounding."""
     v = N.PAPER[1].systems[one][split]
     assert abs((v[k] + v[k + 3]) / 2 - N.PAPER[4].systems[four][split][k]) <= 0.05 + 1e-9
 
@@ -395,7 +397,8 @@ def fake(
     tests=("test-seen", "test-unseen", "test-novel"),
     spread=0.0,
 ):
-    "A record whose hits are drawn: a query is as hard for every model; a seed moves the skill by up to `spread`."
+    """A record whose hits are drawn: a query is as hard for every model; a seed moves the skill by up to
+    `spread`."""
     hard, skill = (
         np.random.default_rng(5).normal(size=(2, queries * captions)),
         skill + spread * np.random.default_rng([9, seed]).normal(),
@@ -477,7 +480,8 @@ def test_an_estimate_is_the_mean_of_the_records():
 
 
 def test_captions_of_one_image_are_drawn_together():
-    "With five captions that are all found or all not, the interval is that of the images, not of five times as many queries."
+    """With five captions that are all found or all not, the interval is that of the images, not of five
+    times as many queries."""
     g, rng = np.repeat(np.arange(100), 5), np.random.default_rng(0)
     v = (rng.uniform(size=100) < 0.5)[g][:, None] * 100.0
 
@@ -541,7 +545,8 @@ def test_too_few_seeds_resolve_nothing(seeds):
 
 
 def test_equal_differences_have_an_interval():
-    "Seeds that agree to the last digit, and queries that all agree: an interval of no width would resolve anything."
+    """Seeds that agree to the last digit, and queries that all agree: an interval of no width would
+    resolve anything."""
     for e in (S.Estimate(0.8, 0.8, 0.8, (0.8,) * 4, 0.05), S.Estimate(0.8, -1.0, 2.6, (0.8,) * 4)):
         assert e.both[1] - e.both[0] > 0
     assert (
@@ -723,7 +728,8 @@ def test_other_data_or_no_common_seed_or_test_is_refused():
 
 
 def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
-    "All has become better, the row no more than the baseline: a change, and no gain; and a gain of the base that is gone."
+    """All has become better, the row no more than the baseline: a change, and no gain; and a gain of the
+    base that is gone."""
     base = found_of(
         *[
             fake(row, s, skill)

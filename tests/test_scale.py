@@ -1,4 +1,5 @@
-"""A corpus of files through training and evaluation: what cannot be read, where it lies, and how much memory a large pool takes."""
+"""A corpus of files through training and evaluation: what cannot be read, where it lies, and how much
+memory a large pool takes."""
 
 import itertools
 import json
@@ -116,7 +117,10 @@ def test_too_many_are_an_error_that_says_which(tmp_path):
     corpus = broken_copy(tmp_path, recordings=(3, 7, 9))
     with pytest.raises(
         DataError,
-        match=r"of 48 pairs could not be read by step \d+ \(the last: caption \d+, .*truncated.*more than max_unreadable=1.00%.*sgmim_check_data",
+        match=(
+            r"of 48 pairs could not be read by step \d+ \(the last: caption \d+, .*truncated.*more than"
+            r" max_unreadable=1.00%.*sgmim_check_data"
+        ),
     ):
         quick(corpus)
 
@@ -255,7 +259,8 @@ def test_embeddings_are_kept_and_recognised(files, tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory as Linux tells it")
 def test_the_pool_of_spokencoco_fits_in_one_gigabyte():
-    "5,000 images × 25,031 captions of 768 numbers, scored in a process of its own; what it adds to the memory of the libraries stays below 1 GiB."
+    """5,000 images × 25,031 captions of 768 numbers, scored in a process of its own; what it adds to the
+    memory of the libraries stays below 1 GiB."""
     code = """
 import resource, torch
 from sgmim.evaluation.retrieval import retrieval_metrics
@@ -490,7 +495,8 @@ def test_paths_stay_below_their_root(path, ok):
     ],
 )
 def test_padding_is_part_of_the_recipe(files, norm, pad, padded):
-    "A GroupNorm hears the padding, so its waveforms get the full length unless asked otherwise; evaluation always gives it."
+    """A GroupNorm hears the padding, so its waveforms get the full length unless asked otherwise;
+    evaluation always gives it."""
     model = micro(conv_norm=norm, conv_bias=norm == "layer")
     feed = Feed(files, replace(QUICK, pad=pad, bucket=2), model=model)
     lengths = {b["audio"].shape[1] for b in itertools.islice(feed.from_step(0), 4)}
@@ -500,12 +506,14 @@ def test_padding_is_part_of_the_recipe(files, norm, pad, padded):
     )
 
 
-# ---------------------------------------------------------------- workers started anew, and what else a long run meets
+# ---------------------------------------------------------------- workers started anew, and what else a long
+# run meets
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_however_they_are_started(files, method, monkeypatch):
-    "A worker that is started by spawn receives the corpus through shared memory; ids and groups stay what they are, there and here."
+    """A worker that is started by spawn receives the corpus through shared memory; ids and groups stay
+    what they are, there and here."""
     pairs, truth = corpus_pairs(files, 0.4, micro()), files.image_of_caption.copy()
     order = Order(pairs.lengths, 8, 6, seed=1, groups=files.image_of_caption, window=8)
     loaders = [train_loader(pairs, order, workers=1), *pool_loader(pairs, 16, workers=1).loaders]

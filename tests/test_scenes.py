@@ -1,4 +1,5 @@
-"The embedded corpus and the loaders, 04-07: the same everywhere, true, without leaks, whole after any interruption."
+"""The embedded corpus and the loaders, 04-07: the same everywhere, true, without leaks, whole after any
+interruption."""
 
 import ctypes
 import json
@@ -126,8 +127,9 @@ def test_words_lie_where_the_times_say(text):
 
 def test_speech_is_the_same_in_another_process_and_after_other_sentences():
     code = (
-        "import sys, hashlib; from sgmim.scenes.voices import *; speak('Something else', UNSEEN[0]); "
-        "print([hashlib.sha256(speak(sys.argv[1], s, 47, 171).wave.tobytes()).hexdigest() for s in (SEEN[1], UNSEEN[3])])"
+        "import sys, hashlib; from sgmim.scenes.voices import *; speak('Something else', UNSEEN[0]);"
+        " print([hashlib.sha256(speak(sys.argv[1], s, 47, 171).wave.tobytes()).hexdigest() for s in (SEEN[1],"
+        " UNSEEN[3])])"
     )
     import hashlib
 
@@ -192,7 +194,10 @@ def test_with_a_broken_espeak(monkeypatch, tmp_path):
 
 
 SABOTAGE = {
-    "missing": "import ctypes\ndef no(name, *a, **k): raise OSError(f'{name} is missing')\nctypes.CDLL = no\nraise ImportError('no espeakng_loader')",
+    "missing": (
+        "import ctypes\ndef no(name, *a, **k): raise OSError(f'{name} is missing')\nctypes.CDLL = no\nraise"
+        " ImportError('no espeakng_loader')"
+    ),
     "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
 }
 
@@ -411,8 +416,12 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_while_generating(scenes, cache, tmp_path):
-    "A real process, killed with its workers between its first and its last chunk; then the corpus is loaded as if nothing had been."
-    code = 'import sys; from sgmim.scenes.corpus import load_scenes; load_scenes("dev", 120, cache=sys.argv[1], workers=1, progress=False)'
+    """A real process, killed with its workers between its first and its last chunk; then the corpus is
+    loaded as if nothing had been."""
+    code = (
+        'import sys; from sgmim.scenes.corpus import load_scenes; load_scenes("dev", 120, cache=sys.argv[1],'
+        " workers=1, progress=False)"
+    )
     p = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -561,7 +570,8 @@ def test_augmentation_depends_on_seed_and_step_alone():
 
 
 def test_speed():
-    "Up to a share faster or slower, drawn anew each time; as it is where no draw is given; and cut at the same second."
+    """Up to a share faster or slower, drawn anew each time; as it is where no draw is given; and cut at
+    the same second."""
     toy = Toy()
     fast, plain = Pairs(toy, max_seconds=0.3, speed=0.2), Pairs(toy, max_seconds=0.3)
     ratios = [

@@ -1,4 +1,5 @@
-"Indexing a folder and searching it: what is kept in step, what is refused, what happens when it is interrupted; and that exact search is exact."
+"""Indexing a folder and searching it: what is kept in step, what is refused, what happens when it is
+interrupted; and that exact search is exact."""
 
 import json
 import os
@@ -188,7 +189,8 @@ def test_left_out(tmp_path, photos, model):
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_interrupted(tmp_path, photos, model, monkeypatch, after):
-    "Stopped by Ctrl-C or killed, it goes on: nothing is embedded twice that was written, and until the end the old index is searched."
+    """Stopped by Ctrl-C or killed, it goes on: nothing is embedded twice that was written, and until the
+    end the old index is searched."""
     n, add = counted(model, monkeypatch), Writer.add
 
     def stop(writer, *some):

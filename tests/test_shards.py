@@ -1,4 +1,5 @@
-"A corpus in shards, 08: the same pairs as from loose files, whole after any interruption, and never silently wrong."
+"""A corpus in shards, 08: the same pairs as from loose files, whole after any interruption, and never
+silently wrong."""
 
 import hashlib
 import io

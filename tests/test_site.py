@@ -1,4 +1,5 @@
-"""What Quarto is given: nbdev's processing of all notebooks, checked without Quarto; and each of these checks can fail. Also llms.txt and the social card."""
+"""What Quarto is given: nbdev's processing of all notebooks, checked without Quarto; and each of these
+checks can fail. Also llms.txt and the social card."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"The training loop, 17: it learns, from the right thing; one seed gives one result; and nothing that stops it costs more than the steps since the last checkpoint."
+"""The training loop, 17: it learns, from the right thing; one seed gives one result; and nothing that
+stops it costs more than the steps since the last checkpoint."""
 
 import json
 import math
@@ -87,7 +88,8 @@ class Crash(BaseException):
 
 
 def at(k, action):
-    "A hook that acts at the k-th reading of a waveform: with batches of 8, within step (k-1)//8, counted from 0."
+    """A hook that acts at the k-th reading of a waveform: with batches of 8, within step (k-1)//8, counted
+    from 0."""
 
     def hook(n):
         if n == k:
@@ -123,7 +125,8 @@ LEARN = TrainConfig(
 
 
 def test_it_learns_what_it_is_shown(scenes):
-    "128 pairs of the embedded corpus, as any user gets them: both losses fall, and the pairs are found by far better than by chance (1, 5 and 10 %)."
+    """128 pairs of the embedded corpus, as any user gets them: both losses fall, and the pairs are found
+    by far better than by chance (1, 5 and 10 %)."""
     model = replace(
         micro(),
         image_size=96,
@@ -147,7 +150,8 @@ def test_it_learns_what_it_is_shown(scenes):
 
 
 class Places:
-    "Pictures of the embedded corpus, spoken of by their place alone ('in the snow'), in two voices: little to learn, and it holds for other pictures."
+    """Pictures of the embedded corpus, spoken of by their place alone ('in the snow'), in two voices:
+    little to learn, and it holds for other pictures."""
 
     def __init__(self, split, n):
         said = {(p, s): speak(PLACE_PHRASES[p][0], s).wave for p in PLACES for s in SEEN[:2]}
@@ -170,7 +174,8 @@ class Places:
 
 
 def test_it_learns_from_speech_that_belongs_to_the_image_and_from_no_other():
-    """The same run on the same pictures and the same speech, once rightly paired and once with the speech dealt out anew, and both judged on pictures never seen.
+    """The same run on the same pictures and the same speech, once rightly paired and once with the speech
+    dealt out anew, and both judged on pictures never seen.
     Chance for R@10 among 64 is 15.6 %; who knows the place alone has 8 images to choose from."""
     train, dev = Places("train", 256), Places("dev", 64)
     found, nce = [], []
@@ -221,7 +226,8 @@ quick(Toy(hook=at(reading, die)), out=out)
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_killed_twice(whole, tmp_path):
-    "Two real processes, killed: one within step 8, one half-way through writing the snapshot of step 10. The third ends where an uninterrupted run does."
+    """Two real processes, killed: one within step 8, one half-way through writing the snapshot of step 10.
+    The third ends where an uninterrupted run does."""
     threads = torch.get_num_threads()
     done = run_python(KILLED, tmp_path, threads, 8 * 7 + 3, 0)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -238,7 +244,8 @@ def test_killed_twice(whole, tmp_path):
     "optimiser,row", [("bertadam", "summary"), ("adamw", "none"), ("bertadam", "frames")]
 )
 def test_crashed(tmp_path, optimiser, row):
-    "With the optimiser's state; also where parts of the model get no gradient before the onset of reconstruction."
+    """With the optimiser's state; also where parts of the model get no gradient before the onset of
+    reconstruction."""
     settings = dict(model=micro(reconstruction=row, mim_onset=1.5), optimiser=optimiser, save_every=4)
     with pytest.raises(Crash):
         quick(Toy(hook=at(8 * 6 + 1, crash)), out=tmp_path, **settings)
@@ -560,7 +567,8 @@ def test_the_refusal_says_which_fields_differ(tmp_path):
 
 
 def test_a_folder_of_an_older_version_goes_on(whole, tmp_path):
-    "Its snapshots say less: nothing of initial weights, content, dev set and pairs; and zeros before the onset are in its sums."
+    """Its snapshots say less: nothing of initial weights, content, dev set and pairs; and zeros before the
+    onset are in its sums."""
     interrupted(tmp_path, log_every=4, save_every=2, model=micro(mim_onset=1.0))
     for path in tmp_path.glob("checkpoints/*/config.json"):
         meta = read_json(path)
@@ -738,7 +746,8 @@ def full(*args):
 
 
 def test_full_disk(whole, tmp_path, monkeypatch):
-    "The disk fills while a snapshot is written: the one before stays whole, and the run goes on from it once there is room."
+    """The disk fills while a snapshot is written: the one before stays whole, and the run goes on from it
+    once there is room."""
     with monkeypatch.context() as m:
         with pytest.raises(SgmimError, match="No space left.*has room"):
             quick(Toy(hook=at(8 * 7 + 1, lambda: m.setattr(os, "fsync", full))), out=tmp_path)
@@ -882,7 +891,8 @@ def test_frames_cannot_be_cached():
 
 
 def test_what_fit_takes(whole):
-    "A configuration or a model; a corpus, a list or a loader. The same seed and the same batches give the same weights."
+    """A configuration or a model; a corpus, a list or a loader. The same seed and the same batches give
+    the same weights."""
     torch.manual_seed(QUICK.seed)
     assert same(whole, quick(model=SGMIM(micro())))
     as_list = batches()

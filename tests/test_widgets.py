@@ -114,7 +114,8 @@ def test_a_recording_of_ones_own(model, corpus):
 
 
 def test_photographs_are_seen_as_the_model_sees_them(model, corpus):
-    "Pictures of any shape: the square that the encoder is given, under its patches; a file that cannot be read is said."
+    """Pictures of any shape: the square that the encoder is given, under its patches; a file that cannot
+    be read is said."""
     from sgmim.evaluation.grounding import in_crop, seen
 
     wide = Plain(corpus)
@@ -178,7 +179,8 @@ def test_a_corpus_without_words(model, corpus):
 
 
 def test_the_right_caption_helps_on_the_whole(model, corpus):
-    "The errors that the masking explorer shows are those of notebook 25: over images the right caption has the smallest."
+    """The errors that the masking explorer shows are those of notebook 25: over images the right caption
+    has the smallest."""
     import re
 
     errors = np.array(
@@ -186,7 +188,8 @@ def test_the_right_caption_helps_on_the_whole(model, corpus):
             [
                 float(x)
                 for x in re.search(
-                    r"error at the hidden patches ([\d.]+) with right caption, ([\d.]+) with another caption, ([\d.]+)",
+                    r"error at the hidden patches ([\d.]+) with right caption, ([\d.]+) with another caption,"
+                    r" ([\d.]+)",
                     masking_view(model, corpus, j),
                 ).groups()
             ]
@@ -233,7 +236,11 @@ corpus, model = load_scenes('test-seen', 40, progress=False), load_model(shipped
     "explorer = AttentionExplorer(model, corpus); explorer",
     "hiding = MaskingExplorer(model, corpus); hiding",
     "finding = RetrievalExplorer(model, corpus); finding",
-    "monitor = Monitor(every=0.)\nfitted = fit(replace(scenes_tiny(), image_depth=1, audio_depth=1, mim_onset=0.), corpus, config=replace(recipe('scenes-tiny'), batch_size=8, epochs=1.6, log_every=2), device='cpu', progress=monitor)",
+    (
+        "monitor = Monitor(every=0.)\nfitted = fit(replace(scenes_tiny(), image_depth=1, audio_depth=1,"
+        " mim_onset=0.), corpus, config=replace(recipe('scenes-tiny'), batch_size=8, epochs=1.6,"
+        " log_every=2), device='cpu', progress=monitor)"
+    ),
 ]
 
 
@@ -343,7 +350,8 @@ def browser(tmp_path):
 
 
 def wait_for(browser, test, seconds=90):
-    "What `test()` returns, once that is true. Jupyter may replace an element while `test` reads it: it is then asked again."
+    """What `test()` returns, once that is true. Jupyter may replace an element while `test` reads it: it
+    is then asked again."""
     from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -354,12 +362,14 @@ def wait_for(browser, test, seconds=90):
 
 def ready(browser):
     return browser.execute_script(
-        "return !!document.querySelector('.jp-Toolbar-kernelName') && document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'"
+        "return !!document.querySelector('.jp-Toolbar-kernelName') &&"
+        " document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'"
     )
 
 
 def test_widgets_outlive_run_all(lab, browser):
-    "All cells of the widgets' own notebook are run; then a slider of each explorer still changes its picture."
+    """All cells of the widgets' own notebook are run; then a slider of each explorer still changes its
+    picture."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -373,12 +383,16 @@ def test_widgets_outlive_run_all(lab, browser):
 
     browser.get(lab.replace("widgets.ipynb", "apps/04_widgets.ipynb"))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".jp-CodeCell") and ready(browser))
-    browser.execute_script("""
+    browser.execute_script(
+        """
         const {commands, shell} = window.jupyterapp
-        shell.currentWidget.sessionContext.ready.then(() => commands.execute('notebook:run-all-cells')).then(() => { window.allRun = true })""")
+        shell.currentWidget.sessionContext.ready.then(() => commands.execute('notebook:run-all-cells')).then(() => { window.allRun = true })"""
+    )
     until(lambda: browser.execute_script("return window.allRun") and ready(browser))
-    errors = browser.execute_script("""
-        return [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]')].map(e => e.textContent)""")
+    errors = browser.execute_script(
+        """
+        return [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]')].map(e => e.textContent)"""
+    )
     assert not [text for text in errors if "Error" in text]
     explorers = [
         c
@@ -395,7 +409,8 @@ def test_widgets_outlive_run_all(lab, browser):
 
 
 def test_in_jupyterlab(lab, browser, corpus, tmp_path):
-    "All cells are run; sliders are moved with the keyboard, a word is pressed, the direction is changed; each time something else is shown. Every picture says what it is."
+    """All cells are run; sliders are moved with the keyboard, a word is pressed, the direction is changed;
+    each time something else is shown. Every picture says what it is."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -430,7 +445,8 @@ def test_in_jupyterlab(lab, browser, corpus, tmp_path):
 
     def sources(n):
         return browser.execute_script(
-            "return [...arguments[0].querySelectorAll('.jp-OutputArea img')].map(i => i.src.length + i.src.slice(-200))",
+            "return [...arguments[0].querySelectorAll('.jp-OutputArea img')].map(i => i.src.length +"
+            " i.src.slice(-200))",
             output(n),
         )
 
@@ -501,7 +517,9 @@ def test_in_jupyterlab(lab, browser, corpus, tmp_path):
     until(lambda: alts(4) == ["losses and recalls up to step 8"])
     output(4).screenshot(str(shots / "widgets-monitor.png"))
     nameless = browser.execute_script(
-        "return [...document.querySelectorAll('.jp-OutputArea button, .jp-OutputArea select, .jp-OutputArea audio, .jp-OutputArea img')].filter(e => !(e.textContent.trim() || e.alt || e.title || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML.slice(0, 200))"
+        "return [...document.querySelectorAll('.jp-OutputArea button, .jp-OutputArea select, .jp-OutputArea"
+        " audio, .jp-OutputArea img')].filter(e => !(e.textContent.trim() || e.alt || e.title ||"
+        " e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML.slice(0, 200))"
     )
     assert not nameless, nameless
     assert [handle(2, k).accessible_name for k in (0, 1)] == ["Share hidden", "Seed of the mask"] and handle(

@@ -1,4 +1,5 @@
-"Word discovery, 27: are segments, boundaries and scores what they claim to be, and does what knows nothing score like chance?"
+"""Word discovery, 27: are segments, boundaries and scores what they claim to be, and does what knows
+nothing score like chance?"""
 
 import itertools
 import json
@@ -136,7 +137,8 @@ def test_hubert_base_hears_each_caption_alone():
 
 
 def test_frame_times_follow_the_receptive_field():
-    "A click moves exactly those frames whose stretch of sound holds it, and lies within half that stretch of their middles."
+    """A click moves exactly those frames whose stretch of sound holds it, and lies within half that
+    stretch of their middles."""
     encoder = SGMIM(micro()).audio_encoder.eval()
     quiet = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
     frames, _ = encoder.cnn(quiet)
@@ -387,7 +389,8 @@ def test_rows_of_one_unit_are_drawn_together():
 
 
 def test_a_perfect_ear_scores_one(heard):
-    "Attention on exactly the words, of which each is a head's own, with a frame of silence on either side of a boundary."
+    """Attention on exactly the words, of which each is a head's own, with a frame of silence on either
+    side of a boundary."""
     ears = []
     for h in heard[3]:
         T, edge = h.attention.shape[1], h.first - h.hop / 2
@@ -432,7 +435,8 @@ def no_gain(heard, quantile, at="middles"):
 
 @pytest.mark.parametrize("at", ["middles", "edges"])
 def test_random_attention_scores_like_chance(heard, at):
-    "Not so against random boundaries: segments keep a distance, as words do, so noise beats them. That is why there is another baseline."
+    """Not so against random boundaries: segments keep a distance, as words do, so noise beats them. That
+    is why there is another baseline."""
     rng = np.random.default_rng(0)
     deaf = [
         replace(h, attention=rng.dirichlet(np.ones(h.attention.shape[1]), 4))
@@ -584,7 +588,8 @@ def test_choice_is_by_dev(model, scenes):
 
 
 def test_spokencocos_aligned_files(model, corpus, heard, tmp_path):
-    "The same captions through the layout of a real corpus: times are rounded to 10 ms, everything else is the same."
+    """The same captions through the layout of a real corpus: times are rounded to 10 ms, everything else
+    is the same."""
     part = load_scenes("test-seen", 60, 2, cache=corpus.folder.parent.parent, progress=False)
     export_spokencoco({"test": part}, tmp_path)
     aligned = load_corpus(tmp_path, "test")
@@ -712,7 +717,8 @@ def test_it_needs_no_image(model):
 
 
 class Rounded:
-    "A split of the embedded corpus whose word times are rounded as an export rounds them; `lost`: captions without word times."
+    """A split of the embedded corpus whose word times are rounded as an export rounds them; `lost`:
+    captions without word times."""
 
     def __init__(self, scenes, lost=()):
         self.audio, self.image_of_caption = scenes.audio, scenes.image_of_caption
@@ -727,7 +733,8 @@ class Rounded:
 
 @pytest.fixture(scope="module")
 def coco(corpus, tmp_path_factory):
-    "(folder in SpokenCOCO's layout with Karpathy's splits and word times, dev, test): several captions an image."
+    """(folder in SpokenCOCO's layout with Karpathy's splits and word times, dev, test): several captions
+    an image."""
     folder, cache = tmp_path_factory.mktemp("coco"), corpus.folder.parent.parent
     dev, test = (load_scenes(s, n, 5, cache=cache, progress=False) for s, n in (("dev", 8), ("test-seen", 9)))
     export_spokencoco(
@@ -758,7 +765,8 @@ def test_the_command_on_spokencocos_files_gives_the_numbers_of_the_corpus_itself
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsys):
-    "Images gone; alignments missing, in another order, or nonsense; recordings damaged, too short, silent, and longer than the cap: what is not scored is counted and said, the rest is scored as ever."
+    """Images gone; alignments missing, in another order, or nonsense; recordings damaged, too short,
+    silent, and longer than the cap: what is not scored is counted and said, the rest is scored as ever."""
     folder, dev, test = coco
     shutil.copytree(folder, tmp_path / "c")
     for images in (tmp_path / "c").glob("*2014"):
@@ -775,8 +783,8 @@ def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsy
     direct = discovery_record(model, Rounded(dev), {"test": Rounded(test, lost=(3, 4, 5))})
     assert made["metrics"] == json.loads(json.dumps(direct["metrics"]))
     assert (
-        f"test: {len(test) - 3} of {len(test)} captions scored; 3 tell no word times; its reader noted: 1 bad alignment\n"
-        in capsys.readouterr().out
+        f"test: {len(test) - 3} of {len(test)} captions scored; 3 tell no word times; its reader noted: 1 bad"
+        " alignment\n" in capsys.readouterr().out
     )
 
     wav(7).write_bytes(b"RIFF, and no more")
@@ -797,7 +805,8 @@ def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsy
     assert {r["captions"] for r in made["metrics"]["test"].values()} == {len(test) - 5}
     said = capsys.readouterr().out
     assert (
-        f"test: {len(test) - 5} of {len(test)} captions scored; 3 tell no word times; 2 could not be read (caption"
+        f"test: {len(test) - 5} of {len(test)} captions scored; 3 tell no word times; 2 could not be read"
+        " (caption"
         in said
         and "1 were cut" in said
     )

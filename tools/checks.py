@@ -1,6 +1,8 @@
-"""Checks that the parts of the project agree with one another: `python tools/checks.py`, a few seconds, no torch.
+"""Checks that the parts of the project agree with one another: `python tools/checks.py`, a few seconds, no
+torch.
 
-Each check takes the top folder of the project and returns a list of problems; an empty list is a pass. tests/test_project.py
+Each check takes the top folder of the project and returns a list of problems; an empty list is a pass.
+tests/test_project.py
 runs them all, and plants a fault for each to see that it is found.
 """
 
@@ -95,7 +97,8 @@ def cells(root, path, kind=None):
 
 
 def rank(path):
-    "data/03_shards.ipynb -> (1, 3): the place of its folder and its number; None for a notebook without a number or outside `FOLDERS`."
+    """data/03_shards.ipynb -> (1, 3): the place of its folder and its number; None for a notebook without
+    a number or outside `FOLDERS`."""
     match, folder = re.match(r"(\d+)_", path.name), path.parent.as_posix()
     return (FOLDERS.index(folder), int(match[1])) if match and folder in FOLDERS else None
 
@@ -126,7 +129,8 @@ def modules(root):
 
 
 def in_step(root):
-    "Export and clean a copy of the project from nothing; every module and notebook must come out byte for byte as it is here."
+    """Export and clean a copy of the project from nothing; every module and notebook must come out byte
+    for byte as it is here."""
     root, lib = Path(root), settings(root)["lib_path"]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / root.resolve().name
@@ -135,8 +139,8 @@ def in_step(root):
             shutil.copy(root / name, copy)
         shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
         run = (
-            "import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; from nbdev.clean import nbdev_clean;"
-            "nbdev_export(); nbdev_clean()"
+            "import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; from nbdev.clean"
+            " import nbdev_clean;nbdev_export(); nbdev_clean()"
         )
         env = {
             k: v for k, v in os.environ.items() if k != "IN_TEST"
@@ -171,7 +175,8 @@ def readme_in_step(root):
 
 
 def sgmim_imports(tree, module, lib):
-    "Names of the project's own modules that `tree`, code of `module`, imports anywhere, also inside functions."
+    """Names of the project's own modules that `tree`, code of `module`, imports anywhere, also inside
+    functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.split(".")[0] == lib)
@@ -185,8 +190,10 @@ def sgmim_imports(tree, module, lib):
 
 
 def import_order(root):
-    """A module imports only modules of folders to its left, or of lower-numbered notebooks in its own folder; nobody imports a module that does not exist.
-    Cells that are not exported follow the same order, but notebooks in data/ may show the embedded corpus of scenes/."""
+    """A module imports only modules of folders to its left, or of lower-numbered notebooks in its own
+    folder; nobody imports a module that does not exist.
+    Cells that are not exported follow the same order, but notebooks in data/ may show the embedded corpus
+    of scenes/."""
     lib, exported, problems = settings(root)["lib_path"], modules(root), []
     packages = {lib, f"{lib}._modidx"} | {name.rpartition(".")[0] for name in exported}
     own = {path: name for name, path in exported.items()}
@@ -219,7 +226,8 @@ def import_order(root):
 
 
 def late_imports(root):
-    "Exported code imports the libraries in LATE inside the function that needs them, so that the library loads without them."
+    """Exported code imports the libraries in LATE inside the function that needs them, so that the library
+    loads without them."""
     problems = []
 
     def top_level(node):  # statements that run on import: everything but the bodies of functions
@@ -241,7 +249,8 @@ def late_imports(root):
                     else []
                 )
                 problems += [
-                    f"nbs/{path}: an exported cell imports {n} on top; import it inside the function that uses it"
+                    f"nbs/{path}: an exported cell imports {n} on top; import it inside the function that"
+                    " uses it"
                     for n in names
                     if n.split(".")[0] in LATE
                 ]
@@ -249,7 +258,8 @@ def late_imports(root):
 
 
 def imports_apart(root):
-    "In cells that are not exported, imports stand alone: building the site runs every cell that imports, whole, and few others."
+    """In cells that are not exported, imports stand alone: building the site runs every cell that imports,
+    whole, and few others."""
     problems = []
     for path in notebooks(root):
         for marks, tree in code_cells(root, path):
@@ -259,7 +269,8 @@ def imports_apart(root):
             other = [n for n in nodes if isinstance(n, (ast.Expr, ast.Assign))]
             if other and any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes):
                 problems.append(
-                    f"nbs/{path}: a cell mixes imports with other code (`{ast.unparse(other[0])[:60]}`); give the imports a cell"
+                    f"nbs/{path}: a cell mixes imports with other code (`{ast.unparse(other[0])[:60]}`); give"
+                    " the imports a cell"
                 )
     return problems
 
@@ -268,7 +279,8 @@ def imports_apart(root):
 
 
 def notebook_state(root):
-    "No widget state, no errors, no local paths in outputs, no large notebook, no cell that nbdev_test would pass over in silence."
+    """No widget state, no errors, no local paths in outputs, no large notebook, no cell that nbdev_test
+    would pass over in silence."""
     problems = []
     for path in notebooks(root):
         text = (Path(root) / "nbs" / path).read_text(encoding="utf-8")
@@ -303,7 +315,8 @@ def notebook_state(root):
                     r"^\s*#\s*\|\s*eval:\s*false", source, re.M
                 ):
                     problems.append(
-                        f"nbs/{path}: `{line.strip()}` can fail unseen in nbdev_test; use subprocess.run(..., check=True)"
+                        f"nbs/{path}: `{line.strip()}` can fail unseen in nbdev_test; use subprocess.run(...,"
+                        " check=True)"
                     )
     return problems
 
@@ -327,7 +340,8 @@ def images(cell):
 
 
 def has_caption(after):
-    "Whether the cells `after` a figure begin with an italic line; other figures and cells without visible code may stand between."
+    """Whether the cells `after` a figure begin with an italic line; other figures and cells without
+    visible code may stand between."""
     for cell in after:
         if cell["cell_type"] == "markdown":
             return bool(re.match(r"\*[^*\s]", joined(cell["source"])))
@@ -341,7 +355,8 @@ def has_caption(after):
 
 
 def pages(root):
-    """Each notebook begins with a cell of title and subtitle, a line each; figures have alt text and, but for the photographs and paintings
+    """Each notebook begins with a cell of title and subtitle, a line each; figures have alt text and, but
+    for the photographs and paintings
     that are JPEGs, a caption; no output is a warning or a traceback."""
     problems = []
     for path in notebooks(root):
@@ -349,11 +364,13 @@ def pages(root):
         first = joined(found[0]["source"]) if found and found[0]["cell_type"] == "markdown" else ""
         if not re.match(r"# \S[^\n]*\n\n> \S[^\n]*(\n\s*\n|\s*$)", first):
             problems.append(
-                f"{name} does not begin with a title (`# …`), an empty line and a subtitle of one line (`> …`)"
+                f"{name} does not begin with a title (`# …`), an empty line and a subtitle of one line"
+                " (`> …`)"
             )
         elif not re.fullmatch(r"[^\n]*\n\n[^\n]*\s*", first):
             problems.append(
-                f"{name}: its first cell holds more than title and subtitle; the site would lack the rest: give that a cell of its own"
+                f"{name}: its first cell holds more than title and subtitle; the site would lack the rest:"
+                " give that a cell of its own"
             )
         for i, cell in enumerate(found):
             if cell["cell_type"] != "code":
@@ -366,7 +383,8 @@ def pages(root):
                 )
                 if out.get("name") == "stderr":
                     problems.append(
-                        f"{name}: the cell `{begins}` has stored what went to stderr: run tools/refresh.py {path.stem}"
+                        f"{name}: the cell `{begins}` has stored what went to stderr: run tools/refresh.py"
+                        f" {path.stem}"
                     )
                 elif said := re.search(r"Traceback \(most recent call last\)|\b\w*Warning\b", text):
                     problems.append(f"{name}: an output of the cell `{begins}` says {said[0]!r}")
@@ -384,11 +402,13 @@ def pages(root):
                 continue
             if "fig-alt" not in marks:
                 problems.append(
-                    f'{name}: the figure of the cell `{begins}` has no `#| fig-alt: "…"`, a sentence for those who cannot see it'
+                    f'{name}: the figure of the cell `{begins}` has no `#| fig-alt: "…"`, a sentence for'
+                    " those who cannot see it"
                 )
             if images(cell) - {"image/jpeg"} and "fig-cap" not in marks and not has_caption(found[i + 1 :]):
                 problems.append(
-                    f"{name}: the figure of the cell `{begins}` has no caption: begin the Markdown after it with a line in *italics*"
+                    f"{name}: the figure of the cell `{begins}` has no caption: begin the Markdown after it"
+                    " with a line in *italics*"
                 )
     return problems
 
@@ -420,7 +440,8 @@ def prose(root, file):
 
 
 def anchors(root, file):
-    "Every #fragment a page answers to: headings, explicit ids, and the exported names that the site documents."
+    """Every #fragment a page answers to: headings, explicit ids, and the exported names that the site
+    documents."""
     file, found = Path(file), set()
     text = (
         file.read_text(encoding="utf-8")
@@ -446,15 +467,16 @@ def anchors(root, file):
 def html_pages(root):
     "{address of a page on the site: its notebook}"
     return {
-        (p.parent / re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem.lower())).as_posix() + ".html": Path(root)
-        / "nbs"
-        / p
+        (p.parent / re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem.lower())).as_posix() + ".html": (
+            Path(root) / "nbs" / p
+        )
         for p in notebooks(root)
     }
 
 
 def links(root):
-    "Every link of the notebooks and of the Markdown files that stays in the project leads to a file, and its #fragment to a heading."
+    """Every link of the notebooks and of the Markdown files that stays in the project leads to a file, and
+    its #fragment to a heading."""
     root, cfg, problems = Path(root).resolve(), settings(root), []
     site = cfg["doc_host"] + cfg["doc_baseurl"]
     own = re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/" + re.escape(cfg["branch"]) + r"/(.*)")
@@ -530,7 +552,8 @@ def sidebar(root):
 
 
 def quarto_settings(root):
-    """The settings of the site parse; nbs/_quarto.yml only points to the others; keys are known ones; files they name are there, seen from nbs/;
+    """The settings of the site parse; nbs/_quarto.yml only points to the others; keys are known ones;
+    files they name are there, seen from nbs/;
     sections of the sidebar and menus of the bar on top hold something."""
     root, problems, content = Path(root), [], {}
     for name in ("_quarto.yml", "nbs/_quarto.yml", "nbs/sidebar.yml"):
@@ -600,7 +623,8 @@ def quarto_settings(root):
         for part, known in QUARTO_KEYS.items():
             found = content[name].get(part, {}) if part else content[name]
             problems += [
-                f"{name}: {part + ': ' if part else ''}{key} is no key that is known here (QUARTO_KEYS in tools/checks.py)"
+                f"{name}: {part + ': ' if part else ''}{key} is no key that is known here (QUARTO_KEYS in"
+                " tools/checks.py)"
                 for key in found.keys() - known
             ]
         walk(name, content[name])
@@ -688,7 +712,8 @@ def workflows(root):
 
 
 def deployment(root):
-    "The site is built by `make docs` with a Quarto of one version, from the branch of settings.ini; only the job that publishes may write, and only pages."
+    """The site is built by `make docs` with a Quarto of one version, from the branch of settings.ini; only
+    the job that publishes may write, and only pages."""
     root, name = Path(root), ".github/workflows/deploy.yaml"
     try:
         flow = yaml.safe_load((root / name).read_text(encoding="utf-8"))
@@ -714,13 +739,15 @@ def deployment(root):
         problems.append(f"{name} does not run `make docs`")
     if flow.get("permissions") != {"contents": "read"}:
         problems.append(
-            f"{name}: the permissions on top are to be `contents: read`; the job that publishes says what else it needs"
+            f"{name}: the permissions on top are to be `contents: read`; the job that publishes says what"
+            " else it needs"
         )
     for job, body in jobs.items():
         publishes = any(s.get("uses", "").startswith("actions/deploy-pages@") for s in steps[job])
         if body.get("permissions") != ({"pages": "write", "id-token": "write"} if publishes else None):
             problems.append(
-                f"{name}: job {job} is to have {'pages: write and id-token: write' if publishes else 'no permissions of its own'}"
+                f"{name}: job {job} is to have"
+                f" {'pages: write and id-token: write' if publishes else 'no permissions of its own'}"
             )
     if not any(s.get("uses", "").startswith("actions/deploy-pages@") for s in every):
         problems.append(f"{name} publishes nothing (actions/deploy-pages)")

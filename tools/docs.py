@@ -1,4 +1,5 @@
-"""Build the site into _docs/: nbdev prepares the notebooks in _proc/, which are then checked, and Quarto turns them into pages.
+"""Build the site into _docs/: nbdev prepares the notebooks in _proc/, which are then checked, and Quarto
+turns them into pages.
 
     python tools/docs.py              everything (needs Quarto)
     python tools/docs.py --prepare    up to the check
@@ -24,23 +25,25 @@ joined = readme.joined
 
 
 def prepare():
-    "Run nbdev's processing; the folder of the notebooks that Quarto is to render. Every exported cell and every cell that imports is run."
+    """Run nbdev's processing; the folder of the notebooks that Quarto is to render. Every exported cell
+    and every cell that imports is run."""
     from nbdev.config import get_config
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
 
     refresh_quarto_yml()  # nbs/nbdev.yml: title, addresses and folders from settings.ini
     proc, site = Path(proc_nbs(force=True)), re.escape(get_config().doc_host + get_config().doc_baseurl)
-    for file in proc.rglob(
-        "*.ipynb"
-    ):  # nbdev links `Class.method` to an anchor that only a method documented by itself has: to the class instead
+    # nbdev links `Class.method` to an anchor that only a method documented by itself has: to the class
+    # instead
+    for file in proc.rglob("*.ipynb"):
         text = file.read_text(encoding="utf-8")
         file.write_text(re.sub(rf"({site}/[\w/.-]+\.html#\w+)\.\w+", r"\1", text), encoding="utf-8")
     return proc
 
 
 def documented(root, path):
-    "Names of the functions and classes that notebook `path` exports and nbdev documents: those without an underscore, in cells that are not hidden."
+    """Names of the functions and classes that notebook `path` exports and nbdev documents: those without
+    an underscore, in cells that are not hidden."""
     return [
         node.name
         for marks, tree in checks.code_cells(root, path)
@@ -68,16 +71,16 @@ def bare(text):
 
 
 def problems(root, proc):
-    "What is wrong with the processed notebooks `proc` of the project `root`: pages, prose, figures or documented names missing, errors, links that lead nowhere."
+    """What is wrong with the processed notebooks `proc` of the project `root`: pages, prose, figures or
+    documented names missing, errors, links that lead nowhere."""
     root, proc, found = Path(root), Path(proc), []
     pages = checks.notebooks(root)
     there = {p.relative_to(proc) for p in proc.rglob("*.ipynb")}
     found += [f"{p} was not processed" for p in sorted(set(pages) - there)] + [
         f"{p} is of no notebook" for p in sorted(there - set(pages))
     ]
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # the project once more, with what the pages say as its notebooks, so that the check of links sees that
+    # the project once more, with what the pages say as its notebooks, so that the check of links sees that
+    with tempfile.TemporaryDirectory() as folder:
         site = Path(folder) / "site"
         shutil.copytree(
             root, site, ignore=shutil.ignore_patterns(".*", "_proc", "_docs", "runs", "__pycache__", "*.md")
@@ -98,7 +101,8 @@ def problems(root, proc):
                 re.sub(r"^# .*\n\n> .*", "", prose[0], count=1).split("\n\n") if prose else []
             )  # title and subtitle have become settings of the page
             found += [
-                f"{path} has lost what begins with {text.strip()[:50]!r}: give title and subtitle a cell of their own"
+                f"{path} has lost what begins with {text.strip()[:50]!r}: give title and subtitle a cell of"
+                " their own"
                 for text in prose
                 if bare(text) not in whole
             ]
@@ -147,8 +151,9 @@ def main(args):
         return
     if not shutil.which("quarto"):
         return (
-            "The pages were not built: Quarto is not on the PATH.\n"
-            "Get it from https://quarto.org/docs/get-started (any release from 1.5 on; a plain unpacked archive will do), then run `make docs` again."
+            "The pages were not built: Quarto is not on the PATH.\nGet it from"
+            " https://quarto.org/docs/get-started (any release from 1.5 on; a plain unpacked archive will"
+            " do), then run `make docs` again."
         )
     subprocess.run(["quarto", "render", "--no-cache"], cwd=proc, check=True)
     docs = Path(cfg.doc_path)

@@ -1,8 +1,10 @@
-"""llms.txt, a list of the pages of the site for language models: title, address and subtitle of each, in the order of the sidebar.
+"""llms.txt, a list of the pages of the site for language models: title, address and subtitle of each, in
+the order of the sidebar.
 
     python tools/llms.py     print it; tools/docs.py puts it beside the pages
 
-The form is that of https://llmstxt.org. Quarto writes such a file itself from release 1.9 on (`llms-txt: true`); the one pinned here is older.
+The form is that of https://llmstxt.org. Quarto writes such a file itself from release 1.9 on (`llms-txt:
+true`); the one pinned here is older.
 """
 
 import re

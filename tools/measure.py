@@ -1,8 +1,10 @@
-"""What a newcomer's first hour costs: a fresh clone, `make` its environment, `make test`, `make demo`, each timed; writes results/setup.json.
+"""What a newcomer's first hour costs: a fresh clone, `make` its environment, `make test`, `make demo`,
+each timed; writes results/setup.json.
 
     python tools/measure.py [--only install test demo] [--keep FOLDER]
 
-With --keep the clone stays in FOLDER, and a later call brings it up to date and measures what it is asked to; results/setup.json keeps the rest.
+With --keep the clone stays in FOLDER, and a later call brings it up to date and measures what it is asked
+to; results/setup.json keeps the rest.
 """
 
 import argparse
@@ -60,7 +62,9 @@ def main():
         path = ROOT / "results/setup.json"
         found = json.loads(path.read_text()) if path.is_file() else {}
         found |= {
-            "measured_on": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            "measured_on": (
+                f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+            ),
             "command": "python tools/measure.py",
         }
         if "install" in a.only:

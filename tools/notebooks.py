@@ -1,4 +1,5 @@
-"""Run nbdev_test on every notebook, and fail where it would pass in silence: no notebook found, or too long a run.
+"""Run nbdev_test on every notebook, and fail where it would pass in silence: no notebook found, or too
+long a run.
 
 python tools/notebooks.py [SECONDS]     default 600; the notebooks are meant to take 240 s on two cores
 """
@@ -13,7 +14,8 @@ COMMAND = ["nbdev_test", "--n_workers", "2", "--do_print", "--timing"]
 
 def main(seconds):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    # a session of its own, so that the workers can be stopped with their parent: they would keep the output open
+    # a session of its own, so that the workers can be stopped with their parent: they would keep the output
+    # open
     run = subprocess.Popen(COMMAND, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
     timed_out, success = [], False
     signal.signal(signal.SIGALRM, lambda *_: (timed_out.append(True), os.killpg(run.pid, signal.SIGKILL)))
@@ -28,7 +30,10 @@ def main(seconds):
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
     if timed_out:
-        return f"the notebooks took more than {seconds} s and were stopped; the last lines above name the slow ones"
+        return (
+            f"the notebooks took more than {seconds} s and were stopped; the last lines above name the slow"
+            " ones"
+        )
     return status or (not success and "nbdev_test found no notebook to test")
 
 

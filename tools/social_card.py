@@ -1,6 +1,8 @@
-"""Draw nbs/images/social_card.png, the picture that a link to the site shows: `python tools/social_card.py`, a few seconds.
+"""Draw nbs/images/social_card.png, the picture that a link to the site shows: `python
+tools/social_card.py`, a few seconds.
 
-What the method is given: a scene of the embedded corpus, the quarter of its patches that the image encoder sees, and its spoken caption. 1200 × 630 pixels.
+What the method is given: a scene of the embedded corpus, the quarter of its patches that the image encoder
+sees, and its spoken caption. 1200 × 630 pixels.
 """
 
 import sys

@@ -72,7 +72,8 @@ def sound_format(blob: bytes) -> str:
 
 # %% ../../nbs/apps/02_app.ipynb #44b17ad9
 def decode_upload(blob: bytes, max_seconds: float) -> tuple:
-    "(waveform (L,) of the first `max_seconds`, seconds in all) of a recording that somebody sent; `Refusal` (4xx) with a sentence for whatever is none, or too long."
+    """(waveform (L,) of the first `max_seconds`, seconds in all) of a recording that somebody sent;
+    `Refusal` (4xx) with a sentence for whatever is none, or too long."""
     import soundfile
 
     if not blob:
@@ -85,13 +86,15 @@ def decode_upload(blob: bytes, max_seconds: float) -> tuple:
             if not (1000 <= said.samplerate <= 384_000 and 1 <= said.channels <= 8):
                 raise Refusal(
                     422,
-                    f"The recording claims {said.channels} channels at {said.samplerate} Hz, which no recording of speech has.",
+                    f"The recording claims {said.channels} channels at {said.samplerate} Hz, which no"
+                    " recording of speech has.",
                 )
             seconds = said.frames / said.samplerate
             if seconds > MAX_SECONDS or said.frames * said.channels > MAX_SAMPLES:
                 raise Refusal(
                     413,
-                    f"The recording claims to last {_clock(seconds)}; at most {MAX_SECONDS:.0f} seconds can be sent. Cut out the sentence that you want to ask.",
+                    f"The recording claims to last {_clock(seconds)}; at most {MAX_SECONDS:.0f} seconds can"
+                    " be sent. Cut out the sentence that you want to ask.",
                 )
             sound = load_audio(path, max_seconds=max_seconds)
             if np.abs(sound).max() < 1e-4:
@@ -118,7 +121,9 @@ def _without(text, path):
 
 # %% ../../nbs/apps/02_app.ipynb #7493b192
 class Query(NamedTuple):
-    "A question that was asked: the `batch` of its sound, its vector `z` (E,), the attention `W` (H, T), the middle of frame 0 and the step in seconds, the `seconds` heard, and its `parts` (word or '', start s, end s)."
+    """A question that was asked: the `batch` of its sound, its vector `z` (E,), the attention `W` (H, T),
+    the middle of frame 0 and the step in seconds, the `seconds` heard, and its `parts` (word or '', start
+    s, end s)."""
 
     batch: dict
     z: np.ndarray
@@ -132,7 +137,9 @@ class Query(NamedTuple):
 def parts_of(
     W: np.ndarray, first: float, hop: float, seconds: float, quantile: float = 0.7, most: int = 24
 ) -> tuple:
-    "('', start, end) of the stretches of a sound between the half-way points of the segments (see `sgmim.evaluation.words.segments`) that some head attends to; fewer segments where there would be more than `most`."
+    """('', start, end) of the stretches of a sound between the half-way points of the segments (see
+    `sgmim.evaluation.words.segments`) that some head attends to; fewer segments where there would be more
+    than `most`."""
     for q in (quantile, 0.9, 0.95, 0.99, 1.0):
         ends = np.clip(np.r_[0.0, boundaries(segments(W, q, hop, first), seconds)[1:-1], seconds], 0, seconds)
         if len(ends) - 1 <= most:
@@ -162,12 +169,14 @@ def hear(model, sound: np.ndarray, max_seconds: float = 10.0, words=()) -> Query
 
 # %% ../../nbs/apps/02_app.ipynb #95eb96c7
 class Searcher:
-    "What the page asks for, apart from HTTP: one question at a time, the last `keep` of them remembered by a random name."
+    """What the page asks for, apart from HTTP: one question at a time, the last `keep` of them remembered
+    by a random name."""
 
     def __init__(self, index: Index, model, top: int = 24, keep: int = 32):
         if index.about["kind"] != "images":
             raise ConfigError(
-                f"{index.folder} holds recordings, and the app searches images: give it an index made with sgmim_index --images"
+                f"{index.folder} holds recordings, and the app searches images: give it an index made with"
+                " sgmim_index --images"
             )
         self.index, self.model, self.top, self.keep = index, model, top, keep
         self.lock, self.queries, self.features = threading.Lock(), OrderedDict(), {}
@@ -240,7 +249,8 @@ class Searcher:
         )
 
     def picture(self, row: int, side: int = 320) -> bytes:
-        "The square of picture `row` that the model sees, as a JPEG: decoded and written anew, so that nothing of the file but its picture is sent."
+        """The square of picture `row` that the model sees, as a JPEG: decoded and written anew, so that
+        nothing of the file but its picture is sent."""
         with self.decoding:
             picture = eval_transform(side, round(side / self.model.config.crop_pct), normalised=False)(
                 load_image(self._path(row), side)
@@ -261,7 +271,8 @@ class Searcher:
             ) from e
 
     def maps(self, name: str, row: int) -> dict:
-        "The heat map of each part of query `name` over picture `row`: {'grid', 'values' (parts, grid²), 'low', 'high'}; one scale."
+        """The heat map of each part of query `name` over picture `row`: {'grid', 'values' (parts, grid²),
+        'low', 'high'}; one scale."""
         path = self._path(row)
         with self.decoding:
             picture = image_transform(self.model.config)(
@@ -303,7 +314,10 @@ SOUND_TYPES = (
     "audio/mp3",
 )
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -329,7 +343,8 @@ def check_origin(handler):
 
 # %% ../../nbs/apps/02_app.ipynb #101b0fa3
 def read_body(handler, most: int, types: tuple, seconds: float = 60.0) -> bytes:
-    "The body of a request; `Refusal` if it is of another type, too large, of unknown length, cut short, or slow."
+    """The body of a request; `Refusal` if it is of another type, too large, of unknown length, cut short,
+    or slow."""
     h, n = handler.headers, handler.headers.get("Content-Length", "")
     if h.get_content_type() not in types:
         raise Refusal(415, f"Send {types[0]}, not {printable(h.get_content_type())[:60]}.")
@@ -396,7 +411,8 @@ class Answers(BaseHTTPRequestHandler):
         self.json({"error": sentence}, status)
 
     def answer(self, routes):
-        "Call the function that `routes` has for the path, with the number at its end and the fields of its query."
+        """Call the function that `routes` has for the path, with the number at its end and the fields of
+        its query."""
         try:
             check_origin(self)
             target = urlsplit(self.path)
@@ -476,7 +492,8 @@ class Handler(Answers):
 
 # %% ../../nbs/apps/02_app.ipynb #d4905b8a
 class Server(ThreadingHTTPServer):
-    "Serves `searcher` at (host, port); port 0: any that is free. `names`: further names that this computer is called by, where it is not to be loopback."
+    """Serves `searcher` at (host, port); port 0: any that is free. `names`: further names that this
+    computer is called by, where it is not to be loopback."""
 
     daemon_threads, allow_reuse_address, request_queue_size = True, sys.platform != "win32", 32
 

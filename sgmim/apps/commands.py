@@ -19,16 +19,17 @@ import time
 import warnings
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # before torch: threads that wait for others sleep; awake, they take the core that those others need (benchmarks/levers.py)
+# before torch: threads that wait for others sleep; awake, they take the core that those others need
+# (benchmarks/levers.py)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from ..core import ConfigError, DataError, SgmimError, config_from_dict
 from ..models.pretrained import open_checkpoint, state_digest
 
 # %% ../../nbs/apps/05_commands.ipynb #347d091c
 def command(function):
-    "Run `function(args)`; an error of this library becomes a line on stderr and exit status 1, Ctrl-C status 130; a warning is its text alone."
+    """Run `function(args)`; an error of this library becomes a line on stderr and exit status 1, Ctrl-C
+    status 130; a warning is its text alone."""
     name = f"sgmim_{ {'evaluate': 'eval'}.get(function.__name__, function.__name__) }"
 
     @functools.wraps(function)
@@ -55,7 +56,8 @@ def command(function):
 
 # %% ../../nbs/apps/05_commands.ipynb #3d722005
 def settings(config, changes, where="--set"):
-    "A configuration with `changes`, a list of 'field=value', applied; `ConfigError` for what does not exist or does not fit."
+    """A configuration with `changes`, a list of 'field=value', applied; `ConfigError` for what does not
+    exist or does not fit."""
     from sgmim.core import parse_changes
 
     return config_from_dict(
@@ -105,7 +107,10 @@ def pretrain(argv=None):
 
     p = argparse.ArgumentParser(
         "sgmim_pretrain",
-        description="Make tiny-hubert or tiny-mae on unlabelled embedded data (hours on two cores; goes on where it was stopped).",
+        description=(
+            "Make tiny-hubert or tiny-mae on unlabelled embedded data (hours on two cores; goes on where it"
+            " was stopped)."
+        ),
     )
     p.add_argument("what", choices=("hubert", "mae"))
     p.add_argument("--out", help="folder (default runs/tiny-hubert or runs/tiny-mae)")
@@ -118,7 +123,8 @@ def pretrain(argv=None):
     )
     record = make(settings(config, a.set), a.out or f"runs/tiny-{a.what}")
     print(
-        f"done in {record['wall_seconds'] / 60:.1f} minutes; weights and record in {a.out or f'runs/tiny-{a.what}'}/tiny-{a.what}"
+        f"done in {record['wall_seconds'] / 60:.1f} minutes; weights and record in"
+        f" {a.out or f'runs/tiny-{a.what}'}/tiny-{a.what}"
     )
 
 
@@ -139,7 +145,10 @@ def demo(argv=None):
 
     p = argparse.ArgumentParser(
         "sgmim_demo",
-        description="Make the embedded corpus, train a small SG-MIM model on it, evaluate it and draw what it learned.",
+        description=(
+            "Make the embedded corpus, train a small SG-MIM model on it, evaluate it and draw what it"
+            " learned."
+        ),
     )
     p.add_argument(
         "--out",
@@ -215,7 +224,8 @@ def scenes(argv=None):
         wanted[name] = int(n)
     if a.export and (unknown := set(wanted) - set(names[a.export])):
         raise ConfigError(
-            f"the {a.export} layout has no place for {', '.join(unknown)}; it takes {', '.join(names[a.export])}"
+            f"the {a.export} layout has no place for {', '.join(unknown)}; it takes"
+            f" {', '.join(names[a.export])}"
         )
     made = {name: load_scenes(name, n, a.captions, a.seed, a.size) for name, n in wanted.items()}
     for scenes in made.values():
@@ -244,7 +254,10 @@ def corpus_options(p, required=False):
         *(["data"] if required else ["--data"]),
         metavar="PATH",
         action=DataPath,
-        help="folder of Places Audio, SpokenCOCO, Flickr8k Audio or of shards, or a table of your own pairs (.csv, .tsv, .jsonl)"
+        help=(
+            "folder of Places Audio, SpokenCOCO, Flickr8k Audio or of shards, or a table of your own pairs"
+            " (.csv, .tsv, .jsonl)"
+        )
         + ("" if required else "; default: the embedded corpus"),
     )
     p.add_argument("--kind", choices=KINDS, help="which it is (default: recognised)")
@@ -261,7 +274,10 @@ def corpus_options(p, required=False):
     p.add_argument(
         "--karpathy",
         metavar="WHICH",
-        help="SpokenCOCO: 'unrolled' files, 'dataset' (dataset_coco.json), 'none' (its own split), or a path (default: what is there)",
+        help=(
+            "SpokenCOCO: 'unrolled' files, 'dataset' (dataset_coco.json), 'none' (its own split), or a path"
+            " (default: what is there)"
+        ),
     )
     p.add_argument(
         "--no-restval",
@@ -289,7 +305,8 @@ def reader_options(a, kind):
 
 
 def open_splits(a, names, which=None, max_missing=1.0):
-    "{split: Corpus} of the corpus that the arguments name; without `names` the splits that are its 'train', 'dev' or 'test'. See `sgmim.data.corpora.open_splits`."
+    """{split: Corpus} of the corpus that the arguments name; without `names` the splits that are its
+    'train', 'dev' or 'test'. See `sgmim.data.corpora.open_splits`."""
     from sgmim.data.corpora import open_splits, recognise, role_splits
 
     kind = a.kind or recognise(a.data)
@@ -306,7 +323,10 @@ def check_data(argv=None):
 
     p = argparse.ArgumentParser(
         "sgmim_check_data",
-        description="Look through a corpus: layout, counts, missing, empty and unreadable files, duplicates, lengths, splits. Exit status 0: fit for use; 1: errors.",
+        description=(
+            "Look through a corpus: layout, counts, missing, empty and unreadable files, duplicates, lengths,"
+            " splits. Exit status 0: fit for use; 1: errors."
+        ),
     )
     corpus_options(p, required=True)
     option(p, "split", "only these")
@@ -324,7 +344,8 @@ def check_data(argv=None):
     option(
         p,
         "max-unreadable",
-        "share of the captions that may be missing or unreadable before that is an error, as in training (default %(default)s)",
+        "share of the captions that may be missing or unreadable before that is an error, as in training"
+        " (default %(default)s)",
     )
     p.add_argument("--json", metavar="FILE", help="also write the report to this file")
     a = p.parse_args(argv)
@@ -356,7 +377,10 @@ def shard(argv=None):
 
     p = argparse.ArgumentParser(
         "sgmim_shard",
-        description="Write a corpus into tar files (WebDataset) of FLAC and JPEG, once; training reads them like the corpus itself. Goes on where it was stopped.",
+        description=(
+            "Write a corpus into tar files (WebDataset) of FLAC and JPEG, once; training reads them like the"
+            " corpus itself. Goes on where it was stopped."
+        ),
     )
     corpus_options(p, required=True)
     p.add_argument("out", metavar="OUT", help="folder for the shards")
@@ -365,7 +389,10 @@ def shard(argv=None):
         "--size",
         type=above(0),
         default=448,
-        help="short side of the images in pixels, if they are larger (default %(default)s, twice the crop, so that random crops stay sharp; 256 is enough to evaluate); 0: as they are",
+        help=(
+            "short side of the images in pixels, if they are larger (default %(default)s, twice the crop, so"
+            " that random crops stay sharp; 256 is enough to evaluate); 0: as they are"
+        ),
     )
     p.add_argument("--shard-mb", type=above(1), default=256, help="megabytes a shard (default %(default)s)")
     option(p, "workers", "threads that encode (default: one a core)")
@@ -391,7 +418,8 @@ def shard(argv=None):
             max_unreadable=a.max_unreadable,
         )
         print(
-            f"{name}: {made['images']:,} images and {made['captions']:,} captions, {made['hours']} hours, in {made['shards']} file{'s' * (made['shards'] != 1)} of {made['bytes'] / 1e6:,.0f} MB in all"
+            f"{name}: {made['images']:,} images and {made['captions']:,} captions, {made['hours']} hours, in"
+            f" {made['shards']} file{'s' * (made['shards'] != 1)} of {made['bytes'] / 1e6:,.0f} MB in all"
             + (f"; left out: {made['left_out']}" if made["left_out"] else "")
         )
 
@@ -417,19 +445,28 @@ def train(argv=None):
         "--dev-split",
         nargs="*",
         default=None,
-        help="choose the best checkpoint on these, by the mean of their R@1; without a name after it: on none, the last is kept (default: the protocol's)",
+        help=(
+            "choose the best checkpoint on these, by the mean of their R@1; without a name after it: on none,"
+            " the last is kept (default: the protocol's)"
+        ),
     )
     p.add_argument("--images", type=above(2), default=7000, help="training images of the embedded corpus")
     p.add_argument("--captions", type=int, default=2, help="captions an image of the embedded corpus")
     p.add_argument(
         "--image-weights",
         metavar="SOURCE",
-        help="file, folder or name of the pre-trained image encoder (default: vit_base_patch16_224.mae; vit_small_patch8_224.dino for vg-hubert; the shipped tiny-mae for scenes-tiny)",
+        help=(
+            "file, folder or name of the pre-trained image encoder (default: vit_base_patch16_224.mae;"
+            " vit_small_patch8_224.dino for vg-hubert; the shipped tiny-mae for scenes-tiny)"
+        ),
     )
     p.add_argument(
         "--audio-weights",
         metavar="SOURCE",
-        help="file, folder or name of the pre-trained HuBERT (default: facebook/hubert-base-ls960; the shipped tiny-hubert for scenes-tiny)",
+        help=(
+            "file, folder or name of the pre-trained HuBERT (default: facebook/hubert-base-ls960; the shipped"
+            " tiny-hubert for scenes-tiny)"
+        ),
     )
     p.add_argument(
         "--download",
@@ -518,7 +555,8 @@ def run_training(a):
     say(
         f"model in {a.out}/best, record in {a.out}/record.json"
         + (
-            f"; best at step {best['step']}: dev R@1 {best['score'][0]:.1f}, R@10 {best['score'][1]:.1f} (mean of both directions)"
+            f"; best at step {best['step']}: dev R@1 {best['score'][0]:.1f}, R@10 {best['score'][1]:.1f}"
+            " (mean of both directions)"
             if best
             else ""
         ),
@@ -537,9 +575,9 @@ def training_data(a, c, config):
     [data] = open_splits(
         a, a.train_split and [a.train_split], "train", max_missing=config.max_unreadable
     ).values()
-    return data, open_splits(
-        a, a.dev_split, "dev", max_missing=config.max_unreadable
-    ) if a.dev_split != [] else {}
+    return data, (
+        open_splits(a, a.dev_split, "dev", max_missing=config.max_unreadable) if a.dev_split != [] else {}
+    )
 
 # %% ../../nbs/apps/05_commands.ipynb #a6bcdbff
 @command
@@ -562,7 +600,10 @@ def plan(argv=None):
     p.add_argument(
         "--device",
         default="cpu",
-        help=f"cpu or cuda, for this machine, or one of {', '.join(DEVICES)}, by published figures (default %(default)s)",
+        help=(
+            f"cpu or cuda, for this machine, or one of {', '.join(DEVICES)}, by published figures (default"
+            " %(default)s)"
+        ),
     )
     p.add_argument(
         "--devices", type=above(1), default=1, help="how many of them share a batch (default %(default)s)"
@@ -636,7 +677,10 @@ def run_plan(a):
         a.workers,
         a.link * 1e9 if a.link else machine.link,
     )
-    said = f"{a.utilisation:.0%} of {'published rates' if a.device in DEVICES else 'the rate of matrix products here'}"
+    said = (
+        f"{a.utilisation:.0%} of"
+        f" {'published rates' if a.device in DEVICES else 'the rate of matrix products here'}"
+    )
     print(f"{a.preset} on {a.device}" + ("" if a.calibrate else f", with {said}") + f"\n{made}")
     if a.record:
         write_json(
@@ -660,7 +704,8 @@ def run_plan(a):
 
 
 def plan_data(a, c, config):
-    "What a plan needs to know of the corpus that the arguments name; None where they name none (the embedded corpus is opened to calibrate)."
+    """What a plan needs to know of the corpus that the arguments name; None where they name none (the
+    embedded corpus is opened to calibrate)."""
     if not a.data and (a.pairs or not a.calibrate or a.preset != "scenes-tiny"):
         return None
     from sgmim.train import Feed
@@ -687,7 +732,10 @@ def evaluate(argv=None):
     p.add_argument(
         "checkpoint",
         nargs="?",
-        help="a training's folder (its best model), a checkpoint, what sgmim_export wrote, or VG-HuBERT's released bundle (default: the shipped scenes-tiny)",
+        help=(
+            "a training's folder (its best model), a checkpoint, what sgmim_export wrote, or VG-HuBERT's"
+            " released bundle (default: the shipped scenes-tiny)"
+        ),
     )
     p.add_argument(
         "--download", action="store_true", help="fetch a VG-HuBERT that is named by its repository on the hub"
@@ -776,7 +824,8 @@ def run_evaluation(a):
 
 # %% ../../nbs/apps/05_commands.ipynb #47cb872a
 def pool_of(model, split, corpus, seconds, a, device):
-    "`Embeddings` of a split: those in the folder `a.embeddings` if they are of this model and these data, else made, and kept there."
+    """`Embeddings` of a split: those in the folder `a.embeddings` if they are of this model and these
+    data, else made, and kept there."""
     from sgmim.evaluation.retrieval import Embeddings, embed, pool
 
     about = {
@@ -797,7 +846,8 @@ def pool_of(model, split, corpus, seconds, a, device):
 
 # %% ../../nbs/apps/05_commands.ipynb #edc99520
 def remarks(corpus, split, result, train=None):
-    "What has to be said beside the numbers: the size of the pool against the official one, what was left out, and how much of it training has seen."
+    """What has to be said beside the numbers: the size of the pool against the official one, what was left
+    out, and how much of it training has seen."""
     from sgmim.data.check import EXPECTED
     from sgmim.data.corpora import canonical
     from sgmim.data.corpus import Corpus, overlap
@@ -836,7 +886,8 @@ def remarks(corpus, split, result, train=None):
 
 
 def training_lists(splits, a):
-    "The training split of Places, whose 'seen' and 'unseen' have to be computed (its lists are enough, the files need not be there); None for other corpora; a `DataError` where there is none."
+    """The training split of Places, whose 'seen' and 'unseen' have to be computed (its lists are enough,
+    the files need not be there); None for other corpora; a `DataError` where there is none."""
     from sgmim.data.corpora import load_corpus, recognise, role_splits
 
     if not a.data or not any(getattr(c, "name", None) == "places" for c in splits.values()):
@@ -857,7 +908,9 @@ def export(argv=None):
 
     p = argparse.ArgumentParser(
         "sgmim_export",
-        description="Write a checkpoint as a folder in Hugging Face's style, with a model card from its run record.",
+        description=(
+            "Write a checkpoint as a folder in Hugging Face's style, with a model card from its run record."
+        ),
     )
     p.add_argument(
         "checkpoint", help="a training's folder (its best model), a checkpoint, or VG-HuBERT's bundle"
@@ -869,7 +922,10 @@ def export(argv=None):
     )
     p.add_argument(
         "--licence",
-        help="of the weights, by the hub's names (default: cc-by-nc-4.0 if the record says that they started from MAE's, else other)",
+        help=(
+            "of the weights, by the hub's names (default: cc-by-nc-4.0 if the record says that they started"
+            " from MAE's, else other)"
+        ),
     )
     a = p.parse_args(argv)
     folder = Path(a.checkpoint)
@@ -906,7 +962,8 @@ def reproduce(argv=None):
 
 # %% ../../nbs/apps/05_commands.ipynb #29938f89
 def analysis_data(a, size):
-    "(dev, {split: corpus}) of the arguments of `sgmim_analyse`. Only what it reads has to be there: for words the recordings, for dependence no dev set."
+    """(dev, {split: corpus}) of the arguments of `sgmim_analyse`. Only what it reads has to be there: for
+    words the recordings, for dependence no dev set."""
     from sgmim.scenes.corpus import load_scenes
 
     chooses, most = a.what in ("words", "grounding"), None if a.what == "words" else a.max_unreadable
@@ -920,22 +977,26 @@ def analysis_data(a, size):
 
 
 def open_recon(path, model):
-    "The model at `path`, as the row + Recon beside `model`; `ConfigError` if it is another row, or sees or hides other patches."
+    """The model at `path`, as the row + Recon beside `model`; `ConfigError` if it is another row, or sees
+    or hides other patches."""
     recon = open_checkpoint(path)
     if recon.config.reconstruction != "plain":
         raise ConfigError(
-            f"--recon {path}: its decoder is of another row (reconstruction='{recon.config.reconstruction}'); + Recon has 'plain'"
+            f"--recon {path}: its decoder is of another row (reconstruction='{recon.config.reconstruction}');"
+            " + Recon has 'plain'"
         )
     for k in ("image_size", "patch_size", "crop_pct", "mask_ratio", "mim_target"):
         if (mine := getattr(recon.config, k)) != (other := getattr(model.config, k)):
             raise ConfigError(
-                f"--recon {path}: its {k} is {mine}, and that of the model is {other}: their errors cannot be compared patch by patch"
+                f"--recon {path}: its {k} is {mine}, and that of the model is {other}: their errors cannot be"
+                " compared patch by patch"
             )
     return recon
 
 # %% ../../nbs/apps/05_commands.ipynb #2cea227c
 def row_groups(a):
-    "{name: [path]} of the checkpoints that the arguments name, each by itself, or, with `--runs-of`, of the rows below these labels; `ConfigError` if there is none."
+    """{name: [path]} of the checkpoints that the arguments name, each by itself, or, with `--runs-of`, of
+    the rows below these labels; `ConfigError` if there is none."""
     from sgmim.models.pretrained import shipped
     from sgmim.paper.runs import checkpoints, gather
 
@@ -951,7 +1012,8 @@ def row_groups(a):
     of = {label: checkpoints(gather(4, "scenes", label=label), a.runs) for label in a.runs_of}
     if lost := [label for label, rows in of.items() if not rows]:
         raise ConfigError(
-            f"no run of {', '.join(lost)} below {a.runs} that a record of Table 4 was made by: name another folder with --runs, or checkpoints"
+            f"no run of {', '.join(lost)} below {a.runs} that a record of Table 4 was made by: name another"
+            " folder with --runs, or checkpoints"
         )
     groups = {
         row if label == a.runs_of[0] else f"{row}, {label}": folders
@@ -1010,12 +1072,17 @@ def analyse(argv=None):
 
     p = argparse.ArgumentParser(
         "sgmim_analyse",
-        description="What a model has learned beside retrieval. What has to be chosen is chosen on the dev set.",
+        description=(
+            "What a model has learned beside retrieval. What has to be chosen is chosen on the dev set."
+        ),
     )
     p.add_argument(
         "what",
         choices=("words", "grounding", "dependence", "gradients", "mistakes"),
-        help="boundaries of words from attention; where words point in the image; what reconstruction owes to speech; whose gradient reaches which part; which words are missed",
+        help=(
+            "boundaries of words from attention; where words point in the image; what reconstruction owes to"
+            " speech; whose gradient reaches which part; which words are missed"
+        ),
     )
     p.add_argument(
         "checkpoint", nargs="*", help="default: the shipped scenes-tiny; several for gradients and mistakes"
@@ -1098,7 +1165,10 @@ def index(argv=None):
 
     p = argparse.ArgumentParser(
         "sgmim_index",
-        description="Embed a folder of images, or of recordings, once, to be searched with sgmim_search and sgmim_app. A second call embeds only what is new or changed.",
+        description=(
+            "Embed a folder of images, or of recordings, once, to be searched with sgmim_search and"
+            " sgmim_app. A second call embeds only what is new or changed."
+        ),
     )
     p.add_argument("checkpoint", nargs="?", help="a checkpoint (default: the shipped scenes-tiny)")
     what = p.add_mutually_exclusive_group(required=True)
@@ -1255,7 +1325,10 @@ def app(argv=None):
     p.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen at (default %(default)s: this computer only). Whoever can reach it can search, and see the images; browsers give no microphone to pages of other computers",
+        help=(
+            "address to listen at (default %(default)s: this computer only). Whoever can reach it can search,"
+            " and see the images; browsers give no microphone to pages of other computers"
+        ),
     )
     p.add_argument(
         "--name",
@@ -1276,7 +1349,8 @@ def app(argv=None):
         server = Server(searcher, a.host, a.port, a.name)
     except (OSError, OverflowError) as e:
         raise ConfigError(
-            f"cannot listen at {a.host}, port {a.port} ({e}): another program may use it; choose another with --port"
+            f"cannot listen at {a.host}, port {a.port} ({e}): another program may use it; choose another with"
+            " --port"
         ) from e
     if not server.server_address[0].startswith("127."):
         print(

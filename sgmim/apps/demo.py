@@ -23,7 +23,8 @@ from ..train import fit, recipe
 
 # %% ../../nbs/apps/00_demo.ipynb #ceaa2962
 def test_results(model, splits, device="cpu", seconds=4.0):
-    "{split: (RetrievalResult, Embeddings)} of the test splits; captions are padded to `seconds` where padding matters."
+    """{split: (RetrievalResult, Embeddings)} of the test splits; captions are padded to `seconds` where
+    padding matters."""
 
     def loader(scenes):
         if model.config.padding_matters:
@@ -111,8 +112,10 @@ def run_demo(
     progress=True,
     workers=1,
 ):
-    """Generate, train, evaluate, draw; returns the run record, which is also in `out`/demo.json. `model`: an `SGMIMConfig` (default scenes-tiny),
-    `config`: a `TrainConfig` (default its recipe), `workers`: processes that decode ahead. A second call finds what is there and goes on from it."""
+    """Generate, train, evaluate, draw; returns the run record, which is also in `out`/demo.json. `model`:
+    an `SGMIMConfig` (default scenes-tiny),
+    `config`: a `TrainConfig` (default its recipe), `workers`: processes that decode ahead. A second call
+    finds what is there and goes on from it."""
     out, device, clock, code = Path(out), pick_device(device), Clock(), code_version()
     splits = demo_splits(data, cache, progress)
     clock("data")
@@ -207,11 +210,15 @@ def summary(record, paths):
         "",
         format_table(result_rows(record)),
         "",
-        f"Recalls in per cent, of {record['config']['data']['test']:,} pairs a test; an oracle hears perfectly, but only what its name says (test-seen).",
+        (
+            f"Recalls in per cent, of {record['config']['data']['test']:,} pairs a test; an oracle hears"
+            " perfectly, but only what its name says (test-seen)."
+        ),
     ]
     if d := m["caption_dependence"]:
         lines.append(
-            f"Masked error over the target's variance: right caption {d['right']:.3f}, wrong {d['wrong']:.3f}, none {d['none']:.3f}; right/wrong {d['right_over_wrong']:.2f}."
+            f"Masked error over the target's variance: right caption {d['right']:.3f}, wrong"
+            f" {d['wrong']:.3f}, none {d['none']:.3f}; right/wrong {d['right_over_wrong']:.2f}."
         )
     lines += [
         "",
@@ -224,8 +231,14 @@ def summary(record, paths):
     lines += [
         "",
         "Three things to try next:",
-        "  make lab                                          every part of the method as a notebook, nbs/models/00_patches.ipynb first",
-        "  sgmim_demo --row '+ Recon' --out runs/recon       another row of Table 4: reconstruction without speech",
+        (
+            "  make lab                                          every part of the method as a notebook,"
+            " nbs/models/00_patches.ipynb first"
+        ),
+        (
+            "  sgmim_demo --row '+ Recon' --out runs/recon       another row of Table 4: reconstruction"
+            " without speech"
+        ),
         "  sgmim_demo --set epochs=7 --out runs/longer       the same, trained three times as long",
     ]
     return "\n".join(lines)

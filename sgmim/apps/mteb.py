@@ -19,20 +19,23 @@ from ..models.pretrained import open_checkpoint, state_digest
 
 # %% ../../nbs/apps/03_mteb.ipynb #4d3d47a1
 def waveform(item, least: int) -> np.ndarray:
-    "The samples (L,) at 16 kHz of a recording as mteb hands it over: {'array': (L,) or (channels, L), 'sampling_rate': Hz}; at least `least` of them. `DataError` if they are not finite."
+    """The samples (L,) at 16 kHz of a recording as mteb hands it over: {'array': (L,) or (channels, L),
+    'sampling_rate': Hz}; at least `least` of them. `DataError` if they are not finite."""
     wave = np.asarray(item["array"], np.float32)
     if wave.ndim == 2:
         wave = wave.mean(int(np.argmin(wave.shape)))
     if wave.ndim != 1 or not np.isfinite(wave).all():
         raise DataError(
-            f"a recording of mteb has shape {wave.shape} and {'only' if np.isfinite(wave).all() else 'not only'} finite samples: it cannot be embedded"
+            f"a recording of mteb has shape {wave.shape} and"
+            f" {'only' if np.isfinite(wave).all() else 'not only'} finite samples: it cannot be embedded"
         )
     wave = resample(wave, int(item["sampling_rate"]))
     return np.pad(wave, (0, max(0, least - len(wave))))
 
 # %% ../../nbs/apps/03_mteb.ipynb #119daee9
 class MtebEncoder:
-    "A model of this library by mteb's encoder protocol. `model`: a checkpoint's path, or a model; of each recording the first `max_seconds` are heard (10 in VG-HuBERT's code, 25 for Places)."
+    """A model of this library by mteb's encoder protocol. `model`: a checkpoint's path, or a model; of
+    each recording the first `max_seconds` are heard (10 in VG-HuBERT's code, 25 for Places)."""
 
     def __init__(
         self,
@@ -58,7 +61,8 @@ class MtebEncoder:
     def encode(
         self, inputs, *, task_metadata=None, hf_split=None, hf_subset=None, prompt_type=None, **kwargs
     ) -> np.ndarray:
-        "Vectors, float32 (n, E), of all of `inputs`, batches {'image': […]} or {'audio': […]}. `ConfigError` for text, of which the model knows nothing."
+        """Vectors, float32 (n, E), of all of `inputs`, batches {'image': […]} or {'audio': […]}.
+        `ConfigError` for text, of which the model knows nothing."""
         return np.concatenate([self.encode_batch(batch) for batch in inputs])
 
     def encode_batch(self, batch) -> np.ndarray:
@@ -74,11 +78,13 @@ class MtebEncoder:
                 self.max_seconds,
             )
         raise ConfigError(
-            f"the inputs are {' and '.join(kinds) or 'of no kind known here'}; this model embeds pictures, or speech: choose tasks of the categories a2i and i2a"
+            f"the inputs are {' and '.join(kinds) or 'of no kind known here'}; this model embeds pictures, or"
+            " speech: choose tasks of the categories a2i and i2a"
         )
 
     def similarity(self, embeddings1, embeddings2) -> torch.Tensor:
-        "Scores (n, m) of (n, E) and (m, E): inner products. For a model that compares by cosine the vectors have length 1."
+        """Scores (n, m) of (n, E) and (m, E): inner products. For a model that compares by cosine the
+        vectors have length 1."""
         a, b = (torch.atleast_2d(torch.as_tensor(e)).float() for e in (embeddings1, embeddings2))
         return a @ b.to(a.device).T
 
@@ -102,9 +108,9 @@ class MtebEncoder:
                 "modalities": ["audio", "image"],
                 "embed_dim": c.embed_dim,
                 "n_parameters": sum(p.numel() for p in self.model.parameters()),
-                "similarity_fn_name": ScoringFunction.COSINE
-                if c.similarity == "cosine"
-                else ScoringFunction.DOT_PRODUCT,
+                "similarity_fn_name": (
+                    ScoringFunction.COSINE if c.similarity == "cosine" else ScoringFunction.DOT_PRODUCT
+                ),
                 "framework": ["PyTorch"],
             }
         )

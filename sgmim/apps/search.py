@@ -43,7 +43,8 @@ KINDS = {"images": IMAGES, "audio": SOUNDS}  # of an index
 
 
 class File(NamedTuple):
-    "A file of an index: `path` below its root, with '/'; `size` in bytes; `mtime`, its last change, in nanoseconds."
+    """A file of an index: `path` below its root, with '/'; `size` in bytes; `mtime`, its last change, in
+    nanoseconds."""
 
     path: str
     size: int
@@ -51,7 +52,8 @@ class File(NamedTuple):
 
 
 def inside(root: Path, path) -> Path:
-    "The file `path` (relative) of the resolved folder `root`, links followed; `DataError` if it leads out of it, or is no ordinary file there."
+    """The file `path` (relative) of the resolved folder `root`, links followed; `DataError` if it leads
+    out of it, or is no ordinary file there."""
     if fault := path_fault(str(path)):
         raise DataError(f"the path {fault}")
     real = (root / path).resolve()
@@ -67,7 +69,8 @@ def inside(root: Path, path) -> Path:
 
 # %% ../../nbs/apps/01_search.ipynb #934625e2
 def list_files(root, kind: str = "images") -> tuple:
-    "([`File`, …] in the order of their paths, [(path, why), …] of what was left out) of the images or recordings anywhere below the folder `root`."
+    """([`File`, …] in the order of their paths, [(path, why), …] of what was left out) of the images or
+    recordings anywhere below the folder `root`."""
     root, files, left_out = Path(root).resolve(), [], []
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give the folder that holds the {kind}")
@@ -100,7 +103,8 @@ def list_files(root, kind: str = "images") -> tuple:
 
 # %% ../../nbs/apps/01_search.ipynb #0ead20f7
 def to_unit(model, z: torch.Tensor) -> np.ndarray:
-    "Embeddings (n, E) as float32 arrays whose inner product is the similarity of `model`: of length 1 for 'cosine'."
+    """Embeddings (n, E) as float32 arrays whose inner product is the similarity of `model`: of length 1
+    for 'cosine'."""
     z = z.float()
     return (F.normalize(z, dim=1) if model.config.similarity == "cosine" else z).cpu().numpy()
 
@@ -114,7 +118,8 @@ def embed_pictures(model, pictures: list) -> np.ndarray:
 
 
 def sound_batch(model, waves: list, max_seconds: float = 10.0) -> dict:
-    "{'audio' (B, L), 'audio_len' (B,)} of waveforms (L_i,) at 16 kHz, of which the first `max_seconds` are heard, where `model` is. `DataError` for one too short for a frame."
+    """{'audio' (B, L), 'audio_len' (B,)} of waveforms (L_i,) at 16 kHz, of which the first `max_seconds`
+    are heard, where `model` is. `DataError` for one too short for a frame."""
     if short := [len(w) for w in waves if len(w) < shortest(model.config)]:
         raise DataError(
             f"a recording of {short[0]} samples is too short: one frame takes {shortest(model.config)}"
@@ -131,7 +136,8 @@ def embed_sounds(model, waves: list, max_seconds: float = 10.0) -> np.ndarray:
 
 # %% ../../nbs/apps/01_search.ipynb #c6418241
 def reader(model, kind: str, root: Path, max_seconds: float = 10.0):
-    "A function `File` -> what the model is to embed (a picture, uint8 (S, S, 3), or a waveform), or the text of what is wrong with the file."
+    """A function `File` -> what the model is to embed (a picture, uint8 (S, S, 3), or a waveform), or the
+    text of what is wrong with the file."""
     c = model.config
     transform = image_transform(c)
 
@@ -227,7 +233,8 @@ def write_part(folder: Path, vectors: np.ndarray, files: list) -> dict:
 
 
 def read_part(folder: Path, entry: dict, width: int, verify: bool = True) -> tuple:
-    "(vectors (n, E) as a memory map, its `File`s) of a part; `DataError` if it is missing, truncated, changed or unsafe."
+    """(vectors (n, E) as a memory map, its `File`s) of a part; `DataError` if it is missing, truncated,
+    changed or unsafe."""
     name, n = folder / entry["name"], entry["rows"]
     try:
         blob = name.with_suffix(".json").read_bytes()
@@ -260,7 +267,8 @@ def read_about(file: Path) -> dict:
         raise DataError(f"{file} is not of an index that sgmim_index made: give the folder that it wrote")
     if about.get("version") != VERSION:
         raise DataError(
-            f"{file} is of version {about.get('version')} and this is version {VERSION}: make the index again, or install that version of sgmim"
+            f"{file} is of version {about.get('version')} and this is version {VERSION}: make the index"
+            " again, or install that version of sgmim"
         )
 
     def entries():
@@ -280,13 +288,15 @@ def read_about(file: Path) -> dict:
     )
     if wrong:
         raise DataError(
-            f"{file}: the entry {wrong!r} is missing or cannot be right, so the file was changed. Delete the folder and make the index again."
+            f"{file}: the entry {wrong!r} is missing or cannot be right, so the file was changed. Delete the"
+            " folder and make the index again."
         )
     return about
 
 # %% ../../nbs/apps/01_search.ipynb #1ea491ac
 def best_rows(parts: list, query: np.ndarray, k: int, largest: float, block: int = 65_536) -> tuple:
-    """Rows that may be among the `k` with the largest inner product with `query` (E,), and that product in 64 bits: a few more than k, in no order.
+    """Rows that may be among the `k` with the largest inner product with `query` (E,), and that product in
+    64 bits: a few more than k, in no order.
     `parts`: arrays (n_i, E), rows counted through all; `largest`: a bound on the length of a row."""
     slack = (
         2 * len(query) * np.finfo(np.float32).eps * largest * float(np.linalg.norm(query.astype(np.float64)))
@@ -315,7 +325,8 @@ def best_rows(parts: list, query: np.ndarray, k: int, largest: float, block: int
 
 # %% ../../nbs/apps/01_search.ipynb #b61601ce
 class Hit(NamedTuple):
-    "One result: `rank` from 1, `score` (the model's similarity), the `path` of the file below the root of the index, and its `row`."
+    """One result: `rank` from 1, `score` (the model's similarity), the `path` of the file below the root
+    of the index, and its `row`."""
 
     rank: int
     score: float
@@ -334,7 +345,8 @@ def check_query(query, width: int) -> np.ndarray:
 
 # %% ../../nbs/apps/01_search.ipynb #cd995e12
 class Index:
-    """An index, opened: `about` (index.json), `parts` (memory maps (n_i, E)), `files`, the `File` of each row. `broken`: (entry, why) of the parts that could not be read."""
+    """An index, opened: `about` (index.json), `parts` (memory maps (n_i, E)), `files`, the `File` of each
+    row. `broken`: (entry, why) of the parts that could not be read."""
 
     def __init__(self, folder, about, parts, files, broken=()):
         self.folder, self.about, self.parts, self.files, self.broken = (
@@ -347,15 +359,18 @@ class Index:
 
     @classmethod
     def open(cls, folder, verify: bool = True, mend: bool = False, name: str = "index.json") -> "Index":
-        "The index in `folder`. `verify`: compare the hashes of all vectors. `mend`: go without broken parts. `DataError`, with what to do, for anything that is no whole index."
+        """The index in `folder`. `verify`: compare the hashes of all vectors. `mend`: go without broken
+        parts. `DataError`, with what to do, for anything that is no whole index."""
         folder = Path(folder)
         if not (folder / name).is_file():
             if (folder / "unfinished.json").is_file():
                 raise DataError(
-                    f"the making of {folder} was interrupted: run sgmim_index again with the same arguments, it goes on where it stopped"
+                    f"the making of {folder} was interrupted: run sgmim_index again with the same arguments,"
+                    " it goes on where it stopped"
                 )
             raise DataError(
-                f"{folder} holds no index ({name} is missing): make one with sgmim_index, or give the folder that it wrote"
+                f"{folder} holds no index ({name} is missing): make one with sgmim_index, or give the folder"
+                " that it wrote"
             )
         about, parts, files, broken = read_about(folder / name), [], Files(), []
         for entry in about["parts"]:
@@ -364,7 +379,8 @@ class Index:
             except DataError as e:
                 if not mend:
                     raise DataError(
-                        f"{e}. Run sgmim_index again with the same arguments: it embeds those {entry['rows']:,} files anew."
+                        f"{e}. Run sgmim_index again with the same arguments: it embeds those"
+                        f" {entry['rows']:,} files anew."
                     ) from e
                 broken.append((entry, str(e)))
                 continue
@@ -376,14 +392,18 @@ class Index:
         return len(self.files)
 
     def __repr__(self):
-        return f"Index({len(self):,} {self.about['kind']} of {self.about['root']}, by {Path(self.about['checkpoint']).name})"
+        return (
+            f"Index({len(self):,} {self.about['kind']} of {self.about['root']}, by"
+            f" {Path(self.about['checkpoint']).name})"
+        )
 
     @property
     def root(self):
         return Path(self.about["root"])
 
     def search(self, query, k: int = 10) -> list:
-        "The `k` best `Hit`s for a query (E,), best first, exactly; those of one score in the order of their paths."
+        """The `k` best `Hit`s for a query (E,), best first, exactly; those of one score in the order of
+        their paths."""
         query = check_query(query, self.about["width"])
         if k < 1:
             raise ConfigError(f"the number of results is {k}: ask for at least one")
@@ -397,7 +417,8 @@ class Index:
 
 # %% ../../nbs/apps/01_search.ipynb #23551d9f
 class Writer:
-    "The parts of an index while it is being made: `entries`, and rows that are not written yet. `about`: the rest of index.json."
+    """The parts of an index while it is being made: `entries`, and rows that are not written yet. `about`:
+    the rest of index.json."""
 
     def __init__(self, folder, about, entries):
         self.folder, self.about, self.entries, self.rows, self.files = Path(folder), about, entries, [], []
@@ -411,7 +432,8 @@ class Writer:
             self.save()
 
     def save(self):
-        "Write what was added, and unfinished.json; `DataError` if another process has written there meanwhile."
+        """Write what was added, and unfinished.json; `DataError` if another process has written there
+        meanwhile."""
         unfinished = self.folder / "unfinished.json"
         if self.saved and (not unfinished.is_file() or read_json(unfinished).get("writer") != self.mark):
             raise DataError(f"another sgmim_index is at work on {self.folder}: this one gives way")
@@ -439,7 +461,8 @@ class Writer:
 
 
 def join_parts(folder, entries: list, width: int) -> list:
-    "Entries of which neighbours that fit into one part are one: an index that grows by a file a day stays in few parts."
+    """Entries of which neighbours that fit into one part are one: an index that grows by a file a day
+    stays in few parts."""
     groups = []
     for e in entries:
         if groups and sum(x["rows"] for x in groups[-1]) + e["rows"] <= PART:
@@ -457,7 +480,8 @@ def join_parts(folder, entries: list, width: int) -> list:
 
 # %% ../../nbs/apps/01_search.ipynb #83ef0a81
 def existing(folder: Path, about: dict) -> Index | None:
-    "The index in `folder` to go on from (an unfinished one first), or None if the folder is new; `DataError` if it is of something else than `about`."
+    """The index in `folder` to go on from (an unfinished one first), or None if the folder is new;
+    `DataError` if it is of something else than `about`."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file: give another name with --out")
     names = [n for n in ("unfinished.json", "index.json") if (folder / n).is_file()]
@@ -478,13 +502,15 @@ def existing(folder: Path, about: dict) -> Index | None:
         }
         if wrong := next((k for k in said if index.about[k] != about[k]), None):
             raise DataError(
-                f"the index {folder} {said[wrong]} {index.about[wrong]}, and this is {about[wrong]}: they cannot be mixed. Give another folder with --out, or delete this one."
+                f"the index {folder} {said[wrong]} {index.about[wrong]}, and this is {about[wrong]}: they"
+                " cannot be mixed. Give another folder with --out, or delete this one."
             )
         return index
 
 
 def surviving(folder, index: Index, files: list) -> list:
-    "Entries of the parts of `index` without the rows of files that are not in `files`, as they are now: a part that loses rows is written anew, its vectors copied."
+    """Entries of the parts of `index` without the rows of files that are not in `files`, as they are now:
+    a part that loses rows is written anew, its vectors copied."""
     now, entries, first = set(files), [], 0
     sound = [e for e in index.about["parts"] if all(e is not b for b, _ in index.broken)]
     for entry, vectors in zip(sound, index.parts, strict=True):
@@ -503,7 +529,8 @@ def surviving(folder, index: Index, files: list) -> list:
 
 # %% ../../nbs/apps/01_search.ipynb #8f8debe3
 class Update(NamedTuple):
-    "What `update_index` did: files `kept`, `added`, `changed`, `removed`, `left_out` ((path, why), …), and the `seconds` it took."
+    """What `update_index` did: files `kept`, `added`, `changed`, `removed`, `left_out` ((path, why), …),
+    and the `seconds` it took."""
 
     kept: int
     added: int
@@ -515,8 +542,9 @@ class Update(NamedTuple):
     def __str__(self):
         n = self.added + self.changed
         return (
-            f"{self.kept + n:,} in the index: {self.added:,} added, {self.changed:,} changed, {self.removed:,} removed, {self.kept:,} as they were; {len(self.left_out):,} left out; "
-            f"{self.seconds:.1f} s" + (f", {n / max(self.seconds, 1e-9):,.0f} a second" if n else "")
+            f"{self.kept + n:,} in the index: {self.added:,} added, {self.changed:,} changed,"
+            f" {self.removed:,} removed, {self.kept:,} as they were; {len(self.left_out):,} left out;"
+            f" {self.seconds:.1f} s" + (f", {n / max(self.seconds, 1e-9):,.0f} a second" if n else "")
         )
 
 
@@ -538,7 +566,8 @@ def embed_files(
         )
         if not np.isfinite(z).all():
             raise DataError(
-                f"the model gives NaN or infinite values for {batch[int(np.isfinite(z).all(1).argmin())][0].path}: it diverged, use another checkpoint"
+                "the model gives NaN or infinite values for"
+                f" {batch[int(np.isfinite(z).all(1).argmin())][0].path}: it diverged, use another checkpoint"
             )
         writer.add(z, [f for f, _ in batch])
         batch.clear()
@@ -571,15 +600,19 @@ def update_index(
     prune: bool = False,
     progress: bool = True,
 ) -> Update:
-    """Make the index `folder` of the images (or audio) below the folder `root`, or bring it up to date: only what is new or changed is embedded.
+    """Make the index `folder` of the images (or audio) below the folder `root`, or bring it up to date:
+    only what is new or changed is embedded.
 
-    `checkpoint`: where `model` came from, for `sgmim_search`. `max_seconds`: heard of a recording, here and in queries. `workers`: threads that open files. `prune`: allow that most files are gone.
-    Raises `DataError` if there is nothing to index, or if the folder is something else, of another model, or of files that are mostly gone. Interrupted, it keeps what it has."""
+    `checkpoint`: where `model` came from, for `sgmim_search`. `max_seconds`: heard of a recording, here
+    and in queries. `workers`: threads that open files. `prune`: allow that most files are gone.
+    Raises `DataError` if there is nothing to index, or if the folder is something else, of another model,
+    or of files that are mostly gone. Interrupted, it keeps what it has."""
     began, folder, root = time.perf_counter(), Path(folder), Path(root).resolve()
     files, left_out = list_files(root, kind)
     if not files:
         raise DataError(
-            f"{root} holds no {kind} ({', '.join(KINDS[kind])}). Is it the right folder, and is the disk there?"
+            f"{root} holds no {kind} ({', '.join(KINDS[kind])}). Is it the right folder, and is the disk"
+            " there?"
         )
     about = {
         "format": FORMAT,
@@ -598,7 +631,9 @@ def update_index(
     before, paths = {} if old is None else {f.path: f for f in old.files}, {f.path for f in files}
     if not prune and sum(p in paths for p in before) < len(before) / 2:
         raise DataError(
-            f"{sum(p not in paths for p in before):,} of the {len(before):,} files in the index {folder} are not in {root}. Is it the right folder, and is the disk there? If they are gone for good, add --prune."
+            f"{sum(p not in paths for p in before):,} of the {len(before):,} files in the index {folder} are"
+            f" not in {root}. Is it the right folder, and is the disk there? If they are gone for good, add"
+            " --prune."
         )
     folder.mkdir(parents=True, exist_ok=True)
     for _, why in [] if old is None else old.broken:
@@ -633,7 +668,8 @@ def update_index(
 
 # %% ../../nbs/apps/01_search.ipynb #1a3d0a1c
 def open_model(index: Index, checkpoint=None, device=None):
-    "The model that made an index, from `checkpoint` or the folder noted in the index; `DataError` if it is gone, or if its weights are others."
+    """The model that made an index, from `checkpoint` or the folder noted in the index; `DataError` if it
+    is gone, or if its weights are others."""
     path = Path(checkpoint or index.about["checkpoint"])
     if not path.exists() or path == Path("."):
         raise DataError(
@@ -642,7 +678,8 @@ def open_model(index: Index, checkpoint=None, device=None):
     model = open_checkpoint(path).to(pick_device(device))
     if state_digest(model) != index.about["model"]:
         raise DataError(
-            f"the index {index.folder} was made by other weights than those in {path}: name the right ones with --checkpoint, or make the index again"
+            f"the index {index.folder} was made by other weights than those in {path}: name the right ones"
+            " with --checkpoint, or make the index again"
         )
     return model.eval()
 
@@ -650,7 +687,8 @@ def open_model(index: Index, checkpoint=None, device=None):
 def query_of(
     model, index: Index, recording=None, text=None, voice: str = "en-us-m3", picture=None
 ) -> np.ndarray:
-    "The vector (E,) of a query: the file of a `recording`, a `text` to be said by a `voice` (see `sgmim.scenes.voices`), or the file of a `picture`."
+    """The vector (E,) of a query: the file of a `recording`, a `text` to be said by a `voice` (see
+    `sgmim.scenes.voices`), or the file of a `picture`."""
     wants = "speech" if index.about["kind"] == "images" else "a picture"
     if (picture is None) == (wants == "a picture"):
         raise ConfigError(f"this is an index of {index.about['kind']}: search it with {wants}")
@@ -670,13 +708,15 @@ def _faiss():
         import faiss
     except ImportError as e:
         raise ConfigError(
-            "approximate search needs FAISS: pip install faiss-cpu; or leave --approximate out: exact search needs nothing"
+            "approximate search needs FAISS: pip install faiss-cpu; or leave --approximate out: exact search"
+            " needs nothing"
         ) from e
     return faiss
 
 
 def build_approximate(index: Index, lists: int = None) -> Path:
-    "Group the rows of an index around `lists` centres (None: the root of their number), found on 40 rows each; returns the file, in the folder of the index. All vectors are held in memory meanwhile."
+    """Group the rows of an index around `lists` centres (None: the root of their number), found on 40 rows
+    each; returns the file, in the folder of the index. All vectors are held in memory meanwhile."""
     faiss, width, n = _faiss(), index.about["width"], len(index)
     lists = max(1, min(lists or round(n**0.5), n))
     grouped = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
@@ -691,11 +731,13 @@ def build_approximate(index: Index, lists: int = None) -> Path:
 
 
 def open_approximate(index: Index):
-    "What `build_approximate` wrote for this state of the index; `DataError` if there is none, or if it is damaged."
+    """What `build_approximate` wrote for this state of the index; `DataError` if there is none, or if it
+    is damaged."""
     path = index.folder / f"{revision(index.about['parts'])}.faiss"
     if not path.is_file():
         raise DataError(
-            f"{index.folder} has no groups for approximate search, or they are older than the index: run sgmim_index --approximate again"
+            f"{index.folder} has no groups for approximate search, or they are older than the index: run"
+            " sgmim_index --approximate again"
         )
     faiss = _faiss()
     try:
@@ -708,7 +750,8 @@ def open_approximate(index: Index):
 
 
 def search_approximate(index: Index, grouped, query, k: int = 10, probes: int = 16) -> list:
-    "As `Index.search`, of the `probes` groups nearest to the query only: `Hit`s, some of which may be missing."
+    """As `Index.search`, of the `probes` groups nearest to the query only: `Hit`s, some of which may be
+    missing."""
     query = check_query(query, index.about["width"])
     grouped.nprobe = probes
     scores, rows = grouped.search(query[None], k)

@@ -33,7 +33,10 @@ def figure_html(fig, alt: str, dpi: int = 80) -> str:
     "A matplotlib figure as an `<img>` with the alternative text `alt`."
     data = io.BytesIO()
     fig.savefig(data, format="png", dpi=dpi, bbox_inches="tight")
-    return f'<img style="max-width:100%" alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return (
+        f'<img style="max-width:100%" alt="{html.escape(alt)}"'
+        f' src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    )
 
 
 def sound_html(wave, name: str) -> str:
@@ -42,7 +45,10 @@ def sound_html(wave, name: str) -> str:
 
     data = io.BytesIO()
     soundfile.write(data, np.asarray(wave, np.float32), RATE, format="WAV", subtype="PCM_16")
-    return f'<audio controls aria-label="{html.escape(name)}" src="data:audio/wav;base64,{base64.b64encode(data.getvalue()).decode()}"></audio>'
+    return (
+        f'<audio controls aria-label="{html.escape(name)}"'
+        f' src="data:audio/wav;base64,{base64.b64encode(data.getvalue()).decode()}"></audio>'
+    )
 
 
 def table_html(head, rows, about: str) -> str:
@@ -57,11 +63,15 @@ def table_html(head, rows, about: str) -> str:
             + "</tr>"
         )
 
-    return f'<table><caption style="text-align:left">{html.escape(about)}</caption>{row(head, "th")}{"".join(row(r, "td") for r in rows)}</table>'
+    return (
+        "<table><caption"
+        f' style="text-align:left">{html.escape(about)}</caption>{row(head, "th")}{"".join(row(r, "td") for r in rows)}</table>'
+    )
 
 # %% ../../nbs/apps/04_widgets.ipynb #e1f54e91
 class Explorer:
-    "Controls {name: widget} above a place for HTML; `draw()` of a subclass gives the HTML from `self.state`. `self.box` is the widget."
+    """Controls {name: widget} above a place for HTML; `draw()` of a subclass gives the HTML from
+    `self.state`. `self.box` is the widget."""
 
     def __init__(self, controls: dict, *below):
         import ipywidgets as W
@@ -111,7 +121,8 @@ class Explorer:
         display(self.box, Javascript(_NAMES))
 
 
-# ipywidgets puts a slider's label beside its handle, not on it: a screen reader would say a number and not of what
+# ipywidgets puts a slider's label beside its handle, not on it: a screen reader would say a number and not of
+# what
 _NAMES = """if (!window.sgmimNames) {
   window.sgmimNames = new MutationObserver(() => {
     for (const slider of document.querySelectorAll('.widget-slider')) {
@@ -152,7 +163,8 @@ def caption_choice(corpus, description="Caption", most=200):
 # %% ../../nbs/apps/04_widgets.ipynb #eba8ae20
 @torch.no_grad()
 def attention_of(model, wave, layer: int = -1) -> tuple:
-    "Attention (H, T) of [CLS] in a layer over a waveform (L,), the middle of frame 0 and the step in seconds."
+    """Attention (H, T) of [CLS] in a layer over a waveform (L,), the middle of frame 0 and the step in
+    seconds."""
     encoder = model.audio_encoder
     (layer,) = layer_numbers(encoder, [layer])
     device = next(encoder.parameters()).device
@@ -185,9 +197,15 @@ def attention_view(
         wave, above(W, quantile), words, hop_seconds=hop, first=first, spectrogram=True, title=title
     )
     cuts = boundaries(found, seconds)[1:-1]
-    alt = f"{len(W)} heads of layer {layer} over {seconds:.1f} s of speech; {len(found)} segments stay above the threshold"
+    alt = (
+        f"{len(W)} heads of layer {layer} over {seconds:.1f} s of speech; {len(found)} segments stay above"
+        " the threshold"
+    )
     listed = ", ".join(f"{a:.2f}–{b:.2f}" for a, b in found)
-    said = f"{len(found)} segments (s): {listed}. Boundaries half-way (s): {', '.join(f'{t:.2f}' for t in cuts) or 'none'}."
+    said = (
+        f"{len(found)} segments (s): {listed}. Boundaries half-way (s):"
+        f" {', '.join(f'{t:.2f}' for t in cuts) or 'none'}."
+    )
     return sound_html(wave, "the caption") + "<br>" + figure_html(fig, alt) + f"<p>{said}</p>"
 
 # %% ../../nbs/apps/04_widgets.ipynb #2b44be1c
@@ -309,7 +327,8 @@ def other_image(corpus, j: int) -> int:
 
 
 def masking_result(model, corpus, caption: int = 0, ratio: float = 0.75, seed: int = 0) -> tuple:
-    "(figure, number of patches hidden, of all, {what is heard: (what it says, mean error)}) of the image of a caption with three captions: its own, that of another image, none."
+    """(figure, number of patches hidden, of all, {what is heard: (what it says, mean error)}) of the image
+    of a caption with three captions: its own, that of another image, none."""
     k, data = other_image(corpus, caption), corpus_pairs(corpus, evaluation_cut(corpus), model.config)
     batch = data.collate([data[caption], data[k]])
     if lost := batch.pop("unreadable", []):
@@ -338,7 +357,8 @@ def masking_result(model, corpus, caption: int = 0, ratio: float = 0.75, seed: i
 
 
 def masking_view(model, corpus, caption: int = 0, ratio: float = 0.75, seed: int = 0) -> str:
-    "HTML: what the encoder sees of the image of a caption, what the decoder makes of it with three captions, and the mean error of each."
+    """HTML: what the encoder sees of the image of a caption, what the decoder makes of it with three
+    captions, and the mean error of each."""
     fig, hidden, N, heard = masking_result(model, corpus, caption, ratio, seed)
     alt = f"{hidden} of {N} patches hidden; error at the hidden patches " + ", ".join(
         f"{e:.3f} with {name}" for name, (_, e) in heard.items()
@@ -388,7 +408,8 @@ class Pool:
         self.scores = (n(e.z_audio) @ n(e.z_image).T).numpy()  # (captions, images)
 
     def ranked(self, query: int, side: str, k: int = 5) -> tuple:
-        "(numbers, scores, right or not) of the `k` best, and the rank of the first right one, of caption or image `query`; `side`: what it is, 'caption' or 'image'."
+        """(numbers, scores, right or not) of the `k` best, and the rank of the first right one, of caption
+        or image `query`; `side`: what it is, 'caption' or 'image'."""
         if query not in (self.captions if side == "caption" else self.images):
             raise DataError(f"{side} {query} could not be read, so it is not in the pool")
         if side == "caption":
@@ -411,7 +432,8 @@ class Pool:
         ]
 
     def confusion(self) -> list:
-        "(kind of word, share of the wrong answers that contradict it, the same of random pictures); `DataError` where the corpus does not know what was said."
+        """(kind of word, share of the wrong answers that contradict it, the same of random pictures);
+        `DataError` where the corpus does not know what was said."""
         if not hasattr(self.corpus, "scene"):
             raise DataError("only the embedded corpus knows what its captions say and what its pictures show")
         chosen = np.empty(len(self.corpus), int)
@@ -507,7 +529,8 @@ class RetrievalExplorer(Explorer):
 
 # %% ../../nbs/apps/04_widgets.ipynb #5987204f
 class Monitor:
-    "Live curves of a training: `fit(…, progress=Monitor())`. At most one drawing in `every` seconds, and one at the end (`close`, which `fit` calls)."
+    """Live curves of a training: `fit(…, progress=Monitor())`. At most one drawing in `every` seconds, and
+    one at the end (`close`, which `fit` calls)."""
 
     def __init__(self, every: float = 2.0, show: bool = True):
         import ipywidgets as W
@@ -539,4 +562,5 @@ class Monitor:
                 + f"<p>step {self.history[-1]['step']:,}</p>"
             )
         except Exception as e:
-            self.shown.value = f'<p role="alert">{html.escape(str(e) or "nothing to draw yet")}</p>'  # whatever it is, the training goes on
+            # whatever it is, the training goes on
+            self.shown.value = f'<p role="alert">{html.escape(str(e) or "nothing to draw yet")}</p>'

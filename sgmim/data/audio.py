@@ -27,7 +27,8 @@ MIN_SAMPLES = 400  # the receptive field of HuBERT's CNN: a shorter waveform giv
 
 # %% ../../nbs/data/00_audio.ipynb #d75dd95b
 def audio_problems(wave: np.ndarray, min_samples: int = MIN_SAMPLES) -> list:
-    "Names of what is wrong with `wave` (L,): any of 'empty', 'too short', 'not finite', 'silent'; an empty list if nothing is."
+    """Names of what is wrong with `wave` (L,): any of 'empty', 'too short', 'not finite', 'silent'; an
+    empty list if nothing is."""
     wave = np.asarray(wave)
     if wave.size == 0:
         return ["empty"]
@@ -38,7 +39,8 @@ def audio_problems(wave: np.ndarray, min_samples: int = MIN_SAMPLES) -> list:
 
 # %% ../../nbs/data/00_audio.ipynb #736916ce
 def check_audio(wave: np.ndarray, where: str = "the waveform", min_samples: int = MIN_SAMPLES) -> list:
-    """Raise `DataError` if `wave` (L,) cannot be encoded; warn if it is silent. Returns the names of the harmless problems.
+    """Raise `DataError` if `wave` (L,) cannot be encoded; warn if it is silent. Returns the names of the
+    harmless problems.
 
     `where` names the file or record in the message.
     """
@@ -57,7 +59,8 @@ def check_audio(wave: np.ndarray, where: str = "the waveform", min_samples: int 
 
 # %% ../../nbs/data/00_audio.ipynb #299e7386
 def to_mono(wave: np.ndarray) -> np.ndarray:
-    "Mean of the channels: (L,) or (L, channels) → float32 (L,). Raises `DataError` on other shapes and on integer samples."
+    """Mean of the channels: (L,) or (L, channels) → float32 (L,). Raises `DataError` on other shapes and
+    on integer samples."""
     wave = np.asarray(wave)
     if not np.issubdtype(wave.dtype, np.floating):
         raise DataError(
@@ -71,7 +74,8 @@ def to_mono(wave: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/data/00_audio.ipynb #fc4ffc1d
 def resample(wave: np.ndarray, from_rate: int, to_rate: int = RATE) -> np.ndarray:
-    "Waveform (L,) at `from_rate` Hz → float32 (about L * to_rate / from_rate,) at `to_rate` Hz, with soxr's HQ filter."
+    """Waveform (L,) at `from_rate` Hz → float32 (about L * to_rate / from_rate,) at `to_rate` Hz, with
+    soxr's HQ filter."""
     if from_rate <= 0 or to_rate <= 0:
         raise DataError(f"cannot resample from {from_rate} to {to_rate} Hz: rates are > 0")
     wave = to_mono(wave)
@@ -83,7 +87,8 @@ def resample(wave: np.ndarray, from_rate: int, to_rate: int = RATE) -> np.ndarra
 
 # %% ../../nbs/data/00_audio.ipynb #e1cea516
 def _wav_bytes_missing(path) -> int:
-    "Bytes that a RIFF wav's data chunk promises and the file does not have; 0 for other formats and for streamed files."
+    """Bytes that a RIFF wav's data chunk promises and the file does not have; 0 for other formats and for
+    streamed files."""
     size = os.path.getsize(path)
     with open(path, "rb") as f:
         if f.read(12)[:4] != b"RIFF":
@@ -97,7 +102,8 @@ def _wav_bytes_missing(path) -> int:
 
 # %% ../../nbs/data/00_audio.ipynb #de11dd77
 def _check_ogg(path, blob=None) -> None:
-    "Walk the pages of an Ogg file (Vorbis, Opus), or of its content `blob`. `DataError` if one is incomplete or a second recording follows; a warning if the end is not marked."
+    """Walk the pages of an Ogg file (Vorbis, Opus), or of its content `blob`. `DataError` if one is
+    incomplete or a second recording follows; a warning if the end is not marked."""
     size, at, last, data = os.path.getsize(path) if blob is None else len(blob), 0, None, False
     with open(path, "rb") if blob is None else io.BytesIO(blob) as f:
         while (head := f.read(27))[:4] == b"OggS":
@@ -108,7 +114,8 @@ def _check_ogg(path, blob=None) -> None:
             first, last = head[5] & 2, head[5] & 4
             if first and data:
                 raise DataError(
-                    f"{path} holds several recordings one after the other, and only the first would be read. Split it, or convert it."
+                    f"{path} holds several recordings one after the other, and only the first would be read."
+                    " Split it, or convert it."
                 )
             data, at = data or not first, end
             f.seek(at)
@@ -151,7 +158,8 @@ _KBPS = {
 
 
 def _mp3_frame(head: bytes) -> tuple | None:
-    "(bytes, (version, layer, rate)) of the MPEG audio frame that starts with the four bytes `head`; None if they are no frame's."
+    """(bytes, (version, layer, rate)) of the MPEG audio frame that starts with the four bytes `head`; None
+    if they are no frame's."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = {0: 2.5, 2: 2, 3: 1}.get(head[1] >> 3 & 3), 4 - (head[1] >> 1 & 3)
@@ -168,7 +176,8 @@ def _mp3_frame(head: bytes) -> tuple | None:
 
 # %% ../../nbs/data/00_audio.ipynb #4a39598f
 def _count_mp3(blob: bytes) -> tuple:
-    """Frames of an mp3: (position of the first, number, whether the last is incomplete). Bytes between frames (tags, damage)
+    """Frames of an mp3: (position of the first, number, whether the last is incomplete). Bytes between
+    frames (tags, damage)
     are passed over: a frame counts if another of its kind follows it, or a tag, or the end of the file."""
     at, first, kind, n, size = 0, None, None, 0, len(blob)
     while at < size - 4:
@@ -190,7 +199,8 @@ def _count_mp3(blob: bytes) -> tuple:
             and _third(blob, at, frame)
         ):
             raise DataError(
-                "an mp3 of several recordings of different rates or kinds, of which only the first would be read"
+                "an mp3 of several recordings of different rates or kinds, of which only the first would be"
+                " read"
             )
         else:
             at = (blob.find(b"\xff", at + 1) + size + 1) % (size + 1)  # -1, not found: the end
@@ -209,7 +219,8 @@ def _same_kind(blob, at, kind):
 
 
 def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
-    """An mp3 with a Xing header that has the right number of frames, from the first frame on; None if it has one already.
+    """An mp3 with a Xing header that has the right number of frames, from the first frame on; None if it
+    has one already.
     `DataError` if its last frame is incomplete and no header says so."""
     try:
         first, n, cut = _count_mp3(blob)
@@ -342,7 +353,8 @@ MAX_PEAK = 8.0  # float samples beyond it are integers written as floats
 
 @contextlib.contextmanager
 def open_sound(path):
-    """A `soundfile.SoundFile` of a file's content, to be read from its beginning to its end, whatever the file is called.
+    """A `soundfile.SoundFile` of a file's content, to be read from its beginning to its end, whatever the
+    file is called.
     Raises `DataError` for formats that are not read here, and what libsndfile raises."""
     with contextlib.ExitStack() as opened:
         f = opened.enter_context(_sound_file(path, blob := _repaired(path)))
@@ -367,13 +379,15 @@ def _sound_file(path, blob=None):
 
 
 def sound_length(path) -> tuple:
-    "(samples, rate in Hz) of a sound file, from its headers; 0 samples where they do not say. Raises as `open_sound`."
+    """(samples, rate in Hz) of a sound file, from its headers; 0 samples where they do not say. Raises as
+    `open_sound`."""
     with open_sound(path) as f:
         return (0 if f.frames >= 2**62 else f.frames), f.samplerate
 
 
 def sound_facts(path) -> dict:
-    "{'rate', 'channels', 'format', 'peak'} of a sound file; the peak of its samples as stored if it holds floats, else 0."
+    """{'rate', 'channels', 'format', 'peak'} of a sound file; the peak of its samples as stored if it
+    holds floats, else 0."""
     with open_sound(path) as f:
         facts, peak = {"rate": f.samplerate, "channels": f.channels, "format": f"{f.format} {f.subtype}"}, 0.0
         while f.subtype in ("FLOAT", "DOUBLE") and len(piece := f.read(1 << 20, always_2d=True)):
@@ -394,7 +408,8 @@ def _is_short(path, f) -> bool:
 
 
 def _decode(path, max_seconds):
-    "Samples (n, channels) float32 and their rate. Raises whatever the decoder raises, and `DataError` if the file is cut short."
+    """Samples (n, channels) float32 and their rate. Raises whatever the decoder raises, and `DataError` if
+    the file is cut short."""
     blob = _repaired(path)
     _check_ogg(path, blob)
     with open_sound(path) as f:
@@ -417,7 +432,8 @@ def _decode(path, max_seconds):
 
 
 def _in_range(wave, path):
-    "Float samples; those that are integers written as floats are divided by the range of these integers, with a warning."
+    """Float samples; those that are integers written as floats are divided by the range of these integers,
+    with a warning."""
     peak = np.abs(wave).max(initial=0)
     if not peak > MAX_PEAK or not np.isfinite(peak):
         return wave
@@ -427,18 +443,22 @@ def _in_range(wave, path):
             f"{path} holds float samples up to {peak:.3g}; they belong between -1 and 1. Convert it."
         )
     warnings.warn(
-        f"{path} holds float samples up to {peak:,.0f}: read as {full + 1}-bit integers and divided by {2**full:,}",
+        f"{path} holds float samples up to {peak:,.0f}: read as {full + 1}-bit integers and divided by"
+        f" {2**full:,}",
         stacklevel=2,
     )
     return wave / np.float32(2**full)
 
 # %% ../../nbs/data/00_audio.ipynb #ec0b688f
 def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
-    """The sound file at `path` (wav, flac, mp3, ogg, and others with a header; any rate, any number of channels) as a mono waveform, float32 (L,).
+    """The sound file at `path` (wav, flac, mp3, ogg, and others with a header; any rate, any number of
+    channels) as a mono waveform, float32 (L,).
 
     `rate` in Hz. `max_seconds`: only the first so many seconds, and only those are read.
-    Raises `DataError`, naming the file, if it is missing, empty, truncated, no sound file, shorter than one frame,
-    or not finite. A silent file gives a warning, and so does one whose end is not marked, or that holds integers as floats.
+    Raises `DataError`, naming the file, if it is missing, empty, truncated, no sound file, shorter than
+    one frame,
+    or not finite. A silent file gives a warning, and so does one whose end is not marked, or that holds
+    integers as floats.
     """
     path = Path(path)
     if max_seconds is not None and not 0 < max_seconds < math.inf:
@@ -455,7 +475,8 @@ def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
         raise DataError(f"{path} cannot be opened: {e.strerror or e}") from e
     except RuntimeError as e:  # soundfile's errors are RuntimeErrors
         raise DataError(
-            f"{path} cannot be read as sound ({getattr(e, 'error_string', e)}). It is damaged, or no wav, flac, mp3 or ogg file."
+            f"{path} cannot be read as sound ({getattr(e, 'error_string', e)}). It is damaged, or no wav,"
+            " flac, mp3 or ogg file."
         ) from e
     if not np.isfinite(wave).all() or not wave.size:
         check_audio(wave.ravel(), path, min_samples=1)
@@ -470,7 +491,8 @@ def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
 
 # %% ../../nbs/data/00_audio.ipynb #116b5d1f
 def write_audio(path, wave: np.ndarray, rate: int = RATE):
-    """Write a waveform, (L,) or (L, channels) in [-1, 1], to `path`, whose suffix names the format (16 bit for wav and flac).
+    """Write a waveform, (L,) or (L, channels) in [-1, 1], to `path`, whose suffix names the format (16 bit
+    for wav and flac).
 
     Atomic. Raises `DataError` if samples are not finite or would clip, or if the suffix is no known format.
     """
@@ -487,7 +509,8 @@ def write_audio(path, wave: np.ndarray, rate: int = RATE):
 
 # %% ../../nbs/data/00_audio.ipynb #1af9d9e8
 def pad_batch(waves: list, length: int = None) -> tuple:
-    """B waveforms (L_i,) → float32 (B, L) zero-padded at the end, and int64 (B,) with the number of valid samples.
+    """B waveforms (L_i,) → float32 (B, L) zero-padded at the end, and int64 (B,) with the number of valid
+    samples.
 
     L is the longest, or `length` samples, to which longer waveforms are cut.
     """
@@ -503,7 +526,8 @@ def pad_batch(waves: list, length: int = None) -> tuple:
 
 # %% ../../nbs/data/00_audio.ipynb #5b1238a6
 def frames_of(wave: np.ndarray, window: int = 400, hop: int = 320) -> np.ndarray:
-    "Windows of a waveform (L,) → (T, window), T = (L - window) // hop + 1; a view, no copy. Raises `DataError` if L < window."
+    """Windows of a waveform (L,) → (T, window), T = (L - window) // hop + 1; a view, no copy. Raises
+    `DataError` if L < window."""
     wave = np.asarray(wave)
     if len(wave) < window:
         raise DataError(f"{len(wave)} samples are less than one window of {window}")
@@ -525,7 +549,8 @@ def mel_filters(n_mels: int, n_fft: int, rate: int = RATE, low: float = 20.0) ->
 def power_spectrum(
     wave: np.ndarray, window: int = 400, hop: int = 320, n_fft: int = None, preemphasis: float = 0.97
 ) -> np.ndarray:
-    """|DFT|² of each window of a waveform (L,): float64 (T, n_fft//2 + 1). `n_fft`: the next power of 2 from `window` on.
+    """|DFT|² of each window of a waveform (L,): float64 (T, n_fft//2 + 1). `n_fft`: the next power of 2
+    from `window` on.
 
     From each window its mean is taken off, then `preemphasis` times the sample before (it lifts the weak high
     frequencies of speech), then it is weighted with a Hamming window.
@@ -558,7 +583,8 @@ def deltas(x: np.ndarray) -> np.ndarray:
 def mfcc(
     wave: np.ndarray, rate: int = RATE, n_mfcc: int = 13, n_mels: int = 40, window: int = 400, hop: int = 320
 ) -> np.ndarray:
-    "MFCCs of a waveform (L,) with first and second deltas: float32 (T, 3 * n_mfcc). `window` and `hop` in samples, as in `log_mel`."
+    """MFCCs of a waveform (L,) with first and second deltas: float32 (T, 3 * n_mfcc). `window` and `hop`
+    in samples, as in `log_mel`."""
     q, b = np.arange(n_mfcc)[:, None], np.arange(n_mels)
     dct = np.sqrt(2 / n_mels) * np.cos(np.pi * q * (b + 0.5) / n_mels)
     dct[0] /= np.sqrt(2)

@@ -121,7 +121,8 @@ MAX_CHANNELS = 8  # of a waveform with two axes: the shorter one holds the chann
 def as_picture(image, what: str = "the image") -> np.ndarray:
     """A picture of your own corpus → uint8 (H, W, 3).
 
-    Takes PIL images and uint8 arrays or tensors: (H, W, 3), (3, H, W), grey (H, W), with alpha (laid over white).
+    Takes PIL images and uint8 arrays or tensors: (H, W, 3), (3, H, W), grey (H, W), with alpha (laid over
+    white).
 
     Raises `DataError`, naming `what`, for other types and shapes. Floats are refused: their scale is unknown.
     """
@@ -149,7 +150,8 @@ def as_waveform(wave, what: str = "the waveform") -> np.ndarray:
 
     Takes arrays, tensors and lists: (L,), (L, channels) or (channels, L). Several channels become their mean.
 
-    Raises `DataError`, naming `what`: integers, other shapes, no samples, NaN or infinity, peaks beyond `MAX_PEAK`.
+    Raises `DataError`, naming `what`: integers, other shapes, no samples, NaN or infinity, peaks beyond
+    `MAX_PEAK`.
     """
     x = _array(wave, what)
     if not x.size:
@@ -175,7 +177,8 @@ def as_waveform(wave, what: str = "the waveform") -> np.ndarray:
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a16
 def read_item(corpus, name: str, k: int):
-    "`corpus.image(k)` or `corpus.audio(k)` of your own corpus, checked. Raises `DataError`, naming the item, for any failure."
+    """`corpus.image(k)` or `corpus.audio(k)` of your own corpus, checked. Raises `DataError`, naming the
+    item, for any failure."""
     what, check = (f"image {k}", as_picture) if name == "image" else (f"caption {k}", as_waveform)
     try:
         return check(getattr(corpus, name)(k), what)
@@ -251,10 +254,14 @@ def check_batches(batches):
 
 # %% ../../nbs/data/06_batches.ipynb #6d260df2
 class Pairs(torch.utils.data.Dataset):
-    """The pairs of a corpus, by caption. `max_seconds`: only the first so many of each caption (§3.2 leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places).
-    `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation; `side`: the short side in pixels that it needs. `keep`: hold decoded images in memory.
-    `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does. `speed`: play each caption up to this share faster or slower (drawn anew each time), pitch and
-    formants with it, as if another voice had said it. `skip`: an unreadable file gives {'unreadable': (what, why)} instead of a `DataError`. `shortest`: samples that a model needs for one frame."""
+    """The pairs of a corpus, by caption. `max_seconds`: only the first so many of each caption (§3.2
+    leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places).
+    `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation; `side`: the short side in
+    pixels that it needs. `keep`: hold decoded images in memory.
+    `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does. `speed`: play each caption
+    up to this share faster or slower (drawn anew each time), pitch and
+    formants with it, as if another voice had said it. `skip`: an unreadable file gives {'unreadable':
+    (what, why)} instead of a `DataError`. `shortest`: samples that a model needs for one frame."""
 
     def __init__(
         self,
@@ -340,7 +347,8 @@ class Pairs(torch.utils.data.Dataset):
             return {"unreadable": (what, str(e))}
 
     def __getitem__(self, key):
-        "Caption `j`, or (j, draw): `draw` seeds the augmentation, so that it too depends on the seed and the step alone."
+        """Caption `j`, or (j, draw): `draw` seeds the augmentation, so that it too depends on the seed and
+        the step alone."""
         j, draw = key if isinstance(key, tuple) else (key, None)
         i = int(self.image_of_caption[j])
         return self.attempt(
@@ -379,7 +387,8 @@ def collate(items, length=None):
 # %% ../../nbs/data/06_batches.ipynb #c129c2c9
 class Order:
     """Which captions make up step `step`: `order[step]` -> int64 (B,). A function of the arguments alone.
-    `lengths` (n,): the captions' lengths, for bucket and curriculum; `steps`: of the whole training; `groups` (n,): the shard of each caption, or None."""
+    `lengths` (n,): the captions' lengths, for bucket and curriculum; `steps`: of the whole training;
+    `groups` (n,): the shard of each caption, or None."""
 
     def __init__(
         self, lengths, batch_size, steps, seed=0, bucket=0, curriculum=0.0, start=0.25, groups=None, window=16
@@ -471,7 +480,8 @@ class _Steps(torch.utils.data.Sampler):
 
 
 def train_loader(pairs, order, start=0, workers=0, rows=None):
-    "Batches of `pairs` in `order` from step `start` on; `workers` processes decode ahead (0: none). `rows(B)`: a slice, the rows of each batch that this process is to have; None: all."
+    """Batches of `pairs` in `order` from step `start` on; `workers` processes decode ahead (0: none).
+    `rows(B)`: a slice, the rows of each batch that this process is to have; None: all."""
     return torch.utils.data.DataLoader(
         pairs,
         batch_sampler=_Steps(order, start, rows),
@@ -484,7 +494,8 @@ def train_loader(pairs, order, start=0, workers=0, rows=None):
 
 
 def ahead(batches):
-    "The same `batches`, each taken by a thread while the one before it is in use: opening what a worker hands over takes time (a DataLoader does as much where it pins memory)."
+    """The same `batches`, each taken by a thread while the one before it is in use: opening what a worker
+    hands over takes time (a DataLoader does as much where it pins memory)."""
     it = iter(batches)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, it, None)
@@ -529,7 +540,8 @@ class _Part(torch.utils.data.Dataset):
 
 
 class pool_loader:
-    "The pool of a retrieval test: batches of every image once, then batches of every caption once, the shortest first."
+    """The pool of a retrieval test: batches of every image once, then batches of every caption once, the
+    shortest first."""
 
     def __init__(self, pairs, batch_size=64, workers=0, share=(0, 1)):
         self.pairs, self.batch_size, self.workers, (rank, size) = pairs, batch_size, workers, share

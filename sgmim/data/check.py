@@ -57,7 +57,8 @@ class Finding:
 
 
 def paragraphs(findings):
-    "Findings as lines of text, the worst first; what has the same severity and the same advice stands together."
+    """Findings as lines of text, the worst first; what has the same severity and the same advice stands
+    together."""
     groups = {}
     for f in sorted(findings, key=lambda f: SEVERITIES.index(f.severity)):
         groups.setdefault((f.severity, f.do), []).append(f)
@@ -71,8 +72,10 @@ def paragraphs(findings):
 
 # %% ../../nbs/data/05_check.ipynb #2a6e2c18
 class Report:
-    """What `check_data` found in the corpus at `path`, of a `kind`: `findings`, and numbers in `stats` ({'splits': {split: {…}}}). `ok`: no finding is an error.
-    For figures, by split: `seconds`, lengths of the opened recordings; `per_speaker`, captions of each speaker."""
+    """What `check_data` found in the corpus at `path`, of a `kind`: `findings`, and numbers in `stats`
+    ({'splits': {split: {…}}}). `ok`: no finding is an error.
+    For figures, by split: `seconds`, lengths of the opened recordings; `per_speaker`, captions of each
+    speaker."""
 
     lines = 40  # of findings in the text; to_dict has all
 
@@ -99,7 +102,11 @@ class Report:
     def verdict(self):
         n = {s: len(self.of(s)) for s in SEVERITIES}
         counts = ", ".join(f"{n[s]} {s}{'s' * (n[s] != 1)}" for s in SEVERITIES)
-        return f"Verdict: {'fit for use' if self.ok else 'NOT fit for use as it is; mend the errors and check again'} ({counts})."
+        return (
+            "Verdict:"
+            f" {'fit for use' if self.ok else 'NOT fit for use as it is; mend the errors and check again'}"
+            f" ({counts})."
+        )
 
     def to_dict(self):
         "Everything, as plain values for JSON."
@@ -261,8 +268,10 @@ def check_counts(report, name, split, images, captions):
 
 # %% ../../nbs/data/05_check.ipynb #67a057a2
 def check_files(report, corpus, find=None, max_unreadable=0.01):
-    """Look for every listed file of a split. Returns which recordings (n,) and images (m,) are there and not empty. An error if more than the share
-    `max_unreadable` of the captions is lost, as in training. `find`: a function (names, root, option) -> advice on where else the files may be."""
+    """Look for every listed file of a split. Returns which recordings (n,) and images (m,) are there and
+    not empty. An error if more than the share
+    `max_unreadable` of the captions is lost, as in training. `find`: a function (names, root, option) ->
+    advice on where else the files may be."""
     stats, seen, there = report.stats["splits"][corpus.split], [], []
     for what, field, names in (
         ("recording", "audio", corpus.audio_names),
@@ -335,8 +344,10 @@ def _closed(path):
 
 # %% ../../nbs/data/05_check.ipynb #1f2e5005
 def seek(names, starts, seconds=5.0, depth=7, accept=lambda folder, whole: True):
-    """(folder, None) to which one of the relative paths `names` can be joined to give a file; else (None, path) of a file that has at least such a name; else (None, None).
-    Searches breadth first below the folders `starts`, at most `depth` levels and `seconds` long. `accept(folder, whole)`: may it be this one (`whole`: whole paths fit, not names alone)?"""
+    """(folder, None) to which one of the relative paths `names` can be joined to give a file; else (None,
+    path) of a file that has at least such a name; else (None, None).
+    Searches breadth first below the folders `starts`, at most `depth` levels and `seconds` long.
+    `accept(folder, whole)`: may it be this one (`whole`: whole paths fit, not names alone)?"""
     deadline, queue, seen, elsewhere = (
         time.monotonic() + seconds,
         deque((Path(s), 0) for s in starts),
@@ -379,7 +390,8 @@ def _home(path):
 
 
 def _own(folder, home):
-    "Whether a folder with such files can be of the corpus in `home`: no lists of another corpus are in it, beside it, or above it."
+    """Whether a folder with such files can be of the corpus in `home`: no lists of another corpus are in
+    it, beside it, or above it."""
     folder = Path(os.path.abspath(folder))
     for f in (folder, *folder.parents):
         if f == home:
@@ -420,13 +432,17 @@ def _advice(path):
         if folder and folder != root:
             return f"they seem to be below another folder: add {option} {shlex.quote(str(folder))}"
         if elsewhere:
-            return f"a file of this name is {elsewhere}: the folders in between are not as listed. Unpack the archive again, with its folders, and name the top one with {option} DIR."
+            return (
+                f"a file of this name is {elsewhere}: the folders in between are not as listed. Unpack the"
+                f" archive again, with its folders, and name the top one with {option} DIR."
+            )
 
     return find
 
 # %% ../../nbs/data/05_check.ipynb #541165d6
 def bound(n, total):
-    "Largest share of bad files among the others, with 95 % confidence, if `n` of `total` were opened and none was bad."
+    """Largest share of bad files among the others, with 95 % confidence, if `n` of `total` were opened and
+    none was bad."""
     return 0.0 if n >= total else 1.0 if not n else 1 - 0.05 ** (1 / n)
 
 
@@ -441,7 +457,8 @@ def draw(eligible, sample, seed, *key):
 
 # %% ../../nbs/data/05_check.ipynb #a378cd8b
 def look_at_recording(corpus, j):
-    "Decode recording `j` whole: {'seconds', 'silent', 'rate', 'channels', 'format', 'peak' (of floating-point files, else 0)}, or {'fault': why}."
+    """Decode recording `j` whole: {'seconds', 'silent', 'rate', 'channels', 'format', 'peak' (of
+    floating-point files, else 0)}, or {'fault': why}."""
     try:
         wave = corpus.audio(j)
         seen = {"seconds": len(wave) / RATE, "silent": "silent" in audio_problems(wave)}
@@ -470,8 +487,10 @@ def look_at_image(corpus, i):
 
 # %% ../../nbs/data/05_check.ipynb #84fb8c44
 def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True, max_unreadable=0.01):
-    """Open a sample (None: all) of the recordings and images that are `there`, and judge what is seen. Returns (recordings, images) that could be read, as indices.
-    Unreadable files are an error if they cost more than the share `max_unreadable` of the captions, as in training."""
+    """Open a sample (None: all) of the recordings and images that are `there`, and judge what is seen.
+    Returns (recordings, images) that could be read, as indices.
+    Unreadable files are an error if they cost more than the share `max_unreadable` of the captions, as in
+    training."""
     from tqdm.auto import tqdm
 
     s, split, good, broken = report.stats["splits"][corpus.split], corpus.split, [], []
@@ -522,7 +541,8 @@ def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True
 
 
 def _share_lost(corpus, what, chosen, bad):
-    "The share of the captions of the `chosen` recordings or images that is lost with the `bad` ones (a list of bool)."
+    """The share of the captions of the `chosen` recordings or images that is lost with the `bad` ones (a
+    list of bool)."""
     captions = (
         np.ones(len(chosen))
         if what == "recording"
@@ -564,7 +584,8 @@ def _judge_sounds(report, corpus, seen):
     elif other:
         report.add(
             "note",
-            f"{split}: {sum(other.values()):,} of {n:,} opened recordings not sampled at {RATE:,} Hz ({_tally(other)})",
+            f"{split}: {sum(other.values()):,} of {n:,} opened recordings not sampled at {RATE:,} Hz"
+            f" ({_tally(other)})",
             do="nothing: they are converted on reading; shards are read faster.",
         )
     if several := sum(x["channels"] > 1 for x in seen):
@@ -582,8 +603,12 @@ def _judge_sounds(report, corpus, seen):
     if loud := sum(x["peak"] > MAX_PEAK for x in seen):
         report.add(
             "warning",
-            f"{split}: {loud:,} of {n:,} opened recordings hold integers as floating-point samples (up to {max(x['peak'] for x in seen):,.0f})",
-            do="nothing: they are divided by the range of these integers on reading. Write them again between -1 and 1 if that guess is wrong.",
+            f"{split}: {loud:,} of {n:,} opened recordings hold integers as floating-point samples (up to"
+            f" {max(x['peak'] for x in seen):,.0f})",
+            do=(
+                "nothing: they are divided by the range of these integers on reading. Write them again"
+                " between -1 and 1 if that guess is wrong."
+            ),
         )
     if over := sum(1 < x["peak"] <= MAX_PEAK for x in seen):
         report.add(
@@ -594,7 +619,8 @@ def _judge_sounds(report, corpus, seen):
     if s["seconds"]["over_eval"] > 0.5:
         report.add(
             "warning",
-            f"{split}: {s['seconds']['over_eval']:.0%} of the opened recordings longer than {eval_cut} s, where evaluation cuts",
+            f"{split}: {s['seconds']['over_eval']:.0%} of the opened recordings longer than {eval_cut} s,"
+            " where evaluation cuts",
             do="split the recordings, or raise max_seconds.",
         )
 
@@ -620,7 +646,8 @@ def _judge_images(report, corpus, seen):
     if (small := short < 224).any():
         report.add(
             "note",
-            f"{split}: {small.sum():,} of {len(seen):,} opened images with a short side below 224 pixels (the smallest: {short.min()})",
+            f"{split}: {small.sum():,} of {len(seen):,} opened images with a short side below 224 pixels (the"
+            f" smallest: {short.min()})",
             do="nothing: they are enlarged; the presets for small images take them as they are.",
         )
 
@@ -645,14 +672,17 @@ def check_alignments(report, corpus, seconds):
     if late:
         report.add(
             "warning",
-            f"{corpus.split}: {len(late):,} of {len(seconds):,} opened recordings end before the last word of their alignment",
+            f"{corpus.split}: {len(late):,} of {len(seconds):,} opened recordings end before the last word of"
+            " their alignment",
             late,
-            "look whether the alignments are of these recordings, and in seconds; training does not need them.",
+            "look whether the alignments are of these recordings, and in seconds; training does not need"
+            " them.",
         )
 
 # %% ../../nbs/data/05_check.ipynb #44b1f75a
 def check_lists(report, corpus, told=None):
-    "What the lists of a split say by themselves: its numbers, what its reader left out, recordings that are listed twice. `told`: a set of what was reported for other splits."
+    """What the lists of a split say by themselves: its numbers, what its reader left out, recordings that
+    are listed twice. `told`: a set of what was reported for other splits."""
     per_image, per_speaker = (
         np.bincount(corpus.image_of_caption, minlength=corpus.n_images),
         np.bincount(corpus.speaker_of_caption),
@@ -710,7 +740,8 @@ HINTS = {
 
 # %% ../../nbs/data/05_check.ipynb #c59d2288
 def check_overlap(report, corpora):
-    "`corpora`: {split: Corpus}. Images and recordings that two splits share (an error), and the share of a split's captions whose speaker the training split has."
+    """`corpora`: {split: Corpus}. Images and recordings that two splits share (an error), and the share of
+    a split's captions whose speaker the training split has."""
 
     def files(c, what):  # as the disk spells them
         spelt = (c._spelt or {}).get(what, {})
@@ -739,7 +770,8 @@ def check_overlap(report, corpora):
                     "error",
                     f"{a} and {b} share {_n(both, what)}",
                     sorted(both)[:3],
-                    f"take them out of {b if b.startswith('train') else a}: what was trained on cannot be tested on.",
+                    f"take them out of {b if b.startswith('train') else a}: what was trained on cannot be"
+                    " tested on.",
                 )
     for split, c in corpora.items():
         if split == "train" or "train" not in corpora or not report.stats["splits"][split]["speakers"]:
@@ -753,13 +785,18 @@ def check_overlap(report, corpora):
         if c.name == "places" and odd:
             report.add(
                 "warning",
-                f"{split}: {share['speakers']:.0%} of its captions have a speaker of the training split, which does not fit its name",
-                do="look whether the split files were renamed, or whether this training split is a part of the official one.",
+                f"{split}: {share['speakers']:.0%} of its captions have a speaker of the training split,"
+                " which does not fit its name",
+                do=(
+                    "look whether the split files were renamed, or whether this training split is a part of"
+                    " the official one."
+                ),
             )
 
 # %% ../../nbs/data/05_check.ipynb #aa8d7ea9
 def check_copies(report, opened):
-    "`opened`: [(split, what, path), …] of files that were read. Reports files of different names and the same content."
+    """`opened`: [(split, what, path), …] of files that were read. Reports files of different names and the
+    same content."""
     sizes, groups = {}, {}
     for item in opened:
         sizes.setdefault((item[1], os.path.getsize(item[2])), []).append(item)
@@ -784,7 +821,8 @@ def check_copies(report, opened):
         if within:
             report.add(
                 "warning",
-                f"{len(within):,} of the opened {what}s {'has' if len(within) == 1 else 'have'} copies under other names in the same split",
+                f"{len(within):,} of the opened {what}s {'has' if len(within) == 1 else 'have'} copies under"
+                " other names in the same split",
                 (" = ".join(g) for g in within),
                 "look whether a download wrote one file over another.",
             )
@@ -794,7 +832,8 @@ DIGEST_BYTES = 2e9  # a split of shards up to this size is read whole
 
 
 def check_shards(report, corpus, whole=False):
-    "Compare the digests of the shards of a split. Returns which recordings and images can be tried, as `check_files` does: all."
+    """Compare the digests of the shards of a split. Returns which recordings and images can be tried, as
+    `check_files` does: all."""
     s, size = (
         report.stats["splits"][corpus.split],
         sum(p.stat().st_size for p in corpus.folder.glob(f"{corpus.split}-*.tar")),
@@ -828,7 +867,10 @@ def check_layout(report, there):
             report.add(
                 "note",
                 f"{file.name} is not the published list (md5 {found}, not {published})",
-                do="a subset, another corpus in this layout, or a changed copy: if it should be the whole corpus, download the list again.",
+                do=(
+                    "a subset, another corpus in this layout, or a changed copy: if it should be the whole"
+                    " corpus, download the list again."
+                ),
             )
     if path.is_file() and kind != "pairs":
         return  # one file of several
@@ -848,15 +890,20 @@ def check_layout(report, there):
                     report.add(
                         "warning",
                         f"the split {name} is not there {listed}",
-                        do="the best checkpoint is chosen by the mean of dev_seen and dev_unseen."
-                        if role == "dev"
-                        else "the tables report test_seen and test_unseen, each by itself.",
+                        do=(
+                            "the best checkpoint is chosen by the mean of dev_seen and dev_unseen."
+                            if role == "dev"
+                            else "the tables report test_seen and test_unseen, each by itself."
+                        ),
                     )
 
 
 ROLES = {
     "train": "it is needed only for training.",
-    "dev": "tell sgmim_train so with --dev-split and no name after it: then no best checkpoint is chosen, and the last one is kept.",
+    "dev": (
+        "tell sgmim_train so with --dev-split and no name after it: then no best checkpoint is chosen, and"
+        " the last one is kept."
+    ),
     "test": "without it there is nothing to report on.",
 }
 
@@ -898,11 +945,15 @@ def check_data(
     max_unreadable=0.01,
     **options,
 ):
-    """Look through the corpus at `path` (a folder or a metadata file of any layout) and return a `Report`. Whatever is wrong with the data is a finding in it, not an exception.
+    """Look through the corpus at `path` (a folder or a metadata file of any layout) and return a `Report`.
+    Whatever is wrong with the data is a finding in it, not an exception.
 
-    `kind`: as `recognise` names it; `splits`: those to look at (default: all); `image_root`, `audio_root`: where the files are, if they are not found. Per split, `sample` recordings and
-    as many images are opened, chosen by `seed`, by `workers` threads; `all_files`: every one. `max_unreadable`: share of the captions of a
-    split that may be missing, empty or unreadable before that is an error, as in training. `options` go to the reader (`karpathy`, `metadata`). `ConfigError` for arguments that cannot be."""
+    `kind`: as `recognise` names it; `splits`: those to look at (default: all); `image_root`, `audio_root`:
+    where the files are, if they are not found. Per split, `sample` recordings and
+    as many images are opened, chosen by `seed`, by `workers` threads; `all_files`: every one.
+    `max_unreadable`: share of the captions of a
+    split that may be missing, empty or unreadable before that is an error, as in training. `options` go to
+    the reader (`karpathy`, `metadata`). `ConfigError` for arguments that cannot be."""
     if sample < 1 or workers < 1:
         raise ConfigError(f"sample is {sample} and workers is {workers}; both have to be at least 1")
     report, corpora, opened, told = Report(path, kind), {}, [], set()
@@ -946,7 +997,8 @@ def check_data(
 
 # %% ../../nbs/data/05_check.ipynb #b3d8a369
 def report_figure(report):
-    "Lengths of the opened recordings, with the cut of the training, and how many captions each speaker spoke: a matplotlib figure."
+    """Lengths of the opened recordings, with the cut of the training, and how many captions each speaker
+    spoke: a matplotlib figure."""
     import matplotlib.pyplot as plt
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7), layout="constrained")

@@ -40,7 +40,8 @@ from sgmim.data.corpus import (
 
 # %% ../../nbs/data/04_corpora.ipynb #1765179e
 def read_text(path):
-    "The text of a UTF-8 file. `DataError` if it is missing, a folder, empty, a web page, or not UTF-8 (with line and byte)."
+    """The text of a UTF-8 file. `DataError` if it is missing, a folder, empty, a web page, or not UTF-8
+    (with line and byte)."""
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder; a file was expected")
@@ -67,7 +68,8 @@ def read_text(path):
         raise DataError(f"{path} is empty ({len(blob)} bytes); copy or download it again")
     if re.match(r"\s*<", text):
         raise DataError(
-            f'{path} begins with "<": a web page, not data. Look at it in a browser, and download the file again'
+            f'{path} begins with "<": a web page, not data. Look at it in a browser, and download the file'
+            " again"
         )
     return text
 
@@ -144,8 +146,10 @@ class _Window:
 
 # %% ../../nbs/data/04_corpora.ipynb #58ae3b49
 def entries(path, key="data", others=None, piece=1 << 20):
-    """Yield (k, entry) of the list under `key` in the JSON object that a file holds, with a piece of the file in memory (`piece` characters).
-    The other values of the object are put into the dict `others`. `DataError` names file, line and column of a fault."""
+    """Yield (k, entry) of the list under `key` in the JSON object that a file holds, with a piece of the
+    file in memory (`piece` characters).
+    The other values of the object are put into the dict `others`. `DataError` names file, line and column
+    of a fault."""
     try:
         yield from _entries(path, key, {} if others is None else others, piece)
     except DataError:
@@ -157,7 +161,8 @@ def entries(path, key="data", others=None, piece=1 << 20):
             raise
         except json.JSONDecodeError as j:
             raise DataError(
-                f"{path}, line {j.lineno}, column {j.colno}: not valid JSON ({j.msg}); the file may be cut off"
+                f"{path}, line {j.lineno}, column {j.colno}: not valid JSON ({j.msg}); the file may be"
+                " cut off"
             ) from j
         except (RecursionError, ValueError) as j:
             raise DataError(f"{path}: not readable as JSON ({j})") from j
@@ -251,7 +256,8 @@ OUTSIDE = "Name the folder that the absolute paths lie below with {}, or list re
 
 
 def _path_fault(path, below=None):
-    """(why, what to do) of a listed path that cannot be used; ('', '') if it can. `below`: the `Below` of its folder."""
+    """(why, what to do) of a listed path that cannot be used; ('', '') if it can. `below`: the `Below` of
+    its folder."""
     if not isinstance(path, str):
         return path_fault(path), ""
     plain = plain_path(path)
@@ -291,13 +297,15 @@ def _fault(record, keys, below):
 
 # %% ../../nbs/data/04_corpora.ipynb #6e895cd8
 class _Paths:
-    "The listed paths of a corpus. `folders`: {'audio', 'image': the folder below which absolute ones may lie}; `odd`: was one not plain?"
+    """The listed paths of a corpus. `folders`: {'audio', 'image': the folder below which absolute ones may
+    lie}; `odd`: was one not plain?"""
 
     def __init__(self, folders):
         self.below, self.odd = {field: Below(folder) for field, folder in folders.items()}, False
 
     def stored(self, field, path):
-        "A path as it is stored; None if it cannot be used. What is not plain is looked at again when the folders are known."
+        """A path as it is stored; None if it cannot be used. What is not plain is looked at again when the
+        folders are known."""
         if is_plain(path):
             return path
         self.odd = True
@@ -313,7 +321,8 @@ class _Paths:
 
 
 def _misspelt(keys, record, filled):
-    "Words for an optional key that is probably misspelt in a record (its keys), or ''. `filled`: False if the lack of a speaker or text is not noted elsewhere."
+    """Words for an optional key that is probably misspelt in a record (its keys), or ''. `filled`: False
+    if the lack of a speaker or text is not noted elsewhere."""
     others = set(record) - set(keys.values())
     fields = ("alignment", "label") if filled else set(keys) - {"audio", "image"}
     gone = sorted(keys[f] for f in fields if f in keys and keys[f] not in record)
@@ -321,8 +330,10 @@ def _misspelt(keys, record, filled):
 
 # %% ../../nbs/data/04_corpora.ipynb #5a57f825
 class Rows:
-    """Columns that grow record by record. `keys`: {'uttid', 'audio', 'image', 'speaker'; if the corpus has them 'text', 'alignment', 'label': the key in a record};
-    `where(at)`: words for the place `at` of a record; `folders`: {'audio', 'image': the folder below which absolute paths may lie}."""
+    """Columns that grow record by record. `keys`: {'uttid', 'audio', 'image', 'speaker'; if the corpus has
+    them 'text', 'alignment', 'label': the key in a record};
+    `where(at)`: words for the place `at` of a record; `folders`: {'audio', 'image': the folder below which
+    absolute paths may lie}."""
 
     def __init__(self, keys, where=None, folders=None):
         self.keys, self.where, self.skips = keys, where, Skips()
@@ -339,7 +350,8 @@ class Rows:
         self.skip(kind, at, why, do)
 
     def add(self, at, record, listed=None):
-        "Take a record (a dict), or note why not. `listed`: the record without what was filled in by its reader."
+        """Take a record (a dict), or note why not. `listed`: the record without what was filled in by its
+        reader."""
         if type(record) is not dict:
             return self.skip("not a record", at, f"{kind_of(record)}; an object was expected")
         get, keys = record.get, self.keys
@@ -481,14 +493,17 @@ def _told(changed):
         )
         kinds.setdefault(how, []).append((name, plain))
     return [
-        f"{len(those):,} {'path is' if len(those) == 1 else 'paths are'} listed {how}: '{those[0][0]}' is read as {those[0][1]}"
+        f"{len(those):,} {'path is' if len(those) == 1 else 'paths are'} listed {how}: '{those[0][0]}' is"
+        f" read as {those[0][1]}"
         for how, those in kinds.items()
     ]
 
 # %% ../../nbs/data/04_corpora.ipynb #129fd30c
 def find_root(given, guesses, names, what, other=lambda folder: False):
-    """The folder that the listed `names` are relative to: the one `given`, else the first of `guesses` under which one of the first 20 names is a file
-    (as it is listed, or else in another spelling), else the first guess that is a folder. `other(folder)`: is it one of another corpus?"""
+    """The folder that the listed `names` are relative to: the one `given`, else the first of `guesses`
+    under which one of the first 20 names is a file
+    (as it is listed, or else in another spelling), else the first guess that is a folder. `other(folder)`:
+    is it one of another corpus?"""
     if given is not None:
         if not os.path.isdir(given):
             raise DataError(f"{what} {given} is no folder")
@@ -551,7 +566,8 @@ def _below(folder):
 
 
 def _roots(rows, root, images, sounds, image_root, audio_root):
-    "(image root, audio root) of the rows; `images` and `sounds`: the folders to try first. A folder with lists of its own is another corpus."
+    """(image root, audio root) of the rows; `images` and `sounds`: the folders to try first. A folder with
+    lists of its own is another corpus."""
     below = _below(root)
 
     def found(given, first, names, what):
@@ -568,7 +584,8 @@ def _roots(rows, root, images, sounds, image_root, audio_root):
 
 
 def has_lists(folder):
-    "Whether a folder holds the lists of a spoken corpus: tables, shards, wav2capt.txt, or a .json with recordings."
+    """Whether a folder holds the lists of a spoken corpus: tables, shards, wav2capt.txt, or a .json with
+    recordings."""
     names = [name for name in _names(folder) if not of_system(name)]
     if any(re.fullmatch(r".*\.(csv|tsv|jsonl)|wav2capt\.txt|shards-.+\.json", name, re.I) for name in names):
         return True
@@ -598,7 +615,8 @@ def pick_split(split, there, where, advice=""):
     parts = [s for s in there if canonical(s).startswith(canonical(split) + "_")]
     hint = f" {split} comes in parts, each evaluated by itself: {', '.join(parts)}." if parts else ""
     raise DataError(
-        f"{where} has no split '{split}'; there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'}.{hint}{' ' + advice if advice else ''}"
+        f"{where} has no split '{split}'; there {'is' if len(there) == 1 else 'are'}"
+        f" {', '.join(there) or 'none'}.{hint}{' ' + advice if advice else ''}"
     )
 
 # %% ../../nbs/data/04_corpora.ipynb #3c43b8f8
@@ -641,11 +659,15 @@ def _places_files(root, metadata=None):
 
 # %% ../../nbs/data/04_corpora.ipynb #eac10d52
 def places_audio(root, split="train", metadata=None, image_root=None, audio_root=None, strict=False):
-    """Places Audio 400k. `split`: train, dev_seen, dev_unseen, test_seen, test_unseen (2020); where there is no file of 2020, train and val of the older ones.
+    """Places Audio 400k. `split`: train, dev_seen, dev_unseen, test_seen, test_unseen (2020); where there
+    is no file of 2020, train and val of the older ones.
 
-    `metadata`: the JSON file of the split, or the folder of the files (else they are found in `root`, `root`/metadata or `root`/placesaudio_2020_splits).
-    `image_root`, `audio_root`: what `image` ("a/abbey/1.jpg") and `wav` ("wavs/1/2.wav") are relative to. Else, by `find_root`: `root`/images or `root`,
-    the base path in the file if it is absolute, any folder in `root`. `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
+    `metadata`: the JSON file of the split, or the folder of the files (else they are found in `root`,
+    `root`/metadata or `root`/placesaudio_2020_splits).
+    `image_root`, `audio_root`: what `image` ("a/abbey/1.jpg") and `wav` ("wavs/1/2.wav") are relative to.
+    Else, by `find_root`: `root`/images or `root`,
+    the base path in the file if it is absolute, any folder in `root`. `strict`: refuse a corpus with
+    faults; else they are counted in `skipped`. Raises `DataError`."""
     root, head = _folder(root), {}
     files = _places_files(root, metadata)
     if metadata is None or os.path.isdir(metadata):
@@ -671,8 +693,9 @@ COCO = dict(
 )
 KARPATHY = ("train", "val", "test")
 WITHOUT_KARPATHY = (
-    "SpokenCOCO's own files have no test set: that of the tables is Karpathy's. Put his dataset_coco.json (in "
-    "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip) beside them, or name it: karpathy=PATH, --karpathy PATH."
+    "SpokenCOCO's own files have no test set: that of the tables is Karpathy's. Put his dataset_coco.json (in"
+    " https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip) beside them, or name it:"
+    " karpathy=PATH, --karpathy PATH."
 )
 
 
@@ -700,7 +723,8 @@ def _coco_files(root):
 
 # %% ../../nbs/data/04_corpora.ipynb #4b9340c0
 def _coco_layout(root, karpathy, split=None):
-    "Which files to read: ({split: SpokenCOCO's own file}, {split: the file that holds it}, dataset_coco.json); of the latter two one is None."
+    """Which files to read: ({split: SpokenCOCO's own file}, {split: the file that holds it},
+    dataset_coco.json); of the latter two one is None."""
     own, unrolled, listing = _coco_files(root)
     if karpathy not in (None, "unrolled", "dataset", "none"):
         path, karpathy = Path(karpathy), None
@@ -715,15 +739,16 @@ def _coco_layout(root, karpathy, split=None):
         else:
             unrolled, listing = (
                 {
-                    path.name.split("_")[1]
-                    if path.name.startswith("SpokenCOCO_")
-                    else split or path.stem: path
+                    (
+                        path.name.split("_")[1] if path.name.startswith("SpokenCOCO_") else split or path.stem
+                    ): path
                 },
                 None,
             )
         if not unrolled and listing is None:
             raise DataError(
-                f"{path} holds no file of Karpathy's: dataset_coco.json or SpokenCOCO_<split>_unrolled_karpathy.json"
+                f"{path} holds no file of Karpathy's: dataset_coco.json or"
+                " SpokenCOCO_<split>_unrolled_karpathy.json"
             )
     if not own and not unrolled:
         raise DataError(f"{root} holds no SpokenCOCO_<split>.json")
@@ -817,7 +842,8 @@ def _join(rows, own, listing, split, restval):
     for name in ("train", "val"):
         if name not in own:
             raise DataError(
-                f"SpokenCOCO_{name}.json is missing: the images of Karpathy's splits are in SpokenCOCO's train and val"
+                f"SpokenCOCO_{name}.json is missing: the images of Karpathy's splits are in SpokenCOCO's"
+                " train and val"
             )
     split_of, spoken = {}, set()
     for k, im in entries(listing, "images"):
@@ -852,9 +878,12 @@ def spokencoco(
 ):
     """SpokenCOCO. `split`: train, val (or dev), test.
 
-    `karpathy`: which files say what is in a split: 'unrolled', 'dataset' (dataset_coco.json), 'none' (SpokenCOCO's own train and val), the path of a file or folder;
-    None: the first of these that is in `root`, `root`/SpokenCOCO or `root`/karpathy. `restval=False`: train without COCO's val2014 images.
-    `image_root`, `audio_root`: what `image` ("val2014/COCO_….jpg") and `wav` ("wavs/val/0/….wav") are relative to; else found in `root`, or beside it, by `find_root`.
+    `karpathy`: which files say what is in a split: 'unrolled', 'dataset' (dataset_coco.json), 'none'
+    (SpokenCOCO's own train and val), the path of a file or folder;
+    None: the first of these that is in `root`, `root`/SpokenCOCO or `root`/karpathy. `restval=False`:
+    train without COCO's val2014 images.
+    `image_root`, `audio_root`: what `image` ("val2014/COCO_….jpg") and `wav` ("wavs/val/0/….wav") are
+    relative to; else found in `root`, or beside it, by `find_root`.
     `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
     root = _folder(root)
     own, files, listing = _coco_layout(root, karpathy, split)
@@ -862,11 +891,15 @@ def spokencoco(
         split,
         KARPATHY if listing else list(files),
         root,
-        ""
-        if listing
-        else WITHOUT_KARPATHY
-        if files is own
-        else "These are the unrolled files there are; a dataset_coco.json beside them has all.",
+        (
+            ""
+            if listing
+            else (
+                WITHOUT_KARPATHY
+                if files is own
+                else "These are the unrolled files there are; a dataset_coco.json beside them has all."
+            )
+        ),
     )
     rows = Rows(COCO, folders=_folders(root, image_root, audio_root))
     if listing:
@@ -907,8 +940,9 @@ def _facc_files(root):
             token = folder / "Flickr8k.token.txt"
     if not lists:
         raise DataError(
-            f"{root} holds no Flickr_8k.trainImages.txt: the lists Flickr_8k.<split>Images.txt say which images are in a split. "
-            f"They come in Flickr8k_text.zip, with the images of Flickr8k; put them into {root}, beside flickr_audio"
+            f"{root} holds no Flickr_8k.trainImages.txt: the lists Flickr_8k.<split>Images.txt say which"
+            " images are in a split. They come in Flickr8k_text.zip, with the images of Flickr8k; put them"
+            f" into {root}, beside flickr_audio"
         )
     return talk, lists, token
 
@@ -920,7 +954,8 @@ def _key(path):
 
 
 def _facc_split(rows, lists, split):
-    "{image: (file, line)} of the split, and the images of all lists, as `_key`s. An image in two lists is in neither."
+    """{image: (file, line)} of the split, and the images of all lists, as `_key`s. An image in two lists
+    is in neither."""
     found = {}  # image -> [(split, file name, line), …]
     for name, path in lists.items():
         for n, text in read_lines(path):
@@ -944,18 +979,22 @@ def _facc_split(rows, lists, split):
 
 # %% ../../nbs/data/04_corpora.ipynb #531b7e96
 def flickr8k_audio(root, split="train", image_root=None, audio_root=None, strict=False):
-    """Flickr8k Audio (FACC). `split`: train, dev, test. In `root`: flickr_audio/ (or its content), Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the images
+    """Flickr8k Audio (FACC). `split`: train, dev, test. In `root`: flickr_audio/ (or its content),
+    Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the images
     in Flicker8k_Dataset/ (or any folder), and for texts Flickr8k.token.txt.
 
-    `image_root`, `audio_root`: the folders of the images and of the recordings, else found by `find_root`. An image in two lists is left out of both, a recording
-    in no list belongs to none. `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
+    `image_root`, `audio_root`: the folders of the images and of the recordings, else found by `find_root`.
+    An image in two lists is left out of both, a recording
+    in no list belongs to none. `strict`: refuse a corpus with faults; else they are counted in `skipped`.
+    Raises `DataError`."""
     root = _folder(root)
     talk, lists, token = _facc_files(root)
     split = pick_split(
         split,
         list(lists),
         root,
-        f"The lists Flickr_8k.<split>Images.txt come in Flickr8k_text.zip, with the images, and belong into {root}.",
+        "The lists Flickr_8k.<split>Images.txt come in Flickr8k_text.zip, with the images, and belong into"
+        f" {root}.",
     )
     keys = dict(
         uttid="uttid", audio="wav", image="image", speaker="speaker", **({"text": "text"} if token else {})
@@ -1098,7 +1137,8 @@ def _check_columns(path, found):
     for need in ("image", "audio"):
         if need not in found:
             raise DataError(
-                f"{path} has no column '{need}'; {there}. Known are {', '.join(PAIR_COLUMNS)}; a .csv is separated by commas or semicolons, a .tsv by tabs"
+                f"{path} has no column '{need}'; {there}. Known are {', '.join(PAIR_COLUMNS)}; a .csv is"
+                " separated by commas or semicolons, a .tsv by tabs"
             )
 
 
@@ -1123,12 +1163,14 @@ def _table(path, rows):
                 yield reader.line_num, dict(zip(names, fields, strict=True))
     except csv.Error as e:
         raise DataError(
-            f"{path}, line {reader.line_num}: {e}; a field that begins with a quote has to end with one, and quotes in it are doubled"
+            f"{path}, line {reader.line_num}: {e}; a field that begins with a quote has to end with one, and"
+            " quotes in it are doubled"
         ) from e
 
 
 def _delimiter(path, text):
-    "What separates the columns: the tab of a .tsv, the comma of a .csv, or, if the heading has none, what it has: Excel writes semicolons in many countries."
+    """What separates the columns: the tab of a .tsv, the comma of a .csv, or, if the heading has none,
+    what it has: Excel writes semicolons in many countries."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     heading = text.lstrip().splitlines()[0]  # lines may end with CR alone
     return usual if usual in heading else next((d for d in ";\t," if d in heading), usual)
@@ -1149,10 +1191,13 @@ def _jsonl(path):
 
 # %% ../../nbs/data/04_corpora.ipynb #b6245ebf
 def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
-    """A table of your own (.csv, .tsv, .jsonl) with the columns image and audio, and if you like text, speaker, split, uttid, alignment.
+    """A table of your own (.csv, .tsv, .jsonl) with the columns image and audio, and if you like text,
+    speaker, split, uttid, alignment.
 
-    `split`: one of the column split, which may be left out if there is only one; without that column it is the name of the file. `image_root`, `audio_root`: what paths are
-    relative to (else the table's folder). `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
+    `split`: one of the column split, which may be left out if there is only one; without that column it is
+    the name of the file. `image_root`, `audio_root`: what paths are
+    relative to (else the table's folder). `strict`: refuse a corpus with faults; else they are counted in
+    `skipped`. Raises `DataError`."""
     path = Path(manifest)
     rows = Rows({}, lambda n: f"{path.name}, line {n}", _folders(path.parent, image_root, audio_root))
     table, first = list(_table(path, rows)), {}
@@ -1198,7 +1243,8 @@ def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
 
 
 def _uttid(rows, record, first, n):
-    """The name of a pair that has none: the path of its recording, and that of its image too if the recording belongs to another image already.
+    """The name of a pair that has none: the path of its recording, and that of its image too if the
+    recording belongs to another image already.
     `first`: {recording: its first image}."""
     audio, image = record.get("audio"), record.get("image")
     if not isinstance(audio, str) or not isinstance(image, str):
@@ -1256,7 +1302,8 @@ def _tables(folder):
 
 # %% ../../nbs/data/04_corpora.ipynb #718e23b3
 def recognise(path):
-    "What a folder or file holds: 'places', 'spokencoco', 'facc', 'shards' or 'pairs'. `DataError` says what was looked for, and what is there."
+    """What a folder or file holds: 'places', 'spokencoco', 'facc', 'shards' or 'pairs'. `DataError` says
+    what was looked for, and what is there."""
     path = Path(path)
     if path.is_file():
         if kind := _kind_of_file(path):
@@ -1264,7 +1311,8 @@ def recognise(path):
         if path.suffix.lower() == ".json":
             read_text(path)  # it may say more
         raise DataError(
-            f"{path} is no metadata of a known kind: a .json of Places Audio or SpokenCOCO, wav2capt.txt, shards-<split>.json, or a .csv, .tsv or .jsonl table"
+            f"{path} is no metadata of a known kind: a .json of Places Audio or SpokenCOCO, wav2capt.txt,"
+            " shards-<split>.json, or a .csv, .tsv or .jsonl table"
         )
     if not path.is_dir():
         raise DataError(f"{path} does not exist")
@@ -1275,8 +1323,10 @@ def recognise(path):
         raise DataError(f"{path} holds more than one corpus: {', '.join(kinds)}. Say which with kind=")
     there = sorted(p.name + "/" * p.is_dir() for p in path.iterdir() if not of_system(p.name))
     raise DataError(
-        f"{path} holds no corpus. Looked for: shards-<split>.json (shards); metadata/<split>_2020.json (Places Audio); SpokenCOCO_<split>.json (SpokenCOCO); "
-        f"flickr_audio/wav2capt.txt (Flickr8k Audio); a .csv, .tsv or .jsonl table. Found: {', '.join(there[:8]) or 'nothing'}{', …' if len(there) > 8 else ''}"
+        f"{path} holds no corpus. Looked for: shards-<split>.json (shards); metadata/<split>_2020.json"
+        " (Places Audio); SpokenCOCO_<split>.json (SpokenCOCO); flickr_audio/wav2capt.txt (Flickr8k Audio);"
+        " a .csv, .tsv or .jsonl table. Found:"
+        f" {', '.join(there[:8]) or 'nothing'}{', …' if len(there) > 8 else ''}"
     )
 
 # %% ../../nbs/data/04_corpora.ipynb #d2b589b0
@@ -1344,8 +1394,10 @@ def splits_of(path, kind=None, **options):
 
 
 def load_corpus(path, split=None, kind=None, **options):
-    """A `Corpus` from a folder or a metadata file of any kind (see `recognise`). `split` may be left out if there is only one; '-' and '_', dev and val are the same.
-    `options`: of the reader of that kind, such as `image_root`, `karpathy`, `strict`. Raises `DataError`, and `ConfigError` for an unknown option."""
+    """A `Corpus` from a folder or a metadata file of any kind (see `recognise`). `split` may be left out
+    if there is only one; '-' and '_', dev and val are the same.
+    `options`: of the reader of that kind, such as `image_root`, `karpathy`, `strict`. Raises `DataError`,
+    and `ConfigError` for an unknown option."""
     kind, first, there, settled = _open(path, kind, options)
     if split is None:
         if len(there) != 1:
@@ -1373,8 +1425,10 @@ PROTOCOL = {
 
 
 def protocol_splits(kind, which, there=None):
-    """The splits of a `kind` of corpus that are its 'train', 'dev' or 'test': ('dev_seen', 'dev_unseen') for 'places', 'dev'.
-    `there`: choose among these (as of `splits_of`) by their names instead; for packed and own corpora, and the older files of Places. `DataError` if there is none."""
+    """The splits of a `kind` of corpus that are its 'train', 'dev' or 'test': ('dev_seen', 'dev_unseen')
+    for 'places', 'dev'.
+    `there`: choose among these (as of `splits_of`) by their names instead; for packed and own corpora, and
+    the older files of Places. `DataError` if there is none."""
     if kind not in PROTOCOL or which not in PROTOCOL[kind]:
         raise ConfigError(
             f"no role '{which}' of '{kind}'; kinds are {', '.join(PROTOCOL)}; roles are train, dev, test"
@@ -1390,7 +1444,8 @@ def protocol_splits(kind, which, there=None):
 
 # %% ../../nbs/data/04_corpora.ipynb #8ea9ba20
 def role_splits(path, kind, which, options=None):
-    "The splits that are the corpus' 'train', 'dev' or 'test': those of its protocol, or, for older files and for packed and own corpora, by their names."
+    """The splits that are the corpus' 'train', 'dev' or 'test': those of its protocol, or, for older files
+    and for packed and own corpora, by their names."""
     names, there = protocol_splits(kind, which), splits_of(path, kind, **(options or {}))
     if not there:
         raise DataError(
@@ -1404,8 +1459,10 @@ def role_splits(path, kind, which, options=None):
 
 
 def open_splits(path, kind, names, options=None, max_missing=1.0):
-    """{split: Corpus} of the splits `names` of a corpus on disk, with `options` of its reader (`image_root`, `karpathy`, …). What is missing on disk is left out and reported;
-    more than the share `max_missing` of the captions is a `DataError`: a smaller test set is an easier one, and a smaller corpus teaches less. None: the files are not looked for."""
+    """{split: Corpus} of the splits `names` of a corpus on disk, with `options` of its reader
+    (`image_root`, `karpathy`, …). What is missing on disk is left out and reported;
+    more than the share `max_missing` of the captions is a `DataError`: a smaller test set is an easier
+    one, and a smaller corpus teaches less. None: the files are not looked for."""
     opened = {
         n: load_corpus(
             path, n, kind=kind, **({} if kind == "shards" else {"strict": False, **(options or {})})
@@ -1418,7 +1475,9 @@ def open_splits(path, kind, names, options=None, max_missing=1.0):
     for n, c in opened.items():
         if (lost := len(c) - len(found[n])) > max_missing * len(c):
             raise DataError(
-                f"{n}: the files of {lost:,} of {len(c):,} captions are missing or empty, more than {max_missing:.1%} ({found[n].skipped[-1].why}). {found[n].skipped.remedy} "
-                "sgmim_check_data looks for them. To allow more: sgmim_train: --set max_unreadable=…; sgmim_eval, sgmim_analyse: --max-unreadable."
+                f"{n}: the files of {lost:,} of {len(c):,} captions are missing or empty, more than"
+                f" {max_missing:.1%} ({found[n].skipped[-1].why}). {found[n].skipped.remedy} sgmim_check_data"
+                " looks for them. To allow more: sgmim_train: --set max_unreadable=…; sgmim_eval,"
+                " sgmim_analyse: --max-unreadable."
             )
     return found

@@ -61,7 +61,8 @@ REMEDY = " Remedy: "  # stands between what is wrong and what to do about it
 
 @dataclass(frozen=True)
 class Skip:
-    "A record that was left out: what `kind` of fault, `where` (file and entry), `why`, and what to `do` about it."
+    """A record that was left out: what `kind` of fault, `where` (file and entry), `why`, and what to `do`
+    about it."""
 
     kind: str
     where: str
@@ -70,7 +71,8 @@ class Skip:
 
 
 class Skips(list):
-    "The faults that a reader met. Most cost the record; those of a kind in `kept` only what is faulty: the caption stays, without its speaker, text or word times."
+    """The faults that a reader met. Most cost the record; those of a kind in `kept` only what is faulty:
+    the caption stays, without its speaker, text or word times."""
 
     kept = ("no speaker", "no text", "bad alignment", "misspelt key", "wrong number")
 
@@ -112,7 +114,8 @@ class Skips(list):
         "Refuse `what` if `strict` and there was a fault; else say in a warning what was left out."
         if self and strict:
             raise DataError(
-                f"{what}: {str(self).rstrip('.')}. Mend the files, or pass strict=False to go on without these records."
+                f"{what}: {str(self).rstrip('.')}. Mend the files, or pass strict=False to go on without"
+                " these records."
             )
         if self.left_out:
             warnings.warn(f"{what}: {str(self).rstrip('.')}. The attribute skipped lists all.", stacklevel=4)
@@ -120,7 +123,8 @@ class Skips(list):
 # %% ../../nbs/data/02_corpus.ipynb #5f5a4e99
 @dataclass(frozen=True)
 class Caption:
-    """A spoken caption: `image` index, `uttid`, `speaker`, `text` ('' if the corpus has none; never used in training), `words` ((word, start s, end s), …),
+    """A spoken caption: `image` index, `uttid`, `speaker`, `text` ('' if the corpus has none; never used
+    in training), `words` ((word, start s, end s), …),
     `samples` at 16 kHz (None if not measured yet)."""
 
     image: int
@@ -132,7 +136,8 @@ class Caption:
 
 
 def parse_words(text, where=""):
-    "'0.85__PICTURE__1.22 1.22__OF__1.30' -> (('PICTURE', 0.85, 1.22), …). Raises `DataError` for anything else."
+    """'0.85__PICTURE__1.22 1.22__OF__1.30' -> (('PICTURE', 0.85, 1.22), …). Raises `DataError` for
+    anything else."""
     words = []
     for token in text.split():
         parts = token.split("__")
@@ -180,7 +185,8 @@ def is_plain(path):
 
 
 def plain_path(path):
-    """A listed path with slashes, without blanks and quotes around it, './' and doubled slashes. What is absolute stays so:
+    """A listed path with slashes, without blanks and quotes around it, './' and doubled slashes. What is
+    absolute stays so:
     file:///a/b is /a/b, ~/b is below the home folder, C:/b keeps its drive, and //server/b its server."""
     path = path.strip(f"{UNSEEN} \t\r\n\xa0").strip()
     if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'":
@@ -196,7 +202,8 @@ def plain_path(path):
 
 # %% ../../nbs/data/02_corpus.ipynb #ca251fe5
 class Below:
-    "Called with an absolute path: the same path relative to the folder `root`, or None if it does not lie below it, symbolic links followed."
+    """Called with an absolute path: the same path relative to the folder `root`, or None if it does not
+    lie below it, symbolic links followed."""
 
     def __init__(self, root):
         self.root, self.real, self._seen = os.path.abspath(root), os.path.realpath(root), {}
@@ -228,7 +235,8 @@ SYSTEM_FILES = {
 
 
 def of_system(name):
-    "Whether a file or folder with this name belongs to the operating system or an editor: hidden, a lock, a backup, thumbnails."
+    """Whether a file or folder with this name belongs to the operating system or an editor: hidden, a
+    lock, a backup, thumbnails."""
     return name[:1] == "." or name[:2] in ("~$", ".~") or name[-1:] == "~" or name.lower() in SYSTEM_FILES
 
 
@@ -256,7 +264,8 @@ class Listing:
         return self._files[folder]
 
     def folder(self, path):
-        "The folder that is meant by a listed one, in the spelling of the disk; None if there is none, or more than one."
+        """The folder that is meant by a listed one, in the spelling of the disk; None if there is none, or
+        more than one."""
         if path not in self._folders:
             up, _, base = path.rpartition("/")
             found = (
@@ -303,7 +312,8 @@ def _listing(folder, what):
 
 # %% ../../nbs/data/02_corpus.ipynb #4c19a58e
 def look_up(root, names):
-    """(bytes of each listed file (n,) int64, -1 where there is none; {listed path: path on the disk} of the files that are spelt otherwise there)."""
+    """(bytes of each listed file (n,) int64, -1 where there is none; {listed path: path on the disk} of
+    the files that are spelt otherwise there)."""
     listing, sizes = Listing(root), np.empty(len(names), np.int64)
     for k, name in enumerate(names):
         folder, _, base = name.rpartition("/")
@@ -326,7 +336,8 @@ def unclear(listing, name):
     "Words on the files that a missing one may be, where it is not clear which; else ''."
     found = listing.resembling(name)
     return (
-        f" (there {'is' if len(found) == 1 else 'are'} {' and '.join(found)}, and it is not clear which listed file is meant)"
+        f" (there {'is' if len(found) == 1 else 'are'} {' and '.join(found)}, and it is not clear which"
+        " listed file is meant)"
         if found
         else ""
     )
@@ -359,9 +370,12 @@ class Captions(Sequence):
 class Corpus:
     """Images once each and their spoken captions. `len` counts captions.
 
-    `name` of the corpus and of the `split`; `image_root`, `audio_root`: folders that the listed paths are joined to; `skipped`: what was left out.
-    `notes`: what the reader says of the lists. Columns, n captions and m images: `image_names` (m,), `labels` (m,) of scenes or None; `image_of_caption` (n,) int64, `audio_names` (n,), `uttids` (n,),
-    `speakers` (all names) and `speaker_of_caption` (n,) int64, `texts` (n,) and `alignments` (n,) or None, `samples` (n,) int64 or None until measured.
+    `name` of the corpus and of the `split`; `image_root`, `audio_root`: folders that the listed paths are
+    joined to; `skipped`: what was left out.
+    `notes`: what the reader says of the lists. Columns, n captions and m images: `image_names` (m,),
+    `labels` (m,) of scenes or None; `image_of_caption` (n,) int64, `audio_names` (n,), `uttids` (n,),
+    `speakers` (all names) and `speaker_of_caption` (n,) int64, `texts` (n,) and `alignments` (n,) or None,
+    `samples` (n,) int64 or None until measured.
     """
 
     def __init__(
@@ -415,7 +429,10 @@ class Corpus:
         return len(self.audio_names)
 
     def __repr__(self):
-        return f"Corpus({self.name}, {self.split}: {self.n_images:,} images, {len(self):,} captions, {len(self.speakers):,} speakers)"
+        return (
+            f"Corpus({self.name}, {self.split}: {self.n_images:,} images, {len(self):,} captions,"
+            f" {len(self.speakers):,} speakers)"
+        )
 
     def image_path(self, i):
         return self._path("image", self.image_names[i])
@@ -433,7 +450,8 @@ class Corpus:
         return getattr(self, f"{what}_root") / self.spelt(what).get(name, name)
 
     def spelt(self, what):
-        "{listed path: path on the disk} of the files ('image' or 'audio') that the disk spells otherwise (`look_up`)."
+        """{listed path: path on the disk} of the files ('image' or 'audio') that the disk spells otherwise
+        (`look_up`)."""
         if what not in (self._spelt or {}):
             self.file_sizes(what)
         return self._spelt[what]
@@ -445,7 +463,8 @@ class Corpus:
         return sizes
 
     def image(self, i, size=None):
-        "Image `i`, uint8 (H, W, 3). `size`: the short side that will be needed (large JPEGs are then decoded smaller, never below it)."
+        """Image `i`, uint8 (H, W, 3). `size`: the short side that will be needed (large JPEGs are then
+        decoded smaller, never below it)."""
         return np.array(load_image(self.image_path(i), size))
 
     def audio(self, j, max_seconds=None):
@@ -454,7 +473,8 @@ class Corpus:
 
     @property
     def fingerprint(self):
-        "A hash of which captions belong to which images, for run records. It does not depend on where the files lie."
+        """A hash of which captions belong to which images, for run records. It does not depend on where
+        the files lie."""
         h = hashlib.blake2b(f"{self.name} {self.split}".encode(), digest_size=8)
         for column in (self.image_names.bytes, self.audio_names.bytes, self._image_of_caption):
             h.update(column.numpy().tobytes())
@@ -462,13 +482,15 @@ class Corpus:
 
     @property
     def content(self):
-        "A hash of the sizes of all files: another recording under the same name is another corpus. The folders are listed, no file is opened."
+        """A hash of the sizes of all files: another recording under the same name is another corpus. The
+        folders are listed, no file is opened."""
         sizes = self.file_sizes("image"), self.file_sizes("audio")
         return hashlib.blake2b(b"".join(s.tobytes() for s in sizes), digest_size=8).hexdigest()
 
     @property
     def marks(self):
-        """What a training compares when it goes on, a list: `content`, then hashes of the bytes of up to 128 images and 128
+        """What a training compares when it goes on, a list: `content`, then hashes of the bytes of up to
+        128 images and 128
         recordings, always the same ones (None for a file that cannot be read)."""
         paths = [
             path(k)
@@ -495,7 +517,10 @@ def _bytes_hash(path):
 # %% ../../nbs/data/02_corpus.ipynb #4bc55fb5
 EMPTY_WAV = 44  # bytes: a header alone
 NAME_ROOT = {
-    what: f"If they lie elsewhere, name the folder that holds the {what}s: --{option}-root DIR ({option}_root=DIR)."
+    what: (
+        f"If they lie elsewhere, name the folder that holds the {what}s: --{option}-root DIR"
+        f" ({option}_root=DIR)."
+    )
     for what, option in (("image", "image"), ("recording", "audio"))
 }
 
@@ -537,7 +562,8 @@ def select(corpus, keep, skipped=()):
 
 
 def present(corpus, strict=False):
-    "The corpus without the captions whose recording or image is missing or empty: these are listed in `skipped`, or, if `strict`, an error."
+    """The corpus without the captions whose recording or image is missing or empty: these are listed in
+    `skipped`, or, if `strict`, an error."""
     if hasattr(corpus, "present"):
         return corpus.present(strict)
     sound, pictures = corpus.file_sizes("audio"), corpus.file_sizes("image")
@@ -575,7 +601,8 @@ def file_sizes(root, names):
 
 # %% ../../nbs/data/02_corpus.ipynb #a6e20252
 def measure(corpus, cache=None, workers=8, progress=True):
-    """Fill `corpus.samples` with the lengths at 16 kHz, read from the files' headers; 0 where a file cannot be read. Returns the corpus.
+    """Fill `corpus.samples` with the lengths at 16 kHz, read from the files' headers; 0 where a file
+    cannot be read. Returns the corpus.
     `cache`: folder to keep the answer in (None: nothing is kept)."""
     from tqdm.auto import tqdm
 
@@ -601,7 +628,8 @@ def measure(corpus, cache=None, workers=8, progress=True):
 
 
 def in_order(pool, make, items, ahead=64):
-    "`make(item)` for each of `items`, in order, with up to `ahead` of them under way in the threads of `pool`: `pool.map` would queue all at once."
+    """`make(item)` for each of `items`, in order, with up to `ahead` of them under way in the threads of
+    `pool`: `pool.map` would queue all at once."""
     waiting = deque()
     try:
         for item in items:
@@ -624,7 +652,8 @@ def _samples(path):
 
 # %% ../../nbs/data/02_corpus.ipynb #cf6b4d98
 def overlap(corpus, train):
-    "What `corpus` shares with `train`, as shares of its captions: {'speakers': …, 'images': …, 'scenes': … or None}."
+    """What `corpus` shares with `train`, as shares of its captions: {'speakers': …, 'images': …, 'scenes':
+    … or None}."""
 
     def share(mine, theirs, of_caption):
         common = set(mine) & set(theirs)

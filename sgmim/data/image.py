@@ -57,6 +57,8 @@ def _check_size(size, where):
         )
 
 # %% ../../nbs/data/01_image.ipynb #62e28c43
+# not EPS, WMF (other programs), GRIB, HDF5, BUFR, MPEG (no decoder), IPTC (opens what it holds), FITS
+# (unpacks without a limit)
 FORMATS = (
     "JPEG",
     "PNG",
@@ -94,11 +96,12 @@ FORMATS = (
     "XBM",
     "XPM",
     "XVTHUMB",
-)  # not EPS, WMF (other programs), GRIB, HDF5, BUFR, MPEG (no decoder), IPTC (opens what it holds), FITS (unpacks without a limit)
+)
 
 
 def open_image(file) -> Image.Image:
-    "A file or path, opened by Pillow but not decoded; only formats that Pillow decodes without another program (`FORMATS`)."
+    """A file or path, opened by Pillow but not decoded; only formats that Pillow decodes without another
+    program (`FORMATS`)."""
     Image.init()
     return Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
 
@@ -115,7 +118,8 @@ _TURNS = {
 
 
 def orientation(im: Image.Image) -> int:
-    "The orientation in the EXIF data of an opened image, 1 (upright) to 8; 1 where there is none, or none that can be read."
+    """The orientation in the EXIF data of an opened image, 1 (upright) to 8; 1 where there is none, or
+    none that can be read."""
     try:
         value = im.getexif().get(0x0112, 1)
     except Exception:
@@ -146,8 +150,10 @@ def upright(im: Image.Image) -> Image.Image:
 def load_image(path, size: int = None) -> Image.Image:
     """The image file at `path` as an RGB PIL image, upright.
 
-    `size`: the short side in pixels that will be needed; JPEGs of twice that and more are decoded at reduced size, never
-    below it. Raises `DataError`, naming the file, if it is missing, empty, truncated, no image, or beyond the limits above.
+    `size`: the short side in pixels that will be needed; JPEGs of twice that and more are decoded at
+    reduced size, never
+    below it. Raises `DataError`, naming the file, if it is missing, empty, truncated, no image, or beyond
+    the limits above.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -168,7 +174,8 @@ def load_image(path, size: int = None) -> Image.Image:
         raise
     except UnidentifiedImageError as e:
         raise DataError(
-            f"{path} is no image of a format that is read here. Check what it is, convert it, or leave it out."
+            f"{path} is no image of a format that is read here. Check what it is, convert it, or leave it"
+            " out."
         ) from e
     except PermissionError as e:
         raise DataError(f"{path} cannot be opened: {e.strerror}") from e
@@ -189,7 +196,8 @@ def _channels(values, like: torch.Tensor):
 
 # %% ../../nbs/data/01_image.ipynb #aae97213
 def normalise(images) -> torch.Tensor:
-    """uint8 images, (B,H,W,3) or (B,3,H,W), array or tensor → float32 (B,3,H,W), ImageNet mean 0 and deviation 1.
+    """uint8 images, (B,H,W,3) or (B,3,H,W), array or tensor → float32 (B,3,H,W), ImageNet mean 0 and
+    deviation 1.
 
     A single image (H,W,3) or (3,H,W) → (3,H,W). Raises `DataError` for other shapes and other dtypes.
     """
@@ -207,7 +215,8 @@ def normalise(images) -> torch.Tensor:
 
 # %% ../../nbs/data/01_image.ipynb #109e2a5d
 def denormalise(images: torch.Tensor) -> torch.Tensor:
-    "The way back, for pictures: float (B,3,H,W) or (3,H,W) → uint8 (B,H,W,3) or (H,W,3), clipped to 0 to 255."
+    """The way back, for pictures: float (B,3,H,W) or (3,H,W) → uint8 (B,H,W,3) or (H,W,3), clipped to 0 to
+    255."""
     if images.ndim not in (3, 4) or images.shape[-3] != 3:
         raise DataError(f"normalised images have shape (B,3,H,W), not {tuple(images.shape)}")
     x = images.detach().float() * _channels(IMAGENET_STD, images) + _channels(IMAGENET_MEAN, images)
@@ -236,10 +245,12 @@ def train_transform(
     flip: float = 0.5,
     normalised: bool = True,
 ) -> v2.Compose:
-    """PIL image or uint8 array (H,W,3) → float32 (3,size,size): random resized crop, flip, RandAugment(N, M), normalisation.
+    """PIL image or uint8 array (H,W,3) → float32 (3,size,size): random resized crop, flip, RandAugment(N,
+    M), normalisation.
 
     `randaugment=None`, `crop_scale=None` (plain resize of the whole image) and `flip=0` switch a part off.
-    `normalised=False`: a uint8 array (size,size,3) instead. The random numbers are torch's: seed with `torch.manual_seed`.
+    `normalised=False`: a uint8 array (size,size,3) instead. The random numbers are torch's: seed with
+    `torch.manual_seed`.
     Source: section 3.2; what it leaves open is in the table above.
     """
     if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
@@ -260,9 +271,11 @@ def train_transform(
 
 # %% ../../nbs/data/01_image.ipynb #955dea11
 def eval_transform(size: int = 224, resize: int = None, normalised: bool = True) -> v2.Compose:
-    """PIL image or uint8 array (H,W,3) → float32 (3,size,size): short side to `resize`, centre crop, normalisation.
+    """PIL image or uint8 array (H,W,3) → float32 (3,size,size): short side to `resize`, centre crop,
+    normalisation.
 
-    `resize` is 256/224 of `size` by default; `resize=size` keeps as much as a square can hold. `normalised=False`:
+    `resize` is 256/224 of `size` by default; `resize=size` keeps as much as a square can hold.
+    `normalised=False`:
     a uint8 array (size,size,3) instead. Source: VG-HuBERT's code (256, then 224).
     """
     resize = round(size * 256 / 224) if resize is None else resize

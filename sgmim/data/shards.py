@@ -37,7 +37,8 @@ from .image import load_image, open_image, orientation, to_rgb, upright
 
 # %% ../../nbs/data/03_shards.ipynb #f198aa6d
 def shrink(im, size):
-    "A PIL image with its short side brought down to `size` pixels, bicubic and antialiased; as it is if that is no larger, or `size` None."
+    """A PIL image with its short side brought down to `size` pixels, bicubic and antialiased; as it is if
+    that is no larger, or `size` None."""
     if size is None or min(im.size) <= size:
         return im
     scale = size / min(im.size)
@@ -49,7 +50,8 @@ EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 
 def image_member(corpus, i, size=448, quality=92):
     """Image `i` of a corpus as it stands in a shard: (extension, bytes). `DataError` if it cannot be decoded.
-    `size`: pixels of the short side, at most; None keeps the file as it is (pixels that have no file become a PNG)."""
+    `size`: pixels of the short side, at most; None keeps the file as it is (pixels that have no file
+    become a PNG)."""
     pixels, blob = _original(corpus, i, size)
     if blob is not None:
         with open_image(io.BytesIO(blob)) as im:
@@ -82,7 +84,8 @@ def _original(corpus, i, size):
 
 # %% ../../nbs/data/03_shards.ipynb #53017c50
 def sound_member(corpus, j, audio="flac", max_seconds=None):
-    """Recording `j` of a corpus as it stands in a shard: (bytes, samples), 16 kHz, mono, 16 bit. `DataError` if it cannot be decoded.
+    """Recording `j` of a corpus as it stands in a shard: (bytes, samples), 16 kHz, mono, 16 bit.
+    `DataError` if it cannot be decoded.
     `audio`: 'flac', or 'wav' (larger, quicker to decode). `max_seconds`: only so much of its beginning."""
     import soundfile
 
@@ -99,7 +102,8 @@ def sound_member(corpus, j, audio="flac", max_seconds=None):
 
 
 def within_full_scale(wave, where):
-    "A waveform (L,) float32 as it fits in 16 bits: divided by its peak if that is above 1, with a warning, so that nothing is clipped."
+    """A waveform (L,) float32 as it fits in 16 bits: divided by its peak if that is above 1, with a
+    warning, so that nothing is clipped."""
     wave = np.asarray(wave, np.float32)
     if (peak := np.abs(wave).max(initial=0)) <= 1:
         return wave
@@ -180,7 +184,8 @@ def describe(corpus, split=None):
 # %% ../../nbs/data/03_shards.ipynb #3ebef8e9
 @dataclass
 class Sample:
-    "An image and its captions, encoded: `members` (suffix, bytes), `sounds` (caption, samples) in the order of the members; `faults`, and how many captions were `lost` by them."
+    """An image and its captions, encoded: `members` (suffix, bytes), `sounds` (caption, samples) in the
+    order of the members; `faults`, and how many captions were `lost` by them."""
 
     image: int
     members: list = field(default_factory=list)
@@ -224,7 +229,8 @@ class Encoder:
         return s
 
     def fault(self, s, kind, where, e, captions):
-        "Write down why something is missing, without this machine's folders: the index says the same wherever it is made."
+        """Write down why something is missing, without this machine's folders: the index says the same
+        wherever it is made."""
         why = str(e)
         for root in self.roots:
             why = why.replace(f"{root}{os.sep}", "")
@@ -288,7 +294,8 @@ def shard_name(split, k):
 
 
 def write_shard(path, samples, limit, expect=None):
-    """Put `samples` (an iterator) into the tar file `path` until it holds `limit` bytes; returns its record. `expect`: the digest that has to come out.
+    """Put `samples` (an iterator) into the tar file `path` until it holds `limit` bytes; returns its
+    record. `expect`: the digest that has to come out.
     The file appears under its name only when it is whole."""
     record = {"images": [], "sounds": [], "faults": [], "lost": 0}
     with atomic_write(path) as f:
@@ -306,13 +313,16 @@ def write_shard(path, samples, limit, expect=None):
         size, digest = tar.close()
         if expect not in (None, digest):
             raise DataError(
-                f"{path} was to be made again and came out otherwise: the files of the corpus, or the libraries that encode them, have changed since. Write all anew with overwrite=True (--overwrite)."
+                f"{path} was to be made again and came out otherwise: the files of the corpus, or the"
+                " libraries that encode them, have changed since. Write all anew with overwrite=True"
+                " (--overwrite)."
             )
     return {**record, "file": path.name, "bytes": size, "blake2b": digest}
 
 # %% ../../nbs/data/03_shards.ipynb #aeeb2ee4
 def encoded(encode, images, workers, allowed=None, lost=0, progress=True):
-    "`encode(i)` for each i of `images`, in order, made by `workers` threads. `DataError` as soon as more than `allowed` captions are lost, `lost` of them before."
+    """`encode(i)` for each i of `images`, in order, made by `workers` threads. `DataError` as soon as more
+    than `allowed` captions are lost, `lost` of them before."""
     from tqdm.auto import tqdm
 
     faults = Skips()
@@ -328,8 +338,9 @@ def encoded(encode, images, workers, allowed=None, lost=0, progress=True):
             faults.extend(Skip(*x) for x in s.faults)
             if allowed is not None and lost > allowed:
                 raise DataError(
-                    f"{lost:,} captions are lost, and max_unreadable allows {allowed:,}: {faults}. "
-                    "Check the folders of the corpus, mend the files, and write anew with overwrite=True (--overwrite); or allow more."
+                    f"{lost:,} captions are lost, and max_unreadable allows {allowed:,}: {faults}. Check the"
+                    " folders of the corpus, mend the files, and write anew with overwrite=True"
+                    " (--overwrite); or allow more."
                 )
             bar.update()
             yield s
@@ -347,7 +358,8 @@ def part_name(split, k):
 
 
 def files_of(folder, split):
-    "What belongs to a split in a folder: its shards, records and index, and what a killed writing left half-written (whose names begin with a dot)."
+    """What belongs to a split in a folder: its shards, records and index, and what a killed writing left
+    half-written (whose names begin with a dot)."""
     name = re.escape(split)
     whole = re.compile(rf"{name}-\d{{5,}}\.(tar|part)|shards-{name}\.(json|npz|part)")
     half = re.compile(rf"\.({whole.pattern})\.\w+\.part")
@@ -373,7 +385,8 @@ def check_same(found, job, out):
     ]
     if differ:
         raise DataError(
-            f"{out} holds other shards of the split {job['split']}: {'; '.join(differ)}. Give another folder, or overwrite=True (--overwrite) to write them anew."
+            f"{out} holds other shards of the split {job['split']}: {'; '.join(differ)}. Give another folder,"
+            " or overwrite=True (--overwrite) to write them anew."
         )
 
 # %% ../../nbs/data/03_shards.ipynb #746e4247
@@ -391,13 +404,17 @@ def write_shards(
     overwrite=False,
     progress=True,
 ):
-    """Pack a corpus into tar files in the folder `out`; returns a dict of what is there now. The same call goes on where an interrupted one stopped, makes again what is missing,
+    """Pack a corpus into tar files in the folder `out`; returns a dict of what is there now. The same call
+    goes on where an interrupted one stopped, makes again what is missing,
     and returns at once if nothing is. Several splits can share a folder; one writing at a time for each.
 
-    `corpus`: a `Corpus`, or anything with `image_of_caption`, `captions`, `image(i)`, `audio(j)`. `split`: names the files (default: its own). `size`: short side of the images in
-    pixels, at most; None keeps the files as they are. `shard_mb`: 10⁶ bytes a file. `audio`: 'flac' or 'wav'. `max_seconds` of a recording (None: all). `workers`: threads (default: one a core;
+    `corpus`: a `Corpus`, or anything with `image_of_caption`, `captions`, `image(i)`, `audio(j)`. `split`:
+    names the files (default: its own). `size`: short side of the images in
+    pixels, at most; None keeps the files as they are. `shard_mb`: 10⁶ bytes a file. `audio`: 'flac' or
+    'wav'. `max_seconds` of a recording (None: all). `workers`: threads (default: one a core;
     more where the disk is slow to answer).
-    Unreadable files are left out and listed. `DataError` if that costs more than the share `max_unreadable` of the captions, or if `out` holds something else and not `overwrite`."""
+    Unreadable files are left out and listed. `DataError` if that costs more than the share
+    `max_unreadable` of the captions, or if `out` holds something else and not `overwrite`."""
     out, about = Path(out), describe(corpus, split)
     settings = dict(
         size=size, shard_mb=shard_mb, audio=audio, jpeg_quality=jpeg_quality, max_seconds=max_seconds
@@ -460,7 +477,8 @@ def check_settings(split, max_unreadable, size, shard_mb, audio, jpeg_quality, m
 
 
 def begin(out, job, overwrite):
-    "What was written before, (records of whole shards, are they all?); notes in the folder what is being written. `DataError` if it holds something else."
+    """What was written before, (records of whole shards, are they all?); notes in the folder what is being
+    written. `DataError` if it holds something else."""
     whole, half = files_of(out, job["split"])
     index, part = out / index_name(job["split"]), out / index_name(job["split"], ".part")
     for p in half:
@@ -476,7 +494,8 @@ def begin(out, job, overwrite):
         check_same(read_json(part), job, out)
     elif whole:
         raise DataError(
-            f"{whole[0]} is there already, and no index says what it is. Give another folder, or overwrite=True (--overwrite) to remove {len(whole)} files of that kind."
+            f"{whole[0]} is there already, and no index says what it is. Give another folder, or"
+            f" overwrite=True (--overwrite) to remove {len(whole)} files of that kind."
         )
     write_json(part, job)
     records = []
@@ -486,7 +505,8 @@ def begin(out, job, overwrite):
 
 # %% ../../nbs/data/03_shards.ipynb #15a84f67
 def mend(out, records, samples):
-    "Make those of the recorded shards again that are not there, or not whole; -> how many. `samples(first, stop)` encodes."
+    """Make those of the recorded shards again that are not there, or not whole; -> how many.
+    `samples(first, stop)` encodes."""
     lost = [
         k
         for k, r in enumerate(records)
@@ -567,7 +587,8 @@ def digest_of(blob):
 
 # %% ../../nbs/data/03_shards.ipynb #e51932d2
 def read_meta(folder, split):
-    "The index of a split as a dict. `DataError` if there is none, if it is of a newer version, or not what `write_shards` writes."
+    """The index of a split as a dict. `DataError` if there is none, if it is of a newer version, or not
+    what `write_shards` writes."""
     path = Path(folder) / index_name(split)
     if not path.is_file():
         raise DataError(f"{folder} has no shards of a split {split}{_there(folder, split)}")
@@ -575,7 +596,8 @@ def read_meta(folder, split):
     version = meta.get("format") if isinstance(meta, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise DataError(
-            f"{path} has format {version}, and this version of sgmim reads formats up to {FORMAT}: update sgmim"
+            f"{path} has format {version}, and this version of sgmim reads formats up to {FORMAT}: update"
+            " sgmim"
         )
     try:
         whole = isinstance(version, int) and _well_formed(meta, split)
@@ -583,7 +605,8 @@ def read_meta(folder, split):
         whole = False
     if not whole:
         raise DataError(
-            f"{path} is not an index that write_shards wrote, or was changed. Copy it again, or write the shards again."
+            f"{path} is not an index that write_shards wrote, or was changed. Copy it again, or write the"
+            " shards again."
         )
     return meta
 
@@ -643,7 +666,8 @@ def summary(meta):
 
 # %% ../../nbs/data/03_shards.ipynb #38e92b78
 def read_columns(folder, meta):
-    "The columns as arrays by name. `DataError` if they are not those of the index, or name places outside the shards."
+    """The columns as arrays by name. `DataError` if they are not those of the index, or name places
+    outside the shards."""
     path = Path(folder) / index_name(meta["split"], ".npz")
     try:
         blob = path.read_bytes()
@@ -653,7 +677,8 @@ def read_columns(folder, meta):
         ) from e
     if (len(blob), digest_of(blob)) != (meta["columns"]["bytes"], meta["columns"]["blake2b"]):
         raise DataError(
-            f"{path} is not the one of {index_name(meta['split'])}: it has {len(blob):,} bytes, {meta['columns']['bytes']:,} are listed. Copy both again."
+            f"{path} is not the one of {index_name(meta['split'])}: it has {len(blob):,} bytes,"
+            f" {meta['columns']['bytes']:,} are listed. Copy both again."
         )
     try:
         with np.load(io.BytesIO(blob), allow_pickle=False) as z:
@@ -704,7 +729,8 @@ def unpack(meta, columns):
 
 # %% ../../nbs/data/03_shards.ipynb #2d220891
 class Reader:
-    "Bytes of the shards of a split, at any place: `read(k, offset, size)`. One open file a shard and process; safe in threads, forked and spawned processes."
+    """Bytes of the shards of a split, at any place: `read(k, offset, size)`. One open file a shard and
+    process; safe in threads, forked and spawned processes."""
 
     FILES, FORGOTTEN = (
         512,
@@ -764,7 +790,8 @@ class Reader:
 
 # %% ../../nbs/data/03_shards.ipynb #f2e11e31
 def decode_image(blob, size=None):
-    "The bytes of an image file, uint8 (H, W, 3), upright. `size`: the short side that will be needed. `DataError` if they cannot be decoded."
+    """The bytes of an image file, uint8 (H, W, 3), upright. `size`: the short side that will be needed.
+    `DataError` if they cannot be decoded."""
     try:
         with open_image(io.BytesIO(blob)) as im:
             if size is not None:
@@ -776,7 +803,8 @@ def decode_image(blob, size=None):
 
 # %% ../../nbs/data/03_shards.ipynb #6f3ef89b
 class Shards(Corpus):
-    """A corpus in shards (`open_shards`). All that a `Corpus` offers, `samples` known; and `shard_of_image` (m,), `shard_of_caption` (n,) int64, by which batches can be drawn from few shards
+    """A corpus in shards (`open_shards`). All that a `Corpus` offers, `samples` known; and
+    `shard_of_image` (m,), `shard_of_caption` (n,) int64, by which batches can be drawn from few shards
     at a time; `settings` of the writing; `source_fingerprint` of the corpus that was written."""
 
     def __init__(self, reader, columns, image_at, sound_at, image, settings, source_fingerprint):
@@ -794,7 +822,11 @@ class Shards(Corpus):
 
     def __repr__(self):
         files, size = len(np.unique(self.shard_of_image)), self.settings["size"]
-        return f"Shards({self.name}, {self.split}: {self.n_images:,} images{f' of up to {size} px' if size else ''}, {len(self):,} captions, {len(self.speakers):,} speakers; {files:,} file{'s' * (files > 1)})"
+        return (
+            f"Shards({self.name}, {self.split}: {self.n_images:,}"
+            f" images{f' of up to {size} px' if size else ''}, {len(self):,} captions, {len(self.speakers):,}"
+            f" speakers; {files:,} file{'s' * (files > 1)})"
+        )
 
     @property
     def content(self):
@@ -821,7 +853,9 @@ class Shards(Corpus):
             return read()
         except DataError as e:
             raise DataError(
-                f"{shard_name(self.split, int(row[0]))} in {self.folder}, sample {key_of(int(self._image[image]))}, {what}: {e}. Copy the shard again, or delete it and call write_shards again, which makes it anew."
+                f"{shard_name(self.split, int(row[0]))} in {self.folder}, sample"
+                f" {key_of(int(self._image[image]))}, {what}: {e}. Copy the shard again, or delete it and"
+                " call write_shards again, which makes it anew."
             ) from e
 
     def image_bytes(self, i):
@@ -838,13 +872,15 @@ class Shards(Corpus):
         )
 
     def image(self, i, size=None):
-        "Image `i`, uint8 (H, W, 3). `size`: the short side that will be needed (large JPEGs are then decoded smaller, never below it)."
+        """Image `i`, uint8 (H, W, 3). `size`: the short side that will be needed (large JPEGs are then
+        decoded smaller, never below it)."""
         return self._named(
             self._image_at[i], i, "image", lambda: decode_image(self._bytes(self._image_at[i]), size)
         )
 
     def audio(self, j, max_seconds=None):
-        "Waveform of caption `j`, float32 (L,), 16 kHz; only the first `max_seconds`, and little more than these is read."
+        """Waveform of caption `j`, float32 (L,), 16 kHz; only the first `max_seconds`, and little more
+        than these is read."""
         row, n = self._sound_at[j], int(self._samples[j])
         return self._named(
             row,
@@ -865,7 +901,8 @@ class Shards(Corpus):
         return decode_sound(self._bytes(row), n)[:want]
 
     def select(self, keep, skipped=()):
-        "The shards with only the captions `keep` (n,) bool, and only the images they need. Nothing is written: they point into the same files."
+        """The shards with only the captions `keep` (n,) bool, and only the images they need. Nothing is
+        written: they point into the same files."""
         columns, keep = select(describe(self), keep, skipped), np.asarray(keep, bool)
         images = np.unique(self.image_of_caption[keep])
         return Shards(
@@ -888,19 +925,25 @@ class Shards(Corpus):
         raise DataError(self._no_files)
 
     image_root = audio_root = property(lambda self: self.image_path(0))
-    _no_files = "shards have no file for each image and recording: read them with image(i) and audio(j), take a part with shards.select(keep)"
+    _no_files = (
+        "shards have no file for each image and recording: read them with image(i) and audio(j), take a part"
+        " with shards.select(keep)"
+    )
 
 # %% ../../nbs/data/03_shards.ipynb #0f6df6a3
 def open_shards(folder, split, verify=False, readahead=True):
-    """The shards of `split` that `write_shards` wrote to `folder`, as a corpus (`Shards`). Reads the index, and of the shards only that they are there and whole in size.
-    `verify`: read all of them and compare their digests. `readahead`: see `Reader`. `DataError` says what is missing, truncated, changed, or of a newer version."""
+    """The shards of `split` that `write_shards` wrote to `folder`, as a corpus (`Shards`). Reads the
+    index, and of the shards only that they are there and whole in size.
+    `verify`: read all of them and compare their digests. `readahead`: see `Reader`. `DataError` says what
+    is missing, truncated, changed, or of a newer version."""
     meta = read_meta(folder, split)
     columns = read_columns(folder, meta)
     bad = [fault for s in meta["shards"] if (fault := shard_fault(folder, s, verify))]
     if bad:
         raise DataError(
-            f"{len(bad):,} of {len(meta['shards']):,} shards cannot be used: {'; '.join(bad[:5])}{'; …' if len(bad) > 5 else ''}. "
-            "Copy these again, or delete them and call write_shards again, which makes them anew."
+            f"{len(bad):,} of {len(meta['shards']):,} shards cannot be used:"
+            f" {'; '.join(bad[:5])}{'; …' if len(bad) > 5 else ''}. Copy these again, or delete them and call"
+            " write_shards again, which makes them anew."
         )
     at = [torch.from_numpy(columns[k]) for k in ("image_at", "sound_at", "image")]
     return Shards(
@@ -932,7 +975,8 @@ def file_digest(path):
 
 
 def verify_shards(folder, split=None):
-    "Read all shards of a folder (or of one split) and compare their digests; {split: what it is}. `DataError` if one is not what was written."
+    """Read all shards of a folder (or of one split) and compare their digests; {split: what it is}.
+    `DataError` if one is not what was written."""
     splits = [split] if split else sorted(p.name[7:-5] for p in Path(folder).glob("shards-*.json"))
     if not splits:
         raise DataError(f"{folder} has no shards{_there(folder, '')}")

@@ -48,12 +48,14 @@ def check_listens(model: SGMIM) -> None:
     row = model.config.reconstruction
     if row not in ("frames", "summary"):
         raise ConfigError(
-            f"the decoder of this model hears nothing (reconstruction='{row}'), so captions cannot be exchanged"
+            f"the decoder of this model hears nothing (reconstruction='{row}'), so captions cannot be"
+            " exchanged"
         )
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #b5532dfd
 def exchange(model: SGMIM, heard, caption: str, image_id: torch.Tensor) -> tuple:
-    "(context, padding) for the decoder when `heard` (what `model.hear` gave for a batch) is exchanged: `caption` is one of `CAPTIONS`."
+    """(context, padding) for the decoder when `heard` (what `model.hear` gave for a batch) is exchanged:
+    `caption` is one of `CAPTIONS`."""
     if caption not in CAPTIONS:
         raise ConfigError(f"caption must be one of {CAPTIONS}, got '{caption}'")
     context, padding = model.context(heard)
@@ -66,7 +68,8 @@ def exchange(model: SGMIM, heard, caption: str, image_id: torch.Tensor) -> tuple
 
 
 def target_features(model: SGMIM, image: torch.Tensor) -> torch.Tensor:
-    "What eq. 4 compares with: the momentum encoder's features of all patches (B, N, D) (or their pixels), normalised if the model's loss does so."
+    """What eq. 4 compares with: the momentum encoder's features of all patches (B, N, D) (or their
+    pixels), normalised if the model's loss does so."""
     target = model.target(image)
     return F.layer_norm(target, target.shape[-1:]) if model.config.mim_normalise_target else target
 
@@ -75,8 +78,10 @@ def target_features(model: SGMIM, image: torch.Tensor) -> torch.Tensor:
 def reconstruct_with(
     model: SGMIM, batch: dict, caption: str = "right", mask: PatchMask | None = None
 ) -> dict:
-    """`model.reconstruct` with the `caption` 'right', 'wrong' (of the next pair of the batch whose image is another; the last pair takes the first's) or 'none' (zeros).
-    Returns predicted and target (B, N, D) and mask (B, N), True = hidden. `ConfigError` for a model that is not guided by speech."""
+    """`model.reconstruct` with the `caption` 'right', 'wrong' (of the next pair of the batch whose image
+    is another; the last pair takes the first's) or 'none' (zeros).
+    Returns predicted and target (B, N, D) and mask (B, N), True = hidden. `ConfigError` for a model that
+    is not guided by speech."""
     check_listens(model)
     mask = mask or model.draw_mask(batch["image"])
     context, padding = exchange(model, model.hear(batch), caption, batch["image_id"])
@@ -85,7 +90,8 @@ def reconstruct_with(
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #909acd6d
 class PatchErrors(NamedTuple):
-    """Errors at the hidden patches of n pairs. `error`: {condition: (n, N) float64, 0 where visible}, over the target's variance; `hidden` (n, N) bool, True = hidden;
+    """Errors at the hidden patches of n pairs. `error`: {condition: (n, N) float64, 0 where visible}, over
+    the target's variance; `hidden` (n, N) bool, True = hidden;
     `caption` and `image` (n,): their numbers in the corpus."""
 
     error: dict
@@ -111,10 +117,12 @@ class Variance:
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #362d5be0
 def conditions(model: SGMIM, batch: dict, names, take_out=None):
-    "Yields (name, (context, padding)) for each of the conditions `names`; `take_out(batch, heard, kind)` gives what is heard without the words of a class."
+    """Yields (name, (context, padding)) for each of the conditions `names`; `take_out(batch, heard, kind)`
+    gives what is heard without the words of a class."""
     if "alone" in names and model.config.reconstruction != "plain":
         raise ConfigError(
-            f"'alone' is for a model whose decoder never heard anything (+ Recon, reconstruction='plain'), not '{model.config.reconstruction}'"
+            "'alone' is for a model whose decoder never heard anything (+ Recon, reconstruction='plain'),"
+            f" not '{model.config.reconstruction}'"
         )
     if any(n != "alone" for n in names):
         check_listens(model)
@@ -132,7 +140,8 @@ def conditions(model: SGMIM, batch: dict, names, take_out=None):
 def patch_errors(
     model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: int = 0, batch_size: int = 64, take_out=None
 ) -> PatchErrors:
-    """Error at every hidden patch of the first `pairs` captions of a corpus, under each of the conditions `names` (see `conditions`).
+    """Error at every hidden patch of the first `pairs` captions of a corpus, under each of the conditions
+    `names` (see `conditions`).
     Masks and wrong captions are drawn from `seed`, `pairs` and `batch_size` alone. Evaluation mode."""
     model.eval()
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
@@ -173,8 +182,10 @@ def patch_errors(
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #aad68a3b
 def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, batch_size: int = 64) -> dict:
-    """Masked error (eq. 4, over the target's variance) with the right, a wrong and no caption, on the first `pairs` captions of a corpus.
-    Returns {'right', 'wrong', 'none', 'right_over_wrong', 'pairs'}; the masks are drawn from `seed` and equal for the three."""
+    """Masked error (eq. 4, over the target's variance) with the right, a wrong and no caption, on the
+    first `pairs` captions of a corpus.
+    Returns {'right', 'wrong', 'none', 'right_over_wrong', 'pairs'}; the masks are drawn from `seed` and
+    equal for the three."""
     check_listens(model)
     e = patch_errors(model, corpus, CAPTIONS, pairs, seed, batch_size)
     error = {c: float(e.error[c].sum() / e.hidden.sum()) for c in CAPTIONS}
@@ -182,7 +193,8 @@ def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, ba
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #ee901b40
 def resample_weights(groups, n: int = 1000, seed: int = 0) -> np.ndarray:
-    "How often each item is drawn in each of `n` bootstrap resamples, (n, items): items of one group (items,) are drawn together."
+    """How often each item is drawn in each of `n` bootstrap resamples, (n, items): items of one group
+    (items,) are drawn together."""
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     size, rng = member.max() + 1, np.random.default_rng(seed)
     return np.stack(
@@ -191,8 +203,10 @@ def resample_weights(groups, n: int = 1000, seed: int = 0) -> np.ndarray:
 
 
 def estimate(weights, total, count, minus=None, level: float = 0.95) -> dict | None:
-    """sum(total)/sum(count) over items and its interval from the resamples `weights` (n, items): {'value', 'interval', 'n'}, n the whole count.
-    `minus`: a (total, count) whose ratio is taken off, in every resample too. None where there is nothing to count."""
+    """sum(total)/sum(count) over items and its interval from the resamples `weights` (n, items): {'value',
+    'interval', 'n'}, n the whole count.
+    `minus`: a (total, count) whose ratio is taken off, in every resample too. None where there is nothing
+    to count."""
     terms = [
         (np.asarray(t, float), np.asarray(c, float)) for t, c in ((total, count), *([minus] if minus else []))
     ]
@@ -216,7 +230,8 @@ GAPS = (("wrong", "right"), ("none", "right"), ("alone", "right"))
 
 
 def compare(errors: PatchErrors, weights, where=None) -> dict:
-    """Mean error of each condition at the hidden patches `where` (n, N) bool (None: all), and the paired differences between them:
+    """Mean error of each condition at the hidden patches `where` (n, N) bool (None: all), and the paired
+    differences between them:
     {'right': estimate, …, 'wrong_minus_right': estimate, …}."""
     here = errors.hidden if where is None else errors.hidden & where
     count, total = (
@@ -240,7 +255,8 @@ BACKGROUND, EDGE = -1, -2
 
 
 def patch_shares(scene, config) -> np.ndarray:
-    "How much of each patch each thing of a `Scene` fills, (things, N) in [0, 1], for images cut as the model of `config` sees them."
+    """How much of each patch each thing of a `Scene` fills, (things, N) in [0, 1], for images cut as the
+    model of `config` sees them."""
     size, grid = config.image_size, config.image_size // config.patch_size
     whole = round(size / config.crop_pct)
     cut = (whole - size) // 2
@@ -253,14 +269,16 @@ def patch_shares(scene, config) -> np.ndarray:
 
 
 def patch_owner(shares: np.ndarray) -> np.ndarray:
-    "The number of the thing that each patch shows, (N,); `BACKGROUND` where there is none, `EDGE` where none fills half."
+    """The number of the thing that each patch shows, (N,); `BACKGROUND` where there is none, `EDGE` where
+    none fills half."""
     if not len(shares):
         return np.full(shares.shape[1], BACKGROUND)
     return np.where(shares.max(0) >= 0.5, shares.argmax(0), np.where(shares.sum(0) > 0, EDGE, BACKGROUND))
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #1dc9de52
 class Mention(NamedTuple):
-    "Words said of a thing: `thing`, its category; `kind`, 'thing', 'colour' or 'size'; `word` (a name may be two words); `start` and `end` in seconds; `event`, the numbers of the spoken words."
+    """Words said of a thing: `thing`, its category; `kind`, 'thing', 'colour' or 'size'; `word` (a name
+    may be two words); `start` and `end` in seconds; `event`, the numbers of the spoken words."""
 
     thing: str
     kind: str
@@ -271,7 +289,8 @@ class Mention(NamedTuple):
 
 
 def mentions(caption) -> list[Mention]:
-    "All `Mention`s of a spoken caption of the embedded corpus, in the order of speech. `DataError` for a caption of another corpus."
+    """All `Mention`s of a spoken caption of the embedded corpus, in the order of speech. `DataError` for a
+    caption of another corpus."""
     if not hasattr(caption, "things"):
         raise DataError(
             "this caption does not say what it speaks of: only captions of the embedded corpus do"
@@ -315,7 +334,8 @@ CLASSES = ("thing", "colour", "size", "place", "other")
 
 
 def word_spans(caption) -> dict:
-    "{class: [(start, end), …]} in seconds: when a spoken caption of the embedded corpus names things, colours, sizes and places, and when it says words of function ('other')."
+    """{class: [(start, end), …]} in seconds: when a spoken caption of the embedded corpus names things,
+    colours, sizes and places, and when it says words of function ('other')."""
     of = {e: m.kind for m in mentions(caption) for e in m.event}
     spans = {c: [] for c in CLASSES}
     for e, (word, start, end) in enumerate(caption.words):
@@ -328,7 +348,8 @@ TAKEN = (*CLASSES, "first thing")
 
 
 def taken_spans(caption, kind: str) -> list:
-    "[(start, end), …] of what is taken out of a caption: the words of a class; or, 'first thing', just the name of the thing that is named first."
+    """[(start, end), …] of what is taken out of a caption: the words of a class; or, 'first thing', just
+    the name of the thing that is named first."""
     if kind != "first thing":
         return word_spans(caption)[kind]
     return [(m.start, m.end) for m in mentions(caption) if m.kind == "thing"][:1]
@@ -406,7 +427,8 @@ class PatchTruth:
         return where
 
     def spoken_of(self, kind: str) -> np.ndarray:
-        "Patches of what the words `kind` of `TAKEN` are said of: their things; for place words background, where one is said; none for words of function."
+        """Patches of what the words `kind` of `TAKEN` are said of: their things; for place words
+        background, where one is said; none for words of function."""
         if kind == "other":
             return np.zeros_like(self.thing)
         if kind == "place":
@@ -422,7 +444,8 @@ ATTRIBUTES = ("colour", "size", "place")
 
 
 def said_or_not(errors: PatchErrors, truth: PatchTruth, weights, attribute: str) -> dict:
-    "Errors at the patches of what has an attribute, where it was said and where not, and the differences. Gain: error with no caption less error with the right one."
+    """Errors at the patches of what has an attribute, where it was said and where not, and the
+    differences. Gain: error with no caption less error with the right one."""
     spoken = truth.spoken_of(attribute)
     there = (
         truth.background
@@ -447,7 +470,8 @@ def said_or_not(errors: PatchErrors, truth: PatchTruth, weights, attribute: str)
 
 
 def without_words(errors: PatchErrors, truth: PatchTruth, weights, kind: str) -> dict:
-    """What taking out the words `kind` of `TAKEN` adds to the error, in the captions that have them: at what they are said of ('own'), at other things ('other_things'), at the 'background',
+    """What taking out the words `kind` of `TAKEN` adds to the error, in the captions that have them: at
+    what they are said of ('own'), at other things ('other_things'), at the 'background',
     at 'all' hidden patches; paired differences; how many 'captions', and 'seconds' taken out of each."""
     spans = [taken_spans(c, kind) for c in truth.captions]
     more, own, said = (
@@ -486,8 +510,10 @@ def speech_dependence(
     resamples: int = 1000,
     batch_size: int = 64,
 ) -> dict:
-    """{'overall', 'patch', 'category', 'said', 'silenced'}: masked errors by condition with paired bootstrap intervals over images; see `compare`, `said_or_not` and `without_words`.
-    `recon`: a model of the row + Recon, cut and masked alike. `way`: words are taken out of the 'sound' or of the 'frames'. Corpora without scenes get 'overall' alone.
+    """{'overall', 'patch', 'category', 'said', 'silenced'}: masked errors by condition with paired
+    bootstrap intervals over images; see `compare`, `said_or_not` and `without_words`.
+    `recon`: a model of the row + Recon, cut and masked alike. `way`: words are taken out of the 'sound' or
+    of the 'frames'. Corpora without scenes get 'overall' alone.
     `ConfigError` for a model that is not guided by speech."""
     check_listens(model)
     known = hasattr(corpus, "scene")
@@ -542,7 +568,8 @@ def markdown_table(head, rows) -> str:
 
 
 def dependence_tables(found: dict) -> dict:
-    "{'patches', 'silenced', 'said'}: what `speech_dependence` gave, as tables in Markdown; those that the corpus allows."
+    """{'patches', 'silenced', 'said'}: what `speech_dependence` gave, as tables in Markdown; those that
+    the corpus allows."""
     names = [
         n
         for n in ("right", "alone", "none", "wrong", "none_minus_right", "wrong_minus_right")
@@ -593,7 +620,8 @@ SHOWN = (
 
 
 def _bars(ax, groups, names):
-    "Bars of estimates with their intervals: groups {label: {name: estimate or None}}, a colour and a place for each of `names` {name: label}."
+    """Bars of estimates with their intervals: groups {label: {name: estimate or None}}, a colour and a
+    place for each of `names` {name: label}."""
     width = 0.8 / len(names)
     for i, ((name, label), colour) in enumerate(zip(names.items(), colours(len(names)), strict=True)):
         there = [
@@ -627,7 +655,8 @@ def _bars(ax, groups, names):
 
 
 def dependence_figure(found: dict, title: str | None = None):
-    "The errors of `speech_dependence` by what the hidden patch shows, and what taking out a class of words adds to them; bars with 95 % intervals."
+    """The errors of `speech_dependence` by what the hidden patch shows, and what taking out a class of
+    words adds to them; bars with 95 % intervals."""
     groups = {"all": found["overall"], **{f"{k}": v for k, v in found.get("patch", {}).items()}}
     silenced = found.get("silenced")
     fig = Picture(4.2 + 4.2 * bool(silenced), 2.8)
@@ -653,7 +682,8 @@ def dependence_figure(found: dict, title: str | None = None):
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #20cf23d5
 def category_figure(found: dict, title: str | None = None):
-    "Masked error of each category with the right, no and a wrong caption, sorted by the harm of the wrong one; points with 95 % intervals."
+    """Masked error of each category with the right, no and a wrong caption, sorted by the harm of the
+    wrong one; points with 95 % intervals."""
     rows = sorted(
         ((k, d) for k, d in found["category"].items() if d["right"]),
         key=lambda r: r[1]["wrong_minus_right"]["value"],
@@ -690,7 +720,8 @@ def dependence_record(
     about: dict | None = None,
     record=None,
 ) -> dict:
-    """`speech_dependence` on `splits` {name: corpus} as a run record, metrics[split]. `about`: more for its config (which checkpoint, which + Recon model); `record`: file to write."""
+    """`speech_dependence` on `splits` {name: corpus} as a run record, metrics[split]. `about`: more for
+    its config (which checkpoint, which + Recon model); `record`: file to write."""
     start, code = time.perf_counter(), code_version()
     metrics = {
         name: speech_dependence(model, corpus, pairs, seed, recon, way, resamples)
@@ -711,7 +742,8 @@ def dependence_record(
 
 
 def keep_record(kind, config, seed, splits, metrics, start, device, code, record=None) -> dict:
-    "The run record of an analysis of `splits` {name: corpus} that began at `start`; written to the file `record`, if one is given."
+    """The run record of an analysis of `splits` {name: corpus} that began at `start`; written to the file
+    `record`, if one is given."""
     data = {
         name: {"name": repr(c), "fingerprint": getattr(c, "fingerprint", None)} for name, c in splits.items()
     }

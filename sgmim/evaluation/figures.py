@@ -91,7 +91,8 @@ def _card(ax, x, size=8, width=20):
 
 # %% ../../nbs/evaluation/00_figures.ipynb #5b609ae2
 def gallery(images, titles=None, columns: int = 6, cell: float = 1.5) -> Figure:
-    "Images (a list, or a batch (B,3,S,S)) in rows of `columns`, `cell` inches each, with a title each if given."
+    """Images (a list, or a batch (B,3,S,S)) in rows of `columns`, `cell` inches each, with a title each if
+    given."""
     if not len(images):
         raise DataError("a gallery needs at least one image")
     columns = min(columns, len(images))
@@ -134,7 +135,8 @@ def _draw_sound(ax, wave, rate, spectrogram):
 
 # %% ../../nbs/evaluation/00_figures.ipynb #282213d4
 def _draw_words(axes, words, seconds, width, title):
-    "Words (word, start, end; seconds) over the first of `axes`, `width` inches wide; their boundaries through all; a title above."
+    """Words (word, start, end; seconds) over the first of `axes`, `width` inches wide; their boundaries
+    through all; a title above."""
     crowded = any(len(w) * 0.07 > (end - start) * width / seconds for w, start, end in words)
     for word, start, end in words:
         for ax in axes:
@@ -164,13 +166,15 @@ def _checked_wave(wave):
     wave = array(wave)
     if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
         raise DataError(
-            f"a waveform to draw is (L,), not empty and finite, not {wave.shape} with {int((~np.isfinite(wave)).sum())} bad samples"
+            f"a waveform to draw is (L,), not empty and finite, not {wave.shape} with"
+            f" {int((~np.isfinite(wave)).sum())} bad samples"
         )
     return wave
 
 
 def spectrogram_figure(wave, words=(), rate: int = RATE, title: str = None, width: float = 8.0) -> Figure:
-    "Waveform and log-mel spectrogram of `wave` (L,), one above the other, with `words` [(word, start, end)] in seconds."
+    """Waveform and log-mel spectrogram of `wave` (L,), one above the other, with `words` [(word, start,
+    end)] in seconds."""
     wave, fig = _checked_wave(wave), Picture(width, 3.2)
     top, bottom = axes = fig.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     _draw_sound(top, wave, rate, False)
@@ -202,10 +206,13 @@ def attention_figure(
     title: str = None,
     width: float = 8.0,
 ) -> Figure:
-    """The paper's Fig. 3: a waveform (L,), its words on top, and the attention (H,T) of [CLS] in one lane a head.
+    """The paper's Fig. 3: a waveform (L,), its words on top, and the attention (H,T) of [CLS] in one lane
+    a head.
 
-    `words` [(word, start, end)] in seconds; `hop_seconds` from frame to frame (HuBERT 0.02); frame t is drawn `hop_seconds`
-    wide around first + t * hop_seconds, `first` the middle of frame 0 in seconds (default: half a hop). `spectrogram`: log-mel instead of the waveform. Raises `DataError` on shapes and NaN.
+    `words` [(word, start, end)] in seconds; `hop_seconds` from frame to frame (HuBERT 0.02); frame t is
+    drawn `hop_seconds`
+    wide around first + t * hop_seconds, `first` the middle of frame 0 in seconds (default: half a hop).
+    `spectrogram`: log-mel instead of the waveform. Raises `DataError` on shapes and NaN.
     """
     wave, w = _checked_wave(wave), _checked_attention(attention)
     edges = np.arange(w.shape[1] + 1) * hop_seconds + (0 if first is None else first - hop_seconds / 2)
@@ -256,13 +263,16 @@ def retrieval_gallery(
 ) -> Figure:
     """Each query with the items found for it, best first; the right ones framed.
 
-    `queries`: Q texts or images. `items`: texts or images, indexed by the row numbers in `found` (Q,k), as from `top_k`.
-    `right`: for each query the row number of its right item, or several. `ranks` (Q,), if given, is told under the query.
+    `queries`: Q texts or images. `items`: texts or images, indexed by the row numbers in `found` (Q,k), as
+    from `top_k`.
+    `right`: for each query the row number of its right item, or several. `ranks` (Q,), if given, is told
+    under the query.
     """
     found = np.asarray(found)
     if found.ndim != 2 or len(found) != len(queries) or len(right) != len(queries):
         raise DataError(
-            f"{len(queries)} queries need found (Q,k) and right (Q,); found is {found.shape}, right has {len(right)}"
+            f"{len(queries)} queries need found (Q,k) and right (Q,); found is {found.shape}, right has"
+            f" {len(right)}"
         )
     rows, k = found.shape
     fig = Picture(cell * (k + 1.25), rows * (cell + 0.22) + (0.3 if title else 0))
@@ -282,7 +292,8 @@ def retrieval_gallery(
 
 # %% ../../nbs/evaluation/00_figures.ipynb #a38fddf2
 def pca_rgb(target: np.ndarray):
-    "A function (N,D) → (N,3) in [0,1], fitted on the target's features: its three main axes as red, green, blue."
+    """A function (N,D) → (N,3) in [0,1], fitted on the target's features: its three main axes as red,
+    green, blue."""
     mean = target.mean(0)
     axes = np.linalg.svd(target - mean, full_matrices=False)[2][:3]
     axes = np.pad(axes, ((0, 3 - len(axes)), (0, 0)))
@@ -313,9 +324,11 @@ def _masked_picture(image, mask, grid):
 def reconstruction_figure(
     image, mask, target, predictions: dict, title: str = None, cell: float = 1.6
 ) -> Figure:
-    """What the decoder made of the masked patches of one image: features as colours, and the error of each patch.
+    """What the decoder made of the masked patches of one image: features as colours, and the error of each
+    patch.
 
-    `image` (S,S,3); `mask` (N,) bool, True = hidden; `target` (N,D); `predictions`: label → (N,D), for instance with the
+    `image` (S,S,3); `mask` (N,) bool, True = hidden; `target` (N,D); `predictions`: label → (N,D), for
+    instance with the
     right caption, a wrong one, and none. Patches that were visible are not trained, so they are left pale.
     """
     mask, target = np.asarray(torch.as_tensor(mask).cpu()).astype(bool).ravel(), array(target)
@@ -326,7 +339,8 @@ def reconstruction_figure(
             raise DataError(f"{name} is {x.shape} and has to be ({N}, D), finite")
     if grid**2 != N or not mask.any():
         raise DataError(
-            f"mask has {N} patches, {int(mask.sum())} hidden: a square grid and some hidden patches are needed"
+            f"mask has {N} patches, {int(mask.sum())} hidden: a square grid and some hidden patches are"
+            " needed"
         )
     to_rgb, image = pca_rgb(target), picture(image)
     errors = {k: ((x - target) ** 2).mean(1) for k, x in predictions.items()}
@@ -356,7 +370,8 @@ def reconstruction_figure(
 
 # %% ../../nbs/evaluation/00_figures.ipynb #aaa09a94
 def series(history, key: str) -> tuple:
-    "Steps and values of `key` ('loss_nce', 'mean.recall_at_1') from the records that have it: two arrays. NaN is kept, None left out."
+    """Steps and values of `key` ('loss_nce', 'mean.recall_at_1') from the records that have it: two
+    arrays. NaN is kept, None left out."""
     found = []
     for record in history:
         value = record
@@ -413,7 +428,8 @@ def _draw_series(ax, x, y, colour, dash, label, noisy):
 def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     """A run's losses, recalls and learning rate over its steps; a panel without any value is left out.
 
-    `history`: records (dicts with 'step'), or a dict name → records to compare runs: then a colour is a run, and each
+    `history`: records (dicts with 'step'), or a dict name → records to compare runs: then a colour is a
+    run, and each
     panel shows only the first of its keys. `panels`: (title, keys) each. Steps without a value are
     left out, and so are zeros of a loss, by which older runs say "not computed" (before `mim_onset`).
     """
@@ -589,8 +605,10 @@ def _draw_outputs(ax, panel, mask, target, predicted, similarity):
 
 # %% ../../nbs/evaluation/00_figures.ipynb #e0440b21
 def method_figure(image, wave, mask, target, predicted, similarity) -> Figure:
-    """The method (Fig. 2) in one picture, around one example: an image (S,S,3), its recording `wave` (L,), the hidden patches `mask` (N,),
-    features `target` and `predicted` (N,D), and the `similarity` (B,B) of a few captions (rows) and images, pairs on the diagonal."""
+    """The method (Fig. 2) in one picture, around one example: an image (S,S,3), its recording `wave` (L,),
+    the hidden patches `mask` (N,),
+    features `target` and `predicted` (N,D), and the `similarity` (B,B) of a few captions (rows) and
+    images, pairs on the diagonal."""
     image, wave, mask, target, predicted, similarity = (
         picture(image),
         _checked_wave(wave),
@@ -603,7 +621,8 @@ def method_figure(image, wave, mask, target, predicted, similarity) -> Figure:
         raise DataError(f"similarity is (B,B), captions by images, not {similarity.shape}")
     if target.shape != predicted.shape or len(target) != len(mask) or not mask.any():
         raise DataError(
-            f"mask (N,) with something hidden, target and predicted (N,D) go together, not {mask.shape}, {target.shape} and {predicted.shape}"
+            f"mask (N,) with something hidden, target and predicted (N,D) go together, not {mask.shape},"
+            f" {target.shape} and {predicted.shape}"
         )
     fig = Picture(7, 4.9)
     fig.set_layout_engine("none")

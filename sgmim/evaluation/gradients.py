@@ -20,7 +20,9 @@ from ..models.sgmim import SGMIM
 
 # %% ../../nbs/evaluation/03_gradients.ipynb #38b90303
 def part_of(name: str) -> str:
-    "The part of the model that a parameter is of: 'image front' (patches, positions, last norm), 'image layer 0', …; 'audio front' (projection and positions of the frames, [CLS]), 'audio layer 0', …; 'projections'; 'decoder'."
+    """The part of the model that a parameter is of: 'image front' (patches, positions, last norm), 'image
+    layer 0', …; 'audio front' (projection and positions of the frames, [CLS]), 'audio layer 0', …;
+    'projections'; 'decoder'."""
     if match := re.match(r"(image|audio)_encoder\..*?\.(?:blocks|layers)\.(\d+)\.", name):
         return f"{match[1]} layer {match[2]}"
     top = name.split(".")[0]
@@ -33,7 +35,9 @@ def part_of(name: str) -> str:
 
 
 def loss_gradients(model: SGMIM, batch: dict, generator: torch.Generator | None = None) -> dict:
-    "{part: (gradient of L_NCE, gradient of λ L_MIM)} on one batch, flat (P,), zeros where a loss does not reach; with the whole 'image encoder' and 'audio encoder' first. `ConfigError` for a model without a decoder."
+    """{part: (gradient of L_NCE, gradient of λ L_MIM)} on one batch, flat (P,), zeros where a loss does
+    not reach; with the whole 'image encoder' and 'audio encoder' first. `ConfigError` for a model without
+    a decoder."""
     if model.decoder is None:
         raise ConfigError("this model has no decoder (reconstruction='none'): there is one gradient alone")
     names, params = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
@@ -58,8 +62,11 @@ def loss_gradients(model: SGMIM, batch: dict, generator: torch.Generator | None 
 def gradient_split(
     models, corpus, batches: int = 16, batch_size: int = 32, seed: int = 0, resamples: int = 1000
 ) -> dict:
-    """Norms of the gradients of L_NCE and of λ L_MIM in each part of a model (or of several: the seeds of a row), their ratio and their cosine, on `batches` random batches of a corpus, in evaluation mode; intervals over batches.
-    {'parts': {part: {'nce', 'mim', 'ratio', 'cosine'}}, 'batches', 'models', 'lam'}; a ratio or cosine with a gradient that is zero is None. Batches and masks depend on `seed` alone."""
+    """Norms of the gradients of L_NCE and of λ L_MIM in each part of a model (or of several: the seeds of
+    a row), their ratio and their cosine, on `batches` random batches of a corpus, in evaluation mode;
+    intervals over batches.
+    {'parts': {part: {'nce', 'mim', 'ratio', 'cosine'}}, 'batches', 'models', 'lam'}; a ratio or cosine
+    with a gradient that is zero is None. Batches and masks depend on `seed` alone."""
     models = [models] if isinstance(models, torch.nn.Module) else list(models)
     config, rng = models[0].config, np.random.default_rng(seed)
     data, size = corpus_pairs(corpus, evaluation_cut(corpus), config), min(batch_size, len(corpus))
@@ -102,7 +109,8 @@ def _split(rows, weights, one):
 
 
 def gradient_table(found: dict) -> str:
-    "What `gradient_split` gave, {name: found}, as Markdown: the norms of both gradients, ratio and cosine in every part."
+    """What `gradient_split` gave, {name: found}, as Markdown: the norms of both gradients, ratio and
+    cosine in every part."""
     several, cell = len(found) > 1, lambda e: "–" if e is None else shown(e, 3)
     rows = [
         [part, *([name] if several else []), *(cell(d[k]) for k in ("nce", "mim", "ratio", "cosine"))]
@@ -125,7 +133,8 @@ def gradients_record(
     about: dict | None = None,
     record=None,
 ) -> dict:
-    "`gradient_split` of `groups` {name: [model]} on `splits` {name: corpus} as a run record, metrics[split][name]."
+    """`gradient_split` of `groups` {name: [model]} on `splits` {name: corpus} as a run record,
+    metrics[split][name]."""
     start, code = time.perf_counter(), code_version()
     metrics = {
         s: {

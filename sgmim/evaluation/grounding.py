@@ -37,7 +37,8 @@ from ..scenes.captions import word_class
 
 # %% ../../nbs/evaluation/06_grounding.ipynb #9219b113
 class SpokenWord(NamedTuple):
-    "A word of caption `caption` of image `image`, from `start` to `end` seconds. `kind`: 'thing', 'colour', 'size', 'place', 'other'; `thing`: number of the thing in the scene it is said of, or -1."
+    """A word of caption `caption` of image `image`, from `start` to `end` seconds. `kind`: 'thing',
+    'colour', 'size', 'place', 'other'; `thing`: number of the thing in the scene it is said of, or -1."""
 
     caption: int
     image: int
@@ -53,7 +54,8 @@ def spoken_words(corpus, j: int) -> list[SpokenWord]:
     caption = corpus.captions[j]
     if not getattr(caption, "words", ()):
         raise DataError(
-            f"caption {j} has no word times, and a heat map for a word needs to know when it is said; read the corpus with its alignments"
+            f"caption {j} has no word times, and a heat map for a word needs to know when it is said; read"
+            " the corpus with its alignments"
         )
     i, of = int(corpus.image_of_caption[j]), {}
     if hasattr(corpus, "scene") and hasattr(caption, "things"):
@@ -73,7 +75,8 @@ def spoken_words(corpus, j: int) -> list[SpokenWord]:
 # %% ../../nbs/evaluation/06_grounding.ipynb #4caee22f
 @torch.no_grad()
 def patch_features(model, image: torch.Tensor) -> torch.Tensor:
-    "Features of each patch in the shared space, (B, 3, S, S) → (B, N, E): E_I's patches, each through the image projection."
+    """Features of each patch in the shared space, (B, 3, S, S) → (B, N, E): E_I's patches, each through
+    the image projection."""
     return model.image_proj(model.image_encoder(image)[:, 1:])
 
 # %% ../../nbs/evaluation/06_grounding.ipynb #b7b3b73f
@@ -102,7 +105,8 @@ def check_variant(variant) -> Variant:
 
 # %% ../../nbs/evaluation/06_grounding.ipynb #f8be31b5
 def frames_of_words(encoder, words, T: int) -> np.ndarray:
-    "Which of T frames belong to each word, (Q, T) bool: those whose middle is within it, or else the nearest one."
+    """Which of T frames belong to each word, (Q, T) bool: those whose middle is within it, or else the
+    nearest one."""
     middle = frame_times(encoder, T)[None]
     start, end = (np.array([getattr(w, k) for w in words])[:, None] for k in ("start", "end"))
     within, nearest = (middle >= start) & (middle < end), np.abs(middle - (start + end) / 2).argmin(1)
@@ -111,7 +115,8 @@ def frames_of_words(encoder, words, T: int) -> np.ndarray:
 
 
 def cut_out(batch: dict, rows, words, least: int) -> tuple:
-    "The sound of each word alone, zero-padded: (Q, L), (Q,) samples. A word shorter than `least` samples takes what stands beside it."
+    """The sound of each word alone, zero-padded: (Q, L), (Q,) samples. A word shorter than `least` samples
+    takes what stands beside it."""
     cuts = []
     for r, w in zip(rows, words, strict=True):
         whole = int(batch["audio_len"][r])
@@ -132,7 +137,8 @@ def silence(batch: dict, rows, words) -> torch.Tensor:
 # %% ../../nbs/evaluation/06_grounding.ipynb #f8fc5ff8
 @torch.no_grad()
 def word_features(model, batch: dict, rows, words, speech=SPEECH, chunk: int = 64) -> dict:
-    """{way: (Q, E)} for each way in `speech`: the vector of each of Q words in the shared space. `rows` (Q,): the row of `batch` that each word is said in.
+    """{way: (Q, E)} for each way in `speech`: the vector of each of Q words in the shared space. `rows`
+    (Q,): the row of `batch` that each word is said in.
     The waveforms of 'cut' and 'without' are encoded `chunk` at a time."""
     encoder, rows, found = model.audio_encoder, torch.as_tensor(rows), {}
     heard = encoder(batch["audio"], batch["audio_len"])
@@ -167,7 +173,8 @@ def word_features(model, batch: dict, rows, words, speech=SPEECH, chunk: int = 6
 
 # %% ../../nbs/evaluation/06_grounding.ipynb #74f0cbe4
 def heat_maps(patches: torch.Tensor, words: torch.Tensor, similarity: str = "dot") -> torch.Tensor:
-    "Similarity of each of Q words (Q, E) to each patch of its image (Q, N, E), or of one image (N, E): (Q, N)."
+    """Similarity of each of Q words (Q, E) to each patch of its image (Q, N, E), or of one image (N, E):
+    (Q, N)."""
     if similarity == "cosine":
         patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
     elif similarity != "dot":
@@ -178,8 +185,10 @@ def heat_maps(patches: torch.Tensor, words: torch.Tensor, similarity: str = "dot
 def caption_maps(
     model, corpus, j: int, variant=DEFAULT, words=None, max_seconds: float | None = None
 ) -> tuple:
-    """(words, maps (Q, N)) of caption `j` over its own image, for any corpus with word times; `words`: some of `spoken_words` (None: all).
-    Words after the first `max_seconds` (None: `evaluation_cut`) are left out. `DataError` if the files cannot be read."""
+    """(words, maps (Q, N)) of caption `j` over its own image, for any corpus with word times; `words`:
+    some of `spoken_words` (None: all).
+    Words after the first `max_seconds` (None: `evaluation_cut`) are left out. `DataError` if the files
+    cannot be read."""
     variant, data = (
         check_variant(variant),
         corpus_pairs(corpus, max_seconds or evaluation_cut(corpus), model.config),
@@ -199,7 +208,8 @@ def caption_maps(
 def grounding_figure(
     image, words, maps, boxes=None, title: str | None = None, cell: float = 1.45, columns: int = 7
 ):
-    """The image, and its heat map (Q, N) for each of Q words (texts), all on one scale; a ring marks the patch pointed at.
+    """The image, and its heat map (Q, N) for each of Q words (texts), all on one scale; a ring marks the
+    patch pointed at.
     `boxes`: for each word None or the true (x0, y0, x1, y1) in fractions of the side."""
     image, maps = picture(image), np.asarray(maps)
     size, grid = image.shape[0], round(maps.shape[1] ** 0.5)
@@ -271,7 +281,8 @@ def in_crop(box, crop: float) -> tuple:
 def caption_figure(
     model, corpus, j: int, variant=DEFAULT, kinds=("thing", "colour", "size", "place"), **kwargs
 ):
-    "`grounding_figure` of the words of caption `j`, with the true boxes where the corpus knows them. `kinds`: classes of words to draw (None: all)."
+    """`grounding_figure` of the words of caption `j`, with the true boxes where the corpus knows them.
+    `kinds`: classes of words to draw (None: all)."""
     words = [w for w in spoken_words(corpus, j) if kinds is None or w.kind in kinds] or spoken_words(
         corpus, j
     )
@@ -302,13 +313,15 @@ def standardised(maps) -> np.ndarray:
 
 
 def iou(maps, shown, threshold: float) -> np.ndarray:
-    "Intersection over union of the patches above `threshold` standard deviations and those `shown` (Q, N) bool: (Q,)."
+    """Intersection over union of the patches above `threshold` standard deviations and those `shown` (Q,
+    N) bool: (Q,)."""
     above = standardised(maps) >= threshold
     return (above & shown).sum(1) / np.maximum((above | shown).sum(1), 1)
 
 
 def choice(maps, shares, thing) -> np.ndarray:
-    "Is the mean of the map over the right thing's patches the largest of all things'? (Q,): 1 or 0, a share for ties, NaN where there is but one thing."
+    """Is the mean of the map over the right thing's patches the largest of all things'? (Q,): 1 or 0, a
+    share for ties, NaN where there is but one thing."""
     found = np.full(len(maps), np.nan)
     for q, (m, s, k) in enumerate(zip(standardised(maps), shares, thing, strict=True)):
         if len(s) < 2:
@@ -330,7 +343,9 @@ def boxes_on_patches(scene, config) -> np.ndarray:
 
 
 class Grounded(NamedTuple):
-    "The scored words of a split with their features and the truth. Q words, N patches: `features` {way: (Q, E)}, `patches` (images, N, E), `row` (Q,) of each word's image in it; `inside`, `shown` (Q, N) bool; `shares` Q arrays (things, N)."
+    """The scored words of a split with their features and the truth. Q words, N patches: `features` {way:
+    (Q, E)}, `patches` (images, N, E), `row` (Q,) of each word's image in it; `inside`, `shown` (Q, N)
+    bool; `shares` Q arrays (things, N)."""
 
     words: list
     features: dict
@@ -345,7 +360,8 @@ class Grounded(NamedTuple):
         return np.array([w.thing for w in self.words])
 
     def maps(self, variant, swap=None) -> np.ndarray:
-        "Heat maps (Q, N) of each word over its image; `swap` (Q,): of word `swap[q]` over the image of word q."
+        """Heat maps (Q, N) of each word over its image; `swap` (Q,): of word `swap[q]` over the image of
+        word q."""
         variant = check_variant(variant)
         feature = self.features[variant.speech]
         return heat_maps(
@@ -357,7 +373,8 @@ SCORED = ("thing", "colour", "size")
 
 
 def scored_words(corpus, j: int) -> list[SpokenWord]:
-    "The words of caption `j` that are said of a thing in the image; and, as kind 'beside', words of function that stand just before one, as if they were said of its thing."
+    """The words of caption `j` that are said of a thing in the image; and, as kind 'beside', words of
+    function that stand just before one, as if they were said of its thing."""
     words = spoken_words(corpus, j)
     said = [w for w in words if w.kind in SCORED and w.thing >= 0]
     return said + [
@@ -370,10 +387,12 @@ def scored_words(corpus, j: int) -> list[SpokenWord]:
 def ground(
     model, corpus, pairs: int = 1000, speech=SPEECH, batch_size: int = 50, max_seconds: float | None = None
 ) -> Grounded:
-    "Words that are said of things in the first `pairs` captions of the embedded corpus, on the CPU. `DataError` for a corpus without boxes."
+    """Words that are said of things in the first `pairs` captions of the embedded corpus, on the CPU.
+    `DataError` for a corpus without boxes."""
     if not hasattr(corpus, "scene"):
         raise DataError(
-            f"{corpus!r} knows no boxes, so where a word should point is not known: draw its maps with caption_maps or caption_figure; scores need the embedded corpus"
+            f"{corpus!r} knows no boxes, so where a word should point is not known: draw its maps with"
+            " caption_maps or caption_figure; scores need the embedded corpus"
         )
     model.eval()
     device, data, n = (
@@ -423,7 +442,8 @@ CHANCE = ("uniform", "centre", "mean_map", "another_word")
 
 
 def unrelated(g: Grounded, corpus, seed: int = 0) -> np.ndarray:
-    "For each word the number of another of its kind, drawn at random, said of a category that is not in its image, and (colours) of no colour that is: (Q,)."
+    """For each word the number of another of its kind, drawn at random, said of a category that is not in
+    its image, and (colours) of no colour that is: (Q,)."""
     rng, kinds, found = rng_for(seed, "unrelated"), {}, []
     for q, w in enumerate(g.words):
         kinds.setdefault(w.kind, []).append(q)
@@ -465,7 +485,8 @@ def best_threshold(g: Grounded, maps) -> float:
 
 
 def choose(g: Grounded, corpus, resamples: int = 1000, seed: int = 0) -> dict:
-    """{'variant', 'threshold', 'chance_thresholds', 'ways': {way: its better similarity}, 'variants': {name: {'thing', 'colour': pointing with interval, 'choice' (thing words), 'mean'}}},
+    """{'variant', 'threshold', 'chance_thresholds', 'ways': {way: its better similarity}, 'variants':
+    {name: {'thing', 'colour': pointing with interval, 'choice' (thing words), 'mean'}}},
     from the words of a dev split."""
     kind, weights, tried = np.array([w.kind for w in g.words]), resample_weights(g.row, resamples, seed), {}
     for v in (v for v in VARIANTS if v.speech in g.features):
@@ -509,7 +530,8 @@ def scores(g: Grounded, maps, threshold: float) -> dict:
 
 
 def score_table(all_scores: dict, weights, use) -> dict:
-    "{score: {'model': estimate, chance map: estimate, 'minus_…': paired difference}} over the words `use` (Q,) bool."
+    """{score: {'model': estimate, chance map: estimate, 'minus_…': paired difference}} over the words
+    `use` (Q,) bool."""
     table = {}
     for name in ("pointing", "iou", "choice"):
         values = {who: s[name] for who, s in all_scores.items()}
@@ -542,8 +564,11 @@ def grounding_scores(
     resamples: int = 1000,
     grounded: Grounded | None = None,
 ) -> dict:
-    """Scores of the variant and thresholds that `choose` gave, beside chance, with bootstrap intervals over images: {'kind': {'thing', 'colour', 'size'}, 'things': {'1', '2', '3'}
-    (thing words, by how many things there are), 'category': {category: {'pointing', 'iou', 'choice'}} (thing words), 'ways': {way: {kind: {'pointing', 'choice'}}} for all ways, 'words', 'images'}. 'minus_beside': less what words
+    """Scores of the variant and thresholds that `choose` gave, beside chance, with bootstrap intervals
+    over images: {'kind': {'thing', 'colour', 'size'}, 'things': {'1', '2', '3'}
+    (thing words, by how many things there are), 'category': {category: {'pointing', 'iou', 'choice'}}
+    (thing words), 'ways': {way: {kind: {'pointing', 'choice'}}} for all ways, 'words', 'images'}.
+    'minus_beside': less what words
     beside the words of things score. `DataError` for a corpus without boxes."""
     variant = check_variant(chosen["variant"])
     g = grounded or ground(model, corpus, pairs, tuple(chosen["ways"]))
@@ -661,7 +686,8 @@ def grounding_record(
     about: dict | None = None,
     record=None,
 ) -> dict:
-    """Choose on the corpus `dev`, score on `splits` {name: corpus}: a run record with what was tried, what was chosen, and metrics[split]. `about`: more for its config (which checkpoint);
+    """Choose on the corpus `dev`, score on `splits` {name: corpus}: a run record with what was tried, what
+    was chosen, and metrics[split]. `about`: more for its config (which checkpoint);
     `record`: file to write."""
     start, code = time.perf_counter(), code_version()
     chosen = choose(ground(model, dev, dev_pairs), dev, resamples, seed)

@@ -33,7 +33,8 @@ def _marks(rows, names):
 
 
 def contradictions(corpus) -> dict:
-    "{kind: (differs, can)}, bool (captions, images): does image i contradict caption j in a thing of this kind, and could it? `DataError` for a corpus that does not know what its captions speak of."
+    """{kind: (differs, can)}, bool (captions, images): does image i contradict caption j in a thing of
+    this kind, and could it? `DataError` for a corpus that does not know what its captions speak of."""
     if not hasattr(corpus, "scene"):
         raise DataError("only the embedded corpus knows what its captions say and what its pictures show")
     captions, scenes = corpus.captions, corpus.scenes
@@ -72,8 +73,11 @@ def contradictions(corpus) -> dict:
 
 # %% ../../nbs/evaluation/04_mistakes.ipynb #0e9707e5
 def mistake_shares(corpus, chosen, base=None, resamples: int = 1000, seed: int = 0) -> dict:
-    """Shares of the mistakes in what was retrieved: `chosen` (captions,) or (models, captions), the image that each caption was answered with; `base`: the same of another model. With intervals over images.
-    {'wrong': share of wrong answers, kind of `MISTAKES`: {'of_wrong': among the wrong answers where it can occur, 'by_chance': the same of a random wrong picture, 'less_chance', 'of_all': among all answers, 'of_all_less_base'}}."""
+    """Shares of the mistakes in what was retrieved: `chosen` (captions,) or (models, captions), the image
+    that each caption was answered with; `base`: the same of another model. With intervals over images.
+    {'wrong': share of wrong answers, kind of `MISTAKES`: {'of_wrong': among the wrong answers where it can
+    occur, 'by_chance': the same of a random wrong picture, 'less_chance', 'of_all': among all answers,
+    'of_all_less_base'}}."""
     own, marks = np.asarray(corpus.image_of_caption), contradictions(corpus)
     weights, at = resample_weights(own, resamples, seed), np.arange(len(own))
 
@@ -104,7 +108,9 @@ def mistake_shares(corpus, chosen, base=None, resamples: int = 1000, seed: int =
 
 
 def same_answers(corpus, a, b=None, resamples: int = 1000, seed: int = 0) -> dict | None:
-    "Share of the captions that two models answer with the same image. `a`, `b` (models, captions): model by model (seed by seed) if there are as many of both, else every one with every one; without `b`, every two of `a` (None for one)."
+    """Share of the captions that two models answer with the same image. `a`, `b` (models, captions): model
+    by model (seed by seed) if there are as many of both, else every one with every one; without `b`, every
+    two of `a` (None for one)."""
     a, b = np.atleast_2d(a), None if b is None else np.atleast_2d(b)
     if b is None:
         pairs = [(x, y) for k, x in enumerate(a) for y in a[k + 1 :]]
@@ -143,13 +149,17 @@ def mistakes(models, corpus, resamples: int = 1000, seed: int = 0) -> dict:
 
 # %% ../../nbs/evaluation/04_mistakes.ipynb #1c5c1778
 def mistakes_tables(found: dict) -> dict:
-    "{'wrong', 'all'}: what `mistake_shares` gave, {name: found}, in per cent as Markdown: among the wrong answers, with those of a random wrong picture, and among all answers."
+    """{'wrong', 'all'}: what `mistake_shares` gave, {name: found}, in per cent as Markdown: among the
+    wrong answers, with those of a random wrong picture, and among all answers."""
 
     def cell(e, sign=""):
         return (
             "–"
             if e is None
-            else f"{100 * e['value']:{sign}.1f} ({100 * e['interval'][0]:{sign}.1f} to {100 * e['interval'][1]:{sign}.1f})"
+            else (
+                f"{100 * e['value']:{sign}.1f} ({100 * e['interval'][0]:{sign}.1f} to"
+                f" {100 * e['interval'][1]:{sign}.1f})"
+            )
         )
 
     head, first = ["", "wrong answers", *MISTAKES], next(iter(found.values()))
@@ -166,7 +176,8 @@ def mistakes_tables(found: dict) -> dict:
 
 
 def mistakes_figure(found: dict, title: str | None = None):
-    "Shares among the wrong answers, {name: `mistake_shares`}, beside those of a random wrong picture; bars with 95 % intervals."
+    """Shares among the wrong answers, {name: `mistake_shares`}, beside those of a random wrong picture;
+    bars with 95 % intervals."""
     fig = Picture(7.4, 2.7)
     groups = {
         kind: {
@@ -188,7 +199,9 @@ def mistakes_figure(found: dict, title: str | None = None):
 def mistakes_record(
     groups: dict, splits: dict, seed: int = 0, resamples: int = 1000, about: dict | None = None, record=None
 ) -> dict:
-    "`mistake_shares` of `groups` {name: [model]} on `splits` {name: corpus} as a run record, metrics[split][name], with the share of `same_answers` as the first group and between the models of a group; all but the first are compared with the first."
+    """`mistake_shares` of `groups` {name: [model]} on `splits` {name: corpus} as a run record,
+    metrics[split][name], with the share of `same_answers` as the first group and between the models of a
+    group; all but the first are compared with the first."""
     start, code, metrics = time.perf_counter(), code_version(), {}
     for s, corpus in splits.items():
         chosen = {name: [retrieved(m, corpus) for m in models] for name, models in groups.items()}

@@ -20,7 +20,8 @@ from ..models.inputs import corpus_pairs
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #3faff7a8
 def _ranks(z_image, z_audio, image_of_caption, block, team=None):
-    "Ranks (n_captions,) of A → I and (n_images,) of I → A; never more than `block` rows of scores at a time. The processes of a `team` share the blocks."
+    """Ranks (n_captions,) of A → I and (n_images,) of I → A; never more than `block` rows of scores at a
+    time. The processes of a `team` share the blocks."""
     rank, size = (0, 1) if team is None else (team.rank, team.size)
 
     def all_of(x, op="sum"):
@@ -49,7 +50,8 @@ def _ranks(z_image, z_audio, image_of_caption, block, team=None):
 # %% ../../nbs/evaluation/01_retrieval.ipynb #70353360
 @dataclasses.dataclass(frozen=True)
 class Direction:
-    "One direction of retrieval. Recalls in per cent; `ranks` (n_queries,), the best is 1; `n_items` candidates a query."
+    """One direction of retrieval. Recalls in per cent; `ranks` (n_queries,), the best is 1; `n_items`
+    candidates a query."""
 
     recall_at_1: float
     recall_at_5: float
@@ -74,7 +76,8 @@ class Direction:
 # %% ../../nbs/evaluation/01_retrieval.ipynb #e1bda41b
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult:
-    "Both directions. `images_dropped`: images left out of the pool because no caption is theirs. `unreadable`: images and captions left out because their files could not be read."
+    """Both directions. `images_dropped`: images left out of the pool because no caption is theirs.
+    `unreadable`: images and captions left out because their files could not be read."""
 
     audio_to_image: Direction
     image_to_audio: Direction
@@ -92,7 +95,8 @@ class RetrievalResult:
 
     @property
     def mean(self) -> tuple:
-        "R@1, R@5, R@10, each the mean of both directions: the numbers of Table 4. The first selects the model."
+        """R@1, R@5, R@10, each the mean of both directions: the numbers of Table 4. The first selects the
+        model."""
         return tuple((a + b) / 2 for a, b in zip(self.row[:3], self.row[3:], strict=True))
 
     def to_dict(self) -> dict:
@@ -122,8 +126,8 @@ def _checked(z, name):
     bad = (~z.isfinite().all(1)).nonzero()[:, 0]
     if len(bad):
         raise DataError(
-            f"{name} holds NaN or infinite values in {len(bad)} of {len(z)} rows, the first is row {int(bad[0])}: "
-            "the model diverged, or an input is broken"
+            f"{name} holds NaN or infinite values in {len(bad)} of {len(z)} rows, the first is row"
+            f" {int(bad[0])}: the model diverged, or an input is broken"
         )
     return z
 
@@ -138,11 +142,13 @@ def _checked_pool(z_image, z_audio, image_of_caption, similarity):
         )
     if owner.shape != (len(z_audio),) or owner.is_floating_point():
         raise DataError(
-            f"image_of_caption has to hold {len(z_audio)} row numbers, one a caption, not {tuple(owner.shape)} of {owner.dtype}"
+            f"image_of_caption has to hold {len(z_audio)} row numbers, one a caption, not"
+            f" {tuple(owner.shape)} of {owner.dtype}"
         )
     if owner.min() < 0 or owner.max() >= len(z_image):
         raise DataError(
-            f"image_of_caption runs from {int(owner.min())} to {int(owner.max())}, and there are {len(z_image)} images"
+            f"image_of_caption runs from {int(owner.min())} to {int(owner.max())}, and there are"
+            f" {len(z_image)} images"
         )
     if similarity not in ("dot", "cosine"):
         raise ConfigError(f"similarity is {similarity!r}; choose 'dot' (the paper) or 'cosine' (SpeechCLIP)")
@@ -167,11 +173,15 @@ def retrieval_metrics(
     without_caption: str = "error",
     team=None,
 ) -> RetrievalResult:
-    """Recalls of both directions for z_image (n_images,D), z_audio (n_captions,D), arrays or tensors, on any device.
+    """Recalls of both directions for z_image (n_images,D), z_audio (n_captions,D), arrays or tensors, on
+    any device.
 
-    `image_of_caption` (n_captions,): row of z_image that each caption describes; any number of captions an image.
-    `similarity`: 'dot' (the paper) or 'cosine'. `block`: captions scored at a time, memory block * n_images numbers.
-    `without_caption`: 'error', or 'drop' to leave images that no caption describes out of the pool. `team`: a `Team`, whose processes share the work.
+    `image_of_caption` (n_captions,): row of z_image that each caption describes; any number of captions an
+    image.
+    `similarity`: 'dot' (the paper) or 'cosine'. `block`: captions scored at a time, memory block *
+    n_images numbers.
+    `without_caption`: 'error', or 'drop' to leave images that no caption describes out of the pool.
+    `team`: a `Team`, whose processes share the work.
     Raises `DataError` on NaN, on shapes and on row numbers that do not fit. Ties count against the model.
     """
     z_image, z_audio, owner = _checked_pool(z_image, z_audio, image_of_caption, similarity)
@@ -181,8 +191,9 @@ def retrieval_metrics(
     dropped = int((~used).sum())
     if dropped and without_caption != "drop":
         raise DataError(
-            f"{dropped} of {len(z_image)} images have no caption, the first is row {int((~used).nonzero()[0])}; "
-            "do images and captions belong together? without_caption='drop' leaves these images out"
+            f"{dropped} of {len(z_image)} images have no caption, the first is row"
+            f" {int((~used).nonzero()[0])}; do images and captions belong together? without_caption='drop'"
+            " leaves these images out"
         )
     z_image, owner = z_image[used], (used.cumsum(0) - 1)[owner]
     a2i, i2a = _ranks(z_image, z_audio, owner, block, team)
@@ -196,8 +207,10 @@ def bootstrap(
 ) -> dict:
     """Confidence interval of R@k in per cent, {k: (low, high)}, from `n` resamples of the queries.
 
-    `ranks` (Q,) of one direction. `groups` (Q,): queries that belong together (the image of each caption) are drawn together.
-    `minus` (Q,): ranks of another model on the same queries; then the interval is that of the difference in R@k.
+    `ranks` (Q,) of one direction. `groups` (Q,): queries that belong together (the image of each caption)
+    are drawn together.
+    `minus` (Q,): ranks of another model on the same queries; then the interval is that of the difference
+    in R@k.
     """
     ranks, rng = np.asarray(ranks), np.random.default_rng(seed)
     if not len(ranks):
@@ -222,8 +235,10 @@ def bootstrap(
 class Embeddings:
     """A pool: z_image (n_images,D) and z_audio (n_captions,D), float32 on the CPU.
 
-    `image_id` (n_images,): the id of each row of z_image; `image_of_caption` (n_captions,): row of z_image that a caption
-    describes; `index` (n_captions,): the caption's number in its dataset; `unreadable`: (what, why) of what was left out.
+    `image_id` (n_images,): the id of each row of z_image; `image_of_caption` (n_captions,): row of z_image
+    that a caption
+    describes; `index` (n_captions,): the caption's number in its dataset; `unreadable`: (what, why) of
+    what was left out.
     """
 
     z_image: torch.Tensor
@@ -265,7 +280,8 @@ class Embeddings:
         ]
         if wrong:
             raise CheckpointError(
-                f"the embeddings in {folder} are of something else: {'; '.join(wrong)}. Choose another folder, or delete this one."
+                f"the embeddings in {folder} are of something else: {'; '.join(wrong)}. Choose another"
+                " folder, or delete this one."
             )
         return cls(**tensors, unreadable=tuple(map(tuple, meta["unreadable"])))
 
@@ -277,9 +293,12 @@ SOUND = ("audio", "audio_len", "frames", "frames_len")  # a waveform, or the cac
 def embed(model, loader, device="cpu", max_unreadable: float = 0.01, team=None) -> Embeddings:
     """Embed every image (once by id) and every caption of `loader` with `model`, in evaluation mode.
 
-    `loader` gives batches (dicts of tensors) with image_id (B,), and image or index (B,) and sound or both, and perhaps `unreadable`. `team`: a `Team`, whose
-    processes share the batches and all get the whole. The model's mode is put back afterwards. Raises `DataError` if there is no batch, if a caption comes
-    twice (a sampler that repeats) or without its image, and if more than the share `max_unreadable` could not be read.
+    `loader` gives batches (dicts of tensors) with image_id (B,), and image or index (B,) and sound or
+    both, and perhaps `unreadable`. `team`: a `Team`, whose
+    processes share the batches and all get the whole. The model's mode is put back afterwards. Raises
+    `DataError` if there is no batch, if a caption comes
+    twice (a sampler that repeats) or without its image, and if more than the share `max_unreadable` could
+    not be read.
     """
     found, seen, was_training = [], set(), model.training
     model.eval()
@@ -325,8 +344,9 @@ def _pool(found, max_unreadable):
     )
     if lost and len(lost) > max_unreadable * (len(set(images)) + len(captions) + len(lost)):
         raise DataError(
-            f"{len(lost)} of {len(set(images)) + len(captions) + len(lost)} images and captions could not be read ({lost[0][0]}: {lost[0][1]}), more than {max_unreadable:.0%}. "
-            "Is the disk there, and are the paths right?"
+            f"{len(lost)} of {len(set(images)) + len(captions) + len(lost)} images and captions could not be"
+            f" read ({lost[0][0]}: {lost[0][1]}), more than {max_unreadable:.0%}. Is the disk there, and are"
+            " the paths right?"
         )
     if not captions or not images:
         raise DataError(
@@ -334,7 +354,8 @@ def _pool(found, max_unreadable):
         )
     if len(set(captions)) < len(captions):
         raise DataError(
-            f"{len(captions) - len(set(captions))} captions came twice; evaluate with a loader that neither repeats nor draws at random"
+            f"{len(captions) - len(set(captions))} captions came twice; evaluate with a loader that neither"
+            " repeats nor draws at random"
         )
     place = {
         i: k for k, i in reversed(list(enumerate(images)))
@@ -366,7 +387,8 @@ def evaluation_cut(corpus):
 
 
 def pool(model, corpus, max_seconds=None, batch_size=64, workers=0):
-    "The loader of a retrieval test: every image once, every caption once, up to `max_seconds` of each (None: `evaluation_cut`)."
+    """The loader of a retrieval test: every image once, every caption once, up to `max_seconds` of each
+    (None: `evaluation_cut`)."""
     max_seconds = evaluation_cut(corpus) if max_seconds is None else max_seconds
     return pool_loader(
         corpus_pairs(corpus, max_seconds, model, lengths=not model.padding_matters), batch_size, workers
@@ -376,8 +398,11 @@ def pool(model, corpus, max_seconds=None, batch_size=64, workers=0):
 def evaluate(
     model, data, device=None, batch_size=64, max_seconds=None, workers=0, max_unreadable=0.01, team=None
 ):
-    """`RetrievalResult` of a model on a corpus (every caption once, images once each) or on a loader of batches.
-    Of each caption the first `max_seconds` (None: 10, and 25 for Places Audio, as in VG-HuBERT's code). `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the work, and all get the result."""
+    """`RetrievalResult` of a model on a corpus (every caption once, images once each) or on a loader of
+    batches.
+    Of each caption the first `max_seconds` (None: 10, and 25 for Places Audio, as in VG-HuBERT's code).
+    `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the work, and
+    all get the result."""
     device = device or next(model.parameters()).device
     if is_corpus(data):
         data = pool(model.config, data, max_seconds, batch_size, workers)
@@ -389,7 +414,8 @@ def evaluate(
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #63c8ad33
 def top_k(z_query, z_item, k: int = 5, similarity: str = "dot", block: int = 1024) -> tuple:
-    "The k best items of each query, best first: row numbers (Q,k) and scores (Q,k), as arrays. Blocks as above."
+    """The k best items of each query, best first: row numbers (Q,k) and scores (Q,k), as arrays. Blocks as
+    above."""
     q, z = _checked(z_query, "z_query"), _checked(z_item, "z_item")
     if similarity == "cosine":
         q, z = (torch.nn.functional.normalize(v, dim=1) for v in (q, z))
@@ -400,7 +426,8 @@ def top_k(z_query, z_item, k: int = 5, similarity: str = "dot", block: int = 102
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #5b4844ce
 def format_table(rows, markdown: bool = False) -> str:
-    "`rows`: (name, `RetrievalResult` or six numbers as in `RetrievalResult.row`) → a table as plain text or as markdown."
+    """`rows`: (name, `RetrievalResult` or six numbers as in `RetrievalResult.row`) → a table as plain text
+    or as markdown."""
     body = [
         [name] + [f"{x:.1f}" for x in (r.row if isinstance(r, RetrievalResult) else r)] for name, r in rows
     ]

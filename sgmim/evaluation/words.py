@@ -31,8 +31,10 @@ from ..scenes.captions import word_class
 # %% ../../nbs/evaluation/05_words.ipynb #3020e90d
 @dataclass(frozen=True)
 class Heard:
-    """What [CLS] attended to in one spoken caption: `attention` (H, T), a row a head; the middle of frame 0 at `first` seconds and `hop` seconds from frame to frame;
-    `duration` in seconds; `words` ((word, start s, end s), …), () where the corpus tells none; the numbers of the `caption` and its `image`."""
+    """What [CLS] attended to in one spoken caption: `attention` (H, T), a row a head; the middle of frame
+    0 at `first` seconds and `hop` seconds from frame to frame;
+    `duration` in seconds; `words` ((word, start s, end s), …), () where the corpus tells none; the numbers
+    of the `caption` and its `image`."""
 
     caption: int
     image: int
@@ -49,7 +51,8 @@ class Heard:
 
 # %% ../../nbs/evaluation/05_words.ipynb #e99e7e6a
 def frame_times(encoder, samples, frames, stretched=False):
-    "(middle of frame 0, step from frame to frame) in seconds, of `frames` frames that `encoder` (an `AudioEncoder`) makes of `samples` samples."
+    """(middle of frame 0, step from frame to frame) in seconds, of `frames` frames that `encoder` (an
+    `AudioEncoder`) makes of `samples` samples."""
     if stretched:
         return samples / RATE / frames / 2, samples / RATE / frames
     return encoder.shortest / 2 / RATE, encoder.hop / RATE
@@ -57,7 +60,8 @@ def frame_times(encoder, samples, frames, stretched=False):
 # %% ../../nbs/evaluation/05_words.ipynb #45192609
 @torch.no_grad()
 def layer_attention(encoder, batch, layers):
-    "{layer: attention of [CLS] (B, H, T)} for the `layers` (numbers from 0), and the valid frames (B,), of a batch of sound."
+    """{layer: attention of [CLS] (B, H, T)} for the `layers` (numbers from 0), and the valid frames (B,),
+    of a batch of sound."""
     blocks, inputs = encoder.hubert.encoder.layers, {}
     hooks = [
         blocks[k].register_forward_pre_hook(lambda module, args, k=k: inputs.update({k: args[0]}))
@@ -79,7 +83,8 @@ def layer_numbers(encoder, layers):
     for k in layers:
         if not -depth <= k < depth:
             raise ConfigError(
-                f"there is no layer {k}: this audio encoder has {depth}, numbered 0 to {depth - 1} (-1: the last)"
+                f"there is no layer {k}: this audio encoder has {depth}, numbered 0 to {depth - 1} (-1: the"
+                " last)"
             )
     return [k % depth for k in layers]
 
@@ -100,9 +105,12 @@ def cls_attention_of(
     stretched=False,
     unreadable=None,
 ):
-    """The attention of [CLS] over `captions` (numbers; None: all) of a corpus, as a list of `Heard`. `layer`: from 0, -1 the last; several: {layer: list}, in one pass.
-    `batch_size` None: 32, or 1 for a model whose frames depend on the padding (HuBERT Base). Of each caption the first `max_seconds`. `stretched`: VG-HuBERT's frame times.
-    `unreadable`: a list that takes (caption, why) of what cannot be read, which is left out; None: it is a `DataError`."""
+    """The attention of [CLS] over `captions` (numbers; None: all) of a corpus, as a list of `Heard`.
+    `layer`: from 0, -1 the last; several: {layer: list}, in one pass.
+    `batch_size` None: 32, or 1 for a model whose frames depend on the padding (HuBERT Base). Of each
+    caption the first `max_seconds`. `stretched`: VG-HuBERT's frame times.
+    `unreadable`: a list that takes (caption, why) of what cannot be read, which is left out; None: it is a
+    `DataError`."""
     encoder = getattr(model, "audio_encoder", model)
     layers = list(dict.fromkeys(layer_numbers(encoder, [layer] if isinstance(layer, int) else layer)))
     captions = list(range(len(corpus)) if captions is None else captions)
@@ -147,15 +155,18 @@ def cls_attention_of(
         encoder.train(training)
     if unreadable and not heard[layers[0]]:
         raise DataError(
-            f"not one of {len(captions):,} captions could be read (caption {unreadable[-1][0]}: {unreadable[-1][1]})"
+            f"not one of {len(captions):,} captions could be read (caption {unreadable[-1][0]}:"
+            f" {unreadable[-1][1]})"
         )
     lists = {k: [found[j] for j in captions if j in found] for k, found in heard.items()}
     return lists[layers[0]] if isinstance(layer, int) else lists
 
 # %% ../../nbs/evaluation/05_words.ipynb #fe67a90b
 def segments(attention, quantile=0.7, seconds_per_frame=0.02, first=None):
-    """Segments (S, 2) in seconds of the frames that some head attends to most (VG-HuBERT's code; .7 is its quantile). `attention` (H, T); `first`: middle of frame 0
-    in seconds (default: half a frame, as if frame 0 began with the sound). A higher `quantile` keeps less: of T frames each head keeps about (1 - quantile) T."""
+    """Segments (S, 2) in seconds of the frames that some head attends to most (VG-HuBERT's code; .7 is its
+    quantile). `attention` (H, T); `first`: middle of frame 0
+    in seconds (default: half a frame, as if frame 0 began with the sound). A higher `quantile` keeps less:
+    of T frames each head keeps about (1 - quantile) T."""
     attention = np.asarray(attention)
     if attention.ndim != 2 or not attention.size or not np.isfinite(attention).all():
         raise DataError(f"attention must be heads x frames and finite, got shape {attention.shape}")
@@ -172,8 +183,10 @@ def segments(attention, quantile=0.7, seconds_per_frame=0.02, first=None):
 
 # %% ../../nbs/evaluation/05_words.ipynb #8a8a287c
 def boundaries(segments, duration, at="middles"):
-    """Word boundaries in seconds, ascending, from segments (S, 2) in a sound of `duration` seconds. at='middles': half-way between segments, (S+1,) (VG-HuBERT's code);
-    at='edges': where segments begin and end, between 0 and `duration` (ours). The first and the last are not scored."""
+    """Word boundaries in seconds, ascending, from segments (S, 2) in a sound of `duration` seconds.
+    at='middles': half-way between segments, (S+1,) (VG-HuBERT's code);
+    at='edges': where segments begin and end, between 0 and `duration` (ours). The first and the last are
+    not scored."""
     segments = np.asarray(segments, float).reshape(-1, 2)
     if at not in ("middles", "edges"):
         raise ConfigError(f"at must be 'middles' or 'edges', got {at!r}")
@@ -186,12 +199,14 @@ def boundaries(segments, duration, at="middles"):
 
 
 def true_boundaries(words, duration=np.inf):
-    "Where words ((word, start s, end s), …) begin and end, ascending, each once: a pause between two words counts twice (VG-HuBERT's code). Words after `duration` are left out."
+    """Where words ((word, start s, end s), …) begin and end, ascending, each once: a pause between two
+    words counts twice (VG-HuBERT's code). Words after `duration` are left out."""
     return np.unique([min(t, duration) for _, start, end in words if start < duration for t in (start, end)])
 
 # %% ../../nbs/evaluation/05_words.ipynb #0a6ae244
 def matches(found, true, tolerance=0.02):
-    "Pairs (i, j) of `found` and `true` boundaries (sorted, seconds) at most `tolerance` apart, each used once; as many pairs as there can be."
+    """Pairs (i, j) of `found` and `true` boundaries (sorted, seconds) at most `tolerance` apart, each used
+    once; as many pairs as there can be."""
     found, true, i, j, pairs = np.asarray(found).tolist(), np.asarray(true).tolist(), 0, 0, []
     while i < len(found) and j < len(true):
         apart = found[i] - true[j]
@@ -206,13 +221,15 @@ def matches(found, true, tolerance=0.02):
 
 
 def boundary_counts(found, true, tolerance=0.02):
-    "Matched, found and true boundaries of each caption, (n, 3), from lists of all boundaries of each; the first and the last are left out."
+    """Matched, found and true boundaries of each caption, (n, 3), from lists of all boundaries of each;
+    the first and the last are left out."""
     inner = [(np.asarray(f)[1:-1], np.asarray(t)[1:-1]) for f, t in zip(found, true, strict=True)]
     return np.array([(len(matches(f, t, tolerance)), len(f), len(t)) for f, t in inner], float).reshape(-1, 3)
 
 # %% ../../nbs/evaluation/05_words.ipynb #ab11a909
 def segmentation_scores(precision, recall, over=None):
-    "{precision, recall, f1, over_segmentation, r_value} from numbers or arrays of any shape, as shares of 1. `over`: the over-segmentation, if known (None: recall/precision - 1)."
+    """{precision, recall, f1, over_segmentation, r_value} from numbers or arrays of any shape, as shares
+    of 1. `over`: the over-segmentation, if known (None: recall/precision - 1)."""
     p, r = np.asarray(precision, float), np.asarray(recall, float)
     over = r / p - 1 if over is None else np.asarray(over, float)
     f1 = 2 * p * r / np.where(p + r > 0, p + r, 1)
@@ -221,17 +238,20 @@ def segmentation_scores(precision, recall, over=None):
 
 
 def scores_of_counts(counts):
-    "`segmentation_scores` from matched, found and true boundaries, (…, 3). With pairs, recall/precision is found/true, defined also where nothing matched; finding nothing has precision 0."
+    """`segmentation_scores` from matched, found and true boundaries, (…, 3). With pairs, recall/precision
+    is found/true, defined also where nothing matched; finding nothing has precision 0."""
     matched, found, true = np.moveaxis(np.asarray(counts, float), -1, 0)
     return segmentation_scores(matched / np.maximum(found, 1e-9), matched / true, found / true - 1)
 
 
 def boundary_scores(found, true, tolerance=0.02):
-    "Scores of boundaries, pooled over captions. `found`, `true`: for each caption all boundaries in seconds, ascending; the first and the last are left out. `DataError` if there is nothing to find."
+    """Scores of boundaries, pooled over captions. `found`, `true`: for each caption all boundaries in
+    seconds, ascending; the first and the last are left out. `DataError` if there is nothing to find."""
     total = boundary_counts(found, true, tolerance).sum(0)
     if not total[2]:
         raise DataError(
-            f"there is nothing to find: none of the {len(true)} captions has a word boundary between its first and its last"
+            f"there is nothing to find: none of the {len(true)} captions has a word boundary between its"
+            " first and its last"
         )
     return {k: float(v) for k, v in scores_of_counts(total).items()}
 
@@ -240,7 +260,8 @@ BASELINES = ("random", "even", "exchanged")
 
 
 def random_boundaries(found, durations, rng):
-    "For each caption as many inner boundaries as were `found`, anywhere within its seconds; its two ends are the first and the last."
+    """For each caption as many inner boundaries as were `found`, anywhere within its seconds; its two ends
+    are the first and the last."""
     return [
         np.r_[0, np.sort(rng.uniform(0, d, max(len(f) - 2, 0))), d]
         for f, d in zip(found, durations, strict=True)
@@ -253,7 +274,8 @@ def even_boundaries(found, durations):
 
 
 def exchanged_boundaries(found, durations, shift=1):
-    "For each caption the boundaries `found` in the caption `shift` places on in the order of durations (or back, where there is none), scaled to its own; |shift| at most half of all."
+    """For each caption the boundaries `found` in the caption `shift` places on in the order of durations
+    (or back, where there is none), scaled to its own; |shift| at most half of all."""
     order, n = np.argsort(durations, kind="stable"), len(durations)
     there, other = np.arange(n) + shift, np.empty(n, int)
     other[order] = order[np.where((there < 0) | (there >= n), there - 2 * shift, there)]
@@ -261,7 +283,8 @@ def exchanged_boundaries(found, durations, shift=1):
 
 # %% ../../nbs/evaluation/05_words.ipynb #8037e6d0
 def resampled_sums(x, units, n=1000, seed=0):
-    "Sums of x (rows, …) over `n` resamples of the rows' `units` (rows,), (n, …): rows of one unit are drawn together."
+    """Sums of x (rows, …) over `n` resamples of the rows' `units` (rows,), (n, …): rows of one unit are
+    drawn together."""
     _, member = np.unique(units, return_inverse=True)
     total = np.zeros((member.max() + 1, *x.shape[1:]))
     np.add.at(total, member, x)
@@ -274,7 +297,8 @@ def interval(draws):
 
 
 def chance_counts(found, true, durations, tolerance, draws=100, seed=0):
-    "{baseline: mean `boundary_counts` (n, 3)}; 'exchanged' takes up to 20 neighbours in length, and is missing for a single caption."
+    """{baseline: mean `boundary_counts` (n, 3)}; 'exchanged' takes up to 20 neighbours in length, and is
+    missing for a single caption."""
     rng, near = (
         np.random.default_rng(seed),
         [s * k for k in range(1, min(10, len(found) // 2) + 1) for s in (1, -1)],
@@ -293,8 +317,10 @@ def chance_counts(found, true, durations, tolerance, draws=100, seed=0):
 
 # %% ../../nbs/evaluation/05_words.ipynb #4a0f41e6
 def scores_with_chance(heard, found, tolerance=0.02, draws=100, seed=0):
-    """Scores of the boundaries `found` in captions `heard`, with 95 % intervals, beside the baselines: {'found': {precision, …, 'interval': {precision: (low, high), …}},
-    'random': …, 'even': …, 'exchanged': … (with an interval of f1), 'gain': {baseline: {'f1': difference, 'interval': …}}}."""
+    """Scores of the boundaries `found` in captions `heard`, with 95 % intervals, beside the baselines:
+    {'found': {precision, …, 'interval': {precision: (low, high), …}},
+    'random': …, 'even': …, 'exchanged': … (with an interval of f1), 'gain': {baseline: {'f1': difference,
+    'interval': …}}}."""
     durations, true = [h.duration for h in heard], [true_boundaries(h.words, h.duration) for h in heard]
     counts = {
         "found": boundary_counts(found, true, tolerance),
@@ -348,7 +374,8 @@ def content_class(word):
 
 
 def word_classes(corpus):
-    "(function from word to class, names of the classes) for a corpus: those of the grammar for the embedded one, else content and function."
+    """(function from word to class, names of the classes) for a corpus: those of the grammar for the
+    embedded one, else content and function."""
     return (word_class, CLASSES) if hasattr(corpus, "scenes") else (content_class, ("content", "function"))
 
 
@@ -362,7 +389,8 @@ def word_of_frames(words, middles):
 
 # %% ../../nbs/evaluation/05_words.ipynb #1ab938d3
 def class_shares(heard, kind=word_class, names=CLASSES):
-    "Time (n, C) and attention (n, H, C) of each class of words in each caption, as shares of 1; what is left is pause. `kind`: function from a word to one of `names`."
+    """Time (n, C) and attention (n, H, C) of each class of words in each caption, as shares of 1; what is
+    left is pause. `kind`: function from a word to one of `names`."""
     time, weight = (
         np.zeros((len(heard), len(names))),
         np.zeros((len(heard), len(heard[0].attention), len(names))),
@@ -375,13 +403,15 @@ def class_shares(heard, kind=word_class, names=CLASSES):
 
 
 def favour(time, weight):
-    "Share of attention over share of time, (H, C), from what `class_shares` gives; NaN for a class that does not occur."
+    """Share of attention over share of time, (H, C), from what `class_shares` gives; NaN for a class that
+    does not occur."""
     with np.errstate(invalid="ignore"):
         return weight.mean(0) / time.mean(0)
 
 
 def attention_share(heard, kind=word_class, names=CLASSES, seed=0):
-    "{class: {'time', 'attention' (mean of the heads), 'favour', 'interval' (95 %), 'heads': [favour of each], 'words': how many}}; a class that does not occur is left out."
+    """{class: {'time', 'attention' (mean of the heads), 'favour', 'interval' (95 %), 'heads': [favour of
+    each], 'words': how many}}; a class that does not occur is left out."""
     time, weight = class_shares(heard, kind, names)
     drawn = resampled_sums(np.stack([time, weight.mean(1)], axis=1), [h.image for h in heard], seed=seed)
     words = [names.index(kind(w)) for h in heard for w, _, _ in h.words]
@@ -426,8 +456,9 @@ def with_words(heard, corpus):
     known = [h for h in heard if h.words]
     if not known:
         raise DataError(
-            f"{corpus!r} tells no word times, so there is nothing to compare with. The embedded corpus and its exports have them, SpokenCOCO and Places Audio "
-            'in the aligned variants of their files ("text_alignment", as in "…_with_alignments.json"); Flickr8k Audio has none'
+            f"{corpus!r} tells no word times, so there is nothing to compare with. The embedded corpus and"
+            " its exports have them, SpokenCOCO and Places Audio in the aligned variants of their files"
+            ' ("text_alignment", as in "…_with_alignments.json"); Flickr8k Audio has none'
         )
     return known
 
@@ -438,7 +469,8 @@ def found_boundaries(heard, quantile, at="middles"):
 
 
 def quantile_table(model, dev, layers=None, quantiles=QUANTILES, tolerance=0.02, captions=1000, **options):
-    "Boundary scores on the first `captions` of a dev corpus, a dict a row: 'layer' (None: all), 'at', 'quantile' and the scores. `options` go to `cls_attention_of`."
+    """Boundary scores on the first `captions` of a dev corpus, a dict a row: 'layer' (None: all), 'at',
+    'quantile' and the scores. `options` go to `cls_attention_of`."""
     depth = len(getattr(model, "audio_encoder", model).hubert.encoder.layers)
     heard = {
         k: with_words(h, dev)
@@ -456,7 +488,8 @@ def quantile_table(model, dev, layers=None, quantiles=QUANTILES, tolerance=0.02,
 
 # %% ../../nbs/evaluation/05_words.ipynb #1f5d2ace
 def choose_quantile(model, dev, layer=None, at="middles", by="r_value", table=None, **options):
-    "The best row of `quantile_table` (given as `table`, or made): the best quantile, and layer unless that is given, for boundaries at 'middles' or 'edges', by 'r_value' or another score."
+    """The best row of `quantile_table` (given as `table`, or made): the best quantile, and layer unless
+    that is given, for boundaries at 'middles' or 'edges', by 'r_value' or another score."""
     layer = layer if layer is None else layer_numbers(getattr(model, "audio_encoder", model), [layer])[0]
     table = (
         quantile_table(model, dev, None if layer is None else [layer], **options) if table is None else table
@@ -464,7 +497,8 @@ def choose_quantile(model, dev, layer=None, at="middles", by="r_value", table=No
     rows = [r for r in table if r["at"] == at and layer in (None, r["layer"])]
     if not rows or by not in rows[0]:
         raise ConfigError(
-            f"nothing to choose from: layer {layer}, at {at!r}, by {by!r}; at is 'middles' or 'edges', by a score such as 'r_value' or 'f1'"
+            f"nothing to choose from: layer {layer}, at {at!r}, by {by!r}; at is 'middles' or 'edges', by a"
+            " score such as 'r_value' or 'f1'"
         )
     return max(rows, key=lambda r: r[by])
 
@@ -482,9 +516,12 @@ def word_discovery(
     heard=None,
     **options,
 ):
-    """Everything above for a model on a corpus: {'captions', 'without_words', 'layer', 'quantile', 'at', 'segments': a caption, 'boundaries': {'20 ms': `scores_with_chance`, '60 ms': …},
-    'attention': `attention_share`}. Take `layer`, `quantile` and `at` from `choose_quantile` on dev. `kinds`: (function, names) instead of `word_classes`; `heard`: what
-    `cls_attention_of` gave for that layer, else made with `options`. `DataError` for a corpus without word times."""
+    """Everything above for a model on a corpus: {'captions', 'without_words', 'layer', 'quantile', 'at',
+    'segments': a caption, 'boundaries': {'20 ms': `scores_with_chance`, '60 ms': …},
+    'attention': `attention_share`}. Take `layer`, `quantile` and `at` from `choose_quantile` on dev.
+    `kinds`: (function, names) instead of `word_classes`; `heard`: what
+    `cls_attention_of` gave for that layer, else made with `options`. `DataError` for a corpus without word
+    times."""
     layer = layer_numbers(getattr(model, "audio_encoder", model), [layer])[0]
     heard = cls_attention_of(model, corpus, layer=layer, **options) if heard is None else heard
     known = with_words(heard, corpus)
@@ -504,7 +541,8 @@ def word_discovery(
 
 # %% ../../nbs/evaluation/05_words.ipynb #d93fa2d0
 def discovery_figure(wave, heard, quantile, tolerance=0.02, at="middles", title=None, width=8.0):
-    """A waveform (L,) with its true words, the attention of each head, a bar over the frames that this head keeps, and the segments (shaded). Triangles are the
+    """A waveform (L,) with its true words, the attention of each head, a bar over the frames that this
+    head keeps, and the segments (shaded). Triangles are the
     boundaries found: green where a true one lies within `tolerance` seconds, else open."""
     fig = attention_figure(
         wave, heard.attention, heard.words, hop_seconds=heard.hop, first=heard.first, title=title, width=width
@@ -543,15 +581,19 @@ def nested(table, by="r_value"):
 
 # %% ../../nbs/evaluation/05_words.ipynb #a40a25b9
 def enough(lost, n, split, max_unreadable):
-    "`DataError` if more than the share `max_unreadable` of `n` captions are in the list `lost` of what could not be read."
+    """`DataError` if more than the share `max_unreadable` of `n` captions are in the list `lost` of what
+    could not be read."""
     if len(lost) > max_unreadable * n:
         raise DataError(
-            f"{split}: {len(lost):,} of {n:,} captions could not be read, more than {max_unreadable:.1%} (caption {lost[0][0]}: {lost[0][1]}). Mend the files, or allow more: max_unreadable, --max-unreadable"
+            f"{split}: {len(lost):,} of {n:,} captions could not be read, more than {max_unreadable:.1%}"
+            f" (caption {lost[0][0]}: {lost[0][1]}). Mend the files, or allow more: max_unreadable,"
+            " --max-unreadable"
         )
 
 
 def about_corpus(corpus, lost=(), heard=None, max_seconds=60.0):
-    "What a record says about a corpus: which it is, what its reader noted, how many captions could not be read, have no word times, were cut."
+    """What a record says about a corpus: which it is, what its reader noted, how many captions could not
+    be read, have no word times, were cut."""
     said = {
         "name": repr(corpus),
         "fingerprint": getattr(corpus, "fingerprint", None),
@@ -590,8 +632,10 @@ def discovery_record(
     max_unreadable=0.01,
     **options,
 ):
-    """Word discovery as a run record: `READINGS` chosen on the corpus `dev`, then measured on `splits` {name: corpus}, as metrics[split][reading]. `about`: more for the record's
-    config (which checkpoint, which weights); `record`: file to write. `options` go to `cls_attention_of`. Moves the model to `device`. `DataError` if more than the share `max_unreadable` cannot be read."""
+    """Word discovery as a run record: `READINGS` chosen on the corpus `dev`, then measured on `splits`
+    {name: corpus}, as metrics[split][reading]. `about`: more for the record's
+    config (which checkpoint, which weights); `record`: file to write. `options` go to `cls_attention_of`.
+    Moves the model to `device`. `DataError` if more than the share `max_unreadable` cannot be read."""
     began, code, device = time.perf_counter(), code_version(), pick_device(device)
     model, lost = model.to(device), []
     table = quantile_table(
@@ -646,7 +690,8 @@ def discovery_record(
 
 # %% ../../nbs/evaluation/05_words.ipynb #aea5400a
 def discovery_remarks(record):
-    "{split: how many captions a run record of `discovery_record` scored, and what became of the others}, in words."
+    """{split: how many captions a run record of `discovery_record` scored, and what became of the others},
+    in words."""
     said = {}
     for split, d in record["data"].items():
         if "captions" not in d:
@@ -670,7 +715,8 @@ def discovery_remarks(record):
 
 # %% ../../nbs/evaluation/05_words.ipynb #782d51d6
 def discovery_table(record, tolerance="20 ms", markdown=True):
-    "A run record of `discovery_record` as a table (text): for each split and reading the scores, F1 by chance, and the gain over boundaries of another caption."
+    """A run record of `discovery_record` as a table (text): for each split and reading the scores, F1 by
+    chance, and the gain over boundaries of another caption."""
     rows = [
         [
             "split",
@@ -721,7 +767,8 @@ def discovery_table(record, tolerance="20 ms", markdown=True):
 
 # %% ../../nbs/evaluation/05_words.ipynb #08d56fbb
 def chance_figure(result, title=None, width=6.4):
-    "Boundary F1 of a `word_discovery` result beside the baselines, at each tolerance, as bars with 95 % intervals."
+    """Boundary F1 of a `word_discovery` result beside the baselines, at each tolerance, as bars with 95 %
+    intervals."""
     fig = Picture(width, 2.7)
     ax, shades = (
         fig.subplots(),
@@ -746,7 +793,8 @@ def chance_figure(result, title=None, width=6.4):
 
 # %% ../../nbs/evaluation/05_words.ipynb #e75878a0
 def before_training(model, seed=0):
-    "A model of the configuration of `model` (scenes-tiny) as it is before its first step: the shipped backbones; [CLS] and all else as drawn from `seed`. In evaluation mode."
+    """A model of the configuration of `model` (scenes-tiny) as it is before its first step: the shipped
+    backbones; [CLS] and all else as drawn from `seed`. In evaluation mode."""
     from sgmim.models.pretrained import load_tiny_backbones
 
     with torch.random.fork_rng():

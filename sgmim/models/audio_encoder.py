@@ -33,7 +33,8 @@ def hubert_config(
     activation_dropout: float = 0.0,  # inside the feed-forward (VG-HuBERT's code)
     input_dropout: float = 0.1,  # after the projection of the convolutions' output (VG-HuBERT's code)
 ) -> HubertConfig:
-    "HuBERT's configuration with the recipe's dropouts, no layer drop and no SpecAugment; defaults are HuBERT Base."
+    """HuBERT's configuration with the recipe's dropouts, no layer drop and no SpecAugment; defaults are
+    HuBERT Base."""
     return HubertConfig(
         hidden_size=width,
         num_hidden_layers=depth,
@@ -87,7 +88,8 @@ def cls_attention(
     drop_self: bool = True,  # leave out the column of [CLS] itself
     renormalise: bool = False,  # make each row sum to 1 again
 ) -> torch.Tensor:  # W: (B, H, T), or (B, H, 1+T) with drop_self=False
-    "Attention weights of [CLS], per head (the W of eq. 3), without the other rows. Padded frames get exactly 0."
+    """Attention weights of [CLS], per head (the W of eq. 3), without the other rows. Padded frames get
+    exactly 0."""
     B, S, D = tokens.shape
     q = attention.q_proj(tokens[:, :1]).view(B, 1, heads, D // heads)
     k = attention.k_proj(tokens).view(B, S, heads, D // heads)
@@ -117,7 +119,8 @@ def check_audio(
     "Raise `DataError` for audio that cannot be encoded, naming the rows of the batch."
     if audio.ndim != 2 or not audio.is_floating_point():
         raise DataError(
-            f"audio must be floating point, pairs x samples, within [-1, 1]; got {audio.dtype} of shape {tuple(audio.shape)}"
+            f"audio must be floating point, pairs x samples, within [-1, 1]; got {audio.dtype} of shape"
+            f" {tuple(audio.shape)}"
         )
     long, short = audio_len > audio.shape[1], frames_len < 1
     broken = ~audio.sum(1).isfinite()  # NaN and infinity survive a sum: one pass, no mask
@@ -131,11 +134,12 @@ def check_audio(
         raise DataError(f"pairs {bad} of the batch claim more samples than the {audio.shape[1]} given")
     if bad := rows(short):
         raise DataError(
-            f"pairs {bad} of the batch are too short: {audio_len[bad].tolist()} samples, and one frame takes {shortest}; "
-            "leave such recordings out"
+            f"pairs {bad} of the batch are too short: {audio_len[bad].tolist()} samples, and one frame takes"
+            f" {shortest}; leave such recordings out"
         )
     raise DataError(
-        f"pairs {rows(broken)} of the batch hold samples that are not finite (NaN or infinity); check the recordings"
+        f"pairs {rows(broken)} of the batch hold samples that are not finite (NaN or infinity); check the"
+        " recordings"
     )
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #0e3c6503
@@ -144,7 +148,8 @@ def reinit_layers(
     layers: nn.ModuleList,  # transformer layers to start afresh
     generator: torch.Generator | None = None,
 ) -> None:
-    "Re-initialise transformer layers in place: N(0, 0.02) weights, zero biases, identity LayerNorms (§3.2, VG-HuBERT's code)."
+    """Re-initialise transformer layers in place: N(0, 0.02) weights, zero biases, identity LayerNorms
+    (§3.2, VG-HuBERT's code)."""
     for m in (m for layer in layers for m in layer.modules()):
         if isinstance(m, nn.Linear):
             m.weight.copy_(torch.normal(0.0, 0.02, m.weight.shape, generator=generator))
@@ -156,7 +161,8 @@ def reinit_layers(
 # %% ../../nbs/models/02_audio_encoder.ipynb #f2a6d7b3
 @torch.no_grad()
 def bf16_is_right(layer, width: int) -> bool:
-    "Whether a layer on the CPU gives for (1, 32, `width`) in bfloat16 what it gives in float32, but for rounding."
+    """Whether a layer on the CPU gives for (1, 32, `width`) in bfloat16 what it gives in float32, but for
+    rounding."""
     x = torch.arange(32 * width, dtype=torch.float32).sin().view(1, 32, width)
     with torch.autocast("cpu", enabled=False):
         exact = layer(x)
@@ -204,7 +210,8 @@ class HubertParts(nn.Module):
             self.hop *= s
 
     def cnn(self, audio, audio_len=None):
-        "(B, L) waveform, (B,) valid samples -> (B, T, C) frames, (B,) valid frames. No gradient where the block is frozen."
+        """(B, L) waveform, (B,) valid samples -> (B, T, C) frames, (B,) valid frames. No gradient where
+        the block is frozen."""
         if audio_len is None:
             audio_len = torch.full((len(audio),), audio.shape[-1], device=audio.device)
         frames_len = frame_count(audio_len, self.kernels, self.strides)
@@ -235,7 +242,8 @@ class HubertParts(nn.Module):
         return x + self.positions(x)
 
     def positions(self, x):
-        "The positional convolution of (B, T, D); in bfloat16 on a CPU only where that is right (`bf16_is_right`)."
+        """The positional convolution of (B, T, D); in bfloat16 on a CPU only where that is right
+        (`bf16_is_right`)."""
         conv = self.hubert.encoder.pos_conv_embed
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return conv(x)

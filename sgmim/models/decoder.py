@@ -49,7 +49,8 @@ def sincos_positions(
     "Fixed 2-D positional embedding: sines and cosines of row, then of column."
     if width % 4:
         raise ConfigError(
-            f"sincos_positions: width {width} is not a multiple of 4; choose another width or position='learned'"
+            f"sincos_positions: width {width} is not a multiple of 4; choose another width or"
+            " position='learned'"
         )
     wavelength = 10000 ** (torch.arange(width // 4) / (width // 4))
     angle = torch.arange(side)[:, None] / wavelength  # (side, D/4)
@@ -59,7 +60,8 @@ def sincos_positions(
 
 # %% ../../nbs/models/03_decoder.ipynb #67471a23
 class DecoderLayer(nn.Module):
-    "Cross-attention, self-attention, feed-forward, in this order (§3.2); each with a residual and a LayerNorm."
+    """Cross-attention, self-attention, feed-forward, in this order (§3.2); each with a residual and a
+    LayerNorm."""
 
     def __init__(
         self,

@@ -48,14 +48,16 @@ class ImageEncoder(nn.Module):
         "(B, 3, S, S) normalised images -> (B, 1+N, D): [CLS] and patches, positional embeddings added."
         if image.shape[1:] != (3, self.image_size, self.image_size):
             raise DataError(
-                f"this image encoder takes images of shape (B, 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}"
+                f"this image encoder takes images of shape (B, 3, {self.image_size}, {self.image_size}), got"
+                f" {tuple(image.shape)}"
             )
         x = self.vit.patch_embed(image)
         x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
         return x + self.vit.pos_embed
 
     def encode(self, tokens: torch.Tensor, mask: PatchMask | None = None) -> torch.Tensor:
-        "(B, 1+N, D) from `embed` -> Z_I after the last LayerNorm: (B, 1+N, D), or (B, 1+V, D) of the visible patches."
+        """(B, 1+N, D) from `embed` -> Z_I after the last LayerNorm: (B, 1+N, D), or (B, 1+V, D) of the
+        visible patches."""
         if mask is not None:  # hidden patches go before the first layer: attention never meets them
             tokens = torch.cat([tokens[:, :1], gather_patches(tokens[:, 1:], mask)], dim=1)
         return self.vit.norm(self.vit.blocks(tokens))

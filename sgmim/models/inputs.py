@@ -32,7 +32,8 @@ def image_transform(model, augment="none"):
 def corpus_pairs(
     corpus, max_seconds, model=None, augment="none", keep=True, speed=0.0, pad="auto", lengths=False
 ):
-    "`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there, decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."
+    """`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there,
+    decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."""
     pad = pad == "full" or (pad == "auto" and model is not None and model.padding_matters)
     if isinstance(corpus, Corpus):
         if lengths:

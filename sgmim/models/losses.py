@@ -44,11 +44,13 @@ def info_nce(
     B = len(z_image)
     if z_audio.shape != z_image.shape:
         raise DataError(
-            f"info_nce needs as many captions as images, of one width; got {tuple(z_image.shape)} and {tuple(z_audio.shape)}"
+            f"info_nce needs as many captions as images, of one width; got {tuple(z_image.shape)} and"
+            f" {tuple(z_audio.shape)}"
         )
     if B < 2:
         raise DataError(
-            f"info_nce compares the pairs of a batch with each other; a batch of {B} has no negatives. Use a batch of 2 or more, and drop a last batch of one"
+            f"info_nce compares the pairs of a batch with each other; a batch of {B} has no negatives. Use a"
+            " batch of 2 or more, and drop a last batch of one"
         )
     with torch.autocast(z_image.device.type, enabled=False):  # a sum of exponentials: keep float32
         rows, right = own or slice(None), torch.arange(B, device=z_image.device)[own or slice(None)]

@@ -70,12 +70,13 @@ def random_mask(
     generator: torch.Generator | None = None,  # for masks that can be drawn again
     device: torch.device | str | None = None,  # where the mask lives
 ) -> PatchMask:
-    "Hide `ratio` of the patches of each image, an independent choice for each. Raises `ConfigError` if none or all would be hidden."
+    """Hide `ratio` of the patches of each image, an independent choice for each. Raises `ConfigError` if
+    none or all would be hidden."""
     V = round(N * (1 - ratio)) if 0 < ratio < 1 else 0
     if not 0 < V < N:
         raise ConfigError(
-            f"random_mask: mask_ratio {ratio} of {N} patches must hide at least one patch and leave at least one visible; "
-            "the paper hides 0.75"
+            f"random_mask: mask_ratio {ratio} of {N} patches must hide at least one patch and leave at least"
+            " one visible; the paper hides 0.75"
         )
     draw_on = device if generator is None else generator.device  # a generator draws on its own device
     noise = torch.rand(B, N, generator=generator, device=draw_on).to(device)

@@ -67,7 +67,8 @@ from sgmim.models.sgmim import (
 
 # %% ../../nbs/models/07_pretrained.ipynb #75505135
 class Inert:
-    "Stands for anything that a pickle names and that is not on the allow-list: takes what it is given, keeps the state, runs nothing."
+    """Stands for anything that a pickle names and that is not on the allow-list: takes what it is given,
+    keeps the state, runs nothing."""
 
     name = ""  # of what it stands for
     state = None  # what the pickle wanted it to hold: for an `argparse.Namespace`, the dict of its attributes
@@ -167,7 +168,8 @@ NESTING = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")  # their hash goe
 
 def scan_pickle(file) -> None:
     "Walk to the end of a pickle without running it; `UnpicklingError` if it could exhaust the machine."
-    # values inside each value of the stack (None: a mark), inside each of the memo, inside all that were taken
+    # values inside each value of the stack (None: a mark), inside each of the memo, inside all that were
+    # taken
     sizes, memo, work = [], {}, 0
     for step, (op, arg, _) in enumerate(pickletools.genops(file)):
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
@@ -249,16 +251,26 @@ def scan_file(path: Path, kind: str) -> None:
 
 # %% ../../nbs/models/07_pretrained.ipynb #f133629d
 NOT_WEIGHTS = {
-    b"<!doctype": "a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser",
-    b"<html": "a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it in a browser",
+    b"<!doctype": (
+        "a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it"
+        " in a browser"
+    ),
+    b"<html": (
+        "a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it"
+        " in a browser"
+    ),
     b"<?xml": "an XML message, not weights: the download was refused. Fetch it again",
-    b"version https://git-lfs": "a Git LFS pointer, not the weights it points to. Run `git lfs pull` in its folder, or download the file itself",
+    b"version https://git-lfs": (
+        "a Git LFS pointer, not the weights it points to. Run `git lfs pull` in its folder, or download the"
+        " file itself"
+    ),
     b"\x1f\x8b": "a compressed archive. Unpack it, and give what is inside",
 }
 
 
 def kind_of(path) -> str:
-    "'safetensors', 'torch' (zip), 'torch (legacy)' or 'pickle', by the first bytes; `CheckpointError` says what else it is."
+    """'safetensors', 'torch' (zip), 'torch (legacy)' or 'pickle', by the first bytes; `CheckpointError`
+    says what else it is."""
     path = Path(path)
     if not os.path.isfile(path):
         raise CheckpointError(f"{path} does not exist, or is no file")
@@ -285,15 +297,16 @@ def kind_of(path) -> str:
             "torch (legacy)" if b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:16] else "pickle"
         )  # torch's magic number
     raise CheckpointError(
-        f"{path} is in no format known here: it is neither safetensors, nor written by torch.save, nor a pickle; "
-        f"it starts with {head[:12]!r}"
+        f"{path} is in no format known here: it is neither safetensors, nor written by torch.save, nor a"
+        f" pickle; it starts with {head[:12]!r}"
     )
 
 # %% ../../nbs/models/07_pretrained.ipynb #6cc00ddd
 def read_file(
     path,  # safetensors, torch.save's two formats, or a plain pickle
 ) -> tuple:  # content, kind of file, names of the classes that were not read
-    "What a checkpoint file holds; nothing in it is run. Raises `CheckpointError` for anything that cannot be read."
+    """What a checkpoint file holds; nothing in it is run. Raises `CheckpointError` for anything that
+    cannot be read."""
     from safetensors.torch import load_file
 
     path, kind, seen = Path(path), kind_of(path), set()
@@ -311,8 +324,9 @@ def read_file(
     except Exception as e:  # a damaged or hostile file can fail anywhere in the reader
         names = f"; it names {', '.join(sorted(seen)[:8])}, none of which was run" if seen else ""
         raise CheckpointError(
-            f"{path} cannot be read as {kind} ({type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else 'no details'}){names}. "
-            "It is truncated, damaged, or not a checkpoint: fetch it again"
+            f"{path} cannot be read as {kind} ({type(e).__name__}:"
+            f" {str(e).splitlines()[0][:160] if str(e) else 'no details'}){names}. It is truncated, damaged,"
+            " or not a checkpoint: fetch it again"
         ) from e
     return content, kind, tuple(sorted(seen))
 
@@ -363,7 +377,10 @@ def strip_prefix(
         said = (
             f"more than one {what}, under {', '.join(repr(p) for p in found)}; name the right entry"
             if found
-            else f"no {what} under a name known here ({mark.replace(chr(92), '')}); its names are like {', '.join(list(state)[:4])}"
+            else (
+                f"no {what} under a name known here ({mark.replace(chr(92), '')}); its names are like"
+                f" {', '.join(list(state)[:4])}"
+            )
         )
         raise CheckpointError(f"{path} holds {said}")
     prefix = found[0]
@@ -437,7 +454,9 @@ VG_FILES = (*VG_WHOLE, "snapshot_20.pth", "vg-hubert-word.pth")  # the last two:
 OFFICIAL = {
     PAPER_AUDIO: "https://dl.fbaipublicfiles.com/hubert/hubert_base_ls960.pt",
     "timm/" + PAPER_IMAGE: "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth",
-    "timm/vit_small_patch8_224.dino": "https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
+    "timm/vit_small_patch8_224.dino": (
+        "https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth"
+    ),
 }
 
 
@@ -464,8 +483,8 @@ def from_hub(
     file = f" from {OFFICIAL[repo]}" if repo in OFFICIAL else ""
     how = "" if download else "allow the download (download=True; --download on the command line), or "
     raise CheckpointError(
-        f"no weights for {repo}: {why}. To get them, {how}fetch the file yourself{file or f' from https://huggingface.co/{repo}'} "
-        "and give its path"
+        f"no weights for {repo}: {why}. To get them, {how}fetch the file"
+        f" yourself{file or f' from https://huggingface.co/{repo}'} and give its path"
     )
 
 # %% ../../nbs/models/07_pretrained.ipynb #c815e765
@@ -520,7 +539,8 @@ def locate(
         text = timm_repo(text)
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or path.suffix in WEIGHT_SUFFIXES[:-1]:
         raise CheckpointError(
-            f"{source} does not exist. Give the path of a file or folder, or a name on the hub such as {PAPER_AUDIO} or {PAPER_IMAGE}"
+            f"{source} does not exist. Give the path of a file or folder, or a name on the hub such as"
+            f" {PAPER_AUDIO} or {PAPER_IMAGE}"
         )
     if progress:
         progress(f"{text}: looking on the hub" if download else f"{text}: looking in the cache")
@@ -625,7 +645,8 @@ FAIRSEQ = [
 
 
 def hubert_name(name: str, fairseq: bool = True) -> str:
-    "A tensor's name in today's `HubertModel`, from fairseq's (and VG-HuBERT's) or from an older transformers."
+    """A tensor's name in today's `HubertModel`, from fairseq's (and VG-HuBERT's) or from an older
+    transformers."""
     for old, new in FAIRSEQ if fairseq else ():
         name = re.sub(old, new, name)
     for old, new in OLD_NAMES.items():
@@ -658,7 +679,8 @@ HUBERT_FIXED = dict(
 
 
 def hubert_sizes(tensors: dict, what: str = "this HuBERT") -> dict:
-    "Sizes of a HuBERT by the shapes of its tensors (transformers' names), as fields of `EncoderConfig`; those it cannot tell are missing."
+    """Sizes of a HuBERT by the shapes of its tensors (transformers' names), as fields of `EncoderConfig`;
+    those it cannot tell are missing."""
     shape, sizes = {k: tuple(v.shape) for k, v in tensors.items()}, {}
     convs = [
         shape[k]
@@ -700,7 +722,8 @@ def hubert_weights(
     download: bool = False,  # go to the network for a name that is not in the cache
     progress=None,  # called with a line of text
 ) -> Weights:  # in `HubertModel`'s names
-    "The tensors of a published HuBERT. Raises `CheckpointError` where it is none, or not of the model's size."
+    """The tensors of a published HuBERT. Raises `CheckpointError` where it is none, or not of the model's
+    size."""
     wanted = vars(config or EncoderConfig())
     state, source, hf = open_source(source, AUDIO_MARK, "HuBERT", AUDIO_LEFT, entry, download, progress)
     if isinstance(hf, dict):
@@ -737,7 +760,8 @@ VIT_NAMES = [
 
 
 def vit_name(name: str) -> str:
-    "A tensor's name in timm's ViT, from transformers'; query, key, value become `attn.q`, `attn.k`, `attn.v`."
+    """A tensor's name in timm's ViT, from transformers'; query, key, value become `attn.q`, `attn.k`,
+    `attn.v`."""
     for old, new in VIT_NAMES:
         name = re.sub(old, new, name)
     return name
@@ -766,7 +790,8 @@ NOT_PLAIN = {
 
 
 def vit_sizes(tensors: dict, what: str = "this ViT") -> dict:
-    "Sizes of a ViT by the shapes of its tensors (timm's names), as fields of `EncoderConfig`; those it cannot tell are missing."
+    """Sizes of a ViT by the shapes of its tensors (timm's names), as fields of `EncoderConfig`; those it
+    cannot tell are missing."""
     shape, sizes = {k: tuple(v.shape) for k, v in tensors.items()}, {}
     if len(s := shape.get("patch_embed.proj.weight", ())) == 4:
         sizes |= dict(image_width=s[0], patch_size=s[2])
@@ -815,7 +840,8 @@ def image_weights(
     download: bool = False,  # go to the network for a name that is not in the cache
     progress=None,  # called with a line of text
 ) -> Weights:  # in timm's names
-    "The tensors of a published ViT (MAE, DINO, timm). Raises `CheckpointError` where it is none, or not of the model's size."
+    """The tensors of a published ViT (MAE, DINO, timm). Raises `CheckpointError` where it is none, or not
+    of the model's size."""
     state, source, hf = open_source(
         source, IMAGE_MARK, "vision transformer", IMAGE_LEFT, entry, download, progress
     )
@@ -866,7 +892,8 @@ def load_pretrained(
     download: bool = False,  # go to the network for names that are not in the cache
     progress=None,  # called with a line of text
 ) -> Report:
-    "Start a model from published encoders (§3.2): read, load strictly, start the last layers of HuBERT afresh."
+    """Start a model from published encoders (§3.2): read, load strictly, start the last layers of HuBERT
+    afresh."""
     image_w = (
         None if image is None else image_weights(image, model.config, download=download, progress=progress)
     )
@@ -975,7 +1002,8 @@ def vg_hubert_model(
     download: bool = False,  # go to the network for a name that is not in the cache
     progress=None,  # called with a line of text
 ) -> tuple[SGMIM, Report]:  # the model, in evaluation mode; what it was filled from
-    "The published VG-HuBERT, whole. Raises `CheckpointError` where a tensor is missing, left over or of another shape."
+    """The published VG-HuBERT, whole. Raises `CheckpointError` where a tensor is missing, left over or of
+    another shape."""
     path, _, name = locate(source, download, progress, VG_FILES)
     content, kind, not_read = read_file(path)
     state, entry, beside = find_state(content, path)
@@ -1010,13 +1038,15 @@ def shipped(name):
     folder = Path(str(files("sgmim") / "weights" / name))
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is missing: this installation of sgmim came without its small weights; install it again"
+            f"{folder} is missing: this installation of sgmim came without its small weights; install it"
+            " again"
         )
     return folder
 
 
 def load_tiny_backbones(model, folder=None):
-    "Load `tiny-mae` and `tiny-hubert` (the shipped ones, or those in `folder`) into an `SGMIM` of the scenes-tiny sizes; returns it."
+    """Load `tiny-mae` and `tiny-hubert` (the shipped ones, or those in `folder`) into an `SGMIM` of the
+    scenes-tiny sizes; returns it."""
     where = {n: Path(folder) / n if folder else shipped(n) for n in ("tiny-mae", "tiny-hubert")}
     load_backbones(
         model,
@@ -1035,11 +1065,13 @@ WEIGHTS = {
 def initial_weights(
     model, preset, weights="pretrained", image=None, audio=None, seed=0, download=False, show=None
 ):
-    "Load the pre-trained encoders of a preset into `model` (§3.2), or those named by `image` and `audio`; returns what the run record says about them. `show`: prints the report."
+    """Load the pre-trained encoders of a preset into `model` (§3.2), or those named by `image` and
+    `audio`; returns what the run record says about them. `show`: prints the report."""
     if weights == "random":
         if image or audio:
             raise ConfigError(
-                "--from-scratch starts from random weights: leave it out, or --image-weights and --audio-weights"
+                "--from-scratch starts from random weights: leave it out, or --image-weights and"
+                " --audio-weights"
             )
         return {"all": "random"}
     tiny = (
@@ -1073,7 +1105,8 @@ def initial_weights(
 
 # %% ../../nbs/models/07_pretrained.ipynb #b6b73d7e
 def open_checkpoint(path, download=False):
-    "The model at `path`: ours, exported, or VG-HuBERT's (file, folder, or hub name, which is fetched only if `download`)."
+    """The model at `path`: ours, exported, or VG-HuBERT's (file, folder, or hub name, which is fetched
+    only if `download`)."""
     from sgmim.models.pretrained import FILES, VG_HUB, vg_hubert_model
     from sgmim.models.sgmim import load_model
 
@@ -1191,11 +1224,13 @@ CITATION = """```bibtex
 # %% ../../nbs/models/07_pretrained.ipynb #3546a047
 def model_card(
     model: SGMIM,
-    record: dict
-    | None = None,  # of its training and evaluation; what it does not hold, the card does not say
+    record: (
+        dict | None
+    ) = None,  # of its training and evaluation; what it does not hold, the card does not say
     licence: str = "other",  # the hub's name for the licence of these weights
 ) -> str:  # Markdown, with the hub's front matter
-    "The text of README.md: what the model is, how it was trained and how good it is by its record, how to load it, its terms."
+    """The text of README.md: what the model is, how it was trained and how good it is by its record, how
+    to load it, its terms."""
     c, record = model.config, record or {}
     front = [
         "---",
@@ -1221,24 +1256,41 @@ def model_card(
     how = {
         "none": "contrastive learning alone",
         "plain": "contrastive learning and masked image modelling (reconstruction without speech)",
-        "frames": "contrastive learning and masked image modelling (reconstruction guided by all frames of the caption)",
-        "summary": "contrastive learning and masked image modelling (reconstruction guided by the summarised caption)",
+        "frames": (
+            "contrastive learning and masked image modelling (reconstruction guided by all frames of the"
+            " caption)"
+        ),
+        "summary": (
+            "contrastive learning and masked image modelling (reconstruction guided by the summarised"
+            " caption)"
+        ),
     }[c.reconstruction]
     score = "cosine" if c.similarity == "cosine" else "inner product"
     parts = {
-        "": f"A model of images and their spoken captions, trained without text, by {how}. Made with sgmim {__version__}, "
-        "a reproducibility kit for the paper cited below; not by its authors.",
-        "What it is": f"Two encoders that put an image and a spoken caption into one space of {c.embed_dim} dimensions, where the {score} says how well they match.\n\n"
-        f"- image encoder: ViT, {c.image_size} pixels, patches of {c.patch_size}, width {c.image_width}, {c.image_depth} layers, {millions[0]:.1f} million parameters\n"
-        f"- audio encoder: HuBERT with [CLS], width {c.audio_width}, {c.audio_depth} layers, {millions[1]:.1f} million parameters\n"
-        "- everything else: `config.json`",
-        "Intended use": "Research on visually grounded speech: finding images by spoken captions and captions by images, and looking at what the encoders attend to. "
-        "It has seen the images and voices of its training data alone; nothing is known of others. It is not meant for decisions about people.",
-        "How to load it": "```python\nfrom sgmim.models.sgmim import SGMIM\n\nmodel = SGMIM.from_pretrained('path/to/this/folder')\n"
-        "z_image = model.embed_image(image)             # (B, 3, "
-        + f"{c.image_size}, {c.image_size}"
-        + "), normalised by sgmim.data.image.eval_transform\n"
-        "z_audio = model.embed_audio(audio, audio_len)  # (B, L) waveform at 16 kHz, zero-padded; (B,) samples\n```",
+        "": (
+            f"A model of images and their spoken captions, trained without text, by {how}. Made with sgmim"
+            f" {__version__}, a reproducibility kit for the paper cited below; not by its authors."
+        ),
+        "What it is": (
+            f"Two encoders that put an image and a spoken caption into one space of {c.embed_dim} dimensions,"
+            f" where the {score} says how well they match.\n\n- image encoder: ViT, {c.image_size} pixels,"
+            f" patches of {c.patch_size}, width {c.image_width}, {c.image_depth} layers, {millions[0]:.1f}"
+            f" million parameters\n- audio encoder: HuBERT with [CLS], width {c.audio_width}, {c.audio_depth}"
+            f" layers, {millions[1]:.1f} million parameters\n- everything else: `config.json`"
+        ),
+        "Intended use": (
+            "Research on visually grounded speech: finding images by spoken captions and captions by images,"
+            " and looking at what the encoders attend to. It has seen the images and voices of its training"
+            " data alone; nothing is known of others. It is not meant for decisions about people."
+        ),
+        "How to load it": (
+            "```python\nfrom sgmim.models.sgmim import SGMIM\n\nmodel ="
+            " SGMIM.from_pretrained('path/to/this/folder')\nz_image = model.embed_image(image)             #"
+            " (B, 3, "
+            + f"{c.image_size}, {c.image_size}"
+            + "), normalised by sgmim.data.image.eval_transform\nz_audio = model.embed_audio(audio,"
+            " audio_len)  # (B, L) waveform at 16 kHz, zero-padded; (B,) samples\n```"
+        ),
         "Training": "\n".join(training_lines(record)) or "No record of its training came with this model.",
         "Results": "\n".join(results_lines(record) or ["No record of its results came with this model."]),
         "Licence": LICENCES,
@@ -1258,7 +1310,8 @@ def export_model(
     record: dict | None = None,  # of its training and evaluation (`sgmim.core.run_record`)
     licence: str = "other",  # of these weights, by the hub's names: 'cc-by-nc-4.0' if they started from MAE's
 ) -> Path:  # the folder
-    "Write a model in the Hugging Face hub's layout, with its model card; `SGMIM.from_pretrained` reads it back."
+    """Write a model in the Hugging Face hub's layout, with its model card; `SGMIM.from_pretrained` reads
+    it back."""
     from safetensors.torch import save
 
     folder = Path(folder)

@@ -112,7 +112,9 @@ class SGMIMConfig(EncoderConfig):
     mask_ratio: float = 0.75  # (§3.2)
     lam: float = 2.0  # λ (§3.2)
     mim_onset: float = 3.0  # epochs of contrastive loss alone (§3.2)
-    mim_target: str = "features"  # what the decoder predicts: 'features' of the momentum encoder (§2.1), or 'pixels', as MAE (ours, to compare)
+    mim_target: str = (  # what the decoder predicts: 'features' of the momentum encoder (§2.1), or 'pixels', as MAE (ours, to compare)
+        "features"
+    )
     mim_reduction: str = "mean"  # ours: over dimensions, 'mean' or 'sum'
     mim_normalise_target: bool = False  # ours: LayerNorm on the target
     drop_self: bool = True  # W without [CLS]'s attention to itself (eq. 3: W multiplies z_1..z_T)
@@ -234,7 +236,8 @@ def paper() -> SGMIMConfig:
 
 
 def scenes_tiny() -> SGMIMConfig:
-    "The same model in small (all sizes ours): 96-pixel images of 64 patches, 25 audio frames a second, width 128."
+    """The same model in small (all sizes ours): 96-pixel images of 64 patches, 25 audio frames a second,
+    width 128."""
     return SGMIMConfig(
         image_size=96,
         crop_pct=1.0,
@@ -263,13 +266,15 @@ def scenes_tiny() -> SGMIMConfig:
         embed_dim=128,
         mim_onset=1.0,
         similarity="cosine",
-        temperature=0.07,  # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
+        # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
+        temperature=0.07,
         momentum_start=0.99,
     )  # some thousand updates, not some hundred thousand
 
 # %% ../../nbs/models/05_sgmim.ipynb #6d9573f5
 def vg_hubert() -> SGMIMConfig:
-    "VG-HuBERT as published (§3.3; VG-HuBERT's code): DINO's ViT-S/8, HuBERT Base, [CLS] against [CLS], no reconstruction."
+    """VG-HuBERT as published (§3.3; VG-HuBERT's code): DINO's ViT-S/8, HuBERT Base, [CLS] against [CLS],
+    no reconstruction."""
     return SGMIMConfig(
         image_size=224,
         patch_size=8,  # 28 x 28 = 784 patches (§3.3: ViT-S/8; VG-HuBERT's code)
@@ -378,7 +383,8 @@ def projection(
     hidden: int,  # between the two layers of 'mlp'
     embed_dim: int,  # E
 ) -> nn.Module:  # (B, width) -> (B, E)
-    "A projection to the shared space: one linear layer (§3.2), or Linear-GELU-Linear from N(0, 0.02) (VG-HuBERT's code)."
+    """A projection to the shared space: one linear layer (§3.2), or Linear-GELU-Linear from N(0, 0.02)
+    (VG-HuBERT's code)."""
     if kind == "linear":
         return nn.Linear(width, embed_dim)
     mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
@@ -479,7 +485,8 @@ class SGMIM(DualEncoder):
 
     @torch.no_grad()
     def target(self, image) -> torch.Tensor:
-        "What the decoder is to predict, (B, N, D): features of the whole image by the momentum encoder (§2.1), or the pixels of each patch, normalised (MAE)."
+        """What the decoder is to predict, (B, N, D): features of the whole image by the momentum encoder
+        (§2.1), or the pixels of each patch, normalised (MAE)."""
         if self.config.mim_target == "features":
             return self.momentum_encoder(image)[:, 1:]
         patches = patchify(image, self.config.patch_size)
@@ -532,13 +539,15 @@ class SGMIM(DualEncoder):
         )
 
     def update_momentum(self, alpha: float) -> None:
-        "Move the momentum encoder towards the image encoder (§2.1); call after each update. Nothing where there is none."
+        """Move the momentum encoder towards the image encoder (§2.1); call after each update. Nothing
+        where there is none."""
         if self.momentum_encoder is not None:
             ema_update(self.momentum_encoder, self.image_encoder, alpha)
 
     @classmethod
     def from_pretrained(cls, path, device=None) -> "SGMIM":
-        "A saved or exported model from its folder, in evaluation mode: `load_model`, by the name that transformers' users look for."
+        """A saved or exported model from its folder, in evaluation mode: `load_model`, by the name that
+        transformers' users look for."""
         return load_model(path, device=device)
 
 # %% ../../nbs/models/05_sgmim.ipynb #4da229f8
@@ -557,7 +566,8 @@ BEFORE = dict(
 
 
 def read_config(fields: dict, where: str = "config") -> SGMIMConfig:
-    "The configuration of a saved model, from JSON. A field that its file is too old to have gets the value that the code had then."
+    """The configuration of a saved model, from JSON. A field that its file is too old to have gets the
+    value that the code had then."""
     return config_from_dict(SGMIMConfig, {**BEFORE, **fields}, where)
 
 
@@ -657,7 +667,8 @@ def load_backbones(
     audio_weights: dict | None = None,  # transformers' `HubertModel` names -> tensors
     generator: torch.Generator | None = None,  # for the layers started afresh
 ) -> None:
-    "Load pretrained encoders in place (§3.2). Raises `CheckpointError` with the whole list of what does not fit."
+    """Load pretrained encoders in place (§3.2). Raises `CheckpointError` with the whole list of what does
+    not fit."""
     if image_weights is not None:
         load_state(model.image_encoder.vit, image_weights, what="the image weights", ignore=IMAGE_EXTRA)
         if model.momentum_encoder is not None:

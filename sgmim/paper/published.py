@@ -14,7 +14,10 @@ from .records import KS
 # %% ../../nbs/paper/01_published.ipynb #764bae05
 PRINTED = {
     1: (
-        "Quantitative results on Places Audio test-seen and test-unseen. All models are trained on Places train set. † denotes a model which employs prior knowledge.",
+        (
+            "Quantitative results on Places Audio test-seen and test-unseen. All models are trained on Places"
+            " train set. † denotes a model which employs prior knowledge."
+        ),
         ("test-seen", "test-unseen"),
         """
         ResDAVEnet [2]   | 35.2  67.5  78.0  30.4  63.1  74.1  | 38.3  68.5  78.8  31.2  65.0  75.4
@@ -24,7 +27,10 @@ PRINTED = {
         Ours             | 62.5  88.0  93.7  61.3  87.8  93.5  | 67.4  89.5  94.5  64.6  89.7  93.9""",
     ),
     2: (
-        "Quantitative results on SpokenCOCO test sets. All models are trained on SpokenCOCO train set. † denotes a model which uses prior knowledge.",
+        (
+            "Quantitative results on SpokenCOCO test sets. All models are trained on SpokenCOCO train set. †"
+            " denotes a model which uses prior knowledge."
+        ),
         ("test",),
         """
         ResDAVEnet [2]   | 17.3  41.9  55.0  22.0  50.6  65.2
@@ -34,7 +40,10 @@ PRINTED = {
         Ours             | 32.2  62.8  74.8_ 45.5  75.8  85.9""",
     ),
     3: (
-        "Quantitative results on FACC test sets. All models are trained on FACC train set. † denotes a model which utilizes prior knowledge or other modality.",
+        (
+            "Quantitative results on FACC test sets. All models are trained on FACC train set. † denotes a"
+            " model which utilizes prior knowledge or other modality."
+        ),
         ("test",),
         """
         FaST-VGS [7] †   | 26.6  56.4  68.8  36.2  66.1  76.5
@@ -43,8 +52,11 @@ PRINTED = {
         Ours             | 27.4  56.9_ 69.5_ 36.7_ 67.6_ 79.5_""",
     ),
     4: (
-        "Ablation study results on Places Audio test-seen and test-unseen. All models are trained on Places train set. Here, R@1, R@5, and R@10 represent the average recall rates for image-to-audio "
-        "and audio-to-image retrieval tasks.",
+        (
+            "Ablation study results on Places Audio test-seen and test-unseen. All models are trained on"
+            " Places train set. Here, R@1, R@5, and R@10 represent the average recall rates for"
+            " image-to-audio and audio-to-image retrieval tasks."
+        ),
         ("test-seen", "test-unseen"),
         """
         VG-HuBERT (M)    | 59.9  86.9  92.3  | 63.7  88.7  93.4
@@ -57,7 +69,8 @@ PRINTED = {
 # %% ../../nbs/paper/01_published.ipynb #4ba50388
 @dataclass(frozen=True)
 class PaperTable:
-    "A table of the paper, as printed: `systems[name][split]` are its numbers; `underlined` and `prior` (†) say how they were marked."
+    """A table of the paper, as printed: `systems[name][split]` are its numbers; `underlined` and `prior`
+    (†) say how they were marked."""
 
     number: int
     caption: str

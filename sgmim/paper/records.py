@@ -178,7 +178,8 @@ def unpack(text):
 
 
 def pack_curves(history, keep=60):
-    "A training's history (dicts with 'step') as {name: string}, thinned to about `keep` points; its evaluations are left out."
+    """A training's history (dicts with 'step') as {name: string}, thinned to about `keep` points; its
+    evaluations are left out."""
     rows = [h for h in history if "loss" in h]
     rows = rows[:: max(1, len(rows) // keep)] + rows[-1:] * (
         len(rows) > 0 and (len(rows) - 1) % max(1, len(rows) // keep) > 0
@@ -190,7 +191,8 @@ def pack_curves(history, keep=60):
 
 # %% ../../nbs/paper/00_records.ipynb #99070e08
 def pack_result(result, images, captions, image_of_caption, seed=0):
-    """A `RetrievalResult` as plain numbers, with 95 % intervals and ranks. `images` (n,), `captions` (m,): ids of the queries in the order of its ranks; `image_of_caption` (m,): row of `images`.
+    """A `RetrievalResult` as plain numbers, with 95 % intervals and ranks. `images` (n,), `captions` (m,):
+    ids of the queries in the order of its ranks; `image_of_caption` (m,): row of `images`.
     Intervals are over images: captions of one image are drawn together."""
     packed, of = result.to_dict(), np.asarray(image_of_caption)
     by_caption, by_image = np.argsort(captions, kind="stable"), np.argsort(images, kind="stable")
@@ -216,7 +218,8 @@ def pack_result(result, images, captions, image_of_caption, seed=0):
 
 
 def interval(parts, n=1000, seed=0, level=0.95):
-    """Bootstrap interval (low (K,), high (K,)) of the mean of K quantities. `parts`: [(values (Q,K), groups (Q,) from 0)]: queries of one group are drawn together,
+    """Bootstrap interval (low (K,), high (K,)) of the mean of K quantities. `parts`: [(values (Q,K),
+    groups (Q,) from 0)]: queries of one group are drawn together,
     and in all parts alike; the quantity is the mean over the parts of their means over queries."""
     G = max(int(g.max()) for _, g in parts) + 1
     drawn = _draws(G, n, seed)
@@ -262,7 +265,8 @@ def group_problems(d, path, by_image):
 
 
 def rank_problems(d, path, by_image):
-    "What in one direction `d` does not follow from its ranks: recalls, median and intervals. `by_image`: see `group_problems`."
+    """What in one direction `d` does not follow from its ranks: recalls, median and intervals. `by_image`:
+    see `group_problems`."""
     n, items, ranks = d["n_queries"], d["n_items"], as_integers(d["ranks"])
     if ranks is None:
         return [f"{path}.ranks: not a string of integers"]
@@ -372,7 +376,8 @@ def derived(d):
 
 
 def derived_problems(metrics, path="metrics"):
-    "Numbers anywhere in nested metrics that do not follow from those beside them, and values outside their intervals."
+    """Numbers anywhere in nested metrics that do not follow from those beside them, and values outside
+    their intervals."""
     if isinstance(metrics, list):
         return [p for i, v in enumerate(metrics) for p in derived_problems(v, f"{path}.{i}")]
     if not isinstance(metrics, dict):
@@ -395,7 +400,8 @@ def derived_problems(metrics, path="metrics"):
 
 # %% ../../nbs/paper/00_records.ipynb #9377ba54
 def best_problems(metrics, path="metrics"):
-    "Whether `best` is the best of the evaluations on `dev`: higher R@1, then higher R@10, the first of equal ones."
+    """Whether `best` is the best of the evaluations on `dev`: higher R@1, then higher R@10, the first of
+    equal ones."""
     best, dev = metrics.get("best"), metrics.get("dev")
     if not isinstance(dev, list) or not (dev or best):
         return []
@@ -455,7 +461,8 @@ def curve_problems(record):
 
 
 def ceiling_problems(metrics):
-    "Recalls far above those of a perfect listener, where the record holds them (embedded corpus): five standard errors."
+    """Recalls far above those of a perfect listener, where the record holds them (embedded corpus): five
+    standard errors."""
     found = []
     for split, ladder in (metrics.get("oracle") or {}).items():
         result = metrics.get("tests", metrics).get(split, {})
@@ -468,7 +475,8 @@ def ceiling_problems(metrics):
                 and recall > top + 500 * math.sqrt(max(top * (100 - top), 0) / 1e4 / n) + 100 / n
             ):
                 found.append(
-                    f"metrics of {split}.{side}: R@{k} is {recall:g}, and a perfect listener reaches {top:.1f}"
+                    f"metrics of {split}.{side}: R@{k} is {recall:g}, and a perfect listener reaches"
+                    f" {top:.1f}"
                 )
     return found
 
@@ -526,7 +534,8 @@ def record_name(row, seed, budget):
 
 
 def home_problems(record, path):
-    "Whether the file and folders of a run for a table or a choice (`path`, relative to the folder of results) are its own."
+    """Whether the file and folders of a run for a table or a choice (`path`, relative to the folder of
+    results) are its own."""
     if record.get("kind") not in ("reproduce", "tune"):
         return []
     spec, seed, folders = record["spec"], record["seed"], Path(path).parent.as_posix()
@@ -643,7 +652,8 @@ def check_results(folder):
 
 
 def results_folder():
-    "$SGMIM_RESULTS, else the folder `results` of the checkout that holds the working directory, else `results`."
+    """$SGMIM_RESULTS, else the folder `results` of the checkout that holds the working directory, else
+    `results`."""
     if given := os.environ.get("SGMIM_RESULTS"):
         return Path(given)
     here = Path.cwd()
@@ -667,7 +677,8 @@ def fingerprint_of(record, split):
 
 
 def is_stale(record, config, defaults=None, fingerprints=None):
-    """Why a record no longer counts: a list of sentences, empty if it does. `config`: of the same run, made now; `defaults`: values (nested, as `config`) of fields that the record may be too old to have;
+    """Why a record no longer counts: a list of sentences, empty if it does. `config`: of the same run,
+    made now; `defaults`: values (nested, as `config`) of fields that the record may be too old to have;
     `fingerprints`: {split: fingerprint} of the data, if they are at hand."""
     was, now, old = dict(leaves(record.get("config", {}))), dict(leaves(config)), dict(leaves(defaults or {}))
     reasons = []

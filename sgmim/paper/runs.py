@@ -75,7 +75,8 @@ PROTOCOL = 1  # changes whenever the same settings would be trained or tested in
 
 @lru_cache
 def which_weights(preset, weights):
-    "What a run starts from: 'random', or 'pretrained', for the small preset with the hashes of the shipped encoders (those of published ones stand in the record)."
+    """What a run starts from: 'random', or 'pretrained', for the small preset with the hashes of the
+    shipped encoders (those of published ones stand in the record)."""
     if weights == "random" or preset != "scenes-tiny":
         return weights
     return {
@@ -85,7 +86,10 @@ def which_weights(preset, weights):
 
 @dataclass(frozen=True)
 class RunSpec:
-    "One run of a plan. `data`: 'scenes', or the kind of a corpus; `label`: the folder of its records; `sizes`: of the embedded corpus; `weights`: 'pretrained' or 'random'; `tests`: False to look at dev alone; `changes`: what was asked for beside the plan, `tried` the part of it that names the file of a run on dev alone; `asked`: which of 'sizes' and 'preset' were asked for, not read from settings."
+    """One run of a plan. `data`: 'scenes', or the kind of a corpus; `label`: the folder of its records;
+    `sizes`: of the embedded corpus; `weights`: 'pretrained' or 'random'; `tests`: False to look at dev
+    alone; `changes`: what was asked for beside the plan, `tried` the part of it that names the file of a
+    run on dev alone; `asked`: which of 'sizes' and 'preset' were asked for, not read from settings."""
 
     table: int
     row: str
@@ -138,7 +142,8 @@ class RunSpec:
         )
 
     def why_stale(self, record, fingerprints=None):
-        "Why a record is not of this run: a list of sentences. At equal compute an epoch more or less, within `NEAR`, is none: PyTorch's releases count operations a little differently."
+        """Why a record is not of this run: a list of sentences. At equal compute an epoch more or less,
+        within `NEAR`, is none: PyTorch's releases count operations a little differently."""
         defaults = {
             "model": config_to_dict(PRESETS[self.preset]()),
             "train": config_to_dict(recipe(self.preset)),
@@ -154,7 +159,8 @@ class RunSpec:
 
 # %% ../../nbs/paper/03_runs.ipynb #9c250a1e
 def read_settings(results, *labels):
-    "The settings of the first of `labels` that has a file, {} if none has; `ConfigError` for a key that it cannot have."
+    """The settings of the first of `labels` that has a file, {} if none has; `ConfigError` for a key that
+    it cannot have."""
     path = next((p for label in labels if (p := Path(results) / "tuning" / f"{label}.json").is_file()), None)
     if path is None:
         return {}
@@ -175,11 +181,14 @@ def training_flops(model, train):
     return onset * before + (train.epochs - onset) * after
 
 
-NEAR = 0.02  # share of the compute by which runs may differ and still count as equal: the count leaves out more than that (norms, activations, the optimiser)
+# share of the compute by which runs may differ and still count as equal: the count leaves out more than that
+# (norms, activations, the optimiser)
+NEAR = 0.02
 
 
 def equal_compute(model, train, reference):
-    "`train` with the number of epochs for which a training of `model` takes as many operations as `reference`, (model, train); `train` itself where it does so already, but for 2 %."
+    """`train` with the number of epochs for which a training of `model` takes as many operations as
+    `reference`, (model, train); `train` itself where it does so already, but for 2 %."""
     budget, (before, after) = training_flops(*reference), pair_flops(model, train)
     if abs(training_flops(model, train) / budget - 1) <= NEAR:
         return train
@@ -223,7 +232,9 @@ def plan_runs(
     tests=True,
     tried=(),
 ):
-    """The `RunSpec`s of a table. `data`: 'scenes', 'places', 'spokencoco' or 'facc'; `label`: the folder of the records (default: `data`), whose settings in `results` apply, or those of `data` if it has none; `changes`, `tried`: lists of 'field=value' on top of them;
+    """The `RunSpec`s of a table. `data`: 'scenes', 'places', 'spokencoco' or 'facc'; `label`: the folder
+    of the records (default: `data`), whose settings in `results` apply, or those of `data` if it has none;
+    `changes`, `tried`: lists of 'field=value' on top of them;
     `sizes`: a `DemoData`; `weights`: 'random' to start from nothing. Raises `ConfigError`."""
     if table not in PAPER:
         raise ConfigError(f"the paper has the tables {', '.join(map(str, PAPER))}, not {table}")
@@ -292,8 +303,10 @@ def plan_runs(
 
 # %% ../../nbs/paper/03_runs.ipynb #2bba457e
 def open_data(spec, path=None, options=None, cache=None, progress=True):
-    """{'train': corpus, 'dev': {name: corpus}, 'tests': {name: corpus}} of a run: made (the embedded corpus), or read from `path` with `options` of its reader (`image_root`, `karpathy`, …).
-    The splits are those of the paper's protocol; what is missing on disk is left out and reported, and more of it than training allows is a `DataError`."""
+    """{'train': corpus, 'dev': {name: corpus}, 'tests': {name: corpus}} of a run: made (the embedded
+    corpus), or read from `path` with `options` of its reader (`image_root`, `karpathy`, …).
+    The splits are those of the paper's protocol; what is missing on disk is left out and reported, and
+    more of it than training allows is a `DataError`."""
     size = spec.model.image_size
     if spec.data == "scenes":
 
@@ -365,7 +378,8 @@ def run_spec(
     audio_weights=None,
     download=False,
 ):
-    "Train and test one run on opened `data`, in its folder below `runs`, going on from what is there; returns its record."
+    """Train and test one run on opened `data`, in its folder below `runs`, going on from what is there;
+    returns its record."""
     folder, device, code = (
         Path(runs) / spec.folder,
         pick_device(device),
@@ -452,15 +466,18 @@ def command_of(spec):
 
 # %% ../../nbs/paper/03_runs.ipynb #7870df1c
 def state_of(spec, results, prints=None):
-    "('done', path), ('stale', reasons) or ('missing', None): the record of a run. A run of another table with the same row, data and seed counts; a record that is broken or contradicts itself is stale."
+    """('done', path), ('stale', reasons) or ('missing', None): the record of a run. A run of another table
+    with the same row, data and seed counts; a record that is broken or contradicts itself is stale."""
     homes, reasons = (
-        [
-            replace(spec, table=t, budget=b)
-            for b in dict.fromkeys((spec.budget, "steps"))
-            for t in (spec.table, *(n for n in PAPER if n != spec.table))
-        ]
-        if spec.tests
-        else [spec],
+        (
+            [
+                replace(spec, table=t, budget=b)
+                for b in dict.fromkeys((spec.budget, "steps"))
+                for t in (spec.table, *(n for n in PAPER if n != spec.table))
+            ]
+            if spec.tests
+            else [spec]
+        ),
         None,
     )
     for (
@@ -477,20 +494,25 @@ def state_of(spec, results, prints=None):
 
 
 def pairs_of(spec, data=None):
-    "Pairs that a run sees in training: exact with `data`, else from the sizes that were asked for or are published. None if not known."
+    """Pairs that a run sees in training: exact with `data`, else from the sizes that were asked for or are
+    published. None if not known."""
     official = EXPECTED.get(spec.data, {}).get("train", {})
     n = (
         len(data["train"])
         if data
-        else spec.sizes.train * spec.sizes.captions
-        if spec.sizes
-        else official.get("captions") or official.get("about")
+        else (
+            spec.sizes.train * spec.sizes.captions
+            if spec.sizes
+            else official.get("captions") or official.get("about")
+        )
     )
     return n and n // spec.train.batch_size * spec.train.batch_size * spec.train.epochs
 
 
 def seconds_a_pair(spec, results, device="cpu", measure=True):
-    "(seconds that a pair takes in training, where that is from): from records of the same preset and row, or preset; from the benchmark of full-size models; else measured now if the model is small. (None, why) if not known."
+    """(seconds that a pair takes in training, where that is from): from records of the same preset and
+    row, or preset; from the benchmark of full-size models; else measured now if the model is small. (None,
+    why) if not known."""
     made = [
         r
         for f in sorted(Path(results).glob("table_*/*/*.json"))
@@ -502,19 +524,24 @@ def seconds_a_pair(spec, results, device="cpu", measure=True):
     if made:
         return (
             float(np.mean([r["wall_seconds"] / r["pairs_seen"] for r in made])),
-            f"{len(made)} record{'s' if len(made) > 1 else ''}, {made[0]['hardware'].get('gpu') or made[0]['hardware']['processor']}",
+            (
+                f"{len(made)} record{'s' if len(made) > 1 else ''},"
+                f" {made[0]['hardware'].get('gpu') or made[0]['hardware']['processor']}"
+            ),
         )
     bench = Path(results) / "bench-full-size.json"
     if bench.is_file() and (found := read_json(bench)["metrics"].get(spec.preset)):
-        return found[
-            "seconds_per_pair"
-        ], f"results/bench-full-size.json, {read_json(bench)['hardware']['processor']}"
+        return (
+            found["seconds_per_pair"],
+            f"results/bench-full-size.json, {read_json(bench)['hardware']['processor']}",
+        )
     if not measure or spec.model.image_width > 256:
         return None, "not measured"
     c = calibrate(SGMIM(spec.model), spec.train, device)
-    return c["seconds_per_pair"] + c[
-        "seconds_fixed"
-    ] / spec.train.batch_size, f"measured now on {device}, without decoding and evaluation"
+    return (
+        c["seconds_per_pair"] + c["seconds_fixed"] / spec.train.batch_size,
+        f"measured now on {device}, without decoding and evaluation",
+    )
 
 # %% ../../nbs/paper/03_runs.ipynb #5e5f78d7
 def describe(specs, states, results, device="cpu", data=None, measure=True):
@@ -527,14 +554,22 @@ def describe(specs, states, results, device="cpu", data=None, measure=True):
         else ""
     )
     lines = [
-        f"Table {first.table} on {NAMES[first.data]}{f' ({first.label})' if first.label != first.data else ''}, equal {first.budget}{size}",
-        f"{len(rows)} rows × {len({s.seed for s in specs})} seeds: {len(specs)} runs, {len(specs) - len(todo)} with a record, {len(todo)} to run",
+        (
+            f"Table {first.table} on"
+            f" {NAMES[first.data]}{f' ({first.label})' if first.label != first.data else ''}, equal"
+            f" {first.budget}{size}"
+        ),
+        (
+            f"{len(rows)} rows × {len({s.seed for s in specs})} seeds: {len(specs)} runs,"
+            f" {len(specs) - len(todo)} with a record, {len(todo)} to run"
+        ),
     ]
     for s in specs:
         kind, why = states[s]
         if kind == "stale":
             lines.append(
-                f"  stale, will be replaced: {s.path('').as_posix()} ({'; '.join(why[:4])}{'; …' if len(why) > 4 else ''})"
+                f"  stale, will be replaced: {s.path('').as_posix()}"
+                f" ({'; '.join(why[:4])}{'; …' if len(why) > 4 else ''})"
             )
     total = 0.0
     for row in dict.fromkeys(s.row for s in todo):
@@ -553,8 +588,11 @@ def describe(specs, states, results, device="cpu", data=None, measure=True):
 
 # %% ../../nbs/paper/03_runs.ipynb #8c620307
 def gather(table, data=None, budget="steps", results=None, label=None, plan=None):
-    """The records of a table that count as things stand now: a `sgmim.paper.statistics.Found`. `data`: 'scenes', or the corpus of the paper's table (default); `label`: of a variant. No data are needed.
-    A record under a standard label counts if a plain plan would make it now; under a label of its own, if the settings of that label (or of its data) would, with the changes that were asked for, or with those of `plan` {'changes', 'sizes', 'weights'}."""
+    """The records of a table that count as things stand now: a `sgmim.paper.statistics.Found`. `data`:
+    'scenes', or the corpus of the paper's table (default); `label`: of a variant. No data are needed.
+    A record under a standard label counts if a plain plan would make it now; under a label of its own, if
+    the settings of that label (or of its data) would, with the changes that were asked for, or with those
+    of `plan` {'changes', 'sizes', 'weights'}."""
     results, data = results_folder() if results is None else Path(results), data or CORPUS[table]
     label = label or data
 
@@ -606,7 +644,8 @@ def gather(table, data=None, budget="steps", results=None, label=None, plan=None
 
 
 def gather_variants(variants, table=4, data="scenes", results=None):
-    "{`sgmim.paper.statistics.Variant`: `Found`}: the records below each variant's label that were made as the variant says; others are stale."
+    """{`sgmim.paper.statistics.Variant`: `Found`}: the records below each variant's label that were made
+    as the variant says; others are stale."""
 
     def plan(v):
         return {
@@ -619,7 +658,8 @@ def gather_variants(variants, table=4, data="scenes", results=None):
 
 
 def checkpoints(found, runs="runs/reproduce"):
-    "{row: [folder]}: the folders below `runs` of the runs that made the records of a `Found`, those that are still there."
+    """{row: [folder]}: the folders below `runs` of the runs that made the records of a `Found`, those that
+    are still there."""
 
     def made(r):
         return {k: r["config"][k] for k in ("model", "train")}
@@ -682,12 +722,17 @@ def reproduce(
     show=print,
     **pretrained,
 ):
-    """Plan the runs of a table, run what has no record that counts, collect; returns a `sgmim.paper.statistics.Found`. `path`, `options`: of a corpus on disk; `hours`: begin no further run after so many; `dry_run`: only say what would be done, and what it costs;
-    `tests`: False leaves the tests alone (to choose on dev), then `tried` are changes too, and name the record; `pretrained`: `image_weights`, `audio_weights`, `download`. Ctrl-C: the run is saved, and the same call goes on.
+    """Plan the runs of a table, run what has no record that counts, collect; returns a
+    `sgmim.paper.statistics.Found`. `path`, `options`: of a corpus on disk; `hours`: begin no further run
+    after so many; `dry_run`: only say what would be done, and what it costs;
+    `tests`: False leaves the tests alone (to choose on dev), then `tried` are changes too, and name the
+    record; `pretrained`: `image_weights`, `audio_weights`, `download`. Ctrl-C: the run is saved, and the
+    same call goes on.
     A run that fails is reported, and the others are run; then `SgmimError`."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError(
-            "sgmim_reproduce is one process: start it in several terminals, with a device each, and they share the runs"
+            "sgmim_reproduce is one process: start it in several terminals, with a device each, and they"
+            " share the runs"
         )
     results, began, failed, busy = (
         results_folder() if results is None else Path(results),
@@ -735,7 +780,8 @@ def finish_run(spec, data, results, runs, device, workers, progress, show, **pre
     write_json(spec.path(results), record)
     shutil.rmtree(Path(runs) / spec.folder / "checkpoints", ignore_errors=True)  # best/ stays, for analyses
     show(
-        f"{spec.row}, seed {spec.seed}: dev R@1 {record['metrics']['best']['score'][0]:.1f}, {record['wall_seconds'] / 60:.1f} minutes; {spec.path('').as_posix()}"
+        f"{spec.row}, seed {spec.seed}: dev R@1 {record['metrics']['best']['score'][0]:.1f},"
+        f" {record['wall_seconds'] / 60:.1f} minutes; {spec.path('').as_posix()}"
     )
 
 # %% ../../nbs/paper/03_runs.ipynb #56a03bc4
@@ -751,7 +797,8 @@ def grid(texts):
 
 
 def tuning_table(label, results=None):
-    "What the records of `--tune` say, the best first, as Markdown: row, settings, and mean R@1 and R@10 on dev at the best step."
+    """What the records of `--tune` say, the best first, as Markdown: row, settings, and mean R@1 and R@10
+    on dev at the best step."""
     folder = (results_folder() if results is None else Path(results)) / "tuning" / label
     runs = [r for f in sorted(folder.glob("*.json")) for r in [read_json(f)] if r.get("kind") == "tune"]
     if not runs:
@@ -782,7 +829,10 @@ def arguments():
     "The options of `sgmim_reproduce`."
     p = argparse.ArgumentParser(
         "sgmim_reproduce",
-        description="Run what a table of the paper needs and has no record yet, and print the table beside the paper's. The same command goes on where it was stopped; several may run at once.",
+        description=(
+            "Run what a table of the paper needs and has no record yet, and print the table beside the"
+            " paper's. The same command goes on where it was stopped; several may run at once."
+        ),
     )
     p.add_argument("--table", type=int, required=True, choices=sorted(PAPER))
     p.add_argument(
@@ -799,13 +849,19 @@ def arguments():
         "--budget",
         choices=("steps", "compute"),
         default="steps",
-        help="give all rows the same number of steps, or as many as cost what '+ Summary' costs (default %(default)s)",
+        help=(
+            "give all rows the same number of steps, or as many as cost what '+ Summary' costs (default"
+            " %(default)s)"
+        ),
     )
     p.add_argument("--dry-run", action="store_true", help="say what would be run, and what it costs")
     p.add_argument("--hours", type=float, help="begin no further run after so many hours")
     p.add_argument(
         "--label",
-        help="name for the records of other settings than the plan's, and of the file results/tuning/LABEL.json that may hold them (default: the name of the data)",
+        help=(
+            "name for the records of other settings than the plan's, and of the file"
+            " results/tuning/LABEL.json that may hold them (default: the name of the data)"
+        ),
     )
     p.add_argument(
         "--set",
@@ -858,7 +914,8 @@ def reproduce_command(argv=None):
         and not (a.tune or a.dev_only)
     ):
         raise ConfigError(
-            f"other settings than the plan's need a name, or their records would replace those of {data}: add --label NAME"
+            f"other settings than the plan's need a name, or their records would replace those of {data}: add"
+            " --label NAME"
         )
     sizes = config_from_dict(DemoData, parse_changes(a.sizes, "--sizes"), "--sizes") if a.sizes else None
     options = {

@@ -36,7 +36,8 @@ from sgmim.paper.records import (
 # %% ../../nbs/paper/02_statistics.ipynb #22724398
 @dataclass(frozen=True)
 class Found:
-    "The records of a table on the data `label`: `records` {(row, seed): record} that count; `stale` {(row, seed): reasons} that do not any more; `broken` {file: problems}."
+    """The records of a table on the data `label`: `records` {(row, seed): record} that count; `stale`
+    {(row, seed): reasons} that do not any more; `broken` {file: problems}."""
 
     table: int
     label: str
@@ -62,8 +63,11 @@ class Found:
 
 # %% ../../nbs/paper/02_statistics.ipynb #1b4b27f5
 def collect(folder, table, data, budget="steps", stale=None):
-    """The records of a table in a folder of results: a `Found`. `data`: the label of the data or of a variant; `stale(record)`: a list of reasons why a record does not count (default: none; see `sgmim.paper.runs.gather`).
-    A record that is not fit to be read, contradicts itself, or is a copy of another is put aside with its problems, not passed over."""
+    """The records of a table in a folder of results: a `Found`. `data`: the label of the data or of a
+    variant; `stale(record)`: a list of reasons why a record does not count (default: none; see
+    `sgmim.paper.runs.gather`).
+    A record that is not fit to be read, contradicts itself, or is a copy of another is put aside with its
+    problems, not passed over."""
     folder, found = Path(folder), Found(table, data, budget)
     runs = {}
     for t in (table, *(n for n in PAPER if n != table)):
@@ -94,7 +98,8 @@ LEAST_SEEDS = 4  # for an interval over seeds, and for a verdict
 
 
 def student_tail(t, df):
-    "Chance that Student's t with an integer `df` of degrees of freedom is further from 0 than `t` (Abramowitz & Stegun, 26.7.3 and 26.7.4)."
+    """Chance that Student's t with an integer `df` of degrees of freedom is further from 0 than `t`
+    (Abramowitz & Stegun, 26.7.3 and 26.7.4)."""
     angle = math.atan2(abs(t), math.sqrt(df))
     term, total = math.cos(angle) if df % 2 else 1.0, 0.0
     for k in range(2 + df % 2, df + 1, 2):
@@ -118,7 +123,8 @@ def student_quantile(df, tail=0.05):
 
 @dataclass(frozen=True)
 class Estimate:
-    "A recall in per cent, or a difference of two: its `value`, the 95 % interval over queries (`low`, `high`), the value of `each` seed, and what one query changes (`step`)."
+    """A recall in per cent, or a difference of two: its `value`, the 95 % interval over queries (`low`,
+    `high`), the value of `each` seed, and what one query changes (`step`)."""
 
     value: float
     low: float
@@ -150,14 +156,16 @@ class Estimate:
 
     @property
     def p(self):
-        "Chance of a value so far from 0 if there were no difference; None for fewer than `LEAST_SEEDS` seeds."
+        """Chance of a value so far from 0 if there were no difference; None for fewer than `LEAST_SEEDS`
+        seeds."""
         if self.error is None:
             return None
         return student_tail(self.value / self.error, len(self.each) - 1) if self.error else 1.0
 
 # %% ../../nbs/paper/02_statistics.ipynb #58fff821
 def hits(record, split, side):
-    "Hits in per cent (Q,K) at 1, 5, 10 of each query of a record, their groups (Q,), and what the queries are, and of which data."
+    """Hits in per cent (Q,K) at 1, 5, 10 of each query of a record, their groups (Q,), and what the
+    queries are, and of which data."""
     r = at(record, "metrics.tests")[split][side]
     ranks = unpack(r["ranks"])
     groups = np.arange(len(ranks)) if r["groups"] is None else unpack(r["groups"]).astype(int)
@@ -165,8 +173,11 @@ def hits(record, split, side):
 
 
 def contrast(split, terms, sides=SIDES, keep=None):
-    """{k: `Estimate`} of a signed sum of R@k on a split, each the mean over `sides` (both: the numbers of Table 4). `terms`: [(sign, `Found`, row)]; all are taken on the same queries and, seed by seed, over the seeds that all have.
-    `keep`: {side: bool (Q,)} to ask some of the queries alone. `DataError` if there is no such seed, or the records are not of the same queries."""
+    """{k: `Estimate`} of a signed sum of R@k on a split, each the mean over `sides` (both: the numbers of
+    Table 4). `terms`: [(sign, `Found`, row)]; all are taken on the same queries and, seed by seed, over
+    the seeds that all have.
+    `keep`: {side: bool (Q,)} to ask some of the queries alone. `DataError` if there is no such seed, or
+    the records are not of the same queries."""
     seeds, labels, parts, each = (
         sorted(set.intersection(*(set(f.seeds(row)) for _, f, row in terms))),
         {f.label for _, f, _ in terms},
@@ -210,22 +221,26 @@ def contrast(split, terms, sides=SIDES, keep=None):
 
 
 def estimate(found, split, row, minus=None, sides=SIDES):
-    "{k: `Estimate`} of R@k of a row on a split; with `minus`, of the difference `row` - `minus`. See `contrast`."
+    """{k: `Estimate`} of R@k of a row on a split; with `minus`, of the difference `row` - `minus`. See
+    `contrast`."""
     return contrast(split, [(1, found, row), *([(-1, found, minus)] if minus else [])], sides)
 
 
 def between(found_a, row_a, found_b, row_b, split, sides=SIDES):
-    "{k: `Estimate`} of the difference of a row among the records `found_a` and a row among `found_b`: of two labels, or of two budgets. See `contrast`."
+    """{k: `Estimate`} of the difference of a row among the records `found_a` and a row among `found_b`: of
+    two labels, or of two budgets. See `contrast`."""
     return contrast(split, [(1, found_a, row_a), (-1, found_b, row_b)], sides)
 
 # %% ../../nbs/paper/02_statistics.ipynb #fc3885ed
 def endpoint(tests):
-    "The test among `tests` that verdicts are about: 'test-seen', 'test', else the first; None if there is none."
+    """The test among `tests` that verdicts are about: 'test-seen', 'test', else the first; None if there
+    is none."""
     return next((t for t in ("test-seen", "test", *tests) if t in tests), None)
 
 
 def verdicts(family, level=0.05):
-    """{key: words} for differences {key: `Estimate` or None} that are judged together, with Holm's correction: 'resolved: higher', 'resolved: lower',
+    """{key: words} for differences {key: `Estimate` or None} that are judged together, with Holm's
+    correction: 'resolved: higher', 'resolved: lower',
     'not resolved', 'too few seeds (n of 4)' or 'no record'."""
     seeds = {key: len(e.each) for key, e in family.items() if e is not None}
     words = {
@@ -247,7 +262,8 @@ def verdict(e):
 
 
 def judge(words, claimed, e):
-    "The verdict `words` on a measured difference `e`, and whether its sign is that of the difference `claimed` by the paper (None: it has none)."
+    """The verdict `words` on a measured difference `e`, and whether its sign is that of the difference
+    `claimed` by the paper (None: it has none)."""
     if claimed is None or not words.startswith("resolved"):
         return words
     return f"{words}, {'as in' if e.value * claimed > 0 else 'unlike'} the paper"
@@ -284,7 +300,8 @@ def what_was_found(found, rows=None):
 
 
 def weight_said(found, folder=None):
-    "A sentence: the λ of the rows with reconstruction beside the paper's, and the share of the gradient that it gives (`gradients-LABEL.json` among the records, if there is one). '' without records."
+    """A sentence: the λ of the rows with reconstruction beside the paper's, and the share of the gradient
+    that it gives (`gradients-LABEL.json` among the records, if there is one). '' without records."""
     lams = sorted(
         {
             r["config"]["model"]["lam"]
@@ -295,7 +312,10 @@ def weight_said(found, folder=None):
     if not lams:
         return ""
     line, path = (
-        f"λ is {' and '.join(f'{lam:g}' for lam in lams)} in the rows with reconstruction (the paper: {paper().lam:g})",
+        (
+            f"λ is {' and '.join(f'{lam:g}' for lam in lams)} in the rows with reconstruction (the paper:"
+            f" {paper().lam:g})"
+        ),
         (results_folder() if folder is None else Path(folder)) / f"gradients-{found.label}.json",
     )
     if not path.is_file():
@@ -309,12 +329,15 @@ def weight_said(found, folder=None):
     ]
     return (
         line
-        + f"; there the gradient of λ MIM has {100 * min(ratios):.1f} to {100 * max(ratios):.1f} % of the norm of the contrastive one in the encoders, so that the rows are almost one model, and a difference between them says little about reconstruction that has more weight."
+        + f"; there the gradient of λ MIM has {100 * min(ratios):.1f} to {100 * max(ratios):.1f} % of the"
+        " norm of the contrastive one in the encoders, so that the rows are almost one model, and a"
+        " difference between them says little about reconstruction that has more weight."
     )
 
 
 def oracles(found, split):
-    "{level: {side: {k: recall}}}, what a perfect listener would reach on a split of the embedded corpus who hears only so much; {} where unknown."
+    """{level: {side: {k: recall}}}, what a perfect listener would reach on a split of the embedded corpus
+    who hears only so much; {} where unknown."""
     for r in found.records.values():
         if ladder := r["metrics"].get("oracle", {}).get(split):
             return {
@@ -325,7 +348,8 @@ def oracles(found, split):
 
 # %% ../../nbs/paper/02_statistics.ipynb #5b415561
 def measured_table(found, rows=None, both=True):
-    """All rows and tests as Markdown: R@1, R@5, R@10 as `number`, the mean of both directions (`both`) or each by itself. Rows without a record say so."""
+    """All rows and tests as Markdown: R@1, R@5, R@10 as `number`, the mean of both directions (`both`) or
+    each by itself. Rows without a record say so."""
     rows = list(rows or ROWS)
     if not found:
         return f"{what_was_found(found, rows)}"
@@ -374,7 +398,8 @@ PAIRS = {
 
 
 def claimed(table, split, row, minus):
-    "{k: difference} that the paper's table has between two rows on a test, mean of both directions; None for a test that it does not have."
+    """{k: difference} that the paper's table has between two rows on a test, mean of both directions; None
+    for a test that it does not have."""
     t = PAPER[table]
     if split not in t.splits:
         return dict.fromkeys(KS)
@@ -387,8 +412,10 @@ def claimed(table, split, row, minus):
 
 
 def differences(found, ks=(1, 10)):
-    """[(test, row, minus, k, the paper's difference, `Estimate` or None, words)] for the pairs that a table compares, on all tests. `words`: the verdict at the
-    endpoint (R@1 on one test), '' elsewhere. At equal compute the paper's differences are None: it trained all rows for as many epochs."""
+    """[(test, row, minus, k, the paper's difference, `Estimate` or None, words)] for the pairs that a
+    table compares, on all tests. `words`: the verdict at the
+    endpoint (R@1 on one test), '' elsewhere. At equal compute the paper's differences are None: it trained
+    all rows for as many epochs."""
     tests, pairs, out = found.tests or PAPER[found.table].splits, PAIRS[found.table], []
     main = endpoint(tests)
     measured = {
@@ -425,16 +452,22 @@ def differences_table(found, ks=(1, 10)):
                 f"[{e.both[0]:+.1f}, {e.both[1]:+.1f}], n = {len(e.each)}" if e.both else f"n = {len(e.each)}"
             )
         lines.append(
-            f"| {t} | {row} − {minus} | R@{k} | {own} | {'no record' if e is None else f'{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]'} | {seeds} | {words} |"
+            f"| {t} | {row} − {minus} | R@{k} | {own} |"
+            f" {'no record' if e is None else f'{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]'} | {seeds} |"
+            f" {words} |"
         )
     note = (
-        "Mean of both directions, paired; intervals are 95 %: over queries, then over queries and seeds (four seeds or more). "
-        f"Verdicts are about R@1 on {main} alone, with Holm's correction over the pairs of this table."
+        "Mean of both directions, paired; intervals are 95 %: over queries, then over queries and seeds"
+        f" (four seeds or more). Verdicts are about R@1 on {main} alone, with Holm's correction over the"
+        " pairs of this table."
     )
     if found.budget == "compute":
         note += " The paper has no rows of equal compute."
     elif found.label not in CORPUS.values():
-        note += ' The paper\'s differences are on its own corpus, and it gives no intervals; "as in" and "unlike the paper" are about the sign alone.'
+        note += (
+            ' The paper\'s differences are on its own corpus, and it gives no intervals; "as in" and "unlike'
+            ' the paper" are about the sign alone.'
+        )
     return "\n".join([*lines, "", note])
 
 # %% ../../nbs/paper/02_statistics.ipynb #af12d084
@@ -512,7 +545,8 @@ def cost_line(found, command):
 
 # %% ../../nbs/paper/02_statistics.ipynb #dea75271
 def conclusions(*found):
-    "What reproduces, what does not, what is open and what could not be run: sentences as Markdown, for what was found on each data, about R@1 on one test."
+    """What reproduces, what does not, what is open and what could not be run: sentences as Markdown, for
+    what was found on each data, about R@1 on one test."""
     lines = []
     for f in found:
         own, main = f.label == CORPUS[f.table], endpoint(f.tests)
@@ -535,13 +569,15 @@ def conclusions(*found):
         ]
     if any(f and f.label not in CORPUS.values() for f in found):
         lines.append(
-            "- What is found on synthetic scenes with a small model says how the method behaves there. It neither confirms nor refutes a number of the paper."
+            "- What is found on synthetic scenes with a small model says how the method behaves there. It"
+            " neither confirms nor refutes a number of the paper."
         )
     return "\n".join(lines)
 
 # %% ../../nbs/paper/02_statistics.ipynb #c2ee47a2
 def table4_figure(found, k=1, rows=None, title=None):
-    "R@k (mean of both directions) of each row on each test: the mean over seeds with its 95 % interval over queries, and each seed as a small dot. `DataError` if there is no record."
+    """R@k (mean of both directions) of each row on each test: the mean over seeds with its 95 % interval
+    over queries, and each seed as a small dot. `DataError` if there is no record."""
     rows = found.have(rows)
     if not rows:
         raise DataError(f"no record of table {found.table} on {found.label}")
@@ -578,7 +614,9 @@ BASELINE = "VG-HuBERT (M)"
 
 @dataclass(frozen=True)
 class Variant:
-    "A change of the plan: its `name` in words, the `label` of its records, `changes` ('field=value', …), the `rows` that are run, and perhaps other `sizes` of the corpus ('field=value', …) and other initial `weights`; `why`: what it asks."
+    """A change of the plan: its `name` in words, the `label` of its records, `changes` ('field=value', …),
+    the `rows` that are run, and perhaps other `sizes` of the corpus ('field=value', …) and other initial
+    `weights`; `why`: what it asks."""
 
     name: str
     label: str
@@ -617,7 +655,9 @@ def known(split, k, *terms):
 
 
 def compared(base, variant, found, row, split, k=1):
-    "{'recall', 'change', 'gain', 'more'} at k of a row of a variant: its recall; less the same row of the base; less the baseline (its own, where it has one); and its gain less the gain of the base's row. `Estimate`s or None."
+    """{'recall', 'change', 'gain', 'more'} at k of a row of a variant: its recall; less the same row of
+    the base; less the baseline (its own, where it has one); and its gain less the gain of the base's row.
+    `Estimate`s or None."""
     home, this = found if variant.own else base, (1, found, row)
     gain = [this, (-1, home, BASELINE)]
     apart = row == BASELINE
@@ -644,13 +684,18 @@ def set_aside(founds):
 
 
 def variants_table(base, variants, split="test-seen", k=1):
-    """What the records of `variants` {`Variant`: `Found`} say on a test, beside the `base` (`Found`), as Markdown: recalls, and differences in R@`k` to the base's same row and to the baseline. Rows without a record say so, stale ones are named."""
+    """What the records of `variants` {`Variant`: `Found`} say on a test, beside the `base` (`Found`), as
+    Markdown: recalls, and differences in R@`k` to the base's same row and to the baseline. Rows without a
+    record say so, stale ones are named."""
 
     def cell(e):
         return "" if e is None else f"{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]"
 
     lines = [
-        f"| variant, {split} | changed | row | seeds | R@1 | R@10 | − base's row, R@{k} | − baseline, R@{k} | verdict |",
+        (
+            f"| variant, {split} | changed | row | seeds | R@1 | R@10 | − base's row, R@{k} | − baseline,"
+            f" R@{k} | verdict |"
+        ),
         "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     plan = Variant(
@@ -684,20 +729,25 @@ def variants_table(base, variants, split="test-seen", k=1):
             d["recall"] and number(known(split, 10, (1, found, row))),
         )
         lines.append(
-            f"| {v.name} | {f'`{v.changed}`' if v.changed else ''} | {row} | {n or ''} | {first or 'no record'} | {tenth or ''} | {cell(d['change'])} | {cell(d['gain'])}{', of its own' if v.own and v is not plan and d['gain'] else ''} | {'; '.join(said)} |"
+            f"| {v.name} | {f'`{v.changed}`' if v.changed else ''} | {row} | {n or ''} |"
+            f" {first or 'no record'} | {tenth or ''} | {cell(d['change'])} |"
+            f" {cell(d['gain'])}{', of its own' if v.own and v is not plan and d['gain'] else ''} |"
+            f" {'; '.join(said)} |"
         )
     note = set_aside([base, *variants.values()])
     return "\n".join([*lines, *(["", note] if note else [])])
 
 # %% ../../nbs/paper/02_statistics.ipynb #8213cbad
 def judged_gains(lines):
-    "{name: words}: the verdicts on differences {name: {test: `Estimate` or None}} (see `gains`) at the endpoint, judged together."
+    """{name: words}: the verdicts on differences {name: {test: `Estimate` or None}} (see `gains`) at the
+    endpoint, judged together."""
     main = endpoint(list(dict.fromkeys(t for of in lines.values() for t in of)))
     return verdicts({name: of.get(main) for name, of in lines.items()})
 
 
 def gains(base, variants=None, tests=(), k=1):
-    "{name: {test: `Estimate` or None}}: what each row of the base, and each row of `variants` {`Variant`: `Found`}, gains in R@k over the baseline it is to be compared with."
+    """{name: {test: `Estimate` or None}}: what each row of the base, and each row of `variants`
+    {`Variant`: `Found`}, gains in R@k over the baseline it is to be compared with."""
     tests, lines = tests or base.tests or PAPER[base.table].splits, {}
     plan = Variant("", base.label, (), (BASELINE, *(r for r in base.have() if r in ROWS and r != BASELINE)))
     for v, found in {plan: base, **(variants or {})}.items():
@@ -710,7 +760,8 @@ def gains(base, variants=None, tests=(), k=1):
 
 
 def variant_says(base, variant, found, k=1):
-    "What the records of a variant say, with 95 % intervals over queries, Markdown. Verdicts are for `variants_table`, where all variants are judged together."
+    """What the records of a variant say, with 95 % intervals over queries, Markdown. Verdicts are for
+    `variants_table`, where all variants are judged together."""
     tests, out = base.tests or found.tests or PAPER[base.table].splits, []
     for row in (r for r in variant.rows if r != BASELINE):
         d = {t: compared(base, variant, found, row, t, k) for t in tests}
@@ -740,7 +791,8 @@ def variant_says(base, variant, found, k=1):
             out.append(
                 f"{who} ({seeds} seed{'s' if seeds != 1 else ''}): "
                 + ". ".join(
-                    f"{what[0].upper() + what[1:]} is {', '.join(cell(x[key]) for x in d.values())} ({', '.join(tests)})"
+                    f"{what[0].upper() + what[1:]} is {', '.join(cell(x[key]) for x in d.values())}"
+                    f" ({', '.join(tests)})"
                     for what, key in said
                 )
                 + "."
@@ -750,7 +802,9 @@ def variant_says(base, variant, found, k=1):
 
 # %% ../../nbs/paper/02_statistics.ipynb #c7af3f3b
 def forest_figure(lines, title=None, xlabel="gain in R@1 over the baseline, points"):
-    """Differences {name: {test: `Estimate` or None}} (see `gains`), a panel for each test: the value with its 95 % interval over queries (thick) and over queries and seeds (thin; four seeds or more), and each seed as a small dot; filled where the verdict at the endpoint is *resolved*.
+    """Differences {name: {test: `Estimate` or None}} (see `gains`), a panel for each test: the value with
+    its 95 % interval over queries (thick) and over queries and seeds (thin; four seeds or more), and each
+    seed as a small dot; filled where the verdict at the endpoint is *resolved*.
     `DataError` if there is none at all."""
     tests = list(dict.fromkeys(t for of in lines.values() for t in of))
     if not any(e for of in lines.values() for e in of.values()):

@@ -64,14 +64,16 @@ WORD_CLASS = _lexicon()
 
 
 def word_class(word):
-    "'thing', 'colour', 'size', 'place', or 'other' for words of function; for a merged event ('on the') the class of its content word."
+    """'thing', 'colour', 'size', 'place', or 'other' for words of function; for a merged event ('on the')
+    the class of its content word."""
     classes = [WORD_CLASS[w] for w in word.lower().split() if w in WORD_CLASS]
     return classes[0] if classes else "other"
 
 # %% ../../nbs/scenes/01_captions.ipynb #5b7f2e1b
 @dataclass(frozen=True)
 class Caption:
-    "`text`; `place`, or None if unsaid; `things`: a tuple of (category, colour or None, size or None) in the order of mention."
+    """`text`; `place`, or None if unsaid; `things`: a tuple of (category, colour or None, size or None) in
+    the order of mention."""
 
     text: str
     place: str | None

@@ -48,7 +48,8 @@ MAX_SECONDS = 4.0  # a longer caption is said in other words
 
 @dataclass(frozen=True)
 class SplitRule:
-    "`speakers`; the hash buckets (of 100) for `scenes` and `texts`; whether scenes hold an unseen combination (`novel`)."
+    """`speakers`; the hash buckets (of 100) for `scenes` and `texts`; whether scenes hold an unseen
+    combination (`novel`)."""
 
     speakers: tuple
     scenes: range
@@ -83,7 +84,8 @@ def _belongs(scene, rule):
 
 # %% ../../nbs/scenes/03_corpus.ipynb #c7298874
 def make_item(split, i, captions=1, seed=0):
-    "Image `i` of a split: its `Scene` and a list of up to `captions` different (Caption, Speaker, Utterance)."
+    """Image `i` of a split: its `Scene` and a list of up to `captions` different (Caption, Speaker,
+    Utterance)."""
     rule, rng = SPLITS[split], rng_for(RECIPE, seed, split, i)
     while True:
         scene = sample_scene(rng)
@@ -182,7 +184,8 @@ def _make(folder, args, workers, progress):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise SgmimError(
-            f"cannot make {folder} for the embedded corpus: {e.strerror}. Choose another cache folder with $SGMIM_CACHE or cache=."
+            f"cannot make {folder} for the embedded corpus: {e.strerror}. Choose another cache folder with"
+            " $SGMIM_CACHE or cache=."
         ) from e
     workers = max(1, min(workers, len(todo)))
     env = {
@@ -235,7 +238,9 @@ def _watch(run, folder, todo, args, progress):
                     err.seek(0)
                     said = err.read().decode(errors="replace").strip().splitlines()
                     raise SgmimError(
-                        f"making the embedded corpus in {folder} failed: {said[-1] if said else f'a worker ended with status {p.returncode} (out of memory?)'}. The same call goes on from there."
+                        f"making the embedded corpus in {folder} failed:"
+                        f" {said[-1] if said else f'a worker ended with status {p.returncode} (out of memory?)'}."
+                        " The same call goes on from there."
                     )
             if not running:
                 return
@@ -244,7 +249,8 @@ def _watch(run, folder, todo, args, progress):
 # %% ../../nbs/scenes/03_corpus.ipynb #c0177720
 @dataclass(frozen=True)
 class SpokenCaption:
-    "`image` index, `text` (never used in training), `speaker` name, `words` ((word, start s, end s), …), and what it commits to: `place`, `things`."
+    """`image` index, `text` (never used in training), `speaker` name, `words` ((word, start s, end s), …),
+    and what it commits to: `place`, `things`."""
 
     image: int
     text: str
@@ -256,7 +262,8 @@ class SpokenCaption:
 
 
 class Scenes:
-    """A split of the embedded corpus. `len` counts captions; `captions[j]` is a `SpokenCaption`, `audio(j)` its waveform, `image(i)` and `scene(i)` an image and
+    """A split of the embedded corpus. `len` counts captions; `captions[j]` is a `SpokenCaption`,
+    `audio(j)` its waveform, `image(i)` and `scene(i)` an image and
     the truth about it; `image_of_caption` (n_captions,) int64 pairs them."""
 
     def __init__(self, folder, name, n_chunks):
@@ -317,8 +324,10 @@ class Scenes:
 
 # %% ../../nbs/scenes/03_corpus.ipynb #7e354f18
 def load_scenes(split, n_images, captions=1, seed=0, size=96, cache=None, workers=None, progress=True):
-    """A split of the embedded corpus (`Scenes`), made on first use: `n_images` images with up to `captions` captions each, `size` pixels a side.
-    `workers` processes (default: one a core) make it; the result does not depend on how many. `ConfigError` for an unknown split or impossible number."""
+    """A split of the embedded corpus (`Scenes`), made on first use: `n_images` images with up to
+    `captions` captions each, `size` pixels a side.
+    `workers` processes (default: one a core) make it; the result does not depend on how many.
+    `ConfigError` for an unknown split or impossible number."""
     if split not in SPLITS:
         raise ConfigError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if n_images < 1 or not 1 <= captions <= 5:
@@ -342,7 +351,8 @@ LADDER = ("place", "+ things", "+ colours", "+ sizes")
 
 
 def _may_fit(place, said, scene, level):
-    "Could a caption that says `place` and `said` ((category, colour, size), …) be of `scene` = (place, things), for a listener of that level?"
+    """Could a caption that says `place` and `said` ((category, colour, size), …) be of `scene` = (place,
+    things), for a listener of that level?"""
     if place is not None and place != scene[0]:
         return False
     if level == 0:
@@ -354,7 +364,8 @@ def _may_fit(place, said, scene, level):
 
 
 def oracle_ladder(scenes, ks=(1, 5, 10)):
-    """Expected recall in per cent of perfect listeners on a split, {level: {'audio_to_image': {k: …}, 'image_to_audio': {k: …}}}: among all that fits
+    """Expected recall in per cent of perfect listeners on a split, {level: {'audio_to_image': {k: …},
+    'image_to_audio': {k: …}}}: among all that fits
     what they understand they choose at random. An image is found by a caption of its own, any of them."""
     truth = [content(s) for s in scenes.scenes]
     own = np.bincount(scenes.image_of_caption, minlength=len(truth))
@@ -406,7 +417,8 @@ def demo_splits(data=DemoData(), cache=None, progress=True):
 
 # %% ../../nbs/scenes/03_corpus.ipynb #7b297f29
 def _files(scenes, folder, image_name, audio_name, sound="WAV"):
-    "Write the images (JPEG) and captions of a split under `folder`; yields (caption number, SpokenCaption, image path, audio path), relative."
+    """Write the images (JPEG) and captions of a split under `folder`; yields (caption number,
+    SpokenCaption, image path, audio path), relative."""
     import soundfile
 
     for i in range(len(scenes.scenes)):
@@ -423,7 +435,8 @@ def _alignment(c):
 
 
 def export_places(splits, folder):
-    "Places Audio, 2020 layout: `metadata/<split>_2020.json`, `wavs/`, `images/`. `splits`: {'train': Scenes, 'dev_seen': …, 'test_unseen': …}."
+    """Places Audio, 2020 layout: `metadata/<split>_2020.json`, `wavs/`, `images/`. `splits`: {'train':
+    Scenes, 'dev_seen': …, 'test_unseen': …}."""
     folder = Path(folder)
     for name, scenes in splits.items():
 
@@ -464,8 +477,10 @@ def _coco_homes(name, i, karpathy):
 
 
 def export_spokencoco(splits, folder, karpathy=None):
-    """SpokenCOCO: `SpokenCOCO_<split>.json` with an entry an image, `wavs/<split>/<shard>/`, `<split>2014/`. `splits`: {'train': Scenes, 'val': …} or {'train': …, 'val': …, 'test': …}.
-    `karpathy`: the splits are Karpathy's; also write his `dataset_coco.json` and `SpokenCOCO_<split>_unrolled_karpathy_with_alignments.json`. None: if there is a test."""
+    """SpokenCOCO: `SpokenCOCO_<split>.json` with an entry an image, `wavs/<split>/<shard>/`,
+    `<split>2014/`. `splits`: {'train': Scenes, 'val': …} or {'train': …, 'val': …, 'test': …}.
+    `karpathy`: the splits are Karpathy's; also write his `dataset_coco.json` and
+    `SpokenCOCO_<split>_unrolled_karpathy_with_alignments.json`. None: if there is a test."""
     folder, first, written = Path(folder), 0, {}
     if karpathy is None:
         karpathy = "test" in splits
@@ -527,7 +542,8 @@ def _karpathy_image(number, path, split, sentences):
 
 # %% ../../nbs/scenes/03_corpus.ipynb #cad5829c
 def export_facc(splits, folder):
-    "Flickr8k Audio: `flickr_audio/{wavs/, wav2capt.txt, wav2spk.txt}`, `Flicker8k_Dataset/`, `Flickr_8k.<split>Images.txt`, `Flickr8k.token.txt`. `splits`: {'train': Scenes, 'dev': …, 'test': …}."
+    """Flickr8k Audio: `flickr_audio/{wavs/, wav2capt.txt, wav2spk.txt}`, `Flicker8k_Dataset/`,
+    `Flickr_8k.<split>Images.txt`, `Flickr8k.token.txt`. `splits`: {'train': Scenes, 'dev': …, 'test': …}."""
     folder, capt, spk, token, numbers = Path(folder), [], [], [], {}
     for name, scenes in splits.items():
         image_name, nth, seen = (lambda i: f"Flicker8k_Dataset/{name}{i:06d}_scene.jpg"), [], Counter()

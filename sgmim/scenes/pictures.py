@@ -87,7 +87,8 @@ class Tile:
         return c if len(c) == 4 else tuple(min(255, int(v * self.gain)) for v in c)
 
     def style(self, fill, edge):
-        "How Pillow should fill and outline; `edge`: True for a darker shade of `fill`, False for none, or a colour."
+        """How Pillow should fill and outline; `edge`: True for a darker shade of `fill`, False for none,
+        or a colour."""
         if edge is False:
             return dict(fill=self.ink(fill), width=0)
         return dict(
@@ -96,7 +97,8 @@ class Tile:
 
 # %% ../../nbs/scenes/00_pictures.ipynb #c288876c
 class Pen(Tile):
-    "Discs, pies, arcs, lines, polygons, boxes and blobs on a tile; lengths and line widths `w` in fractions of its side."
+    """Discs, pies, arcs, lines, polygons, boxes and blobs on a tile; lengths and line widths `w` in
+    fractions of its side."""
 
     def disc(self, x, y, rx, fill, ry=None, edge=True):
         self.draw.ellipse(self.around(x, y, rx, ry), **self.style(fill, edge))
@@ -941,7 +943,8 @@ def _paint_forest(rng, d, u):
             )
 
 # %% ../../nbs/scenes/00_pictures.ipynb #17ef43fa
-_PLACES = {  # name: (ground colour, noise layers (cells, strength), how pale it is printed, what is painted on it)
+# name: (ground colour, noise layers (cells, strength), how pale it is printed, what is painted on it)
+_PLACES = {
     "meadow": ((112, 178, 70), ((5, 16), (60, 9)), 0.4, _paint_meadow),
     "beach": ((238, 198, 128), ((6, 14), (160, 9)), 0.35, _paint_beach),
     "sea": ((46, 134, 190), ((6, 14), (40, 8)), 0.38, _paint_sea),
@@ -969,7 +972,8 @@ def place_sheet(place, size):
 
 
 def draw_place(place, rng, size=96):
-    "A window on a place, uint8 (size, size, 3): where it lies, whether it is mirrored and its light come from `rng`."
+    """A window on a place, uint8 (size, size, 3): where it lies, whether it is mirrored and its light come
+    from `rng`."""
     dy, dx, mirror = rng.random(3)
     y, x = (int(v * (ROOM - 1) * size) for v in (dy, dx))
     window = place_sheet(place, size)[y : y + size, x : x + size]
@@ -1086,7 +1090,8 @@ def _anchors(rng, n):
 
 
 def layout(rng, n, sizes=None):
-    "Boxes of `n` things (1 to 3) that hardly overlap, [(x0, y0, x1, y1)]; `sizes`: a size word or None for each."
+    """Boxes of `n` things (1 to 3) that hardly overlap, [(x0, y0, x1, y1)]; `sizes`: a size word or None
+    for each."""
     _check(n in SIDES, f"a scene has 1 to 3 things, not {n}")
     side = rng.uniform(*SIDES[n], n) * [SCALE[s] for s in sizes or [None] * n]
     side = np.minimum(side[:, None] * rng.uniform(0.94, 1.0, (n, 2)), 0.96)
@@ -1104,7 +1109,8 @@ def layout(rng, n, sizes=None):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #7dabffe7
 def sample_scene(rng, n_things=None, place=None):
-    "A random scene of different things; `n_things` (1 to 3) and `place` (one of `PLACES`) are drawn if not given."
+    """A random scene of different things; `n_things` (1 to 3) and `place` (one of `PLACES`) are drawn if
+    not given."""
     n = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])) if n_things is None else n_things
     place = PLACES[rng.integers(len(PLACES))] if place is None else place
     names = [list(CATEGORIES)[i] for i in rng.permutation(len(CATEGORIES))[:n]]

@@ -20,7 +20,8 @@ from ..data.audio import resample
 # %% ../../nbs/scenes/02_voices.ipynb #b506c709
 @dataclass(frozen=True)
 class Speaker:
-    "One voice: an espeak-ng `accent` and `variant`, a mean `pitch` (0–99) and a mean speaking `rate` (words a minute)."
+    """One voice: an espeak-ng `accent` and `variant`, a mean `pitch` (0–99) and a mean speaking `rate`
+    (words a minute)."""
 
     name: str
     accent: str
@@ -139,7 +140,8 @@ def _synthesise(text, voice, pitch, rate):
         sample_rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
         if sample_rate <= 0:
             raise SgmimError(
-                f"espeak-ng could not be started (status {sample_rate}): its voices were not found. {_REMEDY}."
+                f"espeak-ng could not be started (status {sample_rate}): its voices were not found."
+                f" {_REMEDY}."
             )
         if hasattr(lib, "espeak_ng_SetRandSeed"):
             lib.espeak_ng_SetRandSeed(ctypes.c_long(1))  # the noise of breath
@@ -148,7 +150,8 @@ def _synthesise(text, voice, pitch, rate):
         lib.espeak_SetSynthCallback(callback)
         if lib.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ConfigError(
-                f"espeak-ng has no voice '{voice}'; its accents are en, en-us, en-gb-x-rp, … and its variants m1 … m8, f1 … f5, …"
+                f"espeak-ng has no voice '{voice}'; its accents are en, en-us, en-gb-x-rp, … and its variants"
+                " m1 … m8, f1 … f5, …"
             )
         lib.espeak_SetParameter(_PITCH, pitch, 0)
         lib.espeak_SetParameter(_RATE, rate, 0)

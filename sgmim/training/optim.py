@@ -22,9 +22,11 @@ def _check_warmup(warmup):
 
 # %% ../../nbs/training/00_optim.ipynb #7349564f
 def warmup_linear(x: float, warmup: float = 0.1) -> float:
-    """Factor on the peak learning rate: up from 0 over the first `warmup` of training, then straight down to 0.
+    """Factor on the peak learning rate: up from 0 over the first `warmup` of training, then straight down
+    to 0.
 
-    `x` = updates done / updates in all, >= 0; past 1 the factor stays 0. Source: section 3.2, VG-HuBERT's code.
+    `x` = updates done / updates in all, >= 0; past 1 the factor stays 0. Source: section 3.2, VG-HuBERT's
+    code.
     """
     _check_warmup(warmup)
     return x / warmup if x < warmup else max((x - 1) / (warmup - 1), 0.0)
@@ -56,9 +58,12 @@ def _check_settings(lr, warmup, t_total, betas, eps, weight_decay):
 class BertAdam(torch.optim.Optimizer):
     """Adam as BERT's code had it: no bias correction, weight decay added to the update, on all parameters.
 
-    `lr` is the peak rate. With `t_total` (updates in all) the rate of an update is `lr * schedule(step / t_total, warmup)`;
-    with `t_total=None` it is the group's `lr`, yours to set. Gradients are clipped outside, see `clip_grad_norm`.
-    The step count is in each group ('step'), the moments in the state ('m', 'v'), so `state_dict` resumes exactly;
+    `lr` is the peak rate. With `t_total` (updates in all) the rate of an update is `lr * schedule(step /
+    t_total, warmup)`;
+    with `t_total=None` it is the group's `lr`, yours to set. Gradients are clipped outside, see
+    `clip_grad_norm`.
+    The step count is in each group ('step'), the moments in the state ('m', 'v'), so `state_dict` resumes
+    exactly;
     the `schedule` is a function and not saved: give the same one again.
     Source: section 3.2 ("BertAdam"); betas, eps and decay from VG-HuBERT's code.
     """
@@ -97,7 +102,8 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        "One update of every parameter that has a gradient. Returns the closure's loss, if a closure was given."
+        """One update of every parameter that has a gradient. Returns the closure's loss, if a closure was
+        given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -130,9 +136,11 @@ class BertAdam(torch.optim.Optimizer):
 
 # %% ../../nbs/training/00_optim.ipynb #0e097fee
 def clip_grad_norm(params, max_norm: float = 1.0) -> torch.Tensor:
-    """Scale the gradients of `params` in place so that their global L2 norm is at most `max_norm`; return the norm before.
+    """Scale the gradients of `params` in place so that their global L2 norm is at most `max_norm`; return
+    the norm before.
 
-    Parameters without a gradient do not count. A norm that is not finite is returned as it is: test it before you step.
+    Parameters without a gradient do not count. A norm that is not finite is returned as it is: test it
+    before you step.
     Source: VG-HuBERT's code (1.0).
     """
     return torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], max_norm)

@@ -82,7 +82,8 @@ def _control():
 
 
 def _leave():
-    "When the process ends: gloo's threads have to be closed, or they end it now and then with SIGABRT, after all was done. NCCL's stay, as closing them could wait for a process that has failed."
+    """When the process ends: gloo's threads have to be closed, or they end it now and then with SIGABRT,
+    after all was done. NCCL's stay, as closing them could wait for a process that has failed."""
     if not dist.is_initialized():
         return
     if dist.get_backend() == "gloo":
@@ -92,26 +93,31 @@ def _leave():
 
 
 def join(device=None):
-    """(`Team`, device) of this process, from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as `torchrun` and `accelerate launch` set them; without them a team of one.
-    `device`: None for the GPU of that number on this machine, else the CPU. Raises `ConfigError` if the variables are incomplete, or name a GPU that is not there."""
+    """(`Team`, device) of this process, from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as
+    `torchrun` and `accelerate launch` set them; without them a team of one.
+    `device`: None for the GPU of that number on this machine, else the CPU. Raises `ConfigError` if the
+    variables are incomplete, or name a GPU that is not there."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         return Team(), pick_device(device)
     missing = [k for k in ("RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
     if missing:
         raise ConfigError(
-            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start with torchrun or accelerate launch"
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start with torchrun or accelerate"
+            " launch"
         )
     device = pick_device(device)
     if device.type == "cuda":
         if "LOCAL_RANK" not in os.environ:
             raise ConfigError(
-                "LOCAL_RANK is not set, so that all processes of a machine would take its first GPU: start with torchrun or accelerate launch"
+                "LOCAL_RANK is not set, so that all processes of a machine would take its first GPU: start"
+                " with torchrun or accelerate launch"
             )
         local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= there:
             raise ConfigError(
-                f"process {local} of this machine needs a GPU of its own, and there are {there}: start as many processes as GPUs (--nproc-per-node {there})"
+                f"process {local} of this machine needs a GPU of its own, and there are {there}: start as"
+                f" many processes as GPUs (--nproc-per-node {there})"
             )
         torch.cuda.set_device(device := torch.device("cuda", local))
     if not dist.is_initialized():
@@ -123,7 +129,8 @@ def join(device=None):
 
 # %% ../../nbs/training/01_parallel.ipynb #f31e7fe6
 class _Gather(torch.autograd.Function):
-    "(b, D) of each process -> (B, D) of all; backward: the sum over processes of the gradient of one's own rows."
+    """(b, D) of each process -> (B, D) of all; backward: the sum over processes of the gradient of one's
+    own rows."""
 
     @staticmethod
     def forward(ctx, z, counts, rank):

@@ -39,7 +39,8 @@ from ..train import RECIPES, TrainConfig
 from .step import autocast, keep_memory, make_optimiser, train_step
 
 # %% ../../nbs/training/05_plan.ipynb #ef0d137d
-PRINTED = {  # field -> value as printed in the paper, or in the paper that it names for it (ViT-B/16, HuBERT Base)
+# field -> value as printed in the paper, or in the paper that it names for it (ViT-B/16, HuBERT Base)
+PRINTED = {
     "image_size": 224,
     "patch_size": 16,
     "image_width": 768,
@@ -116,7 +117,8 @@ ORIGINS = {"printed": "as printed", "vg-hubert": "VG-HuBERT's code", "ours": "ou
 
 
 def printed_values(corpus: str = "") -> dict:
-    "`PRINTED`, with the epochs and the batch size of a corpus ('places', 'spokencoco', 'facc'; SpokenCOCO's for any other)."
+    """`PRINTED`, with the epochs and the batch size of a corpus ('places', 'spokencoco', 'facc';
+    SpokenCOCO's for any other)."""
     recipe = RECIPES.get(f"paper-{corpus}", RECIPES["paper-spokencoco"])
     return PRINTED | {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
 
@@ -157,9 +159,12 @@ def parameter_counts(model):
 
 # %% ../../nbs/training/05_plan.ipynb #8ee8610c
 def calibrate(model, config, device="cpu", sizes=None, seconds=None):
-    """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of two `sizes` and of `seconds` of audio (None: the full length).
-    `sizes` None: 2 and 4 pairs, or 8 and 24 where that takes no time; then each is timed three times, and the fastest counts.
-    Returns {'seconds_per_pair', 'seconds_fixed', 'share_before_onset' (of the time, without reconstruction), 'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
+    """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of two
+    `sizes` and of `seconds` of audio (None: the full length).
+    `sizes` None: 2 and 4 pairs, or 8 and 24 where that takes no time; then each is timed three times, and
+    the fastest counts.
+    Returns {'seconds_per_pair', 'seconds_fixed', 'share_before_onset' (of the time, without
+    reconstruction), 'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
     device, was_training, seconds = torch.device(device), model.training, seconds or config.max_seconds
     model.to(device).train()
 
@@ -227,7 +232,8 @@ def _one_pass(model, batch, config, device, reconstruct=True):
 
 
 def _keep(model, kept):
-    "A hook of autograd that notes in `kept` the bytes of what is remembered, but for the model's own parameters."
+    """A hook of autograd that notes in `kept` the bytes of what is remembered, but for the model's own
+    parameters."""
     own = {p.untyped_storage()._cdata for p in model.parameters()}
 
     def pack(x):
@@ -261,7 +267,8 @@ def memory_of(device) -> int | None:
 # %% ../../nbs/training/05_plan.ipynb #1154e929
 @dataclass(frozen=True)
 class Plan:
-    "What a training is going to be. Bytes and hours are estimates, None without calibration; `print` it for people, `to_dict` for records."
+    """What a training is going to be. Bytes and hours are estimates, None without calibration; `print` it
+    for people, `to_dict` for records."""
 
     model: dict
     train: dict
@@ -289,7 +296,8 @@ class Plan:
 
 # %% ../../nbs/training/05_plan.ipynb #ddfd5bd3
 def plan_text(plan):
-    "A `Plan` for people to read: every field of the configuration once, by where its value comes from; then the data, and what it takes."
+    """A `Plan` for people to read: every field of the configuration once, by where its value comes from;
+    then the data, and what it takes."""
     every = plan.model | plan.train
 
     def of(name):
@@ -314,8 +322,8 @@ def plan_text(plan):
 
 
 LOW_RATE = (
-    "lr = 5e-06 is a tenth of the rate of VG-HuBERT's code, which §3.2 says it follows, and may be a misprint: "
-    "tutorials/open_choices says what it means"
+    "lr = 5e-06 is a tenth of the rate of VG-HuBERT's code, which §3.2 says it follows, and may be a"
+    " misprint: tutorials/open_choices says what it means"
 )
 
 
@@ -333,8 +341,10 @@ def _cost_lines(plan):
         "not measured"
         if plan.hours is None
         else (
-            f"{_bytes(plan.memory_bytes)} for the model and a batch{_fit(plan)} (not counting libraries and, on a CPU, what the allocator keeps: sgmim_plan --calibrate does); {_hours(max(plan.hours, plan.hours_decoding))} without evaluations: "
-            f"{_hours(plan.hours)} to compute, {_hours(plan.hours_decoding)} to decode with {workers}"
+            f"{_bytes(plan.memory_bytes)} for the model and a batch{_fit(plan)} (not counting libraries and,"
+            " on a CPU, what the allocator keeps: sgmim_plan --calibrate does);"
+            f" {_hours(max(plan.hours, plan.hours_decoding))} without evaluations: {_hours(plan.hours)} to"
+            f" compute, {_hours(plan.hours_decoding)} to decode with {workers}"
         )
     )
     free = "" if plan.disk_free is None else f"; {_bytes(plan.disk_free)} are free"
@@ -352,7 +362,10 @@ def _fit(plan):
         return ""
     if plan.memory_bytes <= ROOM * plan.memory_there:
         return f" of {_bytes(plan.memory_there)}"
-    return f", which DOES NOT FIT in {_bytes(plan.memory_there)}: set micro_batch, or take a larger device (sgmim_plan says which fits)"
+    return (
+        f", which DOES NOT FIT in {_bytes(plan.memory_there)}: set micro_batch, or take a larger device"
+        " (sgmim_plan says which fits)"
+    )
 
 
 def _bytes(n):
@@ -366,7 +379,8 @@ def _hours(h):
 
 
 def make_plan(model, config, feed, device="cpu", out=None, measure=True, devices=1):
-    """The `Plan` of `fit(model, …)` with a `sgmim.train.Feed`. `out`: the run's folder, whose disk is looked at; `measure`: calibrate (seconds for a small model, a minute for a full-size one on a CPU);
+    """The `Plan` of `fit(model, …)` with a `sgmim.train.Feed`. `out`: the run's folder, whose disk is
+    looked at; `measure`: calibrate (seconds for a small model, a minute for a full-size one on a CPU);
     `devices`: how many share a batch (what they exchange is not counted here; memory is of one)."""
     counts, c, share = parameter_counts(model), model.config, -(-config.batch_size // devices)
     trained, every = counts["all"]
@@ -421,7 +435,8 @@ def make_plan(model, config, feed, device="cpu", out=None, measure=True, devices
 # %% ../../nbs/training/05_plan.ipynb #00b0b1fd
 @lru_cache
 def operation_counts():
-    "{operator: function of its arguments that counts floating point operations}: `torch.utils.flop_counter`'s, and attention on a CPU, which not every release of PyTorch has there."
+    """{operator: function of its arguments that counts floating point operations}:
+    `torch.utils.flop_counter`'s, and attention on a CPU, which not every release of PyTorch has there."""
     from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
     def forward(q, k, v, *_, **__):
@@ -438,7 +453,8 @@ def operation_counts():
 
 
 class CountFlops(TorchDispatchMode):
-    "While active, adds up the floating point operations of what torch computes (of operators in `operation_counts`)."
+    """While active, adds up the floating point operations of what torch computes (of operators in
+    `operation_counts`)."""
 
     total = 0
 
@@ -449,7 +465,9 @@ class CountFlops(TorchDispatchMode):
         return out
 
 # %% ../../nbs/training/05_plan.ipynb #2a8e23dc
-SPOKEN = 1.71  # seconds of the mean caption of the embedded corpus; where padding is part of the recipe a caption is as long as it is padded
+# seconds of the mean caption of the embedded corpus; where padding is part of the recipe a caption is as long
+# as it is padded
+SPOKEN = 1.71
 
 
 def usual_seconds(model, train):
@@ -459,7 +477,8 @@ def usual_seconds(model, train):
 
 @lru_cache
 def pair_flops(model, train, batch=2):
-    "(before, after the onset of reconstruction) floating point operations of a pair in training, forward and backward, of an `SGMIMConfig` and a `TrainConfig`."
+    """(before, after the onset of reconstruction) floating point operations of a pair in training, forward
+    and backward, of an `SGMIMConfig` and a `TrainConfig`."""
     with torch.random.fork_rng():
         net, counts = SGMIM(model).train(), []
         data = _noise(net, batch, usual_seconds(model, train), "cpu")
@@ -486,7 +505,8 @@ def model_size(model):
 
 @lru_cache
 def shape_cost(model, seconds, eval_seconds=None, batch=2):
-    """What a pair with `seconds` of audio asks of an `SGMIMConfig`, from shapes alone: {'flops': (before, after the onset, forward and backward), 'image_flops', 'caption_flops' (to embed one),
+    """What a pair with `seconds` of audio asks of an `SGMIMConfig`, from shapes alone: {'flops': (before,
+    after the onset, forward and backward), 'image_flops', 'caption_flops' (to embed one),
     'kept': bytes that autograd keeps in float32}."""
     flops, contrast = (
         [],
@@ -520,7 +540,8 @@ def shape_cost(model, seconds, eval_seconds=None, batch=2):
 # %% ../../nbs/training/05_plan.ipynb #be9f5ee5
 @dataclass(frozen=True)
 class Device:
-    "Published figures: operations a second in bfloat16 (dense) and float32, bytes of memory, bytes a second to another device of the same machine, one way."
+    """Published figures: operations a second in bfloat16 (dense) and float32, bytes of memory, bytes a
+    second to another device of the same machine, one way."""
 
     bf16: float
     fp32: float
@@ -538,7 +559,9 @@ DEVICES = {
 }  # PCIe 4.0 × 16
 NETWORKS = {"InfiniBand NDR, 400 Gb/s": 50e9, "Ethernet, 100 Gb/s": 12.5e9, "Ethernet, 10 Gb/s": 1.25e9}
 UTILISATION = 0.4  # share of the published rate that a step of this model reaches: an assumption
-HALF = 0.56  # bytes kept in bfloat16 autocast over those in float32: the residual stream stays in float32 (36 of 64 bytes a token and channel of a transformer layer)
+# bytes kept in bfloat16 autocast over those in float32: the residual stream stays in float32 (36 of 64 bytes
+# a token and channel of a transformer layer)
+HALF = 0.56
 SAVING = 3  # copies of what a checkpoint holds, at once in memory while it is written
 DECODED = (
     600.0  # pairs a second that one process decodes, where no corpus is at hand (results/bench-shards.json)
@@ -547,7 +570,10 @@ DECODED = (
 # %% ../../nbs/training/05_plan.ipynb #7d06acde
 @dataclass(frozen=True)
 class Cost:
-    "What a training costs one process. Seconds: `fixed` of a step, `before` and `after` the onset of a pair, `image` and `caption` to embed one, `decode` to read a pair; bytes `fixed` and of each `pair`, and beside them `saving`, while a checkpoint is written (on a CPU; CUDA's are in the memory of the host); `cpu`: CPU-seconds in a second."
+    """What a training costs one process. Seconds: `fixed` of a step, `before` and `after` the onset of a
+    pair, `image` and `caption` to embed one, `decode` to read a pair; bytes `fixed` and of each `pair`,
+    and beside them `saving`, while a checkpoint is written (on a CPU; CUDA's are in the memory of the
+    host); `cpu`: CPU-seconds in a second."""
 
     how: str
     fixed: float
@@ -589,7 +615,9 @@ def modelled(model, train, device, utilisation=UTILISATION, seconds=None, decode
 
 # %% ../../nbs/training/05_plan.ipynb #dc20a1f6
 def step_lengths(feed, model, k=4):
-    "[{'share': of the steps, 'reconstruct', 'lengths': [[samples of each caption of a step]]}] of a training, before the onset and after: `k` steps each, as long as such steps are, from short ones to long ones; and those of the 'longest' of 200."
+    """[{'share': of the steps, 'reconstruct', 'lengths': [[samples of each caption of a step]]}] of a
+    training, before the onset and after: `k` steps each, as long as such steps are, from short ones to
+    long ones; and those of the 'longest' of 200."""
     c, onset = (
         feed.config,
         min(feed.steps, round(model.mim_onset * feed.per_epoch)) if model.reconstruction != "none" else 0,
@@ -637,7 +665,8 @@ def _heard(lengths, config):
 
 # %% ../../nbs/training/05_plan.ipynb #d754d68d
 def take_steps(spec):
-    "In a process of its own: {'peaks': [[pairs, bytes]], 'sizes': [{'pairs', 'steps': [(part, seconds, CPU-seconds)]}], 'image', 'caption': seconds to embed one} of what `measured` asks for."
+    """In a process of its own: {'peaks': [[pairs, bytes]], 'sizes': [{'pairs', 'steps': [(part, seconds,
+    CPU-seconds)]}], 'image', 'caption': seconds to embed one} of what `measured` asks for."""
     device = torch.device(spec["device"])
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
@@ -747,11 +776,16 @@ def steps_to_take(model, train, device="cpu", parts=None, threads=None, seconds=
 
 
 def measured(model, train, device="cpu", parts=None, threads=None, seconds=2.0, decode=1 / DECODED):
-    """The `Cost` on this machine, measured in a process of its own. `parts`: of `step_lengths`, else captions take the time of the usual length and the memory of the longest;
-    `seconds`: about as long the largest step may take that is timed (at least 4 pairs are taken; for memory five times as long, with at most 64 pairs).
+    """The `Cost` on this machine, measured in a process of its own. `parts`: of `step_lengths`, else
+    captions take the time of the usual length and the memory of the longest;
+    `seconds`: about as long the largest step may take that is timed (at least 4 pairs are taken; for
+    memory five times as long, with at most 64 pairs).
     Raises `SgmimError` if the process fails (such as for lack of memory)."""
     spec = steps_to_take(model, train, device, parts, threads, seconds)
-    run = "import json, sys; from sgmim.training.plan import take_steps; print(json.dumps(take_steps(json.load(sys.stdin))))"
+    run = (
+        "import json, sys; from sgmim.training.plan import take_steps;"
+        " print(json.dumps(take_steps(json.load(sys.stdin))))"
+    )
     path = os.pathsep.join(
         [
             str(Path(importlib.util.find_spec("sgmim").origin).parents[1]),
@@ -767,7 +801,9 @@ def measured(model, train, device="cpu", parts=None, threads=None, seconds=2.0, 
     )
     if done.returncode:
         raise SgmimError(
-            f"the steps that were to be measured failed ({(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1][-300:]}): is there memory for it? Try a smaller batch_size (in Python, fewer `seconds` take smaller batches too)"
+            "the steps that were to be measured failed"
+            f" ({(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1][-300:]}): is there"
+            " memory for it? Try a smaller batch_size (in Python, fewer `seconds` take smaller batches too)"
         )
     return fit_cost(
         json.loads(done.stdout.splitlines()[-1]),
@@ -803,9 +839,9 @@ def fit_cost(found, parts, decode=1 / DECODED, saving=0.0):
     "The `Cost` that the measurements of `take_steps` amount to."
     sizes, steps = found["sizes"], [s for size in found["sizes"] for s in size["steps"]]
     n, m, cpu = sizes[0]["pairs"], sizes[-1]["pairs"], sum(s[2] for s in steps) / sum(s[1] for s in steps)
-    clock, factor = (
-        (1, 1.0) if found.get("cuda") else (2, 1 / cpu)
-    )  # on a CPU others may be at work: CPU-seconds are steadier, and what they take in seconds is known from all steps together
+    # on a CPU others may be at work: CPU-seconds are steadier, and what they take in seconds is known from
+    # all steps together
+    clock, factor = (1, 1.0) if found.get("cuda") else (2, 1 / cpu)
 
     def mean(size, k):
         return factor * np.mean([s[clock] for s in size["steps"] if s[0] == k])
@@ -856,7 +892,8 @@ def this_machine(device="cpu", seconds=0.3):
 
 # %% ../../nbs/training/05_plan.ipynb #dd9f7d45
 def exchanged(batch, width, trained, devices):
-    "{'embeddings', 'gradients'}: bytes that each of `devices` processes sends in a step, of a batch of B pairs with embeddings of a width."
+    """{'embeddings', 'gradients'}: bytes that each of `devices` processes sends in a step, of a batch of B
+    pairs with embeddings of a width."""
     ring = (devices - 1) / devices
     return {"embeddings": 2 * (1 + 2) * ring * 4 * batch * width, "gradients": 2 * ring * 4 * trained}
 
@@ -866,7 +903,8 @@ FORWARD = 0.35  # share of a step before the onset that is its forward pass
 
 @dataclass(frozen=True)
 class Forecast:
-    "What a training will take. `str` for people, `to_dict` for records; bytes are of one device (on a CPU: of the process)."
+    """What a training will take. `str` for people, `to_dict` for records; bytes are of one device (on a
+    CPU: of the process)."""
 
     how: str
     devices: int
@@ -903,7 +941,9 @@ class Forecast:
 
 # %% ../../nbs/training/05_plan.ipynb #8a61a12c
 def forecast(cost, model, train, pairs, dev=(0, 0), memory=math.inf, devices=1, workers=1, link=math.inf):
-    """The `Forecast` of a training on `pairs` captions with a `Cost`. `dev`: (images, captions) that are embedded in every evaluation; `memory`: bytes there are, of one device; `workers`: processes that decode, for each device;
+    """The `Forecast` of a training on `pairs` captions with a `Cost`. `dev`: (images, captions) that are
+    embedded in every evaluation; `memory`: bytes there are, of one device; `workers`: processes that
+    decode, for each device;
     `link`: bytes a second to the next device. Raises `ConfigError` if the pairs do not fill a batch."""
     B, (trained, every) = train.batch_size, model_size(model)
     if (per_epoch := pairs // B) < 1:
@@ -958,8 +998,12 @@ def forecast_text(f):
     )
     there = "" if math.isinf(f.memory) else f" of {_bytes(f.memory / ROOM)}"
     lines = [
-        f"{f.steps:,} steps of {f.batch:,} pairs, {f.per_epoch:,} an epoch, on {f.devices} device{'s' * (f.devices > 1)}: {f.how}",
-        f"{_hours(f.hours)} in all: {_hours(f.hours_compute)} to compute, {seconds}; {_hours(f.hours_decoding)} to decode; {_hours(f.hours_evaluation)} to evaluate"
+        (
+            f"{f.steps:,} steps of {f.batch:,} pairs, {f.per_epoch:,} an epoch, on {f.devices}"
+            f" device{'s' * (f.devices > 1)}: {f.how}"
+        ),
+        f"{_hours(f.hours)} in all: {_hours(f.hours_compute)} to compute, {seconds};"
+        f" {_hours(f.hours_decoding)} to decode; {_hours(f.hours_evaluation)} to evaluate"
         + (f"; {f.seconds_exchange:.3g} s of a step to exchange" if f.devices > 1 else ""),
         f"memory: {_bytes(f.memory_bytes)}{there}"
         + (
@@ -991,7 +1035,8 @@ def _advice(f):
         f"micro_batch={f.largest}, which takes about a third longer" if f.largest > 1 else "a larger device"
     )
     return [
-        f"does not fit: {share:,} pairs at a time, and {f.largest:,} would; set {need}, or take {-(-f.batch // f.largest)} devices"
+        f"does not fit: {share:,} pairs at a time, and {f.largest:,} would; set {need}, or take"
+        f" {-(-f.batch // f.largest)} devices"
     ]
 
 # %% ../../nbs/training/05_plan.ipynb #8e1f4b13
@@ -1004,7 +1049,8 @@ CORPORA = {
 
 
 def corpus_size(preset):
-    "(pairs in training, (images, captions) of dev) of the corpus that belongs to a preset: official where known, else about."
+    """(pairs in training, (images, captions) of dev) of the corpus that belongs to a preset: official
+    where known, else about."""
     if preset not in CORPORA:
         return 14_000, (500, 500)  # the embedded corpus, as sgmim_train makes it
     name, dev = CORPORA[preset]

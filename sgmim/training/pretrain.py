@@ -60,8 +60,10 @@ def optimise(
     name="",
     progress=True,
 ):
-    """Minimise `loss_at(step)` over the parameters of `modules` (an `nn.ModuleDict`) for `steps` steps; returns {'losses': …, 'seconds': over all sessions}.
-    Snapshots go to `folder`; if there is one, the run goes on from it; `CheckpointError` if it is of a run that is not `about` the same. Runs on the CPU."""
+    """Minimise `loss_at(step)` over the parameters of `modules` (an `nn.ModuleDict`) for `steps` steps;
+    returns {'losses': …, 'seconds': over all sessions}.
+    Snapshots go to `folder`; if there is one, the run goes on from it; `CheckpointError` if it is of a run
+    that is not `about` the same. Runs on the CPU."""
     from tqdm.auto import tqdm
 
     params = [p for p in modules.parameters() if p.requires_grad]
@@ -74,7 +76,8 @@ def optimise(
         tensors, meta = found
         if meta["about"] != about:
             raise CheckpointError(
-                f"{folder} holds another pre-training (its configuration differs): choose another folder, or delete it"
+                f"{folder} holds another pre-training (its configuration differs): choose another folder, or"
+                " delete it"
             )
         modules.load_state_dict({k[2:]: v for k, v in tensors.items() if k.startswith("m.")})
         restore_optimiser(optimiser, tensors, meta["optimiser"])
@@ -139,8 +142,10 @@ def about(config, model):
 
 @dataclass(frozen=True)
 class HubertPretraining:
-    """How `tiny-hubert` is made. `rounds`: (clusters, steps) each; the first clusters MFCCs, a later one the output of transformer layer `layer` of the model so far. After the first round
-    the convolutional front end is frozen, as it will be in use, and its output kept: that makes a step several times cheaper."""
+    """How `tiny-hubert` is made. `rounds`: (clusters, steps) each; the first clusters MFCCs, a later one
+    the output of transformer layer `layer` of the model so far. After the first round
+    the convolutional front end is frozen, as it will be in use, and its output kept: that makes a step
+    several times cheaper."""
 
     utterances: int = 16_000
     rounds: tuple = ((100, 1200), (200, 8000))
@@ -154,7 +159,8 @@ class HubertPretraining:
 
 
 def hidden_spans(lengths, config, rng):
-    "Which frames are hidden, bool (B, T), True = hidden: spans that begin at random frames; at least one frame an utterance."
+    """Which frames are hidden, bool (B, T), True = hidden: spans that begin at random frames; at least one
+    frame an utterance."""
     T = int(max(lengths))
     begin = rng.random((len(lengths), T)) < config.mask_start
     begin[np.arange(len(lengths)), rng.integers(0, lengths)] = True
@@ -165,7 +171,8 @@ def hidden_spans(lengths, config, rng):
 
 # %% ../../nbs/training/06_pretrain.ipynb #c90883b4
 class ClusterHead(nn.Module):
-    "Scores (…, K) of K clusters for frames (…, D): cosine with an embedding of each, over temperature 0.1 (HuBERT)."
+    """Scores (…, K) of K clusters for frames (…, D): cosine with an embedding of each, over temperature
+    0.1 (HuBERT)."""
 
     def __init__(self, width, clusters, dim=64):
         super().__init__()
@@ -177,7 +184,8 @@ class ClusterHead(nn.Module):
 
 
 def hubert_frames(encoder, frames, lengths, hidden=None, stand_in=None, layer=None):
-    "Transformer output (B, T, D) for front-end output `frames` (B, T, C), after `layer` layers (None: all); `stand_in` (D,) replaces the `hidden` (B, T) frames."
+    """Transformer output (B, T, D) for front-end output `frames` (B, T, C), after `layer` layers (None:
+    all); `stand_in` (D,) replaces the `hidden` (B, T) frames."""
     hubert = encoder.hubert
     pad = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]
     x = hubert.feature_projection(frames)
@@ -193,7 +201,8 @@ def hubert_frames(encoder, frames, lengths, hidden=None, stand_in=None, layer=No
 
 # %% ../../nbs/training/06_pretrain.ipynb #7c487c7b
 class Speech:
-    "Utterances in memory: `waves` (int16), their front-end `frames` once it is frozen, and the number of frames of each."
+    """Utterances in memory: `waves` (int16), their front-end `frames` once it is frozen, and the number of
+    frames of each."""
 
     def __init__(self, corpus, n, encoder):
         self.waves = [(corpus.audio(j) * 32767).astype(np.int16) for j in range(min(n, len(corpus)))]
@@ -222,7 +231,8 @@ class Speech:
 
 
 def cluster(features, k, fit_on, seed):
-    "Labels of frames, a list of int64 (T,): k-means over standardised features, fitted on the first `fit_on` utterances."
+    """Labels of frames, a list of int64 (T,): k-means over standardised features, fitted on the first
+    `fit_on` utterances."""
     some = torch.cat(features[:fit_on])
     mean, std = some.mean(0), some.std(0) + 1e-6
     centres = kmeans((some - mean) / std, k, seed=seed)
@@ -230,7 +240,8 @@ def cluster(features, k, fit_on, seed):
 
 # %% ../../nbs/training/06_pretrain.ipynb #7285b59b
 def mfcc_features(speech):
-    "MFCCs with their differences at the encoder's frame rate: two frames of 20 ms side by side for one of 40 ms; a list of (T, 78)."
+    """MFCCs with their differences at the encoder's frame rate: two frames of 20 ms side by side for one
+    of 40 ms; a list of (T, 78)."""
     out = []
     for w, T in zip(speech.waves, speech.lengths, strict=True):
         m = mfcc(w.astype(np.float32) / 32767)
@@ -270,7 +281,8 @@ def hubert_round(encoder, speech, labels, clusters, steps, config, folder, about
 def pretrain_hubert(
     config=HubertPretraining(), out="runs/tiny-hubert", model=None, cache=None, progress=True
 ):
-    "Make a small HuBERT on unlabelled embedded speech, for the audio encoder of `model` (an `SGMIMConfig`); writes weights and record to `out`."
+    """Make a small HuBERT on unlabelled embedded speech, for the audio encoder of `model` (an
+    `SGMIMConfig`); writes weights and record to `out`."""
     began, code, model = time.perf_counter(), code_version(), model or scenes_tiny()
     keep_memory()
     set_seed(config.seed)
@@ -348,14 +360,16 @@ class Painter(nn.Module):
 
 
 def painted_error(painted, image, patch_size, mask):
-    "Mean squared error over hidden patches (`mask` (B, N), True = hidden), each target patch normalised by itself."
+    """Mean squared error over hidden patches (`mask` (B, N), True = hidden), each target patch normalised
+    by itself."""
     target = patchify(image, patch_size)
     target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-4).sqrt()
     return (painted - target).square().mean(-1)[mask].mean()
 
 # %% ../../nbs/training/06_pretrain.ipynb #e31e055b
 def pretrain_mae(config=MaePretraining(), out="runs/tiny-mae", model=None, cache=None, progress=True):
-    "Make a small MAE on unlabelled embedded pictures, for the image encoder of `model` (an `SGMIMConfig`); writes weights and record to `out`."
+    """Make a small MAE on unlabelled embedded pictures, for the image encoder of `model` (an
+    `SGMIMConfig`); writes weights and record to `out`."""
     began, code, model = time.perf_counter(), code_version(), model or scenes_tiny()
     keep_memory()
     set_seed(config.seed)
@@ -407,7 +421,8 @@ def ship(module, out, name, config, model, corpus, metrics, began, code):
 
 
 def pack(run, out):
-    "Make a shipped model of a demo's folder `run`: its best weights in half precision, which halves the file, and its record."
+    """Make a shipped model of a demo's folder `run`: its best weights in half precision, which halves the
+    file, and its record."""
     tensors, meta = load_checkpoint(Path(run) / "best")
     save_checkpoint(out, {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, meta)
     write_json(Path(out) / "record.json", read_json(Path(run) / "demo.json"))

@@ -38,7 +38,8 @@ def make_optimiser(model, config):
 
 
 def train_step(model, batch, optimiser, step, steps, onset, config, device, team=Team(), net=None):
-    """One update; returns the losses of the whole batch, the rate, α, its number of `pairs`, and whether all was `finite` (else nothing was updated). `onset`: the first step with reconstruction;
+    """One update; returns the losses of the whole batch, the rate, α, its number of `pairs`, and whether
+    all was `finite` (else nothing was updated). `onset`: the first step with reconstruction;
     `batch`: the rows of this process of the `team`; `net`: `model` in its `DistributedDataParallel`."""
     c, seed = model.config, stable_hash(config.seed, "step", step) % 2**63
     batch = {k: v.to(device, non_blocking=True) for k, v in batch.items() if torch.is_tensor(v)}
@@ -75,7 +76,8 @@ def train_step(model, batch, optimiser, step, steps, onset, config, device, team
 
 # %% ../../nbs/training/03_step.ipynb #b61acf04
 def gradients(net, batch, masks, counts, config, device, seed=0, team=Team()):
-    """Backward pass of eq. 5 over the whole batch, whose rows are spread over `counts` pairs of each process; leaves gradients in the parameters and returns the losses as numbers.
+    """Backward pass of eq. 5 over the whole batch, whose rows are spread over `counts` pairs of each
+    process; leaves gradients in the parameters and returns the losses as numbers.
     `masks`: of the whole batch; None for no reconstruction."""
     model, b, start = getattr(net, "module", net), counts[team.rank], sum(counts[: team.rank])
     whole, size = sum(counts), min(config.micro_batch or b, b)
