@@ -31,7 +31,8 @@ torch.manual_seed(0)
 train, dev = load_scenes('train', 512, 2, progress=False), load_scenes('dev', 64, progress=False)
 model = load_tiny_backbones(SGMIM(replace(scenes_tiny(), mim_onset=.5)))
 print('begun', flush=True)
-fit(model, train, dev, replace(recipe('scenes-tiny'), epochs=float(sys.argv[2]), save_every=3, eval_every=.5), out=sys.argv[1], device='cpu', progress=False)
+config = replace(recipe('scenes-tiny'), epochs=float(sys.argv[2]), save_every=3, eval_every=.5)
+fit(model, train, dev, config, out=sys.argv[1], device='cpu', progress=False)
 """
 
 

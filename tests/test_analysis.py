@@ -495,7 +495,9 @@ def test_sorted_errors_add_up(scenes, trained):
         d = said_or_not(errors, truth, weights, a)
         n = sum(d[k]["right"]["n"] for k in ("said", "unsaid") if d[k]["right"])
         there = (
-            truth.background if a == "place" else truth.things(lambda thing, _: getattr(thing, a) is not None)
+            truth.background
+            if a == "place"
+            else truth.things(lambda thing, _, a=a: getattr(thing, a) is not None)
         )
         assert n == (errors.hidden & there).sum()
 
@@ -554,7 +556,7 @@ def test_captions_dealt_out_anew_leave_no_dependence(scenes, trained):
         )
 
     assert holds_0(None) and holds_0(truth.thing) and holds_0(truth.edge) and holds_0(truth.background)
-    missed = [c for c in CATEGORIES if not holds_0(truth.things(lambda thing, _: thing.category == c))]
+    missed = [c for c in CATEGORIES if not holds_0(truth.things(lambda thing, _, c=c: thing.category == c))]
     assert len(missed) <= 6, missed  # of 30 intervals of 95 %, each on a few patches of a few images
 
 

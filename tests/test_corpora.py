@@ -234,7 +234,7 @@ def test_pieces_give_what_the_whole_gives(tmp_path):
         path.write_text(text, encoding="utf-8")
         whole, piece = read_whole(text), rng.choice((1, 2, 5, 17, 1000))
         if whole is None:
-            refused(lambda: list(entries(path, piece=piece)), str(path))
+            refused(lambda piece=piece: list(entries(path, piece=piece)), str(path))
         else:
             assert [e for _, e in entries(path, piece=piece)] == whole
             wholes += 1
@@ -370,7 +370,7 @@ def test_missing_files(copy, tmp_path):
     )
     for word in ("unrolled", "dataset"):
         refused(
-            lambda: spokencoco(spoiled(copy, word), karpathy=word),
+            lambda word=word: spokencoco(spoiled(copy, word), karpathy=word),
             "holds no"
             f" {'dataset_coco' if word == 'dataset' else 'SpokenCOCO_<split>_unrolled_karpathy'}.json",
         )
@@ -618,7 +618,9 @@ def test_base_paths(exported, copy, tmp_path):
     assert len(present(corpus, strict=True)) == len(corpus) and corpus.image_root == base["image"]
     for which in ("image_root", "audio_root"):
         refused(
-            lambda: places_audio(copy / "places", **{which: tmp_path / "none"}), f"{which} ", "is no folder"
+            lambda which=which: places_audio(copy / "places", **{which: tmp_path / "none"}),
+            f"{which} ",
+            "is no folder",
         )
 
 
@@ -726,7 +728,9 @@ def test_join_counts_what_one_side_knows(copy):
         "x",
         {"split": "train", "filename": ["x"]},
     ):
-        changed(root / "dataset_coco.json", lambda images: images.__setitem__(1, wrong), "images")
+        changed(
+            root / "dataset_coco.json", lambda images, wrong=wrong: images.__setitem__(1, wrong), "images"
+        )
         refused(
             lambda: spokencoco(root, "test", karpathy="dataset"),
             'dataset_coco.json, images[1]: an object with the texts "filename" and "split"',
@@ -1940,7 +1944,7 @@ def test_what_macos_keeps_beside_a_file(tmp_path):
     for name in ("._pairs.csv", "pairs.csv", "train_2020.json"):
         (tmp_path / name).write_bytes(APPLE)
     for name in ("._pairs.csv", "pairs.csv", "train_2020.json"):
-        refused(lambda: load_corpus(tmp_path / name), name, "AppleDouble")
+        refused(lambda name=name: load_corpus(tmp_path / name), name, "AppleDouble")
 
 
 def test_a_folder_with_lists_of_its_own_is_no_root(tmp_path):

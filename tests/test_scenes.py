@@ -118,7 +118,7 @@ def test_words_lie_where_the_times_say(text):
     for speaker in SEEN[:4] + UNSEEN:
         said = speak(text, speaker)
 
-        def hiss(start, end):
+        def hiss(start, end, said=said):
             power = np.abs(np.fft.rfft(said.wave[int(start * 16000) : int(end * 16000)], 16000)) ** 2
             return power[3000:].sum() / power.sum()
 

@@ -401,10 +401,13 @@ def test_widgets_outlive_run_all(lab, browser):
     ]
     assert len(explorers) == 3
     for cell in explorers:
-        was, handle = until(lambda: pictures(cell)), cell.find_element(By.CSS_SELECTOR, ".noUi-handle")
+        was, handle = (
+            until(lambda cell=cell: pictures(cell)),
+            cell.find_element(By.CSS_SELECTOR, ".noUi-handle"),
+        )
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
         handle.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-        until(lambda: pictures(cell) not in ([], was))
+        until(lambda cell=cell, was=was: pictures(cell) not in ([], was))
         assert not cell.find_elements(By.CSS_SELECTOR, "[role=alert]")
 
 
@@ -451,7 +454,7 @@ def test_in_jupyterlab(lab, browser, corpus, tmp_path):
         )
 
     for n in (1, 2, 3):
-        until(lambda: len(alts(n)) == 1)
+        until(lambda n=n: len(alts(n)) == 1)
 
     def moves(n, act):
         "`act()` changes the picture of cell `n`."

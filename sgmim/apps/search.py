@@ -81,7 +81,10 @@ def list_files(root, kind: str = "images") -> tuple:
         )
 
     for folder, folders, names in os.walk(
-        root, onerror=lambda e: left_out.append((shown(e.filename), f"cannot be opened: {e.strerror}"))
+        root,
+        onerror=lambda e, left_out=left_out: left_out.append(
+            (shown(e.filename), f"cannot be opened: {e.strerror}")
+        ),
     ):
         folders[:] = [f for f in folders if f[0] != "."]
         left_out += [

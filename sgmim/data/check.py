@@ -504,7 +504,7 @@ def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True
             warnings.simplefilter("ignore")  # silence is counted, not warned of
             seen = list(
                 tqdm(
-                    in_order(pool, lambda k: look(corpus, k), chosen),
+                    in_order(pool, lambda k, look=look: look(corpus, k), chosen),
                     total=len(chosen),
                     desc=f"{split}: {what}s",
                     disable=not progress,

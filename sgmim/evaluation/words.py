@@ -130,7 +130,10 @@ def cls_attention_of(
             range(0, len(order), batch_size), desc="attention", leave=False, disable=None
         ):  # None: a bar on a terminal alone
             batch = collate(
-                [pairs.attempt(j, lambda: {**pairs.sound(j), "index": j}) for j in order[a : a + batch_size]]
+                [
+                    pairs.attempt(j, lambda j=j: {**pairs.sound(j), "index": j})
+                    for j in order[a : a + batch_size]
+                ]
             )
             if lost := batch.pop("unreadable", []):
                 unreadable += lost

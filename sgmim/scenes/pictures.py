@@ -563,7 +563,7 @@ def draw_boat(p, c):
         k = 1 if edge_x > 0.5 else -1
         mast = 0.5 + 0.035 * k
 
-        def leech(y):
+        def leech(y, mast=mast, edge_x=edge_x, tip=tip, foot=foot):
             return (mast + (edge_x - mast) * (y - tip) / (foot - tip), y)  # the sail's slanting side
 
         p.poly([(mast, tip), (mast, foot), (edge_x, foot)], white, edge=navy)
@@ -913,7 +913,7 @@ def _paint_wall(rng, d, u):
 def _paint_forest(rng, d, u):
     for far in (0.55, 0.3, 0.0):
 
-        def fade(a, b):
+        def fade(a, b, far=far):
             return mix(mix(a, b, rng.random()), (50, 110, 72), far)
 
         for i in range(9):

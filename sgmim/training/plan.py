@@ -884,7 +884,8 @@ def this_machine(device="cpu", seconds=0.3):
         rate[dtype], end = 0.0, time.perf_counter() + seconds
         while time.perf_counter() < end:
             rate[dtype] = max(
-                rate[dtype], 2 * a.shape[0] ** 2 * a.shape[1] / _timed(lambda _: a @ b.T, None, device)[0]
+                rate[dtype],
+                2 * a.shape[0] ** 2 * a.shape[1] / _timed(lambda _, a=a, b=b: a @ b.T, None, device)[0],
             )
     return Device(
         rate[torch.bfloat16], rate[torch.float32], memory_of(device) or math.inf, 32e9 if cuda else 10e9
