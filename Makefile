@@ -32,7 +32,8 @@ demo: $(STAMP) ## the method on make the corpus, train, evaluate, draw: the whol
 test: $(STAMP) ## everything CI runs: ruff, checks, the notebooks, pytest
 	@$(ACTIVE) bash tools/test.sh
 
-check: $(STAMP) ## only the quick checks (a few seconds): modules, README, links, sidebar
+check: $(STAMP) ## only the quick checks (a few seconds): format, lint, modules, README, links, sidebar
+	@$(ACTIVE) sh -c 'ruff format --check nbs tests tools benchmarks setup.py && ruff check nbs tests tools benchmarks setup.py'
 	@$(ACTIVE) python tools/checks.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab

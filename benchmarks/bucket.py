@@ -48,9 +48,8 @@ for turn in range(a.rounds + 1):
         )
         print(turn, f"bucket {bucket}: {cpu:.2f} CPU-seconds, {padding:.1%} padding", flush=True)
         if turn:
-            found.setdefault(bucket, []).append(
-                {"cpu_seconds": cpu, "padding": padding}
-            )  # the first round is a warm-up
+            # the first round is a warm-up
+            found.setdefault(bucket, []).append({"cpu_seconds": cpu, "padding": padding})
 result = [
     {
         "bucket": b,

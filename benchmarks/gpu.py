@@ -104,15 +104,13 @@ for name, (command, limit) in PARTS.items():
         try:
             result = part.wait(min(limit, left))
         except subprocess.TimeoutExpired:
-            os.killpg(
-                part.pid, signal.SIGKILL
-            )  # with the processes it has begun, which hold memory of the GPU
+            # with the processes it has begun, which hold memory of the GPU
+            os.killpg(part.pid, signal.SIGKILL)
             part.wait()
             result = f"stopped after {min(limit, left):.0f} s"
     lines = (folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
-    ok = result == 0 or (
-        name == "tests" and result == 5 and device.type == "cpu"
-    )  # pytest's 5: no such tests here
+    # pytest's 5: no such tests here
+    ok = result == 0 or (name == "tests" and result == 5 and device.type == "cpu")
     summary[name] = {
         "result": "done" if ok else result,
         "seconds": round(time.perf_counter() - start, 1),

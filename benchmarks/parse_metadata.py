@@ -22,12 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from sgmim.core import code_version, run_record, write_json
 
-TRAIN, VAL, RESTVAL, PLACES = (
-    118_287,
-    5_000,
-    30_504,
-    400_000,
-)  # images of SpokenCOCO's own splits; of Karpathy's restval; captions of Places Audio
+# images of SpokenCOCO's own splits; of Karpathy's restval; captions of Places Audio
+TRAIN, VAL, RESTVAL, PLACES = 118_287, 5_000, 30_504, 400_000
 SPEAKERS = 2_352
 
 LOAD = """
@@ -39,10 +35,12 @@ kind, folder, options = sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 before, start = peak_memory_mb(), time.perf_counter()
 if kind == 'json.load':
     with open(folder) as f: n = len(json.load(f)['data'])
-    print(json.dumps({'seconds': time.perf_counter() - start, 'peak_mb': peak_memory_mb(), 'imports_mb': before, 'entries': n}))
+    used = {'seconds': time.perf_counter() - start, 'peak_mb': peak_memory_mb(), 'imports_mb': before}
+    print(json.dumps({**used, 'entries': n}))
 else:
     corpus = {'places': places_audio, 'spokencoco': spokencoco}[kind](folder, 'train', strict=True, **options)
-    print(json.dumps({'seconds': time.perf_counter() - start, 'peak_mb': peak_memory_mb(), 'imports_mb': before, 'captions': len(corpus), 'images': corpus.n_images,
+    used = {'seconds': time.perf_counter() - start, 'peak_mb': peak_memory_mb(), 'imports_mb': before}
+    print(json.dumps({**used, 'captions': len(corpus), 'images': corpus.n_images,
                       'speakers': len(corpus.speakers), 'word_times': corpus.alignments is not None}))
 """
 
@@ -110,7 +108,8 @@ def write_spokencoco(folder):
             image, said = f"{year}/COCO_{year}_{number:012d}.jpg", []
             for k in range(5):
                 words, speaker = make.sentence(10), make.rng.choice(make.speakers)
-                uttid = f"{speaker}-{make.name(30, string.ascii_uppercase + string.digits)}_{number}_{5 * number + k}"
+                code = make.name(30, string.ascii_uppercase + string.digits)
+                uttid = f"{speaker}-{code}_{number}_{5 * number + k}"
                 said.append(
                     {
                         "text": " ".join(words),

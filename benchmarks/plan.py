@@ -112,9 +112,8 @@ def run(spec):
 
     def weighed(*args, **kwargs):
         save(*args, **kwargs)
-        disk.append(
-            sum(f.stat().st_size for f in Path(out).rglob("*") if f.is_file())
-        )  # before older checkpoints go
+        # before older checkpoints go
+        disk.append(sum(f.stat().st_size for f in Path(out).rglob("*") if f.is_file()))
 
     T.train_step, T.evaluate, T.save_checkpoint = marked, timed, weighed
     data = data_of(train, spec["images"], spec["full"])

@@ -188,6 +188,7 @@ def main():
         "rounds": a.rounds,
         "processes": 1,
     }
+    # more than 0 or so: others were at work on this machine
     write_json(
         a.record,
         run_record(
@@ -203,7 +204,7 @@ def main():
             ),
             load_before=round(busy, 1),
         ),
-    )  # more than 0 or so: others were at work on this machine
+    )
     speeds = metrics.pop("pairs_per_second")
     for about in (*metrics.items(), *speeds.items()):
         print(*about)

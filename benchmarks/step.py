@@ -84,11 +84,12 @@ def build(variant, tiny):
     return SGMIM(replace(scenes_tiny() if tiny else paper(), reconstruction=variant))
 
 
+# how OpenMP's threads wait: asleep, as sgmim's commands have it; awake, as OpenMP has it
 WAITING = {
     "asleep": {"OMP_WAIT_POLICY": "passive"},
     "briefly awake": {"GOMP_SPINCOUNT": "10000"},
     "awake": {},
-}  # how OpenMP's threads wait: asleep, as sgmim's commands have it; awake, as OpenMP has it
+}
 
 
 def environment(waiting="asleep"):

@@ -80,23 +80,22 @@ class TrainConfig:
     clip: float = 1.0  # global norm of the gradient, VG; 0: none
     max_seconds: float = 8.0  # of each caption, VG (18 for Places)
     eval_seconds: float = 10.0  # of each caption in evaluation, VG (25 for Places)
-    augment: str = (  # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
-        "randaugment"
-    )
+    # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
+    augment: str = "randaugment"
     speed: float = 0.0  # captions up to this share faster or slower, anew each time (ours)
-    pad: str = (  # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where padding matters (VG), else 'batch'
-        "auto"
-    )
+    # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where
+    # padding matters (VG), else 'batch'
+    pad: str = "auto"
     bucket: int = 0  # batches of similar length from pools of so many batches (ours); 0: none
     curriculum: float = 0.0  # share of training in which short captions come first (ours)
     shard_window: int = 16  # shards that a batch is drawn from, where the corpus is in shards (ours)
-    micro_batch: int = 0  # pairs at a time, by gradient caching: the gradient of the whole batch in the memory of these (ours); 0: the whole batch at once
-    max_skipped: int = (
-        0  # steps with a loss or gradient that is not finite that are left out before training stops (ours)
-    )
-    max_unreadable: float = (
-        0.01  # share of the pairs that may turn out to be unreadable before training stops (ours)
-    )
+    # pairs at a time, by gradient caching: the gradient of the whole batch in the memory of these (ours);
+    # 0: the whole batch at once
+    micro_batch: int = 0
+    # steps with a loss or gradient that is not finite that are left out before training stops (ours)
+    max_skipped: int = 0
+    # share of the pairs that may turn out to be unreadable before training stops (ours)
+    max_unreadable: float = 0.01
     eval_every: float = 1.0  # epochs between evaluations
     save_every: int = 500  # steps between checkpoints
     log_every: int = 50  # steps
@@ -141,9 +140,8 @@ class TrainConfig:
 # %% ../nbs/training/04_train.ipynb #b7851153
 RECIPES = {
     "paper-spokencoco": TrainConfig(),  # §3.2: batch 100, 30 epochs
-    "paper-places": TrainConfig(
-        batch_size=80, max_seconds=18.0, eval_seconds=25.0
-    ),  # §3.2: batch 80, 30 epochs; lengths VG
+    # §3.2: batch 80, 30 epochs; lengths VG
+    "paper-places": TrainConfig(batch_size=80, max_seconds=18.0, eval_seconds=25.0),
     "paper-facc": TrainConfig(epochs=20.0),  # §3.2: batch 100, 20 epochs
     "vg-hubert": TrainConfig(lr=5e-5, augment="crop"),  # VG: batch 100, 30 epochs, peak 5e-5, no RandAugment
     "scenes-tiny": TrainConfig(
@@ -365,9 +363,8 @@ class Feed:
         step = 0
         while step < self.steps:
             first = step
-            torch.manual_seed(
-                stable_hash(self.config.seed, "pass", step) % 2**63
-            )  # a loader that shuffles draws its order from this
+            # a loader that shuffles draws its order from this
+            torch.manual_seed(stable_hash(self.config.seed, "pass", step) % 2**63)
             for batch in self.data:
                 check_batch(batch, f"batch {step - first}", least=2 if self.rows is None else 1)
                 self._look(step, batch)
@@ -399,9 +396,8 @@ class Feed:
     @property
     def fingerprint(self):
         "What the data are, for the run record."
-        named = (
-            self.corpus and type(self.data).__repr__ is not object.__repr__
-        )  # the default repr holds an address
+        # the default repr holds an address
+        named = self.corpus and type(self.data).__repr__ is not object.__repr__
         left_out = self.data.skipped.left_out if isinstance(self.data, Corpus) else {}
         return {
             "name": repr(self.data) if named else type(self.data).__name__,
@@ -524,11 +520,8 @@ class Run:
             [],
             [],
         )
-        self.unreadable, self.skipped, self.code = (
-            {},
-            [],
-            [code_version()],
-        )  # as the run begins: a checkout may move on while it goes on
+        # as the run begins: a checkout may move on while it goes on
+        self.unreadable, self.skipped, self.code = ({}, [], [code_version()])
         self.shots = folder and Snapshots(self.folder / "checkpoints")
 
     def resume(self, start=True):
@@ -544,9 +537,8 @@ class Run:
         if not found:
             return
         tensors, meta = found
-        again = alike(
-            getattr(self.model, "began", None) or {}, meta["about"].get("start")
-        )  # the same model object, interrupted or done
+        # the same model object, interrupted or done
+        again = alike(getattr(self.model, "began", None) or {}, meta["about"].get("start"))
         compare_run(self, meta, start and not again)
         load_state(
             self.model,
@@ -556,9 +548,8 @@ class Run:
         restore_optimiser(self.optimiser, tensors, meta["optimiser"])
         for k in ("history", "best", "seconds", "step", "sums", "unreadable", "skipped", "seen", "changed"):
             setattr(self, k, meta.get(k, []))
-        self.pairs = meta.get(
-            "pairs", self.step * self.about["train"]["batch_size"]
-        )  # older snapshots do not count them
+        # older snapshots do not count them
+        self.pairs = meta.get("pairs", self.step * self.about["train"]["batch_size"])
         self.code = [*meta["code"], *(c for c in self.code if c != meta["code"][-1])]
         wrong, self.best = self.team.everyone((recover_best(self), self.best) if self.team.first else None)[0]
         if wrong:
@@ -667,12 +658,8 @@ class Run:
             self.best_state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
 # %% ../nbs/training/04_train.ipynb #b19d4c86
-FREE = (
-    "max_unreadable",
-    "max_skipped",
-    "save_every",
-    "log_every",
-)  # fields of `TrainConfig` that may change while a run goes on
+# fields of `TrainConfig` that may change while a run goes on
+FREE = ("max_unreadable", "max_skipped", "save_every", "log_every")
 
 
 def run_differences(was, now):
@@ -859,11 +846,12 @@ def _fit(given, data, dev, config, out, device, resume, progress, workers, notes
             f" {config.batch_size}"
         )
     model = build(model).to(device).train()
+    # before its onset the decoder has no gradient
     net = (
         DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
         if team.size > 1
         else model
-    )  # before its onset the decoder has no gradient
+    )
     feed, optimiser = Feed(data, config, workers, model.config, team), make_optimiser(model, config)
     run = Run(
         out,
@@ -911,9 +899,10 @@ def _fit(given, data, dev, config, out, device, resume, progress, workers, notes
         max(1, round(config.eval_every * feed.per_epoch)),
     )
     if run.sums:
+        # an older snapshot
         run.sums.setdefault(
             "n_mim", max(0, min(run.sums["n"], run.step - onset)) * (model.decoder is not None)
-        )  # an older snapshot
+        )
     bar = tqdm(total=feed.steps, initial=run.step, disable=not progress, unit="step")
     with Stop() as stop, bar:
         for batch in feed.from_step(run.step):
@@ -968,9 +957,8 @@ def build(model):
         raise ConfigError(f"no preset '{model}'; there are {', '.join(PRESETS)}")
     if model != "scenes-tiny":
         return SGMIM(PRESETS[model]())
-    weights = [
-        load_checkpoint(str(files("sgmim") / "weights" / n))[0] for n in ("tiny-mae", "tiny-hubert")
-    ]  # as `sgmim.models.pretrained.load_tiny_backbones`, which comes later
+    # as `sgmim.models.pretrained.load_tiny_backbones`, which comes later
+    weights = [load_checkpoint(str(files("sgmim") / "weights" / n))[0] for n in ("tiny-mae", "tiny-hubert")]
     load_backbones(model := SGMIM(PRESETS[model]()), *weights, generator=torch.Generator().manual_seed(0))
     return model
 

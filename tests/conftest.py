@@ -14,9 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch: steps of milliseconds gain nothing from more threads, and lose much where cores are busy
+# before torch: steps of milliseconds gain nothing from more threads, and lose much where cores are busy
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 

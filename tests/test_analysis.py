@@ -260,9 +260,10 @@ def test_learning_to_listen_shows():
     torch.manual_seed(0)
     corpus, model = Signed(16), SGMIM(micro(dropout=0.0, mask_ratio=0.9)).eval()
     see = model.image_encoder.forward
+    # blind: what it predicts, it heard
     model.image_encoder.requires_grad_(False).forward = lambda image, mask=None: see(
         torch.zeros_like(image), mask
-    )  # blind: what it predicts, it heard
+    )
     before = caption_dependence(model, corpus)["right_over_wrong"]
     batch = batch_of(corpus, 16)
     with torch.no_grad():
@@ -300,12 +301,13 @@ def test_an_estimate_is_the_ratio_of_sums_and_its_interval_that_of_resamples():
     rng = np.random.default_rng(0)
     total, count, groups = rng.normal(2, 1, 60), rng.integers(0, 4, 60), np.repeat(np.arange(20), 3)
     w = resample_weights(groups, 400, seed=3)
+    # groups stay together
     assert (
         w.shape == (400, 60)
         and (w.sum(1) == 60).all()
         and (w[:, ::3] == w[:, 1::3]).all()
         and (w[:, ::3] == w[:, 2::3]).all()
-    )  # groups stay together
+    )
     e = estimate(w, total, count)
     drawn = [
         sum(x * t for x, t in zip(r, total, strict=True)) / sum(x * c for x, c in zip(r, count, strict=True))
@@ -817,17 +819,19 @@ def test_random_answers_make_random_mistakes(scenes):
     corpus, rng = scenes["dev"], np.random.default_rng(1)
     found = mistake_shares(corpus, rng.integers(0, 120, (400, 120)), resamples=50)
     for kind in MISTAKES:
+        # five standard deviations of a share of a half
         assert abs(found[kind]["less_chance"]["value"]) < 2.5 / found[kind]["of_wrong"]["n"] ** 0.5, (
             kind,
             found[kind],
-        )  # five standard deviations of a share of a half
+        )
     z = rng.normal(size=(2, 120, 16))
     one = mistake_shares(corpus, (z[0] @ z[1].T).argmax(1))
+    # of colours and sizes there are too few cases to resample
     off = [
         kind
         for kind in ("place", "thing", "extra", "nothing")
         if not (e := one[kind]["less_chance"]["interval"])[0] <= 0 <= e[1]
-    ]  # of colours and sizes there are too few cases to resample
+    ]
     assert len(off) <= 1 and one["wrong"]["value"] > 0.9, off
 
 
@@ -874,11 +878,8 @@ def test_the_shipped_model_hears_places_and_things(scenes, trained, tmp_path):
     corpus = scenes["dev"]
     assert (retrieved(trained, corpus) == corpus.image_of_caption).mean() > 0.2
     dealt = exchanged(corpus)
-    dealt.scene, dealt.scenes, dealt.captions = (
-        corpus.scene,
-        corpus.scenes,
-        corpus.captions,
-    )  # what was said is not what is heard
+    # what was said is not what is heard
+    dealt.scene, dealt.scenes, dealt.captions = (corpus.scene, corpus.scenes, corpus.captions)
     torch.manual_seed(0)
     made = mistakes_record(
         {"untrained": [SGMIM(scenes_tiny()).eval()], "trained": [trained]},

@@ -529,12 +529,13 @@ def test_origin(server):
         ).status
         == 403
     )
+    # a link to the page
     assert (
         request(
             server, "GET", "/", headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
         ).status
         == 200
-    )  # a link to the page
+    )
 
 
 @pytest.mark.parametrize(
@@ -613,6 +614,7 @@ def test_loopback_only(server, folder, capsys):
 def test_the_command(folder):
     "Started as a user starts it; Ctrl-C ends it without a word of Python."
     code = "import sys; from sgmim.apps.commands import app_command; sys.exit(app_command(sys.argv[1:]))"
+    # a job in the background is born deaf to Ctrl-C
     process = subprocess.Popen(
         [
             sys.executable,
@@ -631,7 +633,7 @@ def test_the_command(folder):
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # a job in the background is born deaf to Ctrl-C
+    )
     try:
         line = process.stdout.readline()
         address = re.search(r"61 images at http://127.0.0.1:([0-9]+)/ ", line)
@@ -735,9 +737,8 @@ def test_in_a_browser(server, folder, browser, tmp_path):
     one("#record").click()
     until(lambda: "your recording" in one("#status").text)
     by_microphone = [b.get_attribute("data-row") for b in all_of("#results button")]
-    assert (
-        len(set(by_microphone) & set(by_upload)) >= 4
-    )  # the microphone plays the same sentence, from somewhere on, round and round
+    # the microphone plays the same sentence, from somewhere on, round and round
+    assert len(set(by_microphone) & set(by_upload)) >= 4
     until(lambda: "points most" in one("#pointing").text)
     browser.save_screenshot(str(shots / "app-recorded.png"))
 
@@ -752,9 +753,8 @@ def test_in_a_browser(server, folder, browser, tmp_path):
         for x in browser.get_log("performance")
         if '"Network.requestWillBeSent"' in x["message"]
     }
-    asked = {
-        u for u in asked if u.startswith(("http", "ws"))
-    }  # the browser's own first page is made of chrome://
+    # the browser's own first page is made of chrome://
+    asked = {u for u in asked if u.startswith(("http", "ws"))}
     assert asked and all(u.startswith(server.address) for u in asked), asked
 
 

@@ -312,9 +312,10 @@ def test_a_moved_folder_is_found_and_the_option_named(copy, tmp_path):
     assert f"add --audio-root {tmp_path / 'sounds'}" in found.do
     assert checked(folder, splits=["dev"], image_root=there, audio_root=tmp_path / "sounds").ok
     wrong = checked(folder, image_root=tmp_path / "nowhere")
+    # once, not for each split
     assert not wrong.ok and [f.what for f in wrong.of("error") if "is no folder" in f.what] == [
         f"train: image_root {tmp_path / 'nowhere'} is no folder"
-    ]  # once, not for each split
+    ]
 
 
 def test_a_few_missing_files_are_not_looked_for(copy):
@@ -461,9 +462,8 @@ def test_facc_lists(copy):
         and len(matching(r, "note", "train: 1 x no speaker")) == 1
         and r.stats["splits"]["train"]["without_speaker"] == 1
     )
-    assert (
-        len(matching(r, "warning", "1 x bad line")) == 1
-    )  # the line concerns no split more than another: told once
+    # the line concerns no split more than another: told once
+    assert len(matching(r, "warning", "1 x bad line")) == 1
     assert len(matching(r, "note", "is not the published list")) == 2
     (folder / "Flickr_8k.devImages.txt").unlink()
     assert (
@@ -477,9 +477,8 @@ def test_spokencoco_without_karpathys_split(copy):
         path.unlink()
     r = checked(folder, sample=1)
     (found,) = matching(r, "warning", "there is no test split")
-    assert (
-        r.ok and "dataset_coco.json" in found.do and not matching(r, "note", "official")
-    )  # his numbers say nothing of these splits
+    # his numbers say nothing of these splits
+    assert r.ok and "dataset_coco.json" in found.do and not matching(r, "note", "official")
     assert (
         len(
             matching(checked(copy_of(folder), karpathy="none", sample=1), "warning", "there is no test split")
@@ -576,9 +575,10 @@ def test_an_image_in_two_lists_of_facc_is_an_error(copy):
     with open(folder / "Flickr_8k.trainImages.txt", "a") as f:
         f.write((folder / "Flickr_8k.testImages.txt").read_text().splitlines()[0] + "\n")
     r = checked(folder, sample=1)
+    # the reader leaves it out of both
     assert (
         not r.ok and len(r.of("error")) == 2 and all("image in two splits" in f.what for f in r.of("error"))
-    )  # the reader leaves it out of both
+    )
 
 
 @pytest.mark.parametrize("files, what", [(wavs, "recordings"), (images, "images")])
@@ -828,9 +828,8 @@ def test_bad_arguments(clean):
 
 def test_one_file_of_several(clean):
     r = checked(clean["places"] / "metadata/train_2020.json", sample=1)
-    assert (
-        r.ok and list(r.stats["splits"]) == ["train"] and not r.of("warning")
-    )  # nobody asked for the other splits
+    # nobody asked for the other splits
+    assert r.ok and list(r.stats["splits"]) == ["train"] and not r.of("warning")
 
 
 def test_a_folder_that_may_not_be_read(copy, monkeypatch):

@@ -317,9 +317,8 @@ def test_hubert_base_from_both_layouts(hubert, big):
     close(model.audio_encoder.hubert(x).last_hidden_state, wanted)
     frames, n = model.audio_encoder.cnn(x)
     mask = torch.zeros(frames.shape[:2], dtype=torch.bool)
-    close(
-        model.audio_encoder.transform(model.audio_encoder.embed(frames, mask), mask)[0], wanted
-    )  # and by the path that training takes
+    # and by the path that training takes
+    close(model.audio_encoder.transform(model.audio_encoder.embed(frames, mask), mask)[0], wanted)
     assert (
         report.sources["audio"].tensors == 210
         and report.reinitialised == ()
@@ -352,9 +351,8 @@ def test_hubert_base_from_both_layouts(hubert, big):
     } <= set(source.not_read)
     assert not any(m.split(".")[0] in ("fairseq", "omegaconf") for m in sys.modules)
 
-    model.config = replace(
-        paper(), reconstruction="none"
-    )  # §3.2: the last 3 layers start afresh, the first 9 are HuBERT's
+    # §3.2: the last 3 layers start afresh, the first 9 are HuBERT's
+    model.config = replace(paper(), reconstruction="none")
     report = load_pretrained(model, audio=big / "hubert_base_ls960.pt", generator=seeded())
     assert report.reinitialised == tuple(f"audio_encoder.hubert.encoder.layers.{i}" for i in (9, 10, 11))
     close(
@@ -664,9 +662,8 @@ def test_classifier_is_left_out_and_reported(tmp_path, vit):
         {**vit.state_dict(), "head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)},
         tmp_path / "model.safetensors",
     )
-    write_json(
-        tmp_path / "config.json", {"architecture": "vit_small_patch8_224"}
-    )  # timm's config says other things
+    # timm's config says other things
+    write_json(tmp_path / "config.json", {"architecture": "vit_small_patch8_224"})
     w = image_weights(tmp_path, SMALL)
     assert set(w.source.left_out) == {
         "head.weight",
@@ -730,9 +727,8 @@ def test_momentum_encoder_follows_and_runs_repeat(tmp_path, vit):
         and kept["audio"]["tensors"] == 50
         and kept["reinitialised"] == ["audio_encoder.hubert.encoder.layers.1"]
     )
-    assert len(kept["image"]["blake2b"]) == 32 and str(tmp_path.parent) not in json.dumps(
-        kept
-    )  # no path of this machine
+    # no path of this machine
+    assert len(kept["image"]["blake2b"]) == 32 and str(tmp_path.parent) not in json.dumps(kept)
 
 
 def test_nothing_and_one(tmp_path, vit):
@@ -810,9 +806,8 @@ def test_vg_hubert_faults(tmp_path):
     def bundle(s):
         torch.save({"dual_encoder": s}, tmp_path / "best_bundle.pth")
 
-    bundle(
-        {**state, "audio_feats_proj.0.bias": torch.zeros(2), "visual_feats_proj.0.bias": torch.zeros(2)}
-    )  # an auxiliary loss's: known
+    # an auxiliary loss's: known
+    bundle({**state, "audio_feats_proj.0.bias": torch.zeros(2), "visual_feats_proj.0.bias": torch.zeros(2)})
     assert vg_hubert_model(tmp_path, VG_SMALL, device="cpu")[1].sources["model"].left_out == (
         "audio_feats_proj.0.bias",
         "visual_feats_proj.0.bias",
@@ -912,6 +907,7 @@ def test_a_query_without_a_dimension_is_refused(tmp_path):
 
 # ---- transformers' names for a ViT
 
+# MAE's own eps, and the model's
 VIT_SIZES = dict(
     hidden_size=64,
     num_hidden_layers=2,
@@ -920,7 +916,7 @@ VIT_SIZES = dict(
     image_size=48,
     patch_size=12,
     layer_norm_eps=1e-6,
-)  # MAE's own eps, and the model's
+)
 MAE_SIZES = dict(
     mask_ratio=0.0,
     decoder_hidden_size=32,
@@ -962,9 +958,10 @@ def test_vit_of_transformers(tmp_path, kind, saved):
         model.image_encoder.vit.state_dict()
     ) and "transformers' names" in str(report)
     vit = {k.removeprefix("vit.") for k in names}
+    # told, not lost
     assert len(report.sources["image"].left_out) == sum(
         k.startswith(("decoder.", "pooler.", "classifier.")) for k in vit
-    )  # told, not lost
+    )
 
 
 @torch.no_grad()
@@ -1171,9 +1168,8 @@ def test_hub_is_offline_unless_asked(tmp_path, monkeypatch):
 def test_hub_from_the_cache(tmp_path, monkeypatch):
     torch.save(small_hubert().state_dict(), tmp_path / "pytorch_model.bin")
     said = []
-    fake_hub(
-        monkeypatch, {}, {"pytorch_model.bin": tmp_path / "pytorch_model.bin"}
-    )  # no safetensors, as HuBERT's repository has none
+    # no safetensors, as HuBERT's repository has none
+    fake_hub(monkeypatch, {}, {"pytorch_model.bin": tmp_path / "pytorch_model.bin"})
     assert (
         len(hubert_weights(PAPER_AUDIO, SMALL, progress=said.append)) == 50
         and "looking in the cache" in said[0]
@@ -1494,11 +1490,12 @@ def test_plain_files_name_nothing(tmp_path):
         torch.save(OrderedDict(state), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
         content, kind, names = read_file(tmp_path / "x.pt")
         assert names == () and all(torch.equal(content[k], v) for k, v in state.items())
+        # by the stand-ins
         torch.save(
             {"model": OrderedDict(state), "args": argparse.Namespace(n=1)},
             tmp_path / "y.pt",
             _use_new_zipfile_serialization=zipped,
-        )  # by the stand-ins
+        )
         content, kind, names = read_file(tmp_path / "y.pt")
         got = find_state(content, "y.pt")[0]
         assert names == ("argparse.Namespace",) and all(

@@ -1,6 +1,7 @@
 """The floor, 00: files that are whole or absent, strict configurations, checkpoints that are checked,
 seeds, run records."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -336,9 +337,8 @@ def test_no_checkpoint(tmp_path):
 
 
 def test_weights_of_another_checkpoint(checkpoint, tmp_path):
-    save_checkpoint(
-        tmp_path / "other", {**TENSORS, "a": TENSORS["a"] + 1}, {"step": 4}
-    )  # the same size to the byte
+    # the same size to the byte
+    save_checkpoint(tmp_path / "other", {**TENSORS, "a": TENSORS["a"] + 1}, {"step": 4})
     (checkpoint / "config.json").write_bytes((tmp_path / "other" / "config.json").read_bytes())
     refused(checkpoint, "of another checkpoint")
 
@@ -386,8 +386,8 @@ def test_a_pickle_is_never_opened(checkpoint, tmp_path, signed):
             )
         refused(checkpoint, "not a safetensors file" if signed else "does not match")
         assert not (tmp_path / "boom").exists()
-    with pytest.raises(Exception):
-        torch.load(tmp_path / "made_by_torch", weights_only=False)["a"].nothing
+    with contextlib.suppress(Exception):
+        torch.load(tmp_path / "made_by_torch", weights_only=False)
     assert (tmp_path / "boom").exists()  # it was live
 
 

@@ -596,9 +596,8 @@ def test_places_metadata_elsewhere(copy, tmp_path):
 def test_base_paths(exported, copy, tmp_path):
     "Used if the files are there and not below the root; the caller's word before both."
     base = {"image": exported / "places/images", "audio": exported / "places"}
-    corpus = places_audio(
-        copy / "places"
-    )  # its files are the exported ones, which the base paths of the copy still name
+    # its files are the exported ones, which the base paths of the copy still name
+    corpus = places_audio(copy / "places")
     assert (corpus.image_root, corpus.audio_root) == (base["image"], base["audio"]) and len(
         present(corpus, strict=True)
     ) == len(corpus)
@@ -685,9 +684,8 @@ def test_spokencoco_faults(copy, change, kinds, said, karpathy):
         "duplicate": len(read_json(copy / "spokencoco/SpokenCOCO_train.json")["data"][0]["captions"])
     }
     captions = len(read_json(copy / "spokencoco/SpokenCOCO_train.json")["data"][1].get("captions", ()))
-    kinds = {
-        kind: captions if n == "all" else n for kind, n in kinds.items()
-    }  # all captions of the entry are lost
+    # all captions of the entry are lost
+    kinds = {kind: captions if n == "all" else n for kind, n in kinds.items()}
     if karpathy == "dataset" and '"image" is' in said or karpathy == "dataset" and 'no key "image"' in said:
         kinds = {**kinds, "no spoken captions": 1}  # its name is lost
     check_skips(
@@ -745,20 +743,20 @@ def test_which_files_of_spokencoco(few, copy):
     def words(corpus):
         return any(c.words for c in corpus.captions)
 
-    assert words(spokencoco(root, "test")) and not words(
-        spokencoco(root, "test", karpathy="dataset")
-    )  # the unrolled files have word times
+    # the unrolled files have word times
+    assert words(spokencoco(root, "test")) and not words(spokencoco(root, "test", karpathy="dataset"))
     assert splits_of(root) == ["train", "val", "test"] and splits_of(root, karpathy="none") == [
         "train",
         "val",
     ]
     test_file = root / "SpokenCOCO_test_unrolled_karpathy_with_alignments.json"
     moved = test_file.rename(copy / "elsewhere.json")
+    # from dataset_coco.json, which is the same split
     assert (
         not words(spokencoco(root, "test"))
         and words(spokencoco(root, "dev"))
         and splits_of(root) == ["train", "val", "test"]
-    )  # from dataset_coco.json, which is the same split
+    )
     refused(lambda: spokencoco(root, "test", karpathy="unrolled"), "no split 'test'; there are train, val")
     assert (
         words(spokencoco(root, "test", karpathy=moved))
@@ -907,74 +905,74 @@ def facc_edit(copy, name, edit):
 FACC_FAULTS = [
     (
         "flickr_audio/wav2capt.txt",
-        lambda l: l.__setitem__(2, l[2] + " x"),
+        lambda lines: lines.__setitem__(2, lines[2] + " x"),
         {"bad line": 1},
         "wav2capt.txt, line 3: 4 fields; a recording, an image and #number",
     ),
     (
         "flickr_audio/wav2capt.txt",
-        lambda l: l.__setitem__(2, re.sub("#.*", "1", l[2])),
+        lambda lines: lines.__setitem__(2, re.sub("#.*", "1", lines[2])),
         {"bad line": 1},
         "wav2capt.txt, line 3: '1' is no #number",
     ),
     (
         "flickr_audio/wav2capt.txt",
-        lambda l: l.__setitem__(2, re.sub("#.*", "#two", l[2])),
+        lambda lines: lines.__setitem__(2, re.sub("#.*", "#two", lines[2])),
         {"bad line": 1},
         "'#two' is no #number",
     ),
-    ("flickr_audio/wav2capt.txt", lambda l: l.append(l[0]), {"duplicate": 1}, "was there before"),
+    ("flickr_audio/wav2capt.txt", lambda lines: lines.append(lines[0]), {"duplicate": 1}, "was there before"),
     (
         "flickr_audio/wav2capt.txt",
-        lambda l: l.append("x_0.wav x.jpg #0"),
+        lambda lines: lines.append("x_0.wav x.jpg #0"),
         {"in no list": 1},
         "x.jpg is in no list of images",
     ),
     (
         "flickr_audio/wav2capt.txt",
-        lambda l: l.__setitem__(0, "/abs/" + l[0]),
+        lambda lines: lines.__setitem__(0, "/abs/" + lines[0]),
         {"bad path": 1, "no speaker": 1},
         "the wav ",
     ),
     (
         "flickr_audio/wav2spk.txt",
-        lambda l: l.pop(0),
+        lambda lines: lines.pop(0),
         {"no speaker": 1},
         "wav2capt.txt, line 1: train000000_scene_0.wav is not in wav2spk.txt",
     ),
     (
         "flickr_audio/wav2spk.txt",
-        lambda l: l.__setitem__(1, "a b c"),
+        lambda lines: lines.__setitem__(1, "a b c"),
         {"bad line": 1, "no speaker": 1},
         "wav2spk.txt, line 2: 3 fields",
     ),
     (
         "flickr_audio/wav2spk.txt",
-        lambda l: l.append(l[0]),
+        lambda lines: lines.append(lines[0]),
         {"duplicate": 1},
         "train000000_scene_0.wav was there before",
     ),
     (
         "Flickr_8k.trainImages.txt",
-        lambda l: l.append("y.jpg"),
+        lambda lines: lines.append("y.jpg"),
         {"image without captions": 1},
         "Flickr_8k.trainImages.txt, line 10: y.jpg has no usable caption",
     ),
     (
         "Flickr_8k.trainImages.txt",
-        lambda l: l.append(l[3]),
+        lambda lines: lines.append(lines[3]),
         {"duplicate": 1},
         "Flickr_8k.trainImages.txt, line 10: train000003_scene.jpg is in line 4",
     ),
     (
         "Flickr_8k.devImages.txt",
-        lambda l: l.append("train000001_scene.jpg"),
+        lambda lines: lines.append("train000001_scene.jpg"),
         {"image in two splits": 1},
         "Flickr_8k.trainImages.txt, line 2: train000001_scene.jpg is also in Flickr_8k.devImages.txt",
     ),
     (
         "Flickr8k.token.txt",
-        lambda l: l.__setitem__(0, l[0].replace("\t", " ")),
+        lambda lines: lines.__setitem__(0, lines[0].replace("\t", " ")),
         {"bad line": 1, "no text": 1},
         "Flickr8k.token.txt, line 1: no tab",
     ),
@@ -987,9 +985,8 @@ def test_facc_faults(few, copy, name, edit, kinds, said):
     corpus = check_skips(lambda strict: flickr8k_audio(copy / "facc", "train", strict=strict), kinds, said)
     if "image in two splits" in kinds:
         assert "train000001_scene.jpg" not in corpus.image_names and corpus.n_images == 8
-        assert not {"train000001_scene.jpg"} & set(
-            flickr8k_audio(copy / "facc", "dev").image_names
-        )  # it is in neither
+        # it is in neither
+        assert not {"train000001_scene.jpg"} & set(flickr8k_audio(copy / "facc", "dev").image_names)
         assert not flickr8k_audio(copy / "facc", "test").skipped
 
 
@@ -1263,9 +1260,8 @@ def test_files_of_official_corpora(few, exported):
             and corpus.split == split
             and len(present(corpus, strict=True)) == len(few[n])
         )
-    assert (
-        load_corpus(exported / "spokencoco/SpokenCOCO_val.json").n_images == 3 + 3
-    )  # its own val: every second image of Karpathy's val and test
+    # its own val: every second image of Karpathy's val and test
+    assert load_corpus(exported / "spokencoco/SpokenCOCO_val.json").n_images == 3 + 3
     assert len(load_corpus(exported / "facc/flickr_audio/wav2capt.txt", "test")) == len(few["test"])
 
 

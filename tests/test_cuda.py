@@ -112,9 +112,8 @@ def test_recalls_are_those_of_the_cpu():
     model, data = SGMIM(micro()).eval(), Toy(30, 2, seed=9)
     want = evaluate(model, data, "cpu")
     got = evaluate(model.to(GPU), data, "cuda")
-    assert all(
-        abs(a - b) < 4 for a, b in zip(got.row, want.row, strict=True)
-    )  # a near tie may fall the other way: one of 30 queries
+    # a near tie may fall the other way: one of 30 queries
+    assert all(abs(a - b) < 4 for a, b in zip(got.row, want.row, strict=True))
 
 
 def test_what_a_pair_costs_is_measured():

@@ -42,17 +42,14 @@ def test_the_sizes_of_section_3_2(model):
     cross-attention, a momentum encoder like the image encoder."""
     counts = parameter_counts(model)
     assert counts["image_encoder"][1] == counts["momentum_encoder"][1] == 85_798_656
-    assert (
-        counts["audio_encoder"][1] == 94_371_712
-    )  # HubertModel(HubertConfig()): [CLS] for SpecAugment's vector
-    assert (
-        counts["audio_encoder"][1] - counts["audio_encoder"][0] == 4_200_448
-    )  # the convolutions stay as they are
+    # HubertModel(HubertConfig()): [CLS] for SpecAugment's vector
+    assert counts["audio_encoder"][1] == 94_371_712
+    # the convolutions stay as they are
+    assert counts["audio_encoder"][1] - counts["audio_encoder"][0] == 4_200_448
     assert counts["image_proj"] == counts["audio_proj"] == (768 * 768 + 768,) * 2
     attention, mlp, norm = 4 * (768 * 768 + 768), 768 * 3072 + 3072 + 3072 * 768 + 768, 2 * 768
-    assert (
-        counts["decoder"][1] >= 2 * attention + mlp + 3 * norm
-    )  # cross-attention, self-attention, feed-forward
+    # cross-attention, self-attention, feed-forward
+    assert counts["decoder"][1] >= 2 * attention + mlp + 3 * norm
 
 
 def test_vg_hubert_has_its_sizes():
@@ -83,9 +80,8 @@ def plain_loss(model, batch, mask):
     with torch.no_grad():
         target = model.momentum_encoder(batch["image"])[:, 1:]
     hidden = [(b, k) for b in range(B) for k in range(196) if mask.mask[b, k]]
-    L_MIM = sum(((target[b, k] - predicted[b, k]) ** 2).mean() for b, k in hidden) / len(
-        hidden
-    )  # a distance: eq. 4's minus sign is a misprint
+    # a distance: eq. 4's minus sign is a misprint
+    L_MIM = sum(((target[b, k] - predicted[b, k]) ** 2).mean() for b, k in hidden) / len(hidden)
     return L_I + L_A + c.lam * L_MIM
 
 
@@ -125,9 +121,8 @@ def test_one_step_equals_the_plain_formulas(model, pairs, monkeypatch):
         # sign decides the update, so compare where it is not noise
         clear = g.abs() > 1e-2 * g.abs().max()
         assert torch.allclose(after[n][clear], expected[clear], atol=0.02 * change + 1e-9), n
-    assert (
-        moved >= len(trained) - 2
-    )  # where the gradient is below the last bit of the weight, the formula moves nothing either
+    # where the gradient is below the last bit of the weight, the formula moves nothing either
+    assert moved >= len(trained) - 2
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     assert all(
         n.startswith(("audio_encoder.hubert.feature_extractor", "momentum_encoder")) or "pos_embed" in n

@@ -24,9 +24,10 @@ STEPS = TrainConfig(
     amp="off",
     log_every=1,
 )
+# instead of micro's
 PAPER = dict(
     similarity="dot", temperature=None, input_dropout=0.1, zero_padded_frames=False, valid_frames="any_sample"
-)  # instead of micro's
+)
 GOLDEN = {
     "VG-HuBERT (M)": {
         "loss_nce": [4.07961, 4.232446, 4.151698, 4.0873, 3.953902, 4.215834, 4.176351, 4.13097],

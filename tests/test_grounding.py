@@ -158,9 +158,8 @@ def test_maps_without_boxes(trained, dev):
             return len(dev)
 
     plain = Plain()
-    j = next(
-        j for j in range(40) if not {"pine", "cloud", "banana"} & {t[0] for t in dev.captions[j].things}
-    )  # names of one word
+    # names of one word
+    j = next(j for j in range(40) if not {"pine", "cloud", "banana"} & {t[0] for t in dev.captions[j].things})
     (words, maps), (own, same) = caption_maps(trained, plain, j), caption_maps(trained, dev, j)
     assert [w.word for w in words] == [w.word for w in own] and np.allclose(maps, same, atol=1e-4)
     assert caption_figure(trained, plain, j).axes
@@ -189,13 +188,8 @@ def test_frames_of_a_word():
         for t in ((0.0, 0.1), (0.1, 0.14), (0.091, 0.092), (0.0, 0.0), (5.0, 6.0))
     ]
     within = frames_of_words(encoder, words, 5)
-    assert [np.flatnonzero(w).tolist() for w in within] == [
-        [0, 1],
-        [2],
-        [1],
-        [0],
-        [4],
-    ]  # a word between two frames takes the nearest
+    # a word between two frames takes the nearest
+    assert [np.flatnonzero(w).tolist() for w in within] == [[0, 1], [2], [1], [0], [4]]
 
 
 def test_cutting_and_silencing(trained, dev, batch):

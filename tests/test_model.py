@@ -473,9 +473,8 @@ def test_kept_frames(encoder):
         out = encoder(b["audio"], b["audio_len"])
         frames, n = encoder.cnn(b["audio"], b["audio_len"])
         assert not frames.requires_grad
-        again = encoder(
-            frames=F.pad(frames, (0, 0, 0, 4), value=float("nan")), frames_len=n
-        )  # padding may hold anything
+        # padding may hold anything
+        again = encoder(frames=F.pad(frames, (0, 0, 0, 4), value=float("nan")), frames_len=n)
     close(again.cls, out.cls)
     close(again.attention[..., : frames.shape[1]], out.attention)
 
@@ -740,9 +739,8 @@ def test_mim_loss():
     mask = random_mask(3, 7, 0.5, seeded()).mask
     close(mim_loss(p, t, mask), F.mse_loss(p[mask], t[mask]))
     close(mim_loss(p, t, mask, reduction="sum"), ((p - t)[mask] ** 2).sum(-1).mean())
-    assert (
-        mim_loss(p, p, mask) == 0 and mim_loss(p, t, mask) > 0
-    )  # minimal where they agree: the sign of eq. 4
+    # minimal where they agree: the sign of eq. 4
+    assert mim_loss(p, p, mask) == 0 and mim_loss(p, t, mask) > 0
     close(mim_loss(p, t, mask, normalise_target=True), F.mse_loss(p[mask], F.layer_norm(t, (5,))[mask]))
     moved = torch.where(mask[..., None], p, p + 9)
     assert torch.equal(mim_loss(moved, t, mask), mim_loss(p, t, mask))
@@ -880,12 +878,10 @@ def test_vg_hubert_to_the_letter():
     audio = [
         f.name for f in dataclasses.fields(c) if f.name.startswith(("audio_", "conv_", "pos_", "dropout"))
     ]
-    assert len(audio) == 12 and all(
-        getattr(c, f) == getattr(paper(), f) for f in audio
-    )  # HuBERT Base in both
-    SGMIM(
-        replace(MINI, decoder_heads=4, reconstruction="summary", image_feature="cls", projection="mlp")
-    )  # the choices combine
+    # HuBERT Base in both
+    assert len(audio) == 12 and all(getattr(c, f) == getattr(paper(), f) for f in audio)
+    # the choices combine
+    SGMIM(replace(MINI, decoder_heads=4, reconstruction="summary", image_feature="cls", projection="mlp"))
 
 
 def test_table4_rows():
@@ -1156,9 +1152,8 @@ def test_save_load(tmp_path, kind, batch):
 
 def test_shipped_weights_load():
     m = SGMIM.from_pretrained(Path(sgmim.__file__).parent / "weights" / "scenes-tiny", device="cpu")
-    assert (
-        isinstance(m, SGMIM) and not m.training and m.config == scenes_tiny()
-    )  # written before some of the fields existed
+    # written before some of the fields existed
+    assert isinstance(m, SGMIM) and not m.training and m.config == scenes_tiny()
 
 
 def test_exported_layout_loads(tmp_path, batch):
@@ -1220,12 +1215,13 @@ def test_backbones(batch):
         "decoder_blocks.0.x": torch.zeros(1),
         "mask_token": torch.zeros(1),
     }
+    # the names of older files
     audio = {
         k.replace("parametrizations.weight.original0", "weight_g").replace(
             "parametrizations.weight.original1", "weight_v"
         ): v
         for k, v in donor.audio_encoder.hubert.state_dict().items()
-    }  # the names of older files
+    }
     cls = m.audio_encoder.cls_token.clone()
     load_backbones(
         m,

@@ -221,7 +221,8 @@ def test_pictures_of_several_sizes():
 
 
 def test_pil_pictures_train_as_arrays_do():
-    a, b = (quick(c) for c in (toy(), toy(image=lambda i, images=Toy(16).images: Image.fromarray(images[i]))))
+    images = Toy(16).images
+    a, b = (quick(c) for c in (toy(), toy(image=lambda i: Image.fromarray(images[i]))))
     assert [h["loss"] for h in a.history] == [h["loss"] for h in b.history]
 
 

@@ -25,19 +25,16 @@ STILL = dict(dropout=0.0)  # the noise of dropout is each process' own
 CPU = torch.device("cpu")
 
 PLAIN = dict(model=micro(**STILL), speed=0.0)
-CASES = (
-    (8, 0),
-    (7, 0),
-    (8, 3),
-    (7, 3),
-)  # pairs, micro_batch: the last is one piece for one process and two for the other
+# pairs, micro_batch: the last is one piece for one process and two for the other
+CASES = ((8, 0), (7, 0), (8, 3), (7, 3))
 DEV = dict(n=30, captions=2, seed=9)
 
 TEAM = """
 import os, sys, torch, signal
 from copy import deepcopy
 from conftest import Toy, micro
-from test_parallel import CASES, CPU, DEV, PLAIN, QUICK, STILL, Crash, at, batch_of, build, crash, grads_of, quick
+from test_parallel import CASES, CPU, DEV, PLAIN, QUICK, STILL, Crash, at, batch_of, build, crash
+from test_parallel import grads_of, quick
 from sgmim.training.parallel import join
 from sgmim.evaluation.retrieval import evaluate
 from dataclasses import replace
@@ -51,15 +48,19 @@ found['gradients'] = {case: grads_of(team, *case) for case in CASES}
 torch.manual_seed(3)
 found['result'] = evaluate(build(), Toy(**DEV), 'cpu', batch_size=7, team=team).to_dict()
 found['continued'] = quick(out=out + '/alone', **PLAIN).history
-try: quick(Toy(hook=at(4*6 + 2, lambda: os.kill(os.getpid(), signal.SIGTERM)) if team.rank == 1 else None), out=out + '/stopped', **PLAIN)
+stop = at(4*6 + 2, lambda: os.kill(os.getpid(), signal.SIGTERM)) if team.rank == 1 else None
+try: quick(Toy(hook=stop), out=out + '/stopped', **PLAIN)
 except KeyboardInterrupt as e: found['stopped'] = str(e)
 bad = Toy(40)
 if team.rank == 1:
     for w in bad.waves: w[:] = float('inf')
 poisoned = batch_of(8)
-try: quick([{**poisoned, 'image': poisoned['image']*(1 if k < 2 else float('nan'))} for k in range(5)], model=micro(**STILL))
+spoilt = [{**poisoned, 'image': poisoned['image']*(1 if k < 2 else float('nan'))} for k in range(5)]
+try: quick(spoilt, model=micro(**STILL))
 except Exception as e: found['poisoned'] = str(e)
-for name, start in {'seeds': lambda: quick(seed=team.rank, **PLAIN), 'small': lambda: quick([batch_of(8), batch_of(1)], model=micro(**STILL))}.items():
+starts = {'seeds': lambda: quick(seed=team.rank, **PLAIN),
+          'small': lambda: quick([batch_of(8), batch_of(1)], model=micro(**STILL))}
+for name, start in starts.items():
     try: start()
     except ValueError as e: found[name] = str(e)
 everyone = team.everyone({k: found.get(k) for k in ('stopped', 'poisoned', 'result', 'seeds', 'small')})
@@ -147,9 +148,8 @@ def test_two_processes_compute_what_one_does(found, one):
     for k in ("loss", "loss_nce", "loss_mim", "lr", "alpha"):
         a, b = pick(found["history"], k), pick(one.history, k)
         assert len(a) == len(b) == 15 and abs(a - b)[:6].max() < 1e-5, (k, a - b)
-        assert (
-            abs(a - b).max() < 1e-2
-        )  # AdamW divides small gradients by their own size, and so makes last bits grow
+        # AdamW divides small gradients by their own size, and so makes last bits grow
+        assert abs(a - b).max() < 1e-2
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -309,7 +309,7 @@ def test_scores_are_shared_out():
     image, owner = torch.randn(20, 6, generator=g), torch.arange(60) % 20
     audio = image[owner] + torch.randn(60, 6, generator=g)
     alone, answers = retrieval_metrics(image, audio, owner), None
-    for turn in range(3):  # the answers of each exchange need those of the one before
+    for _ in range(3):  # the answers of each exchange need those of the one before
         posted = []
         for rank in range(3):
             team = Half(rank, 3)

@@ -285,9 +285,8 @@ def test_a_variant_is_what_it_says(plan):
     other = found[right].records["+ Summary", 0] | {
         "config": {**found[right].records["+ Summary", 0]["config"], "model": {}}
     }
-    assert (
-        P.checkpoints(replace(found[right], records={("+ Summary", 0): other}), plan["runs"]) == {}
-    )  # another run below the same name
+    # another run below the same name
+    assert P.checkpoints(replace(found[right], records={("+ Summary", 0): other}), plan["runs"]) == {}
 
 
 def test_equal_compute_is_beside_equal_steps(plan):
@@ -295,9 +294,8 @@ def test_equal_compute_is_beside_equal_steps(plan):
     plan |= {"seeds": 1}
     P.reproduce(**{**plan, "rows": TWO})
     found = P.reproduce(**{**plan, "rows": TWO}, budget="compute")
-    assert (
-        "2 runs, 1 with a record, 1 to run" in said[-4]
-    )  # '+ Summary' sets the budget: it is the run that there is
+    # '+ Summary' sets the budget: it is the run that there is
+    assert "2 runs, 1 with a record, 1 to run" in said[-4]
     record = found.records["VG-HuBERT (M)", 0]
     assert (
         record["steps"] > 8

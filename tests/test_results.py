@@ -507,9 +507,8 @@ def test_a_difference_is_paired_and_over_common_seeds():
     )
     d = S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
     assert len(d.each) == 2 and d.high - d.low < 12
-    assert np.std(d.each) < np.std(
-        S.estimate(f, "test-seen", "+ Summary")[1].each
-    )  # what a seed does to both is gone
+    # what a seed does to both is gone
+    assert np.std(d.each) < np.std(S.estimate(f, "test-seen", "+ Summary")[1].each)
 
 
 @pytest.mark.parametrize(
@@ -562,9 +561,8 @@ def test_equal_differences_have_an_interval():
         b["metrics"]["tests"] = copy.deepcopy(a["metrics"]["tests"])
         side = b["metrics"]["tests"]["test-seen"]["audio_to_image"]
         ranks = side["ranks"].split()
-        side["ranks"] = " ".join(
-            ["1" if i == ranks.index("2") else v for i, v in enumerate(ranks)]
-        )  # one query more, with every seed
+        # one query more, with every seed
+        side["ranks"] = " ".join(["1" if i == ranks.index("2") else v for i, v in enumerate(ranks)])
     e = S.estimate(found_of(*base, *same), "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
     assert (
         e.each == pytest.approx((0.25,) * 4) and e.both[0] < 0 < e.both[1] and S.verdict(e) == "not resolved"
@@ -709,10 +707,8 @@ def test_within_a_label_it_is_the_same_as_before():
 
 def test_other_data_or_no_common_seed_or_test_is_refused():
     a, b = labelled("scenes-x", fake("+ Summary", 0, 0.0)), found_of(fake("+ Summary", 0, 0.0))
-    a.records["+ Summary", 0]["data"]["test-seen"] = {
-        "name": "x",
-        "fingerprint": "other",
-    }  # as many queries, with the same numbers, of other data
+    # as many queries, with the same numbers, of other data
+    a.records["+ Summary", 0]["data"]["test-seen"] = {"name": "x", "fingerprint": "other"}
     with pytest.raises(
         DataError,
         match=r"\+ Summary \(scenes-x\) and \+ Summary \(scenes\) are not of the same queries of test-seen",
@@ -756,9 +752,8 @@ def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
         own["gain"].value - S.estimate(base, "test-seen", "+ Summary", "VG-HuBERT (M)")[1].value,
     )
     lacks = labelled("scenes-x", *[r for (row, _), r in longer.records.items() if row == "+ Summary"])
-    assert (
-        S.compared(base, variant_of(own=True), lacks, "+ Summary", "test-seen")["gain"] is None
-    )  # the base's baseline is no substitute
+    # the base's baseline is no substitute
+    assert S.compared(base, variant_of(own=True), lacks, "+ Summary", "test-seen")["gain"] is None
     lines = S.gains(base, {variant_of(own=True): lacks})
     assert (
         lines["scenes-x"] == dict.fromkeys(base.tests)
@@ -1009,9 +1004,8 @@ def test_with_records_the_page_about_variants_shows_them(tmp_path, monkeypatch):
         make("+ Recon", seed, 0.0)
         make("+ Summary", seed, -0.5)
         make("+ Summary", seed, 0.5, "scenes-mask90", changes=("mask_ratio=.9", "lam=32."))
-        make(
-            "+ Summary", seed, 0.5, "scenes-mask50", changes=("mask_ratio=.4", "lam=32.")
-        )  # not what the page is about
+        # not what the page is about
+        make("+ Summary", seed, 0.5, "scenes-mask50", changes=("mask_ratio=.4", "lam=32."))
         for row in (S.BASELINE, "+ Summary"):
             make(
                 row,

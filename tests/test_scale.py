@@ -336,9 +336,8 @@ def test_a_worker_is_handed_little():
         ["s"] * n,
         texts=["a dog"] * n,
     )
-    assert (
-        len(ForkingPickler.dumps(Pairs(large))) < 50_000 + 20 * n
-    )  # handles, and one number a caption for the lengths
+    # handles, and one number a caption for the lengths
+    assert len(ForkingPickler.dumps(Pairs(large))) < 50_000 + 20 * n
     copy = pickle.loads(pickle.dumps(select(large, np.arange(n) < 10)))
     assert [c.uttid for c in copy.captions] == [f"utt{j}" for j in range(10)] and copy.image_names[
         1
@@ -550,9 +549,8 @@ def test_dev_sets_obey_the_same_limit(tmp_path):
 
 def test_recordings_too_short_for_a_frame_are_unreadable(tmp_path):
     corpus = on_disk(tmp_path)
-    write_audio(
-        corpus.audio_path(3), 0.1 * np.ones(500, np.float32)
-    )  # HuBERT's front end could, this one needs 1610
+    # HuBERT's front end could, this one needs 1610
+    write_audio(corpus.audio_path(3), 0.1 * np.ones(500, np.float32))
     assert "caption 3" in quick(corpus, max_unreadable=0.1).record["unreadable"]["first"]
     with pytest.raises(DataError, match="could not be read"):
         evaluate(SGMIM(micro()), corpus, max_seconds=0.05)

@@ -166,9 +166,8 @@ def test_speakers_vary_but_stay_themselves():
     )
     groups = [{(s.accent, s.variant) for s in g} for g in (SEEN, UNSEEN, OTHERS)]
     assert [len(g) for g in groups] == [8, 4, 8] and not (groups[0] | groups[2]) & groups[1]
-    assert not {s.variant for s in SEEN} & {
-        s.variant for s in UNSEEN
-    }  # an unseen speaker is another vocal tract, not only another accent
+    # an unseen speaker is another vocal tract, not only another accent
+    assert not {s.variant for s in SEEN} & {s.variant for s in UNSEEN}
 
 
 def test_without_espeak(monkeypatch):
@@ -267,12 +266,13 @@ def test_what_the_corpus_gives(scenes):
             and np.abs(wave - uttered.wave).max() < 1 / 32000
         )
         assert image.shape == (96, 96, 3) and image.dtype == np.uint8
+        # a JPEG of it
         assert (
             np.abs(image.astype(float) - draw_scene(scene)).mean()
             < 6
             < 20
             < np.abs(image.astype(float) - draw_scene(train.scene(i - 1))).mean()
-        )  # a JPEG of it
+        )
         assert [w for w, _, _ in c.words] == [w for w, _, _ in uttered.words] and np.allclose(
             [t[1:] for t in c.words], [t[1:] for t in uttered.words], atol=1e-4
         )
@@ -355,9 +355,8 @@ def test_no_scene_is_in_two_splits(drawn):
         and not others["test-seen"] & others["test-unseen"]
     )
     assert contents(drawn["train"]) & contents(drawn["pretrain"])
-    assert (
-        len(contents(drawn["train"][:1500]) & contents(drawn["train"][1500:])) > 20
-    )  # so many scenes do come again within train
+    # so many scenes do come again within train
+    assert len(contents(drawn["train"][:1500]) & contents(drawn["train"][1500:])) > 20
 
 
 def test_speakers_of_each_split(drawn):
@@ -473,9 +472,8 @@ def test_an_epoch_covers_all(bucket):
     order = Order(lengths(), 10, 200, seed=1, bucket=bucket)
     epochs = [np.concatenate([order[s] for s in range(e * 10, e * 10 + 10)]) for e in range(20)]
     assert order.per_epoch == 10 and all(len(e) == len(set(e.tolist())) == 100 for e in epochs)
-    assert (
-        len({tuple(e) for e in epochs}) == 20 and len({tuple(sorted(e)) for e in epochs}) > 10
-    )  # another order, and another rest left out
+    # another order, and another rest left out
+    assert len({tuple(e) for e in epochs}) == 20 and len({tuple(sorted(e)) for e in epochs}) > 10
     assert set(np.concatenate(epochs).tolist()) == set(range(103))
     exact = Order(lengths(100), 10, 10)
     assert sorted(np.concatenate([exact[s] for s in range(10)])) == list(range(100))
@@ -509,9 +507,8 @@ def test_buckets_hold_captions_of_like_length():
 
     assert waste(bucketed) < 0.1 < 0.3 < waste(plain)
     first_ones = [L[bucketed[s]].max() for s in range(80)]
-    assert (
-        np.corrcoef(np.arange(20), first_ones[:20])[0, 1] < 0.8
-    )  # the batches themselves come in no order of length
+    # the batches themselves come in no order of length
+    assert np.corrcoef(np.arange(20), first_ones[:20])[0, 1] < 0.8
 
 
 def test_curriculum_begins_with_short_captions():
@@ -585,9 +582,8 @@ def test_speed():
     assert all(np.array_equal(fast[j]["audio"], plain[j]["audio"]) for j in range(20)) and np.array_equal(
         fast[3, 5]["audio"], fast[3, 5]["audio"]
     )
-    tone = np.sin(2 * np.pi * 500 * np.arange(4000) / 16000).astype(
-        np.float32
-    )  # the pitch goes with the speed
+    # the pitch goes with the speed
+    tone = np.sin(2 * np.pi * 500 * np.arange(4000) / 16000).astype(np.float32)
     toy.waves[0] = tone
     heard = fast[0, 1]["audio"]
     peak = np.abs(np.fft.rfft(heard, 16000)).argmax()

@@ -147,9 +147,8 @@ def test_incremental(tmp_path, photos, model, monkeypatch):
     assert all(np.allclose(after[p], before[p], atol=1e-5) for p in same) and not np.allclose(
         after["06.png"], before["06.png"], atol=1e-3
     )
-    assert (
-        len(Index.open(tmp_path / "index").parts) == 1 and len(list((tmp_path / "index").iterdir())) == 3
-    )  # parts are joined, what is old is deleted
+    # parts are joined, what is old is deleted
+    assert len(Index.open(tmp_path / "index").parts) == 1 and len(list((tmp_path / "index").iterdir())) == 3
 
 
 def test_left_out(tmp_path, photos, model):
@@ -182,9 +181,8 @@ def test_left_out(tmp_path, photos, model):
     shutil.copy(photos / "00.png", photos / "half.png")
     assert update(tmp_path, photos, model).added == 1
     (photos / "half.png").write_bytes(b"broken")
-    assert numbers(update(tmp_path, photos, model)) == dict(
-        kept=31, added=0, changed=0, removed=1
-    )  # a picture that broke is out
+    # a picture that broke is out
+    assert numbers(update(tmp_path, photos, model)) == dict(kept=31, added=0, changed=0, removed=1)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
@@ -475,9 +473,10 @@ def test_faiss(indexed, photos, model, checkpoint, capsys):
     search.build_approximate(index, lists=4)
     grouped = search.open_approximate(index)
     q = np.random.default_rng(0).normal(size=16).astype(np.float32)
+    # all groups: exact
     assert [h.path for h in search.search_approximate(index, grouped, q, 7, probes=4)] == [
         h.path for h in index.search(q, 7)
-    ]  # all groups: exact
+    ]
     assert search_command([str(indexed), "--say", "a boat", "--approximate", "--device", "cpu"]) is None
     (photos / "03.png").unlink()
     update_index(indexed, photos, model, progress=False)

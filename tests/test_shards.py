@@ -386,15 +386,13 @@ def test_any_recording(tmp_path):
     rng = np.random.default_rng(0)
     full = rng.integers(-32768, 32768, 8000).astype(np.int16)
     full[:4] = -32768, 32767, 32767, -32768
-    soundfile.write(
-        tmp_path / "full.wav", full, 16_000, subtype="PCM_16"
-    )  # every step of 16 bit, as loud as can be
+    # every step of 16 bit, as loud as can be
+    soundfile.write(tmp_path / "full.wav", full, 16_000, subtype="PCM_16")
     soundfile.write(tmp_path / "stereo.wav", tone(0.5, 44_100, 2), 44_100)
     soundfile.write(tmp_path / "deep.flac", tone(0.5), 16_000, subtype="PCM_24")
     soundfile.write(tmp_path / "vorbis.ogg", tone(0.5, 22_050), 22_050)
-    soundfile.write(
-        tmp_path / "float.wav", tone(0.5, loud=1.4), 16_000, subtype="FLOAT"
-    )  # louder than 16 bit can say
+    # louder than 16 bit can say
+    soundfile.write(tmp_path / "float.wav", tone(0.5, loud=1.4), 16_000, subtype="FLOAT")
     names = sorted(p.name for p in tmp_path.iterdir())
     Image.new("RGB", (20, 20)).save(tmp_path / "i.jpg")
     c = corpus_of(tmp_path, ["i.jpg"], names, [0] * len(names))
@@ -402,9 +400,8 @@ def test_any_recording(tmp_path):
         pack(c, tmp_path / kind, audio=kind)
         s = open_shards(tmp_path / kind, "all")
         for j, name in enumerate(names):
-            want = np.clip(
-                c.audio(j) / max(1.0, np.abs(c.audio(j)).max()), -1, 32767 / 32768
-            )  # what is louder is divided by its peak, not clipped
+            # what is louder is divided by its peak, not clipped
+            want = np.clip(c.audio(j) / max(1.0, np.abs(c.audio(j)).max()), -1, 32767 / 32768)
             assert s.samples[j] == len(want) and np.abs(s.audio(j) - want).max() <= 0.5 / 32768 + 1e-7, name
             assert np.array_equal(s.audio(j, max_seconds=0.2), s.audio(j)[:3200])
         assert np.array_equal(s.audio(names.index("full.wav")) * 32768, full)
@@ -437,9 +434,8 @@ def test_only_what_is_needed_is_read(tmp_path, monkeypatch, kind):
         and sizes[0] < 0.35 * len(s.sound_bytes(0))
     )
     sizes.clear()
-    assert np.array_equal(
-        s.audio(1, 2.0), c.audio(1, 2.0)
-    )  # all its bytes are at the front: a share of them is too few, and it is read again
+    # all its bytes are at the front: a share of them is too few, and it is read again
+    assert np.array_equal(s.audio(1, 2.0), c.audio(1, 2.0))
     assert len(sizes) == (2 if kind == "flac" else 1)
 
 
@@ -785,9 +781,8 @@ def test_splits_share_a_folder(loose, tmp_path):
         "dev_seen",
     }
     s = open_shards(tmp_path, "dev-2")
-    assert (
-        s.split == "dev-2" and s.fingerprint != s.source_fingerprint == few.fingerprint
-    )  # the name of the split is part of it
+    # the name of the split is part of it
+    assert s.split == "dev-2" and s.fingerprint != s.source_fingerprint == few.fingerprint
     with pytest.raises(DataError, match="no shards of a split train; there are dev, dev-2, dev.x, dev_seen"):
         open_shards(tmp_path, "train")
 

@@ -184,9 +184,8 @@ def test_it_learns_from_speech_that_belongs_to_the_image_and_from_no_other():
         found.append(evaluate(fitted.model, dev).mean[2])
         nce.append(losses(fitted, "loss_nce"))
     assert found[0] > 40 and found[1] < 30, found
-    assert (
-        nce[0][-1] < 5.3 and min(nce[1]) > 6.2
-    )  # and what does not belong together is not learnt by heart within so few steps
+    # and what does not belong together is not learnt by heart within so few steps
+    assert nce[0][-1] < 5.3 and min(nce[1]) > 6.2
 
 
 # ---- one seed, one result
@@ -357,9 +356,8 @@ def test_a_corpus_without_a_name(tmp_path):
         quick(View(Toy(hook=at(8 * 7 + 1, crash)), range(40)), out=tmp_path)
     toy = Toy()
     resumed = quick(View(toy, range(40)), out=tmp_path)
-    assert toy.read == 8 + 8 * 10 and same(
-        resumed, quick(View(Toy(), range(40)))
-    )  # a sample of 8, then the steps from 5 on
+    # a sample of 8, then the steps from 5 on
+    assert toy.read == 8 + 8 * 10 and same(resumed, quick(View(Toy(), range(40))))
 
 
 def test_batches_of_ones_own(tmp_path):
@@ -1027,9 +1025,8 @@ def test_evaluate(scenes):
     result = evaluate(model, first(scenes["dev"], 24))
     assert model.training and result.audio_to_image.n_queries == result.audio_to_image.n_items == 24
     assert result.row == evaluate(model, eval_loader(Pairs(first(scenes["dev"], 24), 10.0), 5)).row
-    assert (
-        evaluate(SGMIM(micro()), first(scenes["dev"], 24)).audio_to_image.n_queries == 24
-    )  # 96-pixel images for a model of 32
+    # 96-pixel images for a model of 32
+    assert evaluate(SGMIM(micro()), first(scenes["dev"], 24)).audio_to_image.n_queries == 24
 
 
 # ---- one step

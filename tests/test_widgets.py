@@ -232,7 +232,8 @@ from sgmim.models.pretrained import shipped
 from sgmim.train import fit, recipe
 from sgmim.apps.widgets import AttentionExplorer, MaskingExplorer, Monitor, RetrievalExplorer
 from dataclasses import replace
-corpus, model = load_scenes('test-seen', 40, progress=False), load_model(shipped('scenes-tiny'), device='cpu')""",
+corpus = load_scenes('test-seen', 40, progress=False)
+model = load_model(shipped('scenes-tiny'), device='cpu')""",
     "explorer = AttentionExplorer(model, corpus); explorer",
     "hiding = MaskingExplorer(model, corpus); hiding",
     "finding = RetrievalExplorer(model, corpus); finding",
@@ -277,9 +278,8 @@ def lab(tmp_path_factory):
     (home / "notes/apps/04_widgets.ipynb").write_text(json.dumps(book | {"metadata": {"kernelspec": kernel}}))
     whole = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     whole.parent.mkdir(parents=True)
-    whole.write_text(
-        json.dumps({"windowingMode": "none"})
-    )  # all cells are in the page, not only those in view
+    # all cells are in the page, not only those in view
+    whole.write_text(json.dumps({"windowingMode": "none"}))
     spec = home / "data/kernels/sgmim-test"
     spec.mkdir(parents=True)
     (spec / "kernel.json").write_text(
@@ -377,21 +377,25 @@ def test_widgets_outlive_run_all(lab, browser):
         return wait_for(browser, test)
 
     def pictures(cell):
+        # in one call: a picture may be replaced at any time
         return browser.execute_script(
             "return [...arguments[0].querySelectorAll('.jp-OutputArea img')].map(i => i.src)", cell
-        )  # in one call: a picture may be replaced at any time
+        )
 
     browser.get(lab.replace("widgets.ipynb", "apps/04_widgets.ipynb"))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".jp-CodeCell") and ready(browser))
     browser.execute_script(
         """
         const {commands, shell} = window.jupyterapp
-        shell.currentWidget.sessionContext.ready.then(() => commands.execute('notebook:run-all-cells')).then(() => { window.allRun = true })"""
+        shell.currentWidget.sessionContext.ready
+            .then(() => commands.execute('notebook:run-all-cells')).then(() => { window.allRun = true })"""
     )
     until(lambda: browser.execute_script("return window.allRun") and ready(browser))
     errors = browser.execute_script(
         """
-        return [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]')].map(e => e.textContent)"""
+        const errors = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], '
+            + '.jp-RenderedText[data-mime-type*="error"]'
+        return [...document.querySelectorAll(errors)].map(e => e.textContent)"""
     )
     assert not [text for text in errors if "Error" in text]
     explorers = [
@@ -489,9 +493,8 @@ def test_in_jupyterlab(lab, browser, corpus, tmp_path):
     import soundfile
 
     soundfile.write(tmp_path / "mine.wav", corpus.audio(7), 16_000)
-    browser.execute_script(
-        "HTMLInputElement.prototype.click = function () { document.body.append(this) }"
-    )  # instead of the system's window to choose a file
+    # instead of the system's window to choose a file
+    browser.execute_script("HTMLInputElement.prototype.click = function () { document.body.append(this) }")
     next(b for b in output(1).find_elements(By.CSS_SELECTOR, "button") if b.text.startswith("Upload")).click()
     moves(
         1,

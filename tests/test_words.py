@@ -83,9 +83,8 @@ def test_the_last_layer_is_the_models_own(model, corpus, heard):
         with torch.no_grad():
             out = model.audio_encoder(wave[None])
         h = heard[3][j]
-        np.testing.assert_allclose(
-            h.attention, out.attention[0], atol=1e-5
-        )  # alone, or in a batch with longer ones
+        # alone, or in a batch with longer ones
+        np.testing.assert_allclose(h.attention, out.attention[0], atol=1e-5)
         assert (h.caption, h.image, h.words) == (j, corpus.image_of_caption[j], corpus.captions[j].words)
         assert abs(h.duration - len(wave) / 16000) < 1e-9
 
@@ -194,13 +193,13 @@ def test_segments_are_runs_of_kept_frames():
 def test_segments_at_the_limits():
     one = np.ones((4, 30))
     np.testing.assert_allclose(segments(one, 0.9, 0.02), [[0, 0.6]])  # all alike: all kept
-    np.testing.assert_allclose(
-        segments(np.eye(1, 9, 4), 1.0, 0.02), [[0.08, 0.10]]
-    )  # only single frames: they stay
+    # only single frames: they stay
+    np.testing.assert_allclose(segments(np.eye(1, 9, 4), 1.0, 0.02), [[0.08, 0.10]])
     np.testing.assert_allclose(segments([[0.3]], 0.7, 0.02), [[0, 0.02]])
+    # two heads, side by side
     np.testing.assert_allclose(
         segments(np.eye(2, 10, 4) + np.eye(2, 10, 8), 1.0, 0.02), [[0.08, 0.12], [0.16, 0.20]]
-    )  # two heads, side by side
+    )
     np.testing.assert_allclose(segments([[0, 1, 1, 0]], 0.5, 0.04, first=0.05), [[0.07, 0.15]])
 
 
@@ -371,9 +370,8 @@ def test_baselines_have_as_many():
 def test_exchanged_boundaries_come_from_the_next_in_length():
     found = [[0, 0.5, 1], [0, 0.2, 2], [0, 0.3, 4]]
     made = exchanged_boundaries(found, [1.0, 2.0, 4.0], 1)
-    np.testing.assert_allclose(
-        made, [[0, 0.1, 1], [0, 0.15, 2], [0, 0.4, 4]]
-    )  # the longest: from the one before
+    # the longest: from the one before
+    np.testing.assert_allclose(made, [[0, 0.1, 1], [0, 0.15, 2], [0, 0.4, 4]])
     for n in range(2, 9):
         for shift in range(-(n // 2), n // 2 + 1):
             own = exchanged_boundaries([[k] for k in range(n)], np.ones(n), shift)
@@ -828,9 +826,8 @@ def test_what_the_other_analyses_say_of_a_corpus_without_scenes(coco, tmp_path, 
     made = by_command(["dependence", "--data", coco[0]], tmp_path / "d.json")
     assert set(made["metrics"]["test"]) == {"overall", "pairs"} and set(made["data"]) == {"test"}
     export_facc({"test": coco[2]}, tmp_path / "facc")
-    by_command(
-        ["dependence", "--data", tmp_path / "facc"], tmp_path / "e.json"
-    )  # it chooses nothing, so it needs no dev set
+    # it chooses nothing, so it needs no dev set
+    by_command(["dependence", "--data", tmp_path / "facc"], tmp_path / "e.json")
     assert (
         cli.analyse(["words", "--data", str(tmp_path / "facc"), "--dev-split", "test", "--device", "cpu"])
         == 1

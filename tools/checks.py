@@ -22,21 +22,12 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 import readme
 
-LATE = {
-    "fastcore",
-    "soundfile",
-    "soxr",
-    "espeakng_loader",
-    "ipywidgets",
-    "IPython",
-    "nbdev",
-}  # imported where used, never on top
+# imported where used, never on top
+LATE = {"fastcore", "soundfile", "soxr", "espeakng_loader", "ipywidgets", "IPython", "nbdev"}
 EXPORTS = {"export", "exports", "exporti"}  # directives of cells that go into the module
 MAX_NOTEBOOK = 1_500_000  # bytes
-STUB = {
-    "project": {"type": "website"},
-    "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"],
-}  # nbs/_quarto.yml
+# nbs/_quarto.yml
+STUB = {"project": {"type": "website"}, "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"]}
 QUARTO_KEYS = {
     "": {"project", "format", "website", "metadata-files", "execute", "lang"},
     "project": {"type", "preview", "output-dir", "render", "resources"},
@@ -61,16 +52,8 @@ QUARTO_KEYS = {
         "page-footer",
     },
 }
-FOLDERS = (
-    ".",
-    "data",
-    "scenes",
-    "models",
-    "evaluation",
-    "training",
-    "paper",
-    "apps",
-)  # each imports from those to its left
+# each imports from those to its left
+FOLDERS = (".", "data", "scenes", "models", "evaluation", "training", "paper", "apps")
 joined = readme.joined
 
 
@@ -142,9 +125,8 @@ def in_step(root):
             "import sys; sys.argv = sys.argv[:1]; from nbdev.doclinks import nbdev_export; from nbdev.clean"
             " import nbdev_clean;nbdev_export(); nbdev_clean()"
         )
-        env = {
-            k: v for k, v in os.environ.items() if k != "IN_TEST"
-        }  # nbdev exports nothing where IN_TEST is set
+        # nbdev exports nothing where IN_TEST is set
+        env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
         done = subprocess.run([sys.executable, "-c", run], cwd=copy, env=env, capture_output=True, text=True)
         if done.returncode:
             return [f"the notebooks do not export: {done.stderr.strip()[-1500:]}"]

@@ -97,9 +97,8 @@ def problems(root, proc):
                 [joined(c["source"]) for c in checks.cells(root, path, "markdown")],
                 bare("".join(texts)),
             )
-            prose[:1] = (
-                re.sub(r"^# .*\n\n> .*", "", prose[0], count=1).split("\n\n") if prose else []
-            )  # title and subtitle have become settings of the page
+            # title and subtitle have become settings of the page
+            prose[:1] = re.sub(r"^# .*\n\n> .*", "", prose[0], count=1).split("\n\n") if prose else []
             found += [
                 f"{path} has lost what begins with {text.strip()[:50]!r}: give title and subtitle a cell of"
                 " their own"

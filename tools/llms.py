@@ -20,9 +20,8 @@ import checks
 def title(root, path):
     "(title, subtitle) of notebook `path`."
     head, _, rest = checks.joined(checks.cells(root, path)[0]["source"]).partition("\n\n")
-    subtitle = re.sub(
-        r"\[([^\]]+)\]\([^)]*\)", r"\1", rest.split("\n")[0]
-    )  # links, which are relative to the page, keep their text
+    # links, which are relative to the page, keep their text
+    subtitle = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", rest.split("\n")[0])
     return head.removeprefix("# ").strip(), subtitle.removeprefix("> ").strip()
 
 

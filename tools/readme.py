@@ -59,11 +59,8 @@ def plain(text, git_url="", branch="main"):
     def link(m):
         return m[1] + from_top(m[2], git_url, branch) + m[3]
 
-    out, fence, quoted = (
-        [],
-        None,
-        [],
-    )  # quoted: for each open `:::` block, whether its text is shown as a quotation
+    # quoted: for each open `:::` block, whether its text is shown as a quotation
+    out, fence, quoted = ([], None, [])
     for line in text.splitlines():
         mark = re.match(r"\s*(```+|~~~+)", line)
         if mark and fence is None:

@@ -95,9 +95,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("notebooks", nargs="*")
     parser.add_argument("--slow", action="store_true", help="run the cells marked slow too")
-    parser.add_argument(
-        "--one", type=Path, help=argparse.SUPPRESS
-    )  # how this script calls itself for one notebook
+    # how this script calls itself for one notebook
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         run(args.one, skip_flags(args.slow))

@@ -11,7 +11,8 @@ step() { # step NAME COMMAND...
     printf '== %s: %s s\n' "$name" "$((SECONDS - start))"
 }
 
-step "ruff" ruff check --select F sgmim tools tests benchmarks setup.py
+step "format" ruff format --check nbs tests tools benchmarks setup.py
+step "lint" ruff check nbs tests tools benchmarks setup.py
 step "notebooks" python tools/notebooks.py
 step "pytest" python -m pytest --durations=8
 

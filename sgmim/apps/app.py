@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import torch
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from .search import Index, inside, printable, sound_batch, to_unit
@@ -115,9 +115,8 @@ def _clock(seconds):
 
 
 def _without(text, path):
-    return text.replace(str(path), "it").replace(
-        repr(str(path)), "it"
-    )  # where this computer keeps its files is nobody's business
+    # where this computer keeps its files is nobody's business
+    return text.replace(str(path), "it").replace(repr(str(path)), "it")
 
 # %% ../../nbs/apps/02_app.ipynb #7493b192
 class Query(NamedTuple):
@@ -181,10 +180,7 @@ class Searcher:
         self.index, self.model, self.top, self.keep = index, model, top, keep
         self.lock, self.queries, self.features = threading.Lock(), OrderedDict(), {}
         self.decoding = threading.BoundedSemaphore(2)  # pictures at a time: a large one takes memory
-        self.colours = [
-            "#%02x%02x%02x" % tuple(round(255 * v) for v in to_rgb(c))
-            for c in colours(model.config.audio_heads)
-        ]
+        self.colours = [to_hex(c) for c in colours(model.config.audio_heads)]
 
     def ask(self, heard, seconds, words=(), **more) -> dict:
         "The answer to a question, as the page reads it."
@@ -385,9 +381,10 @@ class Answers(BaseHTTPRequestHandler):
         pass
 
     def send_error(self, code, message=None, explain=None):
+        # http.server's own
         self.refuse(
             405 if code == 501 else int(code), f"The request cannot be understood ({message or int(code)})."
-        )  # http.server's own
+        )
 
     def reply(self, status, content_type, body: bytes):
         self.send_response(status)

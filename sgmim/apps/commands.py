@@ -940,9 +940,8 @@ def export(argv=None):
         "mae" in str(s.get("name") if isinstance(s, dict) else "").lower()
         for s in (made.get("pretrained") or {}).values()
     )
-    export_model(
-        model, a.out, made or None, a.licence or ("cc-by-nc-4.0" if from_mae else "other")
-    )  # MAE's weights are CC BY-NC 4.0
+    # MAE's weights are CC BY-NC 4.0
+    export_model(model, a.out, made or None, a.licence or ("cc-by-nc-4.0" if from_mae else "other"))
     print(
         f"{a.out} holds the model"
         + (
@@ -1020,11 +1019,12 @@ def row_groups(a):
         for label, rows in of.items()
         for row, folders in rows.items()
     }
+    # which have one gradient alone
     return (
         groups
         if a.what == "mistakes"
         else {name: folders for name, folders in groups.items() if not name.startswith("VG-HuBERT")}
-    )  # which have one gradient alone
+    )
 
 
 def analyse_rows(a, device):
@@ -1261,7 +1261,9 @@ def search(argv=None):
         raise ConfigError("give the file of a query, or --say and a sentence")
     found = Index.open(a.index)
     if (Path(a.index) / "unfinished.json").is_file():
-        warnings.warn(f"an update of {a.index} is under way or was interrupted: this is its state before")
+        warnings.warn(
+            f"an update of {a.index} is under way or was interrupted: this is its state before", stacklevel=2
+        )
     source = (
         {"text": a.say, "voice": a.voice}
         if a.say is not None

@@ -150,9 +150,8 @@ def reader(model, kind: str, root: Path, max_seconds: float = 10.0):
             if kind == "images":
                 return transform(load_image(path, round(c.image_size / c.crop_pct)))
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # silence is said to nobody here: it is a bad match to everything
+                # silence is said to nobody here: it is a bad match to everything
+                warnings.simplefilter("ignore")
                 wave = load_audio(path, max_seconds=max_seconds)
             return (
                 wave
@@ -166,6 +165,7 @@ def reader(model, kind: str, root: Path, max_seconds: float = 10.0):
 
 # %% ../../nbs/apps/01_search.ipynb #4b64fb9c
 FORMAT, VERSION, PART = "sgmim search index", 1, 65_536
+# what index.json holds
 ABOUT = {
     "format": str,
     "version": int,
@@ -179,7 +179,7 @@ ABOUT = {
     "parts": list,
     "left_out": list,
     "left_out_count": int,
-}  # what index.json holds
+}
 
 
 class Files(Sequence):
@@ -640,7 +640,7 @@ def update_index(
         )
     folder.mkdir(parents=True, exist_ok=True)
     for _, why in [] if old is None else old.broken:
-        warnings.warn(f"{why}: its files are embedded again")
+        warnings.warn(f"{why}: its files are embedded again", stacklevel=2)
     writer = Writer(folder, about, [] if old is None else surviving(folder, old, files))
     new = [f for f in files if before.get(f.path) != f]
     writer.save()
@@ -654,10 +654,8 @@ def update_index(
             f"what is embedded is kept in {folder}; run the same command again to go on"
         ) from None
     bad, was = {p for p, _ in left_out}, set(before)
-    about |= {
-        "left_out": sorted(left_out)[:1000],
-        "left_out_count": len(left_out),
-    }  # these are tried again at every update
+    # these are tried again at every update
+    about |= {"left_out": sorted(left_out)[:1000], "left_out_count": len(left_out)}
     writer.finish()
     done = [f.path for f in new if f.path not in bad]
     return Update(
@@ -765,6 +763,5 @@ def search_approximate(index: Index, grouped, query, k: int = 10, probes: int = 
 
 # %% ../../nbs/apps/01_search.ipynb #ea026cb5
 def printable(text) -> str:
-    return "".join(
-        c if c.isprintable() else "\ufffd" for c in str(text)
-    )  # a file's name may hold what moves the cursor
+    # a file's name may hold what moves the cursor
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))

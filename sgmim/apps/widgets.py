@@ -65,7 +65,8 @@ def table_html(head, rows, about: str) -> str:
 
     return (
         "<table><caption"
-        f' style="text-align:left">{html.escape(about)}</caption>{row(head, "th")}{"".join(row(r, "td") for r in rows)}</table>'
+        f' style="text-align:left">{html.escape(about)}</caption>{row(head, "th")}'
+        f"{''.join(row(r, 'td') for r in rows)}</table>"
     )
 
 # %% ../../nbs/apps/04_widgets.ipynb #e1f54e91

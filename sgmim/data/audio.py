@@ -132,23 +132,8 @@ _CUT = "{} is truncated: it ends before its sound does. Download or copy it agai
 
 # %% ../../nbs/data/00_audio.ipynb #7b83668a
 _KBPS = {
-    (1, 1): (
-        0,
-        32,
-        64,
-        96,
-        128,
-        160,
-        192,
-        224,
-        256,
-        288,
-        320,
-        352,
-        384,
-        416,
-        448,
-    ),  # by (MPEG version, layer)
+    # by (MPEG version, layer)
+    (1, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (1, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (2, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
@@ -245,9 +230,8 @@ def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
 
 def _xing(head: bytes, frames: int) -> bytes:
     "A frame without sound of the kind of `head`, with the number of frames."
-    side = (
-        (17 if head[3] >> 6 == 3 else 32) if head[1] & 8 else (9 if head[3] >> 6 == 3 else 17)
-    )  # mono or stereo, MPEG 1 or 2
+    # mono or stereo, MPEG 1 or 2
+    side = (17 if head[3] >> 6 == 3 else 32) if head[1] & 8 else (9 if head[3] >> 6 == 3 else 17)
     for speed in range(1, 15):
         new = bytes([head[0], head[1] | 1, speed << 4 | head[2] & 0x0C, head[3]])
         if (length := _mp3_frame(new)[0]) >= 4 + side + 12:
@@ -320,9 +304,8 @@ def _repaired(path) -> bytes | None:
             blob = (blob := rest())[_id3_bytes(blob) :].lstrip(b"\0")
             return (blob[:4] == b"RIFF" and _wav_to_its_end(blob)) or blob
         if head[:4] == b"RIFF":
-            data = next(
-                (n for name, _, n in _wav_chunks(head) if name == b"data"), 0
-            )  # 0: also where it lies further back
+            # 0: also where it lies further back
+            data = next((n for name, _, n in _wav_chunks(head) if name == b"data"), 0)
             return _wav_to_its_end(rest()) if data == 0 else None
         if head[:4] == b".snd" and head[8:12] == bytes(4):
             return head[:8] + b"\xff" * 4 + rest()[12:]
@@ -335,19 +318,8 @@ def _repaired(path) -> bytes | None:
             return rest().lstrip(b"\0")  # padding in front
 
 # %% ../../nbs/data/00_audio.ipynb #b317cc08
-SOUND_FORMATS = (
-    "WAV",
-    "WAVEX",
-    "RF64",
-    "W64",
-    "AIFF",
-    "AU",
-    "CAF",
-    "NIST",
-    "FLAC",
-    "OGG",
-    "MP3",
-)  # whose end can be checked
+# whose end can be checked
+SOUND_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 MAX_PEAK = 8.0  # float samples beyond it are integers written as floats
 
 
@@ -401,9 +373,8 @@ def _is_short(path, f) -> bool:
         with open(path, "rb") as source:
             said = re.search(rb"sample_count -i (\d+)", source.read(4096))
         return bool(said) and int(said[1]) > f.frames
-    sizes = re.findall(
-        r"(?:data|SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)", f.extra_info
-    )  # libsndfile's log
+    # libsndfile's log
+    sizes = re.findall(r"(?:data|SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)", f.extra_info)
     return any(int(there) < int(said) < 0x7FFF0000 for said, there in sizes) or _wav_bytes_missing(path) > 0
 
 

@@ -291,9 +291,8 @@ class Pairs(torch.utils.data.Dataset):
         self.measured = known is not None
         self.lengths = np.full(len(self.image_of_caption), self.max_samples)
         if self.measured:
-            self.lengths[known > 0] = np.minimum(
-                known[known > 0], self.max_samples
-            )  # 0: unreadable; such are not all to come in one bucket
+            # 0: unreadable; such are not all to come in one bucket
+            self.lengths[known > 0] = np.minimum(known[known > 0], self.max_samples)
         self.frames = None  # a list of float32 (T, C): outputs of a frozen front end, given instead of sound
         self._kept = {} if keep else None
         self.as_they_are = None  # (H, W) of the pictures that need no transform, if any
@@ -409,9 +408,8 @@ class Order:
         if not 1 < batch_size <= self.n:
             raise ConfigError(f"batch_size must be 2 to {self.n} (the number of pairs), got {batch_size}")
         self.warm = round(curriculum * steps)
-        self.per_epoch = (
-            self.n // batch_size
-        )  # the rest of an epoch, less than a batch, is dropped; another rest each epoch
+        # the rest of an epoch, less than a batch, is dropped; another rest each epoch
+        self.per_epoch = self.n // batch_size
         self._epoch, self._batches = None, None
 
     def __len__(self):
@@ -447,9 +445,10 @@ class Order:
         batches = order.reshape(self.per_epoch, self.batch_size)
         if self.groups is None:
             return batches[rng.permutation(self.per_epoch)]
+        # within a pool: near on the disk
         return np.concatenate(
             [rng.permutation(batches[a : a + self.bucket]) for a in range(0, len(batches), self.bucket)]
-        )  # within a pool: near on the disk
+        )
 
     def _by_group(self, rng):
         "All captions, `window` groups at a time."
@@ -505,9 +504,8 @@ def ahead(batches):
 
 
 def _ignore_interrupt(worker):
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the training, which saves and then ends its workers
+    # Ctrl-C is for the training, which saves and then ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def eval_loader(pairs, batch_size=64, workers=0):

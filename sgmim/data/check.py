@@ -230,11 +230,8 @@ EXPECTED = {
         "test": {"images": 1000, "captions": 5000},
     },
 }
-CAPS = {
-    "places": (18, 25),
-    "spokencoco": (8, 10),
-    "facc": (8, 10),
-}  # seconds in training, in evaluation; 8 and 10 for all others
+# seconds in training, in evaluation; 8 and 10 for all others
+CAPS = {"places": (18, 25), "spokencoco": (8, 10), "facc": (8, 10)}
 CHECKSUMS = {
     "facc": {
         "flickr_audio/wav2capt.txt": "74a06db98c8260ea8c72d2b10afb08ea",
@@ -375,11 +372,8 @@ def seek(names, starts, seconds=5.0, depth=7, accept=lambda folder, whole: True)
     return None, elsewhere
 
 # %% ../../nbs/data/05_check.ipynb #84e56a56
-LISTS_IN = (
-    "metadata",
-    "flickr_audio",
-    "placesaudio_2020_splits",
-)  # folders of a corpus that its lists may lie in
+# folders of a corpus that its lists may lie in
+LISTS_IN = ("metadata", "flickr_audio", "placesaudio_2020_splits")
 
 
 def _home(path):
@@ -751,11 +745,12 @@ def check_overlap(report, corpora):
         split: {"image": files(c, "image"), "recording": files(c, "audio")} for split, c in corpora.items()
     }
     for a, b in itertools.combinations(corpora, 2):
+        # two ways to split one corpus
         older = (
             corpora[a].name == "places"
             and "val" in (a, b)
             and any(canonical(s).startswith(("dev_", "test_")) for s in corpora)
-        )  # two ways to split one corpus
+        )
         for what in ("image", "recording"):
             both = names[a][what] & names[b][what]
             if both and older:
@@ -974,9 +969,8 @@ def check_data(
         corpora[corpus.split] = corpus
         check_lists(report, corpus, told)
         if corpus.name != "spokencoco" or "test" in there:
-            check_counts(
-                report, corpus.name, corpus.split, corpus.n_images, len(corpus)
-            )  # the official numbers are those of Karpathy's split
+            # the official numbers are those of Karpathy's split
+            check_counts(report, corpus.name, corpus.split, corpus.n_images, len(corpus))
         files = (
             check_shards(report, corpus, all_files)
             if isinstance(corpus, Shards)

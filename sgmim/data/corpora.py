@@ -109,9 +109,8 @@ class _Window:
         self.file, self.piece, self.text, self.at, self.ended = file, piece, "", 0, False
 
     def grow(self):
-        more = self.file.read(
-            max(self.piece, len(self.text) - self.at)
-        )  # twice as much for a value that is larger than the piece
+        # twice as much for a value that is larger than the piece
+        more = self.file.read(max(self.piece, len(self.text) - self.at))
         self.text, self.at, self.ended = self.text[self.at :] + more, 0, not more
 
     def peek(self):
@@ -289,11 +288,8 @@ def _fault(record, keys, below):
                 f'"{key}" is {"empty" if value == "" else kind_of(value)}; a text was expected',
                 "",
             )
-    return (
-        "bad name",
-        f"{keys['uttid']}, {keys['audio']} or {keys['image']} hold half a character",
-        "",
-    )  # a lone surrogate
+    # a lone surrogate
+    return ("bad name", f"{keys['uttid']}, {keys['audio']} or {keys['image']} hold half a character", "")
 
 # %% ../../nbs/data/04_corpora.ipynb #6e895cd8
 class _Paths:
@@ -682,9 +678,10 @@ def places_audio(root, split="train", metadata=None, image_root=None, audio_root
         [v] if isinstance(v := head.get(f"{k}_base_path"), str) and os.path.isabs(v) else []
         for k in ("image", "audio")
     )
+    # base paths last: they are those of somebody else's disk
     roots = _roots(
         rows, root, [root / "images", root, *image_base], [root, *audio_base], image_root, audio_root
-    )  # base paths last: they are those of somebody else's disk
+    )
     return rows.corpus("places", split, *roots, strict)
 
 # %% ../../nbs/data/04_corpora.ipynb #605084fc

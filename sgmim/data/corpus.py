@@ -165,9 +165,8 @@ def path_fault(path):
         return f"'{path}' climbs out of its root"
 
 # %% ../../nbs/data/02_corpus.ipynb #ef16c746
-UNSEEN = (
-    "\u200b\u200e\u200f\u202a\ufeff"  # marks without width, which some programs put around a path they copy
-)
+# marks without width, which some programs put around a path they copy
+UNSEEN = "\u200b\u200e\u200f\u202a\ufeff"
 
 
 def is_plain(path):

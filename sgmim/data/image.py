@@ -208,9 +208,8 @@ def normalise(images) -> torch.Tensor:
         raise DataError(f"images have shape (B,H,W,3) or (B,3,H,W), not {tuple(x.shape)}")
     if x.shape[-3] != 3:
         x = x.movedim(-1, -3)
-    x = x.to(
-        torch.float32, memory_format=torch.contiguous_format, copy=True
-    )  # one copy, and the rest in place
+    # one copy, and the rest in place
+    x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return x.div_(255).sub_(_channels(IMAGENET_MEAN, x)).div_(_channels(IMAGENET_STD, x))
 
 # %% ../../nbs/data/01_image.ipynb #109e2a5d

@@ -612,9 +612,8 @@ def read_meta(folder, split):
 
 
 def _well_formed(meta, split):
-    names = [s["file"] for s in meta["shards"]] == [
-        shard_name(split, k) for k in range(len(meta["shards"]))
-    ]  # so no index leads out of its folder
+    # so no index leads out of its folder
+    names = [s["file"] for s in meta["shards"]] == [shard_name(split, k) for k in range(len(meta["shards"]))]
     numbers = [
         meta["images"],
         meta["captions"],
@@ -629,9 +628,8 @@ def _well_formed(meta, split):
         meta["columns"]["blake2b"],
         *(s["blake2b"] for s in meta["shards"]),
     ]
-    [
-        Skip(**s) for k in ("skipped", "skipped_before") for s in meta[k]
-    ]  # a TypeError, if that is not what they are
+    # a TypeError, if that is not what they are
+    [Skip(**s) for k in ("skipped", "skipped_before") for s in meta[k]]
     return (
         names
         and min(numbers) > 0
@@ -732,10 +730,8 @@ class Reader:
     """Bytes of the shards of a split, at any place: `read(k, offset, size)`. One open file a shard and
     process; safe in threads, forked and spawned processes."""
 
-    FILES, FORGOTTEN = (
-        512,
-        600.0,
-    )  # open files at most; seconds after which a shard is no longer expected in memory
+    # open files at most; seconds after which a shard is no longer expected in memory
+    FILES, FORGOTTEN = (512, 600.0)
 
     def __init__(self, folder, split, readahead=True):
         self.folder, self.split, self.readahead = Path(folder), split, readahead
@@ -890,9 +886,8 @@ class Shards(Corpus):
         )
 
     def _sound(self, row, n, want):
-        part = (
-            int(row[2]) * want * 5 // (n * 4) + 16_384
-        )  # the beginning may be louder, and larger, than the rest
+        # the beginning may be louder, and larger, than the rest
+        part = int(row[2]) * want * 5 // (n * 4) + 16_384
         if part < row[2]:
             try:
                 return decode_sound(self._bytes(row, part), want)

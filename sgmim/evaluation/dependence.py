@@ -150,9 +150,8 @@ def patch_errors(
         min(pairs, len(corpus)),
         Variance(),
     )
-    k = -(
-        -n // batch_size
-    )  # every k-th caption to a batch: none is small, and captions of one image are apart
+    # every k-th caption to a batch: none is small, and captions of one image are apart
+    k = -(-n // batch_size)
     loader = torch.utils.data.DataLoader(
         data, batch_sampler=[list(range(s, n, k)) for s in range(k)], collate_fn=data.collate
     )
@@ -216,9 +215,8 @@ def estimate(weights, total, count, minus=None, level: float = 0.95) -> dict | N
         drawn = [(weights @ t) / (weights @ c) for t, c in terms]
     value = [t.sum() / c.sum() for t, c in terms]
     value, drawn = (value[0] - value[1], drawn[0] - drawn[1]) if minus else (value[0], drawn[0])
-    low, high = np.nanquantile(
-        drawn, [(1 - level) / 2, (1 + level) / 2]
-    )  # a resample may hold none of a rare kind
+    # a resample may hold none of a rare kind
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return {
         "value": round(float(value), 5),
         "interval": [round(float(low), 5), round(float(high), 5)],

@@ -297,9 +297,8 @@ def pca_rgb(target: np.ndarray):
     mean = target.mean(0)
     axes = np.linalg.svd(target - mean, full_matrices=False)[2][:3]
     axes = np.pad(axes, ((0, 3 - len(axes)), (0, 0)))
-    axes = (
-        axes * np.where(axes[np.arange(3), np.abs(axes).argmax(1)] < 0, -1, 1)[:, None]
-    )  # a sign is arbitrary: fix it
+    # a sign is arbitrary: fix it
+    axes = axes * np.where(axes[np.arange(3), np.abs(axes).argmax(1)] < 0, -1, 1)[:, None]
     low, high = np.quantile((target - mean) @ axes.T, [0.02, 0.98], axis=0)
     return lambda x: np.clip(((x - mean) @ axes.T - low) / np.maximum(high - low, 1e-9), 0, 1)
 
@@ -448,7 +447,7 @@ def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
         )
     fig = Picture(3.1 * len(panels), 2.7)
     for ax, (text, keys) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for r, (name, colour) in enumerate(zip(runs, colours(len(runs)), strict=True)):
+        for name, colour in zip(runs, colours(len(runs)), strict=True):
             for j, key in enumerate(keys):
                 style = (
                     (colours(len(keys))[j], DASHES[j % 4], NAMES.get(key, key))
@@ -470,11 +469,8 @@ def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     return fig
 
 # %% ../../nbs/evaluation/00_figures.ipynb #5e47fab6
-SEES, HEARS, FILLS = (
-    OKABE[0],
-    OKABE[5],
-    OKABE[2],
-)  # what comes from the image, from speech, and what is compared
+# what comes from the image, from speech, and what is compared
+SEES, HEARS, FILLS = (OKABE[0], OKABE[5], OKABE[2])
 
 
 def _block(ax, x, y, symbol, colour, dashed=False):

@@ -225,9 +225,8 @@ def grounding_figure(
         ax.axis("off")
     axes[0].imshow(image)
     axes[0].set_title("image", fontsize=9, color=INK)
-    grey = np.repeat(150 + 0.4 * image.mean(2, keepdims=True), 3, 2).astype(
-        np.uint8
-    )  # pale, so that the heat is seen
+    # pale, so that the heat is seen
+    grey = np.repeat(150 + 0.4 * image.mean(2, keepdims=True), 3, 2).astype(np.uint8)
     for ax, word, m, box in zip(axes[1:], words, maps, boxes or [None] * len(words), strict=False):
         ax.imshow(grey)
         heat = ax.imshow(
@@ -583,7 +582,7 @@ def grounding_scores(
     kind, crowd = np.array([w.kind for w in g.words]), np.array([len(s) for s in g.shares])
     category = np.array([corpus.scene(w.image).things[w.thing].category for w in g.words])
     by_kind = {k: score_table(values, weights, kind == k) for k in (*SCORED, "beside")}
-    for k, s in ((k, s) for k in SCORED for s in by_kind[k]):
+    for k, s in ((kind, s) for kind in SCORED for s in by_kind[kind]):
         by_kind[k][s]["minus_beside"] = _mean_of(values["model"][s], weights, kind == k, kind == "beside")
     ways = {
         w: scores(g, g.maps((w, similarity)), 0.0)

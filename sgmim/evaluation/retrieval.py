@@ -40,11 +40,10 @@ def _ranks(z_image, z_audio, image_of_caption, block, team=None):
         best.scatter_reduce_(0, own_image, own, "amax")
     a2i, best = all_of(a2i), all_of(best, "max")
     i2a = torch.zeros_like(best, dtype=torch.long)
-    for rows, s, own_image, own in scores():
+    for _, s, own_image, own in scores():
         i2a += (s >= best).sum(0)
-        i2a.index_add_(
-            0, own_image, -(own >= best[own_image]).long()
-        )  # an image's own captions are not wrong
+        # an image's own captions are not wrong
+        i2a.index_add_(0, own_image, -(own >= best[own_image]).long())
     return a2i.cpu().numpy(), (all_of(i2a) + 1).cpu().numpy()
 
 # %% ../../nbs/evaluation/01_retrieval.ipynb #70353360
@@ -305,9 +304,8 @@ def embed(model, loader, device="cpu", max_unreadable: float = 0.01, team=None) 
     try:
         for batch in loader if team is None or team.size == 1 else _share(loader, team):
             ids, sound = batch["image_id"].tolist(), {k: batch[k].to(device) for k in SOUND if k in batch}
-            new = (
-                [ids.index(i) for i in dict.fromkeys(ids) if i not in seen] if "image" in batch else []
-            )  # where each image that is new first stands
+            # where each image that is new first stands
+            new = [ids.index(i) for i in dict.fromkeys(ids) if i not in seen] if "image" in batch else []
             seen |= {ids[k] for k in new}
             found.append(
                 {
@@ -357,9 +355,8 @@ def _pool(found, max_unreadable):
             f"{len(captions) - len(set(captions))} captions came twice; evaluate with a loader that neither"
             " repeats nor draws at random"
         )
-    place = {
-        i: k for k, i in reversed(list(enumerate(images)))
-    }  # where each image first stands: two processes may both have met it
+    # where each image first stands: two processes may both have met it
+    place = {i: k for k, i in reversed(list(enumerate(images)))}
     row_of = {i: row for row, i in enumerate(sorted(place, key=place.get))}
     homeless = [j for j, i in zip(captions, owners, strict=True) if i not in row_of]
     if homeless and not lost:

@@ -176,9 +176,8 @@ def segments(attention, quantile=0.7, seconds_per_frame=0.02, first=None):
     if not 0 <= quantile <= 1:
         raise ConfigError(f"quantile must be within 0 and 1, got {quantile}")
     least = np.quantile(attention.astype(np.float64), quantile, axis=1, keepdims=True)
-    kept = (attention >= least - 1e-6 * np.abs(least)).any(
-        0
-    )  # a whisker less, so that rounding decides nothing
+    # a whisker less, so that rounding decides nothing
+    kept = (attention >= least - 1e-6 * np.abs(least)).any(0)
     runs = np.flatnonzero(np.diff(np.r_[False, kept, False].astype(int))).reshape(-1, 2)
     if (longer := runs[:, 1] - runs[:, 0] > 1).any():
         runs = runs[longer]
@@ -362,8 +361,12 @@ def scores_with_chance(heard, found, tolerance=0.02, draws=100, seed=0):
 # %% ../../nbs/evaluation/05_words.ipynb #0a779935
 CLASSES = ("thing", "colour", "size", "place", "other")
 FUNCTION_WORDS = frozenset(
-    """a an the this that these those some and or but with without of in on at by to from for as into onto over under above below near next beside behind between
-    through around is are was were be been being am has have having had there here it its he she his her they their them him who which while up down out off not no very i we you my our your""".split()
+    """
+    a an the this that these those some and or but with without of in on at by to from for as into onto
+    over under above below near next beside behind between through around is are was were be been being
+    am has have having had there here it its he she his her they their them him who which while up down
+    out off not no very i we you my our your
+    """.split()
 )
 
 
@@ -437,21 +440,8 @@ def attention_share(heard, kind=word_class, names=CLASSES, seed=0):
     }
 
 # %% ../../nbs/evaluation/05_words.ipynb #e10816b8
-QUANTILES = (
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.75,
-    0.8,
-    0.85,
-    0.9,
-    0.93,
-    0.95,
-    0.97,
-    0.99,
-)  # of VG-HuBERT's code: .6 to .99
+# of VG-HuBERT's code: .6 to .99
+QUANTILES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.99)
 
 
 def with_words(heard, corpus):
@@ -778,7 +768,7 @@ def chance_figure(result, title=None, width=6.4):
         {"found": "#0072B2", "exchanged": "#8c8c8c", "even": "#b3b3b3", "random": "#d9d9d9"},
     )
     names = {"found": "found", "exchanged": "another caption's", "even": "even", "random": "random"}
-    for k, (tolerance, scores) in enumerate(result["boundaries"].items()):
+    for k, scores in enumerate(result["boundaries"].values()):
         for i, name in enumerate(n for n in shades if n in scores):
             f1, (low, high), x = scores[name]["f1"], scores[name]["interval"]["f1"], k + 0.2 * (i - 1.5)
             ax.bar(x, f1, 0.18, color=shades[name], label=names[name] if k == 0 else None)

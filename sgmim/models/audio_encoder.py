@@ -186,8 +186,8 @@ class HubertParts(nn.Module):
         self,
         config: HubertConfig,  # from `hubert_config`
         freeze_cnn: bool = True,  # keep the convolutional block as it is (VG-HuBERT's code)
-        zero_padded_frames: bool = False,  # before the positional convolution; VG-HuBERT's code does not, transformers does
-        valid_frames: str = "any_sample",  # which frames are valid: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
+        zero_padded_frames: bool = False,  # before the positional convolution (as transformers)
+        valid_frames: str = "any_sample",  # valid: 'any_sample' (VG-HuBERT), 'convolution' (transformers)
     ):
         super().__init__()
         if valid_frames not in ("any_sample", "convolution"):
@@ -258,9 +258,8 @@ class HubertParts(nn.Module):
         "(B, S, D) tokens, (B, S) True = padding -> output and input of the last layer, (B, S, D) each."
         encoder = self.hubert.encoder
         x = encoder.dropout(encoder.layer_norm(tokens))
-        keep = ~token_mask[:, None, None].expand(
-            -1, 1, x.shape[1], -1
-        )  # the fused kernel's convention: True = attend
+        # the fused kernel's convention: True = attend
+        keep = ~token_mask[:, None, None].expand(-1, 1, x.shape[1], -1)
         for layer in encoder.layers:
             last_input, x = x, layer(x, attention_mask=keep)
             x = x[0] if isinstance(x, tuple) else x  # older versions of transformers return a tuple
@@ -286,8 +285,8 @@ class AudioEncoder(HubertParts):
         drop_self: bool = True,  # W without the column of [CLS] itself
         renormalise: bool = False,  # W's rows sum to 1 again
         attention_grad: bool = False,  # does W carry gradient?
-        zero_padded_frames: bool = False,  # before the positional convolution; VG-HuBERT's code does not, transformers does
-        valid_frames: str = "any_sample",  # which frames are valid: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
+        zero_padded_frames: bool = False,  # before the positional convolution (as transformers)
+        valid_frames: str = "any_sample",  # valid: 'any_sample' (VG-HuBERT), 'convolution' (transformers)
     ):
         super().__init__(config, freeze_cnn, zero_padded_frames, valid_frames)
         self.cls_token = nn.Parameter(torch.randn(1, 1, self.width))  # VG-HuBERT's code

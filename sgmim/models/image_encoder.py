@@ -30,6 +30,7 @@ class ImageEncoder(nn.Module):
         drop_path: float = 0.0,  # stochastic depth of the last layer, rising linearly from 0
     ):
         super().__init__()
+        # eps as MAE's
         self.vit = VisionTransformer(
             img_size=image_size,
             patch_size=patch_size,
@@ -41,7 +42,7 @@ class ImageEncoder(nn.Module):
             num_classes=0,
             global_pool="",
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        )  # eps as MAE's
+        )
         self.image_size, self.width, self.num_patches = image_size, width, self.vit.patch_embed.num_patches
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:

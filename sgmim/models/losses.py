@@ -54,9 +54,8 @@ def info_nce(
         )
     with torch.autocast(z_image.device.type, enabled=False):  # a sum of exponentials: keep float32
         rows, right = own or slice(None), torch.arange(B, device=z_image.device)[own or slice(None)]
-        to_audio = similarity_matrix(
-            z_image[rows], z_audio, similarity, temperature
-        )  # (b, B): one's own images to all captions
+        # (b, B): one's own images to all captions
+        to_audio = similarity_matrix(z_image[rows], z_audio, similarity, temperature)
         to_image = (
             to_audio.T
             if own is None

@@ -149,9 +149,8 @@ def load_torch(
 ):
     "What `torch.save` wrote, on the CPU; nothing in it is run."
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about protocols, and programs that it refuses in the next line anyway
+        # about protocols, and programs that it refuses in the next line anyway
+        warnings.simplefilter("ignore")
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError:
@@ -293,9 +292,8 @@ def kind_of(path) -> str:
             f"{path} is a tar archive. Unpack it (tar -xf), and give the folder or file inside"
         )
     if head.startswith(b"\x80"):
-        return (
-            "torch (legacy)" if b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:16] else "pickle"
-        )  # torch's magic number
+        # torch's magic number
+        return "torch (legacy)" if b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:16] else "pickle"
     raise CheckpointError(
         f"{path} is in no format known here: it is neither safetensors, nor written by torch.save, nor a"
         f" pickle; it starts with {head[:12]!r}"
@@ -439,15 +437,10 @@ def digest(path) -> str:
     return h.hexdigest()
 
 # %% ../../nbs/models/07_pretrained.ipynb #7db5076c
-PAPER_IMAGE, PAPER_AUDIO = (
-    "vit_base_patch16_224.mae",
-    "facebook/hubert-base-ls960",
-)  # the paper's starting points (§3.2)
-FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "weights.safetensors",
-)  # of a folder or repository, best first
+# the paper's starting points (§3.2)
+PAPER_IMAGE, PAPER_AUDIO = ("vit_base_patch16_224.mae", "facebook/hubert-base-ls960")
+# of a folder or repository, best first
+FILES = ("model.safetensors", "pytorch_model.bin", "weights.safetensors")
 VG_HUB = "hjvm/VG-HuBERT"
 VG_WHOLE = ("best_bundle.pth", "vg-hubert-syllable.pth")  # both encoders, under two names
 VG_FILES = (*VG_WHOLE, "snapshot_20.pth", "vg-hubert-word.pth")  # the last two: an earlier epoch
@@ -575,7 +568,7 @@ def open_source(
     entry: str | None = None,  # as for `find_state`
     download: bool = False,
     progress=None,  # as for `locate`
-) -> tuple:  # {name: tensor} of one encoder, its `Source` (tensors counted before any are dropped), config.json or None
+) -> tuple:  # {name: tensor} of one encoder, its `Source` (all tensors counted), config.json or None
     "Find, read and strip. Raises `CheckpointError` where that cannot be done."
     path, config, name = locate(source, download, progress)
     if progress:
@@ -704,6 +697,7 @@ def hubert_sizes(tensors: dict, what: str = "this HuBERT") -> dict:
 
 # %% ../../nbs/models/07_pretrained.ipynb #e804f3ba
 AUDIO_MARK = r"feature_extractor\.conv_layers\.0\.(0|conv)\.weight"
+# heads; VG-HuBERT's [CLS]
 AUDIO_LEFT = (
     "masked_spec_embed",
     "final_proj.",
@@ -712,7 +706,7 @@ AUDIO_LEFT = (
     "projector.",
     "classifier.",
     "cls_token",
-)  # heads; VG-HuBERT's [CLS]
+)
 
 
 def hubert_weights(
@@ -783,10 +777,11 @@ def timm_tensors(tensors: dict, what: str) -> dict:
     return {k: torch.cat(v) if isinstance(v, list) else v for k, v in joined.items()}
 
 # %% ../../nbs/models/07_pretrained.ipynb #c08b5f14
+# DINOv2
 NOT_PLAIN = {
     r"\.(ls1\.gamma|layer_scale1)": "layer scale",
     r"(^|\.)(reg_token|register_tokens)$": "register tokens",
-}  # DINOv2
+}
 
 
 def vit_sizes(tensors: dict, what: str = "this ViT") -> dict:
@@ -814,6 +809,7 @@ def vit_sizes(tensors: dict, what: str = "this ViT") -> dict:
 
 # %% ../../nbs/models/07_pretrained.ipynb #cada0966
 IMAGE_MARK = r"(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight"  # timm, transformers
+# heads; MAE's decoder
 IMAGE_LEFT = (
     "head.",
     "decoder_",
@@ -822,7 +818,7 @@ IMAGE_LEFT = (
     "pooler.",
     "classifier.",
     "embeddings.mask_token",
-)  # heads; MAE's decoder
+)
 VIT_FIELDS = dict(
     hidden_size="image_width",
     num_hidden_layers="image_depth",
@@ -952,9 +948,8 @@ def vg_config(tensors: dict, args: dict, what: str = "this VG-HuBERT") -> SGMIMC
 
     sizes = vit_sizes(part("image_encoder.vit."), what) | hubert_sizes(part("audio_encoder.hubert."), what)
     for side in ("image", "audio"):
-        sizes[f"{side}_heads"] = max(
-            sizes.get(f"{side}_width", 64) // 64, 1
-        )  # 64 a head, in ViT-S, ViT-B and HuBERT Base
+        # 64 a head, in ViT-S, ViT-B and HuBERT Base
+        sizes[f"{side}_heads"] = max(sizes.get(f"{side}_width", 64) // 64, 1)
     sizes |= dict(
         audio_heads=args.get("encoder_attention_heads", sizes["audio_heads"]),
         decoder_heads=sizes["image_heads"],
@@ -1056,10 +1051,11 @@ def load_tiny_backbones(model, folder=None):
     return model
 
 # %% ../../nbs/models/07_pretrained.ipynb #f85e34fe
+# §3.2, §3.3: image, audio
 WEIGHTS = {
     "paper": ("vit_base_patch16_224.mae", "facebook/hubert-base-ls960"),
     "vg-hubert": ("vit_small_patch8_224.dino", "facebook/hubert-base-ls960"),
-}  # §3.2, §3.3: image, audio
+}
 
 
 def initial_weights(
@@ -1208,8 +1204,10 @@ def training_lines(record: dict) -> list[str]:
 # %% ../../nbs/models/07_pretrained.ipynb #4cf9e552
 LICENCES = """The code of sgmim is under Apache-2.0. These weights may be bound by more than that:
 
-- **Weights that started from MAE's are for non-commercial use** (CC BY-NC 4.0, as MAE's own), and so is what was trained from them.
-- **The method is the subject of a patent application, KR-20260064400-A (KAIST).** Nobody who made this file can grant a right under it.
+- **Weights that started from MAE's are for non-commercial use** (CC BY-NC 4.0, as MAE's own),
+  and so is what was trained from them.
+- **The method is the subject of a patent application, KR-20260064400-A (KAIST).**
+  Nobody who made this file can grant a right under it.
 - The corpora that a model was trained on have terms of their own."""
 
 CITATION = """```bibtex

@@ -53,7 +53,7 @@ class EncoderConfig:
     image_heads: int = 12  # (§3.2)
     image_mlp_ratio: float = 4.0  # (ViT-B)
     image_drop_path: float = 0.0  # stochastic depth; the paper names none
-    crop_pct: float = 0.875  # evaluation: side of the centre crop over the image's short side: 224 of 256 (VG-HuBERT's code)
+    crop_pct: float = 0.875  # evaluation: centre crop over the short side, 224 of 256 (VG-HuBERT's code)
     # audio encoder E_A
     audio_width: int = 768  # (§3.2)
     audio_depth: int = 12  # layers (§3.2)
@@ -70,12 +70,10 @@ class EncoderConfig:
     attention_dropout: float = 0.1  # (VG-HuBERT's code)
     activation_dropout: float = 0.0  # (VG-HuBERT's code)
     input_dropout: float = 0.1  # after the projection of the convolutions' output (VG-HuBERT's code)
-    zero_padded_frames: bool = (
-        False  # before the positional convolution: not in VG-HuBERT's code; transformers does
-    )
-    valid_frames: str = (
-        "any_sample"  # of a padded caption: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
-    )
+    # before the positional convolution: not in VG-HuBERT's code; transformers does
+    zero_padded_frames: bool = False
+    # of a padded caption: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
+    valid_frames: str = "any_sample"
     freeze_cnn: bool = True  # convolutions stay as pretrained (VG-HuBERT's code)
     reinit_layers: int = 3  # last layers started afresh after loading HuBERT (§3.2)
 
@@ -89,9 +87,8 @@ class EncoderConfig:
 class SGMIMConfig(EncoderConfig):
     "The whole model and its objective. Defaults are the paper's; what it leaves open is marked *ours*."
 
-    reconstruction: str = (
-        "summary"  # row of Table 4: 'none', 'plain', 'frames' or 'summary' (ours, in the paper's words)
-    )
+    # row of Table 4: 'none', 'plain', 'frames' or 'summary' (ours, in the paper's words)
+    reconstruction: str = "summary"
     # decoder D_M
     decoder_width: int | None = None  # ours: None = as the image encoder
     decoder_depth: int = 1  # (§3.2)
@@ -112,9 +109,8 @@ class SGMIMConfig(EncoderConfig):
     mask_ratio: float = 0.75  # (§3.2)
     lam: float = 2.0  # λ (§3.2)
     mim_onset: float = 3.0  # epochs of contrastive loss alone (§3.2)
-    mim_target: str = (  # what the decoder predicts: 'features' of the momentum encoder (§2.1), or 'pixels', as MAE (ours, to compare)
-        "features"
-    )
+    # what is predicted: 'features' of the momentum encoder (§2.1) or 'pixels' as MAE (ours)
+    mim_target: str = "features"
     mim_reduction: str = "mean"  # ours: over dimensions, 'mean' or 'sum'
     mim_normalise_target: bool = False  # ours: LayerNorm on the target
     drop_self: bool = True  # W without [CLS]'s attention to itself (eq. 3: W multiplies z_1..z_T)
@@ -123,9 +119,8 @@ class SGMIMConfig(EncoderConfig):
     # momentum encoder (§2.1, §3.2)
     momentum_start: float = 0.999  # α at the start (§3.2)
     momentum_end: float = 1.0  # α at the end (§3.2)
-    momentum_horizon: str = (
-        "training"  # ours: the cosine spans 'training', or the 'reconstruction' part of it
-    )
+    # ours: the cosine spans 'training', or the 'reconstruction' part of it
+    momentum_horizon: str = "training"
 
     def __post_init__(self):
         check_config(self)
@@ -238,6 +233,7 @@ def paper() -> SGMIMConfig:
 def scenes_tiny() -> SGMIMConfig:
     """The same model in small (all sizes ours): 96-pixel images of 64 patches, 25 audio frames a second,
     width 128."""
+    # some thousand updates, not some hundred thousand
     return SGMIMConfig(
         image_size=96,
         crop_pct=1.0,
@@ -269,12 +265,13 @@ def scenes_tiny() -> SGMIMConfig:
         # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
         temperature=0.07,
         momentum_start=0.99,
-    )  # some thousand updates, not some hundred thousand
+    )
 
 # %% ../../nbs/models/05_sgmim.ipynb #6d9573f5
 def vg_hubert() -> SGMIMConfig:
     """VG-HuBERT as published (§3.3; VG-HuBERT's code): DINO's ViT-S/8, HuBERT Base, [CLS] against [CLS],
     no reconstruction."""
+    # contrastive learning alone (§3.3); heads fit the width, should one add a decoder
     return SGMIMConfig(
         image_size=224,
         patch_size=8,  # 28 x 28 = 784 patches (§3.3: ViT-S/8; VG-HuBERT's code)
@@ -292,7 +289,7 @@ def vg_hubert() -> SGMIMConfig:
         mask_same_image=True,  # (VG-HuBERT's code)
         reconstruction="none",
         decoder_heads=6,
-    )  # contrastive learning alone (§3.3); heads fit the width, should one add a decoder
+    )
 
 
 PRESETS = {
@@ -402,9 +399,8 @@ class DualEncoder(nn.Module):
         c = self.config = config
         self.image_encoder, self.audio_encoder = build_image_encoder(c), build_audio_encoder(c)
         self.image_proj, self.audio_proj = (
-            projection(
-                c.projection, width, 2 * c.audio_width, c.embed_dim
-            )  # VG-HuBERT's code: both by the audio's width
+            # VG-HuBERT's code: both by the audio's width
+            projection(c.projection, width, 2 * c.audio_width, c.embed_dim)
             for width in (c.image_width, c.audio_width)
         )
 
@@ -516,7 +512,7 @@ class SGMIM(DualEncoder):
         lam: float | None = None,  # λ; None: the configuration's
         generator: torch.Generator | None = None,  # draws the masks
         mask: PatchMask | None = None,  # the masks themselves
-        contrast=None,  # (z_image, z_audio, image_id) -> loss, where the batch is a part of a larger one; None: `self.contrast`
+        contrast=None,  # (z_image, z_audio, image_id) -> loss of a larger batch; None: `self.contrast`
     ) -> dict:  # loss, loss_nce, loss_mim (0 where not computed), z_image, z_audio
         "The objective on one batch (eqs. 2-5)."
         c, image, loss_mim = self.config, batch["image"], None
@@ -560,9 +556,8 @@ def config_difference(a: SGMIMConfig, b: SGMIMConfig) -> list[str]:
     ]
 
 
-BEFORE = dict(
-    input_dropout=0.0, zero_padded_frames=True, valid_frames="convolution"
-)  # how models were made that lack these fields
+# how models were made that lack these fields
+BEFORE = dict(input_dropout=0.0, zero_padded_frames=True, valid_frames="convolution")
 
 
 def read_config(fields: dict, where: str = "config") -> SGMIMConfig:
@@ -650,15 +645,13 @@ def load_model(
 
 # %% ../../nbs/models/05_sgmim.ipynb #9e2c3923
 IMAGE_EXTRA = ("head.", "decoder_", "mask_token")  # a classifier; MAE's decoder
-AUDIO_EXTRA = (
-    "masked_spec_embed",
-    "final_proj.",
-    "label_embs_concat",
-)  # SpecAugment's vector; HuBERT's pretext heads
+# SpecAugment's vector; HuBERT's pretext heads
+AUDIO_EXTRA = ("masked_spec_embed", "final_proj.", "label_embs_concat")
+# older weight norm
 OLD_NAMES = {
     ".weight_g": ".parametrizations.weight.original0",
     ".weight_v": ".parametrizations.weight.original1",
-}  # older weight norm
+}
 
 
 def load_backbones(

@@ -46,6 +46,7 @@ FIELDS = {
     "hardware.python": str,
     "hardware.torch": str,
 }
+# of several models at once: metrics[split][name]
 KINDS = {
     "train": {
         "config.model": dict,
@@ -68,7 +69,7 @@ KINDS = {
     "pretrain": {"config.pretraining": dict, "config.model": dict},
     "benchmark": {},
     **dict.fromkeys(("gradients", "mistakes"), {"config.rows": dict, "data": dict}),
-}  # of several models at once: metrics[split][name]
+}
 RUN = {
     "config.model": dict,
     "config.train": dict,
@@ -86,10 +87,8 @@ RUN = {
     "steps": int,
     "pairs_seen": int,
 }
-KINDS |= {
-    "reproduce": {**RUN, "metrics.tests": dict},
-    "tune": RUN,
-}  # runs of the runs notebook: for a table, or to choose hyper-parameters on dev
+# runs of the runs notebook: for a table, or to choose hyper-parameters on dev
+KINDS |= {"reproduce": {**RUN, "metrics.tests": dict}, "tune": RUN}
 
 
 def at(record, path):
@@ -101,9 +100,8 @@ def at(record, path):
     return record
 
 # %% ../../nbs/paper/00_records.ipynb #d1541e71
-LOCAL = re.compile(
-    r"""(?:^|[\s='"(,:])(?:(?:/[\w.@+-]+){2,}|~/|[A-Za-z]:\\)"""
-)  # /a/b, ~/a, C:\a; not 1/2, not https://a/b
+# /a/b, ~/a, C:\a; not 1/2, not https://a/b
+LOCAL = re.compile(r"""(?:^|[\s='"(,:])(?:(?:/[\w.@+-]+){2,}|~/|[A-Za-z]:\\)""")
 
 
 def leaves(value, path=""):
@@ -553,9 +551,8 @@ def marks(record):
     tests = record["metrics"].get("tests", {})
     texts = {f"metrics.tests.{t}.{s}.ranks": r[s]["ranks"] for t, r in tests.items() for s in SIDES}
     texts["metrics.curves.loss"] = record["metrics"].get("curves", {}).get("loss", "")
-    return {
-        k: v for k, v in texts.items() if len(set(v.split())) > 10
-    }  # fewer different numbers may agree by chance
+    # fewer different numbers may agree by chance
+    return {k: v for k, v in texts.items() if len(set(v.split())) > 10}
 
 
 def copied(records):

@@ -123,7 +123,8 @@ class RunSpec:
     def folder(self):
         "The name of its folder below runs/."
         mark = stable_hash(repr(self.config)) % 16**8
-        return f"{self.label}-{slug(self.row)}-seed{self.seed}{'-compute' * (self.budget == 'compute')}-{mark:08x}"
+        budget = "-compute" * (self.budget == "compute")
+        return f"{self.label}-{slug(self.row)}-seed{self.seed}{budget}-{mark:08x}"
 
     def path(self, results):
         "Where its record lies in a folder of results."
@@ -242,9 +243,8 @@ def plan_runs(
         raise ConfigError(f"data is one of {', '.join(PRESET)}, not '{data}'")
     if budget not in ("steps", "compute"):
         raise ConfigError(f"budget is 'steps' or 'compute', not '{budget}'")
-    known = tuple(
-        r for r in rows_of(table) if data != "scenes" or r in ROWS
-    )  # VG-HuBERT as published needs DINO's weights
+    # VG-HuBERT as published needs DINO's weights
+    known = tuple(r for r in rows_of(table) if data != "scenes" or r in ROWS)
     if odd := [r for r in rows or () if r not in known]:
         raise ConfigError(
             f"table {table} on {data} has no row '{odd[0]}' that can be run; there are {', '.join(known)}"
@@ -268,10 +268,8 @@ def plan_runs(
             {**found.get("set", {}), **found.get("rows", {}).get(row, {}), **beside},
         )
         if weights == "random":
-            model, train = (
-                replace(model, freeze_cnn=False),
-                replace(train, cache_frames=False),
-            )  # a random front end has to learn
+            # a random front end has to learn
+            model, train = (replace(model, freeze_cnn=False), replace(train, cache_frames=False))
         return name, replace(model, reconstruction=ROWS.get(row, "none")), train
 
     specs = []
@@ -353,9 +351,8 @@ def test_model(model, tests, train, device, workers=0):
     out = {}
     for name, corpus in tests.items():
         e = embed(model, pool(model.config, corpus, train.eval_seconds, workers=workers), device)
-        used, of = np.unique(
-            e.image_of_caption.numpy(), return_inverse=True
-        )  # an image is left out if all its captions could not be read
+        # an image is left out if all its captions could not be read
+        used, of = np.unique(e.image_of_caption.numpy(), return_inverse=True)
         out[name] = pack_result(
             e.metrics(similarity=model.config.similarity), e.image_id.numpy()[used], e.index.numpy(), of
         )

@@ -199,13 +199,14 @@ def contrast(split, terms, sides=SIDES, keep=None):
             raise DataError(
                 f"the records of {names} are not of the same queries of {split}: they cannot be compared"
             )
+        # (seeds, Q, K), (Q,)
         values, groups = (
             sum(
                 sign * np.stack([h for h, _, _ in some])
                 for (sign, _, _), some in zip(terms, every, strict=True)
             ),
             every[0][0][1],
-        )  # (seeds, Q, K), (Q,)
+        )
         if keep is not None:
             values, groups = values[:, keep[side]], groups[keep[side]]
         parts.append((values.mean(0), groups))

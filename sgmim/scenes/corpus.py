@@ -40,9 +40,8 @@ from .pictures import content, draw_scene, sample_scene, scene_from_dict, scene_
 from .voices import OTHERS, SAMPLE_RATE, SEEN, UNSEEN, speak, vary
 
 # %% ../../nbs/scenes/03_corpus.ipynb #47427fdb
-RECIPE = (
-    "scenes-1"  # changes whenever a picture, sentence or voice would: caches of another recipe are never read
-)
+# changes whenever a picture, sentence or voice would: caches of another recipe are never read
+RECIPE = "scenes-1"
 MAX_SECONDS = 4.0  # a longer caption is said in other words
 
 
@@ -57,6 +56,7 @@ class SplitRule:
     novel: bool = False
 
 
+# unpaired speech and pictures, for the backbones
 SPLITS = {
     "train": SplitRule(SEEN, range(0, 70), range(0, 60)),
     "dev": SplitRule(SEEN, range(70, 80), range(60, 80)),
@@ -64,7 +64,7 @@ SPLITS = {
     "test-unseen": SplitRule(UNSEEN, range(90, 100), range(80, 100)),
     "test-novel": SplitRule(SEEN, range(0, 100), range(80, 100), novel=True),
     "pretrain": SplitRule(SEEN + OTHERS, range(0, 70), range(0, 60)),
-}  # unpaired speech and pictures, for the backbones
+}
 
 # %% ../../nbs/scenes/03_corpus.ipynb #386843f8
 def held_out(things):
@@ -93,15 +93,13 @@ def make_item(split, i, captions=1, seed=0):
             continue
         spoken = _say(scene, captions, rule, rng)
         if spoken:
-            return (
-                scene,
-                spoken,
-            )  # a plain scene may have no sentence in the split's bucket, and fewer than asked for
+            # a plain scene may have no sentence in the split's bucket, and fewer than asked for
+            return (scene, spoken)
 
 
 def _say(scene, n, rule, rng):
     made = {}
-    for attempt in range(100):
+    for _ in range(100):
         said = caption(scene, rng)
         if said.text in made or bucket("text", said.text) not in rule.texts:
             continue
@@ -237,10 +235,10 @@ def _watch(run, folder, todo, args, progress):
                 if p.poll():
                     err.seek(0)
                     said = err.read().decode(errors="replace").strip().splitlines()
+                    why = said[-1] if said else f"a worker ended with status {p.returncode} (out of memory?)"
                     raise SgmimError(
-                        f"making the embedded corpus in {folder} failed:"
-                        f" {said[-1] if said else f'a worker ended with status {p.returncode} (out of memory?)'}."
-                        " The same call goes on from there."
+                        f"making the embedded corpus in {folder} failed: {why}. The same call goes on from"
+                        " there."
                     )
             if not running:
                 return
@@ -371,9 +369,8 @@ def oracle_ladder(scenes, ks=(1, 5, 10)):
     own = np.bincount(scenes.image_of_caption, minlength=len(truth))
     ladder = {}
     for level, name in enumerate(LADDER):
-        fits = np.array(
-            [[_may_fit(c.place, c.things, t, level) for t in truth] for c in scenes.captions]
-        )  # (captions, images)
+        # (captions, images)
+        fits = np.array([[_may_fit(c.place, c.things, t, level) for t in truth] for c in scenes.captions])
         images, captions = fits.sum(1), fits.sum(0)
         ladder[name] = {
             "audio_to_image": {k: 100 * float(np.minimum(1, k / images).mean()) for k in ks},

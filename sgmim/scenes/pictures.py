@@ -1066,11 +1066,8 @@ def draw_masks(scene, size=96):
     return masks
 
 # %% ../../nbs/scenes/00_pictures.ipynb #2cf8f3bb
-SIDES = {
-    1: (0.64, 0.78),
-    2: (0.47, 0.53),
-    3: (0.4, 0.45),
-}  # a thing's side in fractions of the picture's, by how many there are
+# a thing's side in fractions of the picture's, by how many there are
+SIDES = {1: (0.64, 0.78), 2: (0.47, 0.53), 3: (0.4, 0.45)}
 
 
 def overlap(a, b):

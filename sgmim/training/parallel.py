@@ -69,9 +69,8 @@ def control():
     return dist.group.WORLD if dist.get_backend() == "gloo" else _control()
 
 
-PATIENCE = datetime.timedelta(
-    hours=1
-)  # with one that decodes a first batch, or writes a checkpoint, while the others wait
+# with one that decodes a first batch, or writes a checkpoint, while the others wait
+PATIENCE = datetime.timedelta(hours=1)
 _made = {}
 
 

@@ -40,6 +40,7 @@ from .step import autocast, keep_memory, make_optimiser, train_step
 
 # %% ../../nbs/training/05_plan.ipynb #ef0d137d
 # field -> value as printed in the paper, or in the paper that it names for it (ViT-B/16, HuBERT Base)
+# §3.2
 PRINTED = {
     "image_size": 224,
     "patch_size": 16,
@@ -84,7 +85,7 @@ PRINTED = {
     "warmup": 0.1,
     "schedule": "linear",
     "augment": "randaugment",
-}  # §3.2
+}
 VG_HUBERT = {  # field -> value in VG-HuBERT's code, where it is not as printed
     "patch_size": 8,
     "image_width": 384,
@@ -185,9 +186,8 @@ def calibrate(model, config, device="cpu", sizes=None, seconds=None):
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     step = sizes[1] - sizes[0]
-    per_pair = min(
-        max((t2 - t1) / step, 0.5 * t2 / sizes[1]), t2 / sizes[1]
-    )  # times are noisy: between half of the mean and the mean
+    # times are noisy: between half of the mean and the mean
+    per_pair = min(max((t2 - t1) / step, 0.5 * t2 / sizes[1]), t2 / sizes[1])
     return {
         "seconds_per_pair": per_pair,
         "seconds_fixed": max(0.0, t2 - sizes[1] * per_pair),
@@ -384,9 +384,8 @@ def make_plan(model, config, feed, device="cpu", out=None, measure=True, devices
     `devices`: how many share a batch (what they exchange is not counted here; memory is of one)."""
     counts, c, share = parameter_counts(model), model.config, -(-config.batch_size // devices)
     trained, every = counts["all"]
-    padded = (
-        not feed.corpus or feed.pairs.pad or not feed.pairs.measured
-    )  # else captions count with their mean length
+    # else captions count with their mean length
+    padded = not feed.corpus or feed.pairs.pad or not feed.pairs.measured
     found = (
         calibrate(model, config, device, seconds=None if padded else float(feed.pairs.lengths.mean()) / RATE)
         if measure
@@ -402,9 +401,8 @@ def make_plan(model, config, feed, device="cpu", out=None, measure=True, devices
         or found["activation_bytes_per_pair"]
         * (1 if padded else float(feed.pairs.lengths.max() / feed.pairs.lengths.mean()))
     )
-    alone = (
-        0.0 if c.reconstruction == "none" else min(1.0, c.mim_onset * feed.per_epoch / feed.steps)
-    )  # share of the steps before the onset
+    # share of the steps before the onset
+    alone = 0.0 if c.reconstruction == "none" else min(1.0, c.mim_onset * feed.per_epoch / feed.steps)
     step = found and (found["seconds_fixed"] + share * found["seconds_per_pair"]) * (
         1 - alone * (1 - found["share_before_onset"])
     )
@@ -508,10 +506,8 @@ def shape_cost(model, seconds, eval_seconds=None, batch=2):
     """What a pair with `seconds` of audio asks of an `SGMIMConfig`, from shapes alone: {'flops': (before,
     after the onset, forward and backward), 'image_flops', 'caption_flops' (to embed one),
     'kept': bytes that autograd keeps in float32}."""
-    flops, contrast = (
-        [],
-        lambda image, audio, ids: image.sum() + audio.sum(),
-    )  # the scores of a batch are no pair's own
+    # the scores of a batch are no pair's own
+    flops, contrast = ([], lambda image, audio, ids: image.sum() + audio.sum())
     with torch.device("meta"):
         net = SGMIM(model).train()
         data, kept = _noise(net, batch, seconds, "meta"), {}
@@ -549,6 +545,7 @@ class Device:
     link: float
 
 
+# PCIe 4.0 × 16
 DEVICES = {
     "h200": Device(989e12, 67e12, 141e9, 450e9),
     "h100": Device(989e12, 67e12, 80e9, 450e9),
@@ -556,16 +553,15 @@ DEVICES = {
     "l40s": Device(362e12, 91.6e12, 48e9, 32e9),
     "l4": Device(121e12, 30.3e12, 24e9, 32e9),
     "rtx4090": Device(165e12, 82.6e12, 24e9, 32e9),
-}  # PCIe 4.0 × 16
+}
 NETWORKS = {"InfiniBand NDR, 400 Gb/s": 50e9, "Ethernet, 100 Gb/s": 12.5e9, "Ethernet, 10 Gb/s": 1.25e9}
 UTILISATION = 0.4  # share of the published rate that a step of this model reaches: an assumption
 # bytes kept in bfloat16 autocast over those in float32: the residual stream stays in float32 (36 of 64 bytes
 # a token and channel of a transformer layer)
 HALF = 0.56
 SAVING = 3  # copies of what a checkpoint holds, at once in memory while it is written
-DECODED = (
-    600.0  # pairs a second that one process decodes, where no corpus is at hand (results/bench-shards.json)
-)
+# pairs a second that one process decodes, where no corpus is at hand (results/bench-shards.json)
+DECODED = 600.0
 
 # %% ../../nbs/training/05_plan.ipynb #7d06acde
 @dataclass(frozen=True)
@@ -594,14 +590,11 @@ def modelled(model, train, device, utilisation=UTILISATION, seconds=None, decode
         shape_cost(model, seconds or usual_seconds(model, train), train.eval_seconds),
         train.amp != "off",
     )
-    rate, whole = (
-        (device.bf16 if half else device.fp32) * utilisation,
-        device.fp32 * utilisation,
-    )  # evaluation is in float32
+    # evaluation is in float32
+    rate, whole = ((device.bf16 if half else device.fp32) * utilisation, device.fp32 * utilisation)
     trained, every = model_size(model)
-    at_rest = (
-        4 * (every + 3 * trained) + 2 * trained * half + 2**30
-    )  # weights, gradient, two moments; weights in bfloat16; what the driver and the libraries take
+    # weights, gradient, two moments; weights in bfloat16; what the driver and the libraries take
+    at_rest = 4 * (every + 3 * trained) + 2 * trained * half + 2**30
     return Cost(
         "modelled",
         0.0,
@@ -699,11 +692,8 @@ def take_steps(spec):
         n = min(most, max(4, round(seconds / quick)))
         return [max(2, n // 2), n]
 
-    peaks, found, (dropped, rounds) = (
-        [],
-        [],
-        (1, 3) if quick < 0.2 else (0, 1),
-    )  # the first round asks the system for memory that later ones have
+    # the first round asks the system for memory that later ones have
+    peaks, found, (dropped, rounds) = ([], [], (1, 3) if quick < 0.2 else (0, 1))
     for n in sizes(
         5 * spec["seconds"], min(B, 64)
     ):  # memory grows less evenly than time, so it is looked at in larger batches
@@ -848,9 +838,8 @@ def fit_cost(found, parts, decode=1 / DECODED, saving=0.0):
 
     last = len(parts) - 1
     small, large = (mean(s, last) for s in (sizes[0], sizes[-1]))
-    after = (
-        float(np.clip((large - small) / (m - n), 0.5 * large / m, large / m)) if m > n else large / m
-    )  # times are noisy: between half of the mean and the mean
+    # times are noisy: between half of the mean and the mean
+    after = float(np.clip((large - small) / (m - n), 0.5 * large / m, large / m)) if m > n else large / m
     fixed = large - m * after
     of = {p["reconstruct"]: (mean(sizes[-1], k) - fixed) / m for k, p in enumerate(parts)}
     (few, low), (many, high) = found["peaks"]
@@ -950,9 +939,8 @@ def forecast(cost, model, train, pairs, dev=(0, 0), memory=math.inf, devices=1, 
     if (per_epoch := pairs // B) < 1:
         raise ConfigError(f"{pairs} pairs do not fill one batch of {B}")
     steps, share = max(1, round(train.epochs * per_epoch)), -(-B // devices)
-    evaluations = -(
-        -steps // max(1, round(train.eval_every * per_epoch))
-    )  # as `fit` does: at the end in any case
+    # as `fit` does: at the end in any case
+    evaluations = -(-steps // max(1, round(train.eval_every * per_epoch)))
     alone = steps if model.reconstruction == "none" else min(steps, round(model.mim_onset * per_epoch))
     piece = min(share, train.micro_batch or share)
     send = sum(exchanged(B, model.embed_dim, trained, devices).values()) / link

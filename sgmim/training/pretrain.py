@@ -111,9 +111,8 @@ def optimise(
                     "seconds": time.perf_counter() - began,
                 },
             )
-    torch.manual_seed(
-        stable_hash(seed, name, steps - 1) % 2**63
-    )  # what follows does not depend on whether this was resumed
+    # what follows does not depend on whether this was resumed
+    torch.manual_seed(stable_hash(seed, name, steps - 1) % 2**63)
     return {"losses": history, "seconds": round(time.perf_counter() - began, 1)}
 
 # %% ../../nbs/training/06_pretrain.ipynb #9bb77aa6

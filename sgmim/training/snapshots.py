@@ -58,9 +58,8 @@ class Snapshots:
             self.folder / f"step-{step:08d}",
             lambda part: save_checkpoint(part, tensors, {"step": step, **meta}),
         )
-        kept = [p for p in self.steps() if int(p.name[5:]) <= step][
-            -self.keep :
-        ]  # what lies beyond this step is broken, or of an earlier run
+        # what lies beyond this step is broken, or of an earlier run
+        kept = [p for p in self.steps() if int(p.name[5:]) <= step][-self.keep :]
         for p in self.steps():
             if p not in kept:
                 shutil.rmtree(p, ignore_errors=True)

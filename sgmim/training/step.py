@@ -81,9 +81,8 @@ def gradients(net, batch, masks, counts, config, device, seed=0, team=Team()):
     `masks`: of the whole batch; None for no reconstruction."""
     model, b, start = getattr(net, "module", net), counts[team.rank], sum(counts[: team.rank])
     whole, size = sum(counts), min(config.micro_batch or b, b)
-    cached = (
-        bool(config.micro_batch) and max(counts) > config.micro_batch
-    )  # the same on all processes, also where one's own rows fit: what they exchange has to match
+    # the same on all processes, also where one's own rows fit: what they exchange has to match
+    cached = bool(config.micro_batch) and max(counts) > config.micro_batch
     pieces, own = (
         [slice(a, min(a + size, b)) for a in range(0, b, size)],
         slice(start, start + b) if team.size > 1 else None,
