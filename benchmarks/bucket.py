@@ -2,8 +2,7 @@
 
 The small model on the embedded corpus, where what is heard does not depend on the padding: the steps of an
 epoch without buckets and with them, in turn, some rounds. Reported: CPU-seconds of an epoch (the median),
-the share of all
-samples that is padding.
+the share of all samples that is padding.
 """
 
 import argparse

@@ -3,9 +3,8 @@ and .png
 
 A step of the full model as the batch grows, and as the audio gets longer (benchmarks/step.py, a process
 each); the order of the batches and a corpus without media as the number of captions grows. The exponent is
-the slope
-of log against log over the larger half of the sizes; memory is counted above the smallest size. On a CPU
-seconds are those of the processor, with one thread: what else runs does not count.
+the slope of log against log over the larger half of the sizes; memory is counted above the smallest size.
+On a CPU seconds are those of the processor, with one thread: what else runs does not count.
 """
 
 import argparse

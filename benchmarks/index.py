@@ -2,10 +2,9 @@
 
 Three parts, of which `--parts` chooses. build: `--images` small JPEGs are written to a temporary folder,
 and indexed with the shipped model; then once more, when nothing has changed, and after one in a hundred
-has. exact: exact
-search among random vectors of width 128, by their number; cold is the first search after opening.
-approximate: FAISS against exact, time and recall at 10, where the vectors are random and where they lie in
-clusters.
+has. exact: exact search among random vectors of width 128, by their number; cold is the first search after
+opening. approximate: FAISS against exact, time and recall at 10, where the vectors are random and where
+they lie in clusters.
 """
 
 import argparse

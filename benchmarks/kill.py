@@ -2,8 +2,7 @@
 
 One training of the small model on the embedded corpus, uninterrupted; then the same command killed with
 SIGKILL at random moments (while it loads, steps, evaluates, or writes a checkpoint) and begun again until
-it is done.
-The weights at the end have to be the same to the bit. Reported too: what the kills cost.
+it is done. The weights at the end have to be the same to the bit. Reported too: what the kills cost.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 
 The step of benchmarks/step.py (full size, '+ Summary') as it is, and with one thing changed: a lever that
 is in use taken out, or one that is not tried. Each case in a process of its own; of all cases the
-unchanged one
-is first and last, since a machine is seldom the same for long. `--rounds 3` takes all in turn, three
-times; `--busy 1` keeps a core busy meanwhile.
+unchanged one is first and last, since a machine is seldom the same for long. `--rounds 3` takes all in
+turn, three times; `--busy 1` keeps a core busy meanwhile.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 benchmarks/parse_metadata.py`, about two minutes, 1.5 GB of disk.
 
 Writes metadata of the size and shape of SpokenCOCO's (123,287 images, 616,435 captions) and of Places
-Audio's (400,000) to a temporary folder, and loads each layout
-in a process of its own. Memory is the peak of that process, and what the imports alone had taken. The
-record goes to results/bench-parse.json.
+Audio's (400,000) to a temporary folder, and loads each layout in a process of its own. Memory is the peak
+of that process, and what the imports alone had taken. The record goes to results/bench-parse.json.
 """
 
 import argparse

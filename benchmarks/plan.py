@@ -2,13 +2,12 @@
 
 Each case is first forecast from steps measured on this machine (as `sgmim_plan --calibrate` does), then
 trained in a process of its own, then measured again there (what else the machine does changes from minute
-to minute, so the
-forecast of times is the mean of what was measured before and after; that of memory is from before): the
-small model on the embedded corpus, without and with reconstruction, at two batch sizes
+to minute, so the forecast of times is the mean of what was measured before and after; that of memory is
+from before): the small model on the embedded corpus, without and with reconstruction, at two batch sizes
 and in two precisions, and a few steps of the full model on noise. Compared: CPU-seconds and seconds of a
-step (decoding included), and the peak memory of the process; of the training named 'whole',
-which is evaluated and writes checkpoints: seconds in all, seconds of evaluation, and the most disk that
-its folder takes. `--rounds 2` does all of it twice.
+step (decoding included), and the peak memory of the process; of the training named 'whole', which is
+evaluated and writes checkpoints: seconds in all, seconds of evaluation, and the most disk that its folder
+takes. `--rounds 2` does all of it twice.
 """
 
 import argparse

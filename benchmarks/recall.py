@@ -2,8 +2,7 @@
 
 Random embeddings of the size of SpokenCOCO's test, 5,000 images and 25,031 captions, both directions; by
 width, threads and the number of captions scored at a time. Each case in a process of its own: seconds, and
-memory
-above what the libraries take.
+memory above what the libraries take.
 """
 
 import argparse

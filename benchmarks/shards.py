@@ -2,11 +2,10 @@
 minute and a half, 0.5 GB.
 
 Writes a corpus of photographic size (640 x 480 JPEG, 5 s wav) to a folder of its own in DIR, packs it, and
-reads one epoch of pairs in one process:
-in random order and in the order that draws from two shards at a time; with the files dropped from memory
-before, and once more with them there;
-the bytes alone, and decoded. Give the disk on which your corpus lies: the answer is the disk's. The record
-goes to results/bench-shards.json.
+reads one epoch of pairs in one process: in random order and in the order that draws from two shards at a
+time; with the files dropped from memory before, and once more with them there; the bytes alone, and
+decoded. Give the disk on which your corpus lies: the answer is the disk's. The record goes to
+results/bench-shards.json.
 """
 
 import argparse

@@ -400,8 +400,7 @@ def check_state(module, tensors, what="checkpoint", ignore=()):
 
 def load_state(module, tensors, what="checkpoint", ignore=()):
     """Load `tensors` into `module`, strictly; names starting with one of `ignore` may be missing or left
-    over.
-    `CheckpointError` lists all that does not fit (see `check_state`); the module is then unchanged."""
+    over. `CheckpointError` lists all that does not fit (see `check_state`); the module is then unchanged."""
     check_state(module, tensors, what, ignore)
     own = module.state_dict()
     module.load_state_dict({k: v for k, v in tensors.items() if k in own}, strict=False)

@@ -177,9 +177,8 @@ def alone(folder, name="lock"):
     """Yields True if no other run works in `folder`, and keeps others out meanwhile.
 
     The file `name` is locked by the operating system, so the lock ends with the process, however that
-    ends. Where
-    the system has no such locks (Windows, some network folders), only runs of the same process exclude
-    each other.
+    ends. Where the system has no such locks (Windows, some network folders), only runs of the same process
+    exclude each other.
     """
     path = Path(folder).resolve() / name
     if path in _HELD:
@@ -419,9 +418,8 @@ LOOKED = 500  # batches of one's own that are marked
 
 def content_marks(data):
     """Marks and hashes of what a corpus holds, a list: of files their sizes and a sample (`Corpus.marks`);
-    nothing for a
-    corpus with a `fingerprint` of its own; of another class 8 images and 8 recordings. None for what
-    cannot be read."""
+    nothing for a corpus with a `fingerprint` of its own; of another class 8 images and 8 recordings. None
+    for what cannot be read."""
     if isinstance(data, Corpus):
         return data.marks
     if getattr(data, "fingerprint", None):
@@ -805,23 +803,20 @@ def fit(
     notes=None,
 ):
     """Train `model` (an `SGMIM`, an `SGMIMConfig` or the name of a preset) on `data` (a corpus, or a
-    re-iterable of batches); returns a `Fitted`.
-    `dev`: a corpus or loader for choosing the best checkpoint, or {name: corpus or loader} (Places:
-    dev_seen and dev_unseen); `config`: a `TrainConfig` (default: the preset's, else the paper's); `out`:
-    the run's folder
-    (None: nothing is written); `resume`: go on from what `out` holds; `workers`: processes that decode ahead;
-    A run goes on only with the configuration, data, dev set and initial weights that it began with (a
-    configuration instead of a model: with whatever initial weights it began with); what of the data is
-    compared says the training notebook.
-    `progress`: True, a bar; False, nothing; a function: it is given the history (dicts with 'step')
-    whenever that has grown, and its `close()`, if it has one, is called at the end; `notes`: further
-    entries of the run record (such as `pretrained`, where the
-    initial weights are from). Ctrl-C or SIGTERM: a checkpoint is saved at the end of the step, then
-    `KeyboardInterrupt`.
-    Under `torchrun` or `accelerate launch` the processes are one training: `config.batch_size` is of the
-    whole batch, `out` a folder that all share, and the first process writes.
-    Raises `ConfigError`, `DataError`, `CheckpointError` (another run in `out`, or one that still runs),
-    and `SgmimError` for a loss that is not finite."""
+    re-iterable of batches); returns a `Fitted`. `dev`: a corpus or loader for choosing the best
+    checkpoint, or {name: corpus or loader} (Places: dev_seen and dev_unseen); `config`: a `TrainConfig`
+    (default: the preset's, else the paper's); `out`: the run's folder (None: nothing is written);
+    `resume`: go on from what `out` holds; `workers`: processes that decode ahead; A run goes on only with
+    the configuration, data, dev set and initial weights that it began with (a configuration instead of a
+    model: with whatever initial weights it began with); what of the data is compared says the training
+    notebook. `progress`: True, a bar; False, nothing; a function: it is given the history (dicts with
+    'step') whenever that has grown, and its `close()`, if it has one, is called at the end; `notes`:
+    further entries of the run record (such as `pretrained`, where the initial weights are from). Ctrl-C or
+    SIGTERM: a checkpoint is saved at the end of the step, then `KeyboardInterrupt`. Under `torchrun` or
+    `accelerate launch` the processes are one training: `config.batch_size` is of the whole batch, `out` a
+    folder that all share, and the first process writes. Raises `ConfigError`, `DataError`,
+    `CheckpointError` (another run in `out`, or one that still runs), and `SgmimError` for a loss that is
+    not finite."""
     keep_memory()
     team, device = join(device)
     if out is not None and team.first:  # say so before the first step, not after an hour
@@ -1016,8 +1011,7 @@ AUDIO_SIZES = (
 
 def check_front_end(model, given):
     """A frozen front end that was never trained stays random: `ConfigError` if `given` (what `fit` was
-    given) is a preset or a configuration for
-    whose sizes there are weights, else a warning."""
+    given) is a preset or a configuration for whose sizes there are weights, else a warning."""
     if not (model.config.freeze_cnn and untrained(model.audio_encoder.hubert.feature_extractor)):
         return
     said = "the convolutional front end of the audio encoder is random, and freeze_cnn=True keeps it so"

@@ -175,8 +175,8 @@ class Places:
 
 def test_it_learns_from_speech_that_belongs_to_the_image_and_from_no_other():
     """The same run on the same pictures and the same speech, once rightly paired and once with the speech
-    dealt out anew, and both judged on pictures never seen.
-    Chance for R@10 among 64 is 15.6 %; who knows the place alone has 8 images to choose from."""
+    dealt out anew, and both judged on pictures never seen. Chance for R@10 among 64 is 15.6 %; who knows
+    the place alone has 8 images to choose from."""
     train, dev = Places("train", 256), Places("dev", 64)
     found, nce = [], []
     for data in (train, exchanged(train)):

@@ -2,8 +2,7 @@
 torch.
 
 Each check takes the top folder of the project and returns a list of problems; an empty list is a pass.
-tests/test_project.py
-runs them all, and plants a fault for each to see that it is found.
+tests/test_project.py runs them all, and plants a fault for each to see that it is found.
 """
 
 import ast
@@ -173,9 +172,8 @@ def sgmim_imports(tree, module, lib):
 
 def import_order(root):
     """A module imports only modules of folders to its left, or of lower-numbered notebooks in its own
-    folder; nobody imports a module that does not exist.
-    Cells that are not exported follow the same order, but notebooks in data/ may show the embedded corpus
-    of scenes/."""
+    folder; nobody imports a module that does not exist. Cells that are not exported follow the same order,
+    but notebooks in data/ may show the embedded corpus of scenes/."""
     lib, exported, problems = settings(root)["lib_path"], modules(root), []
     packages = {lib, f"{lib}._modidx"} | {name.rpartition(".")[0] for name in exported}
     own = {path: name for name, path in exported.items()}
@@ -338,8 +336,7 @@ def has_caption(after):
 
 def pages(root):
     """Each notebook begins with a cell of title and subtitle, a line each; figures have alt text and, but
-    for the photographs and paintings
-    that are JPEGs, a caption; no output is a warning or a traceback."""
+    for the photographs and paintings that are JPEGs, a caption; no output is a warning or a traceback."""
     problems = []
     for path in notebooks(root):
         name, found = f"nbs/{path}", cells(root, path)
@@ -535,8 +532,8 @@ def sidebar(root):
 
 def quarto_settings(root):
     """The settings of the site parse; nbs/_quarto.yml only points to the others; keys are known ones;
-    files they name are there, seen from nbs/;
-    sections of the sidebar and menus of the bar on top hold something."""
+    files they name are there, seen from nbs/; sections of the sidebar and menus of the bar on top hold
+    something."""
     root, problems, content = Path(root), [], {}
     for name in ("_quarto.yml", "nbs/_quarto.yml", "nbs/sidebar.yml"):
         try:

@@ -4,10 +4,9 @@
     python tools/readme.py --check   say what differs, write nothing; exit status 1 if something does
 
 Hidden cells and directives are dropped, stored outputs are kept (text in a fence, pictures as files under
-nbs/images/readme/),
-Quarto's call-outs become quotations. Links in the notebook are relative to nbs/; here they become relative
-to the top of the
-repository, where README.md stands, so they work on any host and in a plain checkout.
+nbs/images/readme/), Quarto's call-outs become quotations. Links in the notebook are relative to nbs/; here
+they become relative to the top of the repository, where README.md stands, so they work on any host and in
+a plain checkout.
 """
 
 import argparse

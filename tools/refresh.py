@@ -5,10 +5,9 @@
     python tools/refresh.py --slow training/04_train      the slow cells too
 
 Cells marked `#| slow`, `#| cuda` (tst_flags in settings.ini) or `#| eval: false` are not run and keep the
-outputs they have.
-Widgets (their ids change with every run), scripts and stderr (warnings, progress bars) are never stored. A
-notebook is written only if
-every cell ran. Each notebook has a Python process of its own, so that none sees what another left behind.
+outputs they have. Widgets (their ids change with every run), scripts and stderr (warnings, progress bars)
+are never stored. A notebook is written only if every cell ran. Each notebook has a Python process of its
+own, so that none sees what another left behind.
 """
 
 import argparse

@@ -113,9 +113,8 @@ def run_demo(
     workers=1,
 ):
     """Generate, train, evaluate, draw; returns the run record, which is also in `out`/demo.json. `model`:
-    an `SGMIMConfig` (default scenes-tiny),
-    `config`: a `TrainConfig` (default its recipe), `workers`: processes that decode ahead. A second call
-    finds what is there and goes on from it."""
+    an `SGMIMConfig` (default scenes-tiny), `config`: a `TrainConfig` (default its recipe), `workers`:
+    processes that decode ahead. A second call finds what is there and goes on from it."""
     out, device, clock, code = Path(out), pick_device(device), Clock(), code_version()
     splits = demo_splits(data, cache, progress)
     clock("data")

@@ -299,8 +299,8 @@ def read_about(file: Path) -> dict:
 # %% ../../nbs/apps/01_search.ipynb #1ea491ac
 def best_rows(parts: list, query: np.ndarray, k: int, largest: float, block: int = 65_536) -> tuple:
     """Rows that may be among the `k` with the largest inner product with `query` (E,), and that product in
-    64 bits: a few more than k, in no order.
-    `parts`: arrays (n_i, E), rows counted through all; `largest`: a bound on the length of a row."""
+    64 bits: a few more than k, in no order. `parts`: arrays (n_i, E), rows counted through all; `largest`:
+    a bound on the length of a row."""
     slack = (
         2 * len(query) * np.finfo(np.float32).eps * largest * float(np.linalg.norm(query.astype(np.float64)))
     )

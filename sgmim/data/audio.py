@@ -162,8 +162,8 @@ def _mp3_frame(head: bytes) -> tuple | None:
 # %% ../../nbs/data/00_audio.ipynb #4a39598f
 def _count_mp3(blob: bytes) -> tuple:
     """Frames of an mp3: (position of the first, number, whether the last is incomplete). Bytes between
-    frames (tags, damage)
-    are passed over: a frame counts if another of its kind follows it, or a tag, or the end of the file."""
+    frames (tags, damage) are passed over: a frame counts if another of its kind follows it, or a tag, or
+    the end of the file."""
     at, first, kind, n, size = 0, None, None, 0, len(blob)
     while at < size - 4:
         frame = _mp3_frame(blob[at : at + 4])
@@ -205,8 +205,7 @@ def _same_kind(blob, at, kind):
 
 def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
     """An mp3 with a Xing header that has the right number of frames, from the first frame on; None if it
-    has one already.
-    `DataError` if its last frame is incomplete and no header says so."""
+    has one already. `DataError` if its last frame is incomplete and no header says so."""
     try:
         first, n, cut = _count_mp3(blob)
     except DataError as e:
@@ -326,8 +325,7 @@ MAX_PEAK = 8.0  # float samples beyond it are integers written as floats
 @contextlib.contextmanager
 def open_sound(path):
     """A `soundfile.SoundFile` of a file's content, to be read from its beginning to its end, whatever the
-    file is called.
-    Raises `DataError` for formats that are not read here, and what libsndfile raises."""
+    file is called. Raises `DataError` for formats that are not read here, and what libsndfile raises."""
     with contextlib.ExitStack() as opened:
         f = opened.enter_context(_sound_file(path, blob := _repaired(path)))
         if f.format not in SOUND_FORMATS:
@@ -425,11 +423,10 @@ def load_audio(path, rate: int = RATE, max_seconds: float = None) -> np.ndarray:
     """The sound file at `path` (wav, flac, mp3, ogg, and others with a header; any rate, any number of
     channels) as a mono waveform, float32 (L,).
 
-    `rate` in Hz. `max_seconds`: only the first so many seconds, and only those are read.
-    Raises `DataError`, naming the file, if it is missing, empty, truncated, no sound file, shorter than
-    one frame,
-    or not finite. A silent file gives a warning, and so does one whose end is not marked, or that holds
-    integers as floats.
+    `rate` in Hz. `max_seconds`: only the first so many seconds, and only those are read. Raises
+    `DataError`, naming the file, if it is missing, empty, truncated, no sound file, shorter than one
+    frame, or not finite. A silent file gives a warning, and so does one whose end is not marked, or that
+    holds integers as floats.
     """
     path = Path(path)
     if max_seconds is not None and not 0 < max_seconds < math.inf:

@@ -255,13 +255,12 @@ def check_batches(batches):
 # %% ../../nbs/data/06_batches.ipynb #6d260df2
 class Pairs(torch.utils.data.Dataset):
     """The pairs of a corpus, by caption. `max_seconds`: only the first so many of each caption (§3.2
-    leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places).
-    `transform`: uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation; `side`: the short side in
-    pixels that it needs. `keep`: hold decoded images in memory.
-    `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does. `speed`: play each caption
-    up to this share faster or slower (drawn anew each time), pitch and
-    formants with it, as if another voice had said it. `skip`: an unreadable file gives {'unreadable':
-    (what, why)} instead of a `DataError`. `shortest`: samples that a model needs for one frame."""
+    leaves it open; VG-HuBERT's code takes 8 s, 18 s for Places). `transform`: uint8 (H, W, 3) -> uint8 (S,
+    S, 3), for size and augmentation; `side`: the short side in pixels that it needs. `keep`: hold decoded
+    images in memory. `pad`: pad every batch to exactly `max_seconds`, as VG-HuBERT's code does. `speed`:
+    play each caption up to this share faster or slower (drawn anew each time), pitch and formants with it,
+    as if another voice had said it. `skip`: an unreadable file gives {'unreadable': (what, why)} instead
+    of a `DataError`. `shortest`: samples that a model needs for one frame."""
 
     def __init__(
         self,

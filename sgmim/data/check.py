@@ -73,9 +73,8 @@ def paragraphs(findings):
 # %% ../../nbs/data/05_check.ipynb #2a6e2c18
 class Report:
     """What `check_data` found in the corpus at `path`, of a `kind`: `findings`, and numbers in `stats`
-    ({'splits': {split: {…}}}). `ok`: no finding is an error.
-    For figures, by split: `seconds`, lengths of the opened recordings; `per_speaker`, captions of each
-    speaker."""
+    ({'splits': {split: {…}}}). `ok`: no finding is an error. For figures, by split: `seconds`, lengths of
+    the opened recordings; `per_speaker`, captions of each speaker."""
 
     lines = 40  # of findings in the text; to_dict has all
 
@@ -266,9 +265,8 @@ def check_counts(report, name, split, images, captions):
 # %% ../../nbs/data/05_check.ipynb #67a057a2
 def check_files(report, corpus, find=None, max_unreadable=0.01):
     """Look for every listed file of a split. Returns which recordings (n,) and images (m,) are there and
-    not empty. An error if more than the share
-    `max_unreadable` of the captions is lost, as in training. `find`: a function (names, root, option) ->
-    advice on where else the files may be."""
+    not empty. An error if more than the share `max_unreadable` of the captions is lost, as in training.
+    `find`: a function (names, root, option) -> advice on where else the files may be."""
     stats, seen, there = report.stats["splits"][corpus.split], [], []
     for what, field, names in (
         ("recording", "audio", corpus.audio_names),
@@ -342,9 +340,9 @@ def _closed(path):
 # %% ../../nbs/data/05_check.ipynb #1f2e5005
 def seek(names, starts, seconds=5.0, depth=7, accept=lambda folder, whole: True):
     """(folder, None) to which one of the relative paths `names` can be joined to give a file; else (None,
-    path) of a file that has at least such a name; else (None, None).
-    Searches breadth first below the folders `starts`, at most `depth` levels and `seconds` long.
-    `accept(folder, whole)`: may it be this one (`whole`: whole paths fit, not names alone)?"""
+    path) of a file that has at least such a name; else (None, None). Searches breadth first below the
+    folders `starts`, at most `depth` levels and `seconds` long. `accept(folder, whole)`: may it be this
+    one (`whole`: whole paths fit, not names alone)?"""
     deadline, queue, seen, elsewhere = (
         time.monotonic() + seconds,
         deque((Path(s), 0) for s in starts),
@@ -482,9 +480,8 @@ def look_at_image(corpus, i):
 # %% ../../nbs/data/05_check.ipynb #84fb8c44
 def check_opened(report, corpus, there, sample, seed=0, workers=8, progress=True, max_unreadable=0.01):
     """Open a sample (None: all) of the recordings and images that are `there`, and judge what is seen.
-    Returns (recordings, images) that could be read, as indices.
-    Unreadable files are an error if they cost more than the share `max_unreadable` of the captions, as in
-    training."""
+    Returns (recordings, images) that could be read, as indices. Unreadable files are an error if they cost
+    more than the share `max_unreadable` of the captions, as in training."""
     from tqdm.auto import tqdm
 
     s, split, good, broken = report.stats["splits"][corpus.split], corpus.split, [], []
@@ -944,11 +941,10 @@ def check_data(
     Whatever is wrong with the data is a finding in it, not an exception.
 
     `kind`: as `recognise` names it; `splits`: those to look at (default: all); `image_root`, `audio_root`:
-    where the files are, if they are not found. Per split, `sample` recordings and
-    as many images are opened, chosen by `seed`, by `workers` threads; `all_files`: every one.
-    `max_unreadable`: share of the captions of a
-    split that may be missing, empty or unreadable before that is an error, as in training. `options` go to
-    the reader (`karpathy`, `metadata`). `ConfigError` for arguments that cannot be."""
+    where the files are, if they are not found. Per split, `sample` recordings and as many images are
+    opened, chosen by `seed`, by `workers` threads; `all_files`: every one. `max_unreadable`: share of the
+    captions of a split that may be missing, empty or unreadable before that is an error, as in training.
+    `options` go to the reader (`karpathy`, `metadata`). `ConfigError` for arguments that cannot be."""
     if sample < 1 or workers < 1:
         raise ConfigError(f"sample is {sample} and workers is {workers}; both have to be at least 1")
     report, corpora, opened, told = Report(path, kind), {}, [], set()

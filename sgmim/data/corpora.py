@@ -146,9 +146,8 @@ class _Window:
 # %% ../../nbs/data/04_corpora.ipynb #58ae3b49
 def entries(path, key="data", others=None, piece=1 << 20):
     """Yield (k, entry) of the list under `key` in the JSON object that a file holds, with a piece of the
-    file in memory (`piece` characters).
-    The other values of the object are put into the dict `others`. `DataError` names file, line and column
-    of a fault."""
+    file in memory (`piece` characters). The other values of the object are put into the dict `others`.
+    `DataError` names file, line and column of a fault."""
     try:
         yield from _entries(path, key, {} if others is None else others, piece)
     except DataError:
@@ -327,9 +326,8 @@ def _misspelt(keys, record, filled):
 # %% ../../nbs/data/04_corpora.ipynb #5a57f825
 class Rows:
     """Columns that grow record by record. `keys`: {'uttid', 'audio', 'image', 'speaker'; if the corpus has
-    them 'text', 'alignment', 'label': the key in a record};
-    `where(at)`: words for the place `at` of a record; `folders`: {'audio', 'image': the folder below which
-    absolute paths may lie}."""
+    them 'text', 'alignment', 'label': the key in a record}; `where(at)`: words for the place `at` of a
+    record; `folders`: {'audio', 'image': the folder below which absolute paths may lie}."""
 
     def __init__(self, keys, where=None, folders=None):
         self.keys, self.where, self.skips = keys, where, Skips()
@@ -497,9 +495,8 @@ def _told(changed):
 # %% ../../nbs/data/04_corpora.ipynb #129fd30c
 def find_root(given, guesses, names, what, other=lambda folder: False):
     """The folder that the listed `names` are relative to: the one `given`, else the first of `guesses`
-    under which one of the first 20 names is a file
-    (as it is listed, or else in another spelling), else the first guess that is a folder. `other(folder)`:
-    is it one of another corpus?"""
+    under which one of the first 20 names is a file (as it is listed, or else in another spelling), else
+    the first guess that is a folder. `other(folder)`: is it one of another corpus?"""
     if given is not None:
         if not os.path.isdir(given):
             raise DataError(f"{what} {given} is no folder")
@@ -659,11 +656,10 @@ def places_audio(root, split="train", metadata=None, image_root=None, audio_root
     is no file of 2020, train and val of the older ones.
 
     `metadata`: the JSON file of the split, or the folder of the files (else they are found in `root`,
-    `root`/metadata or `root`/placesaudio_2020_splits).
-    `image_root`, `audio_root`: what `image` ("a/abbey/1.jpg") and `wav` ("wavs/1/2.wav") are relative to.
-    Else, by `find_root`: `root`/images or `root`,
-    the base path in the file if it is absolute, any folder in `root`. `strict`: refuse a corpus with
-    faults; else they are counted in `skipped`. Raises `DataError`."""
+    `root`/metadata or `root`/placesaudio_2020_splits). `image_root`, `audio_root`: what `image`
+    ("a/abbey/1.jpg") and `wav` ("wavs/1/2.wav") are relative to. Else, by `find_root`: `root`/images or
+    `root`, the base path in the file if it is absolute, any folder in `root`. `strict`: refuse a corpus
+    with faults; else they are counted in `skipped`. Raises `DataError`."""
     root, head = _folder(root), {}
     files = _places_files(root, metadata)
     if metadata is None or os.path.isdir(metadata):
@@ -876,12 +872,11 @@ def spokencoco(
     """SpokenCOCO. `split`: train, val (or dev), test.
 
     `karpathy`: which files say what is in a split: 'unrolled', 'dataset' (dataset_coco.json), 'none'
-    (SpokenCOCO's own train and val), the path of a file or folder;
-    None: the first of these that is in `root`, `root`/SpokenCOCO or `root`/karpathy. `restval=False`:
-    train without COCO's val2014 images.
+    (SpokenCOCO's own train and val), the path of a file or folder; None: the first of these that is in
+    `root`, `root`/SpokenCOCO or `root`/karpathy. `restval=False`: train without COCO's val2014 images.
     `image_root`, `audio_root`: what `image` ("val2014/COCO_….jpg") and `wav` ("wavs/val/0/….wav") are
-    relative to; else found in `root`, or beside it, by `find_root`.
-    `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
+    relative to; else found in `root`, or beside it, by `find_root`. `strict`: refuse a corpus with faults;
+    else they are counted in `skipped`. Raises `DataError`."""
     root = _folder(root)
     own, files, listing = _coco_layout(root, karpathy, split)
     split = pick_split(
@@ -977,13 +972,12 @@ def _facc_split(rows, lists, split):
 # %% ../../nbs/data/04_corpora.ipynb #531b7e96
 def flickr8k_audio(root, split="train", image_root=None, audio_root=None, strict=False):
     """Flickr8k Audio (FACC). `split`: train, dev, test. In `root`: flickr_audio/ (or its content),
-    Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the images
-    in Flicker8k_Dataset/ (or any folder), and for texts Flickr8k.token.txt.
+    Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the images in Flicker8k_Dataset/ (or any folder),
+    and for texts Flickr8k.token.txt.
 
     `image_root`, `audio_root`: the folders of the images and of the recordings, else found by `find_root`.
-    An image in two lists is left out of both, a recording
-    in no list belongs to none. `strict`: refuse a corpus with faults; else they are counted in `skipped`.
-    Raises `DataError`."""
+    An image in two lists is left out of both, a recording in no list belongs to none. `strict`: refuse a
+    corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
     root = _folder(root)
     talk, lists, token = _facc_files(root)
     split = pick_split(
@@ -1192,9 +1186,8 @@ def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
     speaker, split, uttid, alignment.
 
     `split`: one of the column split, which may be left out if there is only one; without that column it is
-    the name of the file. `image_root`, `audio_root`: what paths are
-    relative to (else the table's folder). `strict`: refuse a corpus with faults; else they are counted in
-    `skipped`. Raises `DataError`."""
+    the name of the file. `image_root`, `audio_root`: what paths are relative to (else the table's folder).
+    `strict`: refuse a corpus with faults; else they are counted in `skipped`. Raises `DataError`."""
     path = Path(manifest)
     rows = Rows({}, lambda n: f"{path.name}, line {n}", _folders(path.parent, image_root, audio_root))
     table, first = list(_table(path, rows)), {}
@@ -1241,8 +1234,7 @@ def pairs(manifest, split=None, image_root=None, audio_root=None, strict=False):
 
 def _uttid(rows, record, first, n):
     """The name of a pair that has none: the path of its recording, and that of its image too if the
-    recording belongs to another image already.
-    `first`: {recording: its first image}."""
+    recording belongs to another image already. `first`: {recording: its first image}."""
     audio, image = record.get("audio"), record.get("image")
     if not isinstance(audio, str) or not isinstance(image, str):
         return audio if isinstance(audio, str) else str(n)
@@ -1392,9 +1384,9 @@ def splits_of(path, kind=None, **options):
 
 def load_corpus(path, split=None, kind=None, **options):
     """A `Corpus` from a folder or a metadata file of any kind (see `recognise`). `split` may be left out
-    if there is only one; '-' and '_', dev and val are the same.
-    `options`: of the reader of that kind, such as `image_root`, `karpathy`, `strict`. Raises `DataError`,
-    and `ConfigError` for an unknown option."""
+    if there is only one; '-' and '_', dev and val are the same. `options`: of the reader of that kind,
+    such as `image_root`, `karpathy`, `strict`. Raises `DataError`, and `ConfigError` for an unknown
+    option."""
     kind, first, there, settled = _open(path, kind, options)
     if split is None:
         if len(there) != 1:
@@ -1423,9 +1415,8 @@ PROTOCOL = {
 
 def protocol_splits(kind, which, there=None):
     """The splits of a `kind` of corpus that are its 'train', 'dev' or 'test': ('dev_seen', 'dev_unseen')
-    for 'places', 'dev'.
-    `there`: choose among these (as of `splits_of`) by their names instead; for packed and own corpora, and
-    the older files of Places. `DataError` if there is none."""
+    for 'places', 'dev'. `there`: choose among these (as of `splits_of`) by their names instead; for packed
+    and own corpora, and the older files of Places. `DataError` if there is none."""
     if kind not in PROTOCOL or which not in PROTOCOL[kind]:
         raise ConfigError(
             f"no role '{which}' of '{kind}'; kinds are {', '.join(PROTOCOL)}; roles are train, dev, test"

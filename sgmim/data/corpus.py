@@ -124,8 +124,7 @@ class Skips(list):
 @dataclass(frozen=True)
 class Caption:
     """A spoken caption: `image` index, `uttid`, `speaker`, `text` ('' if the corpus has none; never used
-    in training), `words` ((word, start s, end s), …),
-    `samples` at 16 kHz (None if not measured yet)."""
+    in training), `words` ((word, start s, end s), …), `samples` at 16 kHz (None if not measured yet)."""
 
     image: int
     uttid: str
@@ -185,8 +184,8 @@ def is_plain(path):
 
 def plain_path(path):
     """A listed path with slashes, without blanks and quotes around it, './' and doubled slashes. What is
-    absolute stays so:
-    file:///a/b is /a/b, ~/b is below the home folder, C:/b keeps its drive, and //server/b its server."""
+    absolute stays so: file:///a/b is /a/b, ~/b is below the home folder, C:/b keeps its drive, and
+    //server/b its server."""
     path = path.strip(f"{UNSEEN} \t\r\n\xa0").strip()
     if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'":
         path = path[1:-1].strip()
@@ -370,11 +369,10 @@ class Corpus:
     """Images once each and their spoken captions. `len` counts captions.
 
     `name` of the corpus and of the `split`; `image_root`, `audio_root`: folders that the listed paths are
-    joined to; `skipped`: what was left out.
-    `notes`: what the reader says of the lists. Columns, n captions and m images: `image_names` (m,),
-    `labels` (m,) of scenes or None; `image_of_caption` (n,) int64, `audio_names` (n,), `uttids` (n,),
-    `speakers` (all names) and `speaker_of_caption` (n,) int64, `texts` (n,) and `alignments` (n,) or None,
-    `samples` (n,) int64 or None until measured.
+    joined to; `skipped`: what was left out. `notes`: what the reader says of the lists. Columns, n
+    captions and m images: `image_names` (m,), `labels` (m,) of scenes or None; `image_of_caption` (n,)
+    int64, `audio_names` (n,), `uttids` (n,), `speakers` (all names) and `speaker_of_caption` (n,) int64,
+    `texts` (n,) and `alignments` (n,) or None, `samples` (n,) int64 or None until measured.
     """
 
     def __init__(
@@ -489,8 +487,7 @@ class Corpus:
     @property
     def marks(self):
         """What a training compares when it goes on, a list: `content`, then hashes of the bytes of up to
-        128 images and 128
-        recordings, always the same ones (None for a file that cannot be read)."""
+        128 images and 128 recordings, always the same ones (None for a file that cannot be read)."""
         paths = [
             path(k)
             for path, n in ((self.image_path, self.n_images), (self.audio_path, len(self)))
@@ -601,8 +598,7 @@ def file_sizes(root, names):
 # %% ../../nbs/data/02_corpus.ipynb #a6e20252
 def measure(corpus, cache=None, workers=8, progress=True):
     """Fill `corpus.samples` with the lengths at 16 kHz, read from the files' headers; 0 where a file
-    cannot be read. Returns the corpus.
-    `cache`: folder to keep the answer in (None: nothing is kept)."""
+    cannot be read. Returns the corpus. `cache`: folder to keep the answer in (None: nothing is kept)."""
     from tqdm.auto import tqdm
 
     if corpus.samples is not None:

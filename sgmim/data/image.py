@@ -151,9 +151,8 @@ def load_image(path, size: int = None) -> Image.Image:
     """The image file at `path` as an RGB PIL image, upright.
 
     `size`: the short side in pixels that will be needed; JPEGs of twice that and more are decoded at
-    reduced size, never
-    below it. Raises `DataError`, naming the file, if it is missing, empty, truncated, no image, or beyond
-    the limits above.
+    reduced size, never below it. Raises `DataError`, naming the file, if it is missing, empty, truncated,
+    no image, or beyond the limits above.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -249,8 +248,7 @@ def train_transform(
 
     `randaugment=None`, `crop_scale=None` (plain resize of the whole image) and `flip=0` switch a part off.
     `normalised=False`: a uint8 array (size,size,3) instead. The random numbers are torch's: seed with
-    `torch.manual_seed`.
-    Source: section 3.2; what it leaves open is in the table above.
+    `torch.manual_seed`. Source: section 3.2; what it leaves open is in the table above.
     """
     if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise ConfigError(f"crop_scale is {crop_scale}; give two shares of the area, 0 < low <= high <= 1")
@@ -274,8 +272,7 @@ def eval_transform(size: int = 224, resize: int = None, normalised: bool = True)
     normalisation.
 
     `resize` is 256/224 of `size` by default; `resize=size` keeps as much as a square can hold.
-    `normalised=False`:
-    a uint8 array (size,size,3) instead. Source: VG-HuBERT's code (256, then 224).
+    `normalised=False`: a uint8 array (size,size,3) instead. Source: VG-HuBERT's code (256, then 224).
     """
     resize = round(size * 256 / 224) if resize is None else resize
     if resize < size:

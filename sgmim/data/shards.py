@@ -85,8 +85,8 @@ def _original(corpus, i, size):
 # %% ../../nbs/data/03_shards.ipynb #53017c50
 def sound_member(corpus, j, audio="flac", max_seconds=None):
     """Recording `j` of a corpus as it stands in a shard: (bytes, samples), 16 kHz, mono, 16 bit.
-    `DataError` if it cannot be decoded.
-    `audio`: 'flac', or 'wav' (larger, quicker to decode). `max_seconds`: only so much of its beginning."""
+    `DataError` if it cannot be decoded. `audio`: 'flac', or 'wav' (larger, quicker to decode).
+    `max_seconds`: only so much of its beginning."""
     import soundfile
 
     if isinstance(corpus, Corpus):
@@ -295,8 +295,8 @@ def shard_name(split, k):
 
 def write_shard(path, samples, limit, expect=None):
     """Put `samples` (an iterator) into the tar file `path` until it holds `limit` bytes; returns its
-    record. `expect`: the digest that has to come out.
-    The file appears under its name only when it is whole."""
+    record. `expect`: the digest that has to come out. The file appears under its name only when it is
+    whole."""
     record = {"images": [], "sounds": [], "faults": [], "lost": 0}
     with atomic_write(path) as f:
         tar = TarWriter(f)
@@ -409,10 +409,9 @@ def write_shards(
     and returns at once if nothing is. Several splits can share a folder; one writing at a time for each.
 
     `corpus`: a `Corpus`, or anything with `image_of_caption`, `captions`, `image(i)`, `audio(j)`. `split`:
-    names the files (default: its own). `size`: short side of the images in
-    pixels, at most; None keeps the files as they are. `shard_mb`: 10⁶ bytes a file. `audio`: 'flac' or
-    'wav'. `max_seconds` of a recording (None: all). `workers`: threads (default: one a core;
-    more where the disk is slow to answer).
+    names the files (default: its own). `size`: short side of the images in pixels, at most; None keeps the
+    files as they are. `shard_mb`: 10⁶ bytes a file. `audio`: 'flac' or 'wav'. `max_seconds` of a recording
+    (None: all). `workers`: threads (default: one a core; more where the disk is slow to answer).
     Unreadable files are left out and listed. `DataError` if that costs more than the share
     `max_unreadable` of the captions, or if `out` holds something else and not `overwrite`."""
     out, about = Path(out), describe(corpus, split)

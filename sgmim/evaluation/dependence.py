@@ -79,9 +79,8 @@ def reconstruct_with(
     model: SGMIM, batch: dict, caption: str = "right", mask: PatchMask | None = None
 ) -> dict:
     """`model.reconstruct` with the `caption` 'right', 'wrong' (of the next pair of the batch whose image
-    is another; the last pair takes the first's) or 'none' (zeros).
-    Returns predicted and target (B, N, D) and mask (B, N), True = hidden. `ConfigError` for a model that
-    is not guided by speech."""
+    is another; the last pair takes the first's) or 'none' (zeros). Returns predicted and target (B, N, D)
+    and mask (B, N), True = hidden. `ConfigError` for a model that is not guided by speech."""
     check_listens(model)
     mask = mask or model.draw_mask(batch["image"])
     context, padding = exchange(model, model.hear(batch), caption, batch["image_id"])
@@ -91,8 +90,8 @@ def reconstruct_with(
 # %% ../../nbs/evaluation/02_dependence.ipynb #909acd6d
 class PatchErrors(NamedTuple):
     """Errors at the hidden patches of n pairs. `error`: {condition: (n, N) float64, 0 where visible}, over
-    the target's variance; `hidden` (n, N) bool, True = hidden;
-    `caption` and `image` (n,): their numbers in the corpus."""
+    the target's variance; `hidden` (n, N) bool, True = hidden; `caption` and `image` (n,): their numbers
+    in the corpus."""
 
     error: dict
     hidden: np.ndarray
@@ -141,8 +140,8 @@ def patch_errors(
     model: SGMIM, corpus, names=CAPTIONS, pairs: int = 512, seed: int = 0, batch_size: int = 64, take_out=None
 ) -> PatchErrors:
     """Error at every hidden patch of the first `pairs` captions of a corpus, under each of the conditions
-    `names` (see `conditions`).
-    Masks and wrong captions are drawn from `seed`, `pairs` and `batch_size` alone. Evaluation mode."""
+    `names` (see `conditions`). Masks and wrong captions are drawn from `seed`, `pairs` and `batch_size`
+    alone. Evaluation mode."""
     model.eval()
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
     data, n, variance = (
@@ -182,9 +181,8 @@ def patch_errors(
 # %% ../../nbs/evaluation/02_dependence.ipynb #aad68a3b
 def caption_dependence(model: SGMIM, corpus, pairs: int = 512, seed: int = 0, batch_size: int = 64) -> dict:
     """Masked error (eq. 4, over the target's variance) with the right, a wrong and no caption, on the
-    first `pairs` captions of a corpus.
-    Returns {'right', 'wrong', 'none', 'right_over_wrong', 'pairs'}; the masks are drawn from `seed` and
-    equal for the three."""
+    first `pairs` captions of a corpus. Returns {'right', 'wrong', 'none', 'right_over_wrong', 'pairs'};
+    the masks are drawn from `seed` and equal for the three."""
     check_listens(model)
     e = patch_errors(model, corpus, CAPTIONS, pairs, seed, batch_size)
     error = {c: float(e.error[c].sum() / e.hidden.sum()) for c in CAPTIONS}
@@ -203,9 +201,8 @@ def resample_weights(groups, n: int = 1000, seed: int = 0) -> np.ndarray:
 
 def estimate(weights, total, count, minus=None, level: float = 0.95) -> dict | None:
     """sum(total)/sum(count) over items and its interval from the resamples `weights` (n, items): {'value',
-    'interval', 'n'}, n the whole count.
-    `minus`: a (total, count) whose ratio is taken off, in every resample too. None where there is nothing
-    to count."""
+    'interval', 'n'}, n the whole count. `minus`: a (total, count) whose ratio is taken off, in every
+    resample too. None where there is nothing to count."""
     terms = [
         (np.asarray(t, float), np.asarray(c, float)) for t, c in ((total, count), *([minus] if minus else []))
     ]
@@ -229,8 +226,7 @@ GAPS = (("wrong", "right"), ("none", "right"), ("alone", "right"))
 
 def compare(errors: PatchErrors, weights, where=None) -> dict:
     """Mean error of each condition at the hidden patches `where` (n, N) bool (None: all), and the paired
-    differences between them:
-    {'right': estimate, …, 'wrong_minus_right': estimate, …}."""
+    differences between them: {'right': estimate, …, 'wrong_minus_right': estimate, …}."""
     here = errors.hidden if where is None else errors.hidden & where
     count, total = (
         here.sum(1),
@@ -509,10 +505,9 @@ def speech_dependence(
     batch_size: int = 64,
 ) -> dict:
     """{'overall', 'patch', 'category', 'said', 'silenced'}: masked errors by condition with paired
-    bootstrap intervals over images; see `compare`, `said_or_not` and `without_words`.
-    `recon`: a model of the row + Recon, cut and masked alike. `way`: words are taken out of the 'sound' or
-    of the 'frames'. Corpora without scenes get 'overall' alone.
-    `ConfigError` for a model that is not guided by speech."""
+    bootstrap intervals over images; see `compare`, `said_or_not` and `without_words`. `recon`: a model of
+    the row + Recon, cut and masked alike. `way`: words are taken out of the 'sound' or of the 'frames'.
+    Corpora without scenes get 'overall' alone. `ConfigError` for a model that is not guided by speech."""
     check_listens(model)
     known = hasattr(corpus, "scene")
     names = CAPTIONS + (tuple(f"no {c}" for c in TAKEN) if known else ())

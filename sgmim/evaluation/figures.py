@@ -210,9 +210,9 @@ def attention_figure(
     a head.
 
     `words` [(word, start, end)] in seconds; `hop_seconds` from frame to frame (HuBERT 0.02); frame t is
-    drawn `hop_seconds`
-    wide around first + t * hop_seconds, `first` the middle of frame 0 in seconds (default: half a hop).
-    `spectrogram`: log-mel instead of the waveform. Raises `DataError` on shapes and NaN.
+    drawn `hop_seconds` wide around first + t * hop_seconds, `first` the middle of frame 0 in seconds
+    (default: half a hop). `spectrogram`: log-mel instead of the waveform. Raises `DataError` on shapes and
+    NaN.
     """
     wave, w = _checked_wave(wave), _checked_attention(attention)
     edges = np.arange(w.shape[1] + 1) * hop_seconds + (0 if first is None else first - hop_seconds / 2)
@@ -264,9 +264,8 @@ def retrieval_gallery(
     """Each query with the items found for it, best first; the right ones framed.
 
     `queries`: Q texts or images. `items`: texts or images, indexed by the row numbers in `found` (Q,k), as
-    from `top_k`.
-    `right`: for each query the row number of its right item, or several. `ranks` (Q,), if given, is told
-    under the query.
+    from `top_k`. `right`: for each query the row number of its right item, or several. `ranks` (Q,), if
+    given, is told under the query.
     """
     found = np.asarray(found)
     if found.ndim != 2 or len(found) != len(queries) or len(right) != len(queries):
@@ -327,8 +326,8 @@ def reconstruction_figure(
     patch.
 
     `image` (S,S,3); `mask` (N,) bool, True = hidden; `target` (N,D); `predictions`: label → (N,D), for
-    instance with the
-    right caption, a wrong one, and none. Patches that were visible are not trained, so they are left pale.
+    instance with the right caption, a wrong one, and none. Patches that were visible are not trained, so
+    they are left pale.
     """
     mask, target = np.asarray(torch.as_tensor(mask).cpu()).astype(bool).ravel(), array(target)
     N, grid = len(mask), round(len(mask) ** 0.5)
@@ -428,9 +427,9 @@ def curves_figure(history, panels=PANELS, title: str = None) -> Figure:
     """A run's losses, recalls and learning rate over its steps; a panel without any value is left out.
 
     `history`: records (dicts with 'step'), or a dict name → records to compare runs: then a colour is a
-    run, and each
-    panel shows only the first of its keys. `panels`: (title, keys) each. Steps without a value are
-    left out, and so are zeros of a loss, by which older runs say "not computed" (before `mim_onset`).
+    run, and each panel shows only the first of its keys. `panels`: (title, keys) each. Steps without a
+    value are left out, and so are zeros of a loss, by which older runs say "not computed" (before
+    `mim_onset`).
     """
     runs = history if isinstance(history, dict) else {"": history}
     data = {(name, key): series(h, key) for name, h in runs.items() for _, keys in panels for key in keys}
@@ -602,9 +601,8 @@ def _draw_outputs(ax, panel, mask, target, predicted, similarity):
 # %% ../../nbs/evaluation/00_figures.ipynb #e0440b21
 def method_figure(image, wave, mask, target, predicted, similarity) -> Figure:
     """The method (Fig. 2) in one picture, around one example: an image (S,S,3), its recording `wave` (L,),
-    the hidden patches `mask` (N,),
-    features `target` and `predicted` (N,D), and the `similarity` (B,B) of a few captions (rows) and
-    images, pairs on the diagonal."""
+    the hidden patches `mask` (N,), features `target` and `predicted` (N,D), and the `similarity` (B,B) of
+    a few captions (rows) and images, pairs on the diagonal."""
     image, wave, mask, target, predicted, similarity = (
         picture(image),
         _checked_wave(wave),

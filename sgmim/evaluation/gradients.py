@@ -64,9 +64,9 @@ def gradient_split(
 ) -> dict:
     """Norms of the gradients of L_NCE and of λ L_MIM in each part of a model (or of several: the seeds of
     a row), their ratio and their cosine, on `batches` random batches of a corpus, in evaluation mode;
-    intervals over batches.
-    {'parts': {part: {'nce', 'mim', 'ratio', 'cosine'}}, 'batches', 'models', 'lam'}; a ratio or cosine
-    with a gradient that is zero is None. Batches and masks depend on `seed` alone."""
+    intervals over batches. {'parts': {part: {'nce', 'mim', 'ratio', 'cosine'}}, 'batches', 'models',
+    'lam'}; a ratio or cosine with a gradient that is zero is None. Batches and masks depend on `seed`
+    alone."""
     models = [models] if isinstance(models, torch.nn.Module) else list(models)
     config, rng = models[0].config, np.random.default_rng(seed)
     data, size = corpus_pairs(corpus, evaluation_cut(corpus), config), min(batch_size, len(corpus))

@@ -138,8 +138,8 @@ def silence(batch: dict, rows, words) -> torch.Tensor:
 @torch.no_grad()
 def word_features(model, batch: dict, rows, words, speech=SPEECH, chunk: int = 64) -> dict:
     """{way: (Q, E)} for each way in `speech`: the vector of each of Q words in the shared space. `rows`
-    (Q,): the row of `batch` that each word is said in.
-    The waveforms of 'cut' and 'without' are encoded `chunk` at a time."""
+    (Q,): the row of `batch` that each word is said in. The waveforms of 'cut' and 'without' are encoded
+    `chunk` at a time."""
     encoder, rows, found = model.audio_encoder, torch.as_tensor(rows), {}
     heard = encoder(batch["audio"], batch["audio_len"])
     within = (
@@ -186,9 +186,8 @@ def caption_maps(
     model, corpus, j: int, variant=DEFAULT, words=None, max_seconds: float | None = None
 ) -> tuple:
     """(words, maps (Q, N)) of caption `j` over its own image, for any corpus with word times; `words`:
-    some of `spoken_words` (None: all).
-    Words after the first `max_seconds` (None: `evaluation_cut`) are left out. `DataError` if the files
-    cannot be read."""
+    some of `spoken_words` (None: all). Words after the first `max_seconds` (None: `evaluation_cut`) are
+    left out. `DataError` if the files cannot be read."""
     variant, data = (
         check_variant(variant),
         corpus_pairs(corpus, max_seconds or evaluation_cut(corpus), model.config),
@@ -209,8 +208,7 @@ def grounding_figure(
     image, words, maps, boxes=None, title: str | None = None, cell: float = 1.45, columns: int = 7
 ):
     """The image, and its heat map (Q, N) for each of Q words (texts), all on one scale; a ring marks the
-    patch pointed at.
-    `boxes`: for each word None or the true (x0, y0, x1, y1) in fractions of the side."""
+    patch pointed at. `boxes`: for each word None or the true (x0, y0, x1, y1) in fractions of the side."""
     image, maps = picture(image), np.asarray(maps)
     size, grid = image.shape[0], round(maps.shape[1] ** 0.5)
     if maps.shape != (len(words), grid**2):
@@ -564,10 +562,9 @@ def grounding_scores(
     grounded: Grounded | None = None,
 ) -> dict:
     """Scores of the variant and thresholds that `choose` gave, beside chance, with bootstrap intervals
-    over images: {'kind': {'thing', 'colour', 'size'}, 'things': {'1', '2', '3'}
-    (thing words, by how many things there are), 'category': {category: {'pointing', 'iou', 'choice'}}
-    (thing words), 'ways': {way: {kind: {'pointing', 'choice'}}} for all ways, 'words', 'images'}.
-    'minus_beside': less what words
+    over images: {'kind': {'thing', 'colour', 'size'}, 'things': {'1', '2', '3'} (thing words, by how many
+    things there are), 'category': {category: {'pointing', 'iou', 'choice'}} (thing words), 'ways': {way:
+    {kind: {'pointing', 'choice'}}} for all ways, 'words', 'images'}. 'minus_beside': less what words
     beside the words of things score. `DataError` for a corpus without boxes."""
     variant = check_variant(chosen["variant"])
     g = grounded or ground(model, corpus, pairs, tuple(chosen["ways"]))

@@ -176,12 +176,10 @@ def retrieval_metrics(
     any device.
 
     `image_of_caption` (n_captions,): row of z_image that each caption describes; any number of captions an
-    image.
-    `similarity`: 'dot' (the paper) or 'cosine'. `block`: captions scored at a time, memory block *
-    n_images numbers.
-    `without_caption`: 'error', or 'drop' to leave images that no caption describes out of the pool.
-    `team`: a `Team`, whose processes share the work.
-    Raises `DataError` on NaN, on shapes and on row numbers that do not fit. Ties count against the model.
+    image. `similarity`: 'dot' (the paper) or 'cosine'. `block`: captions scored at a time, memory block *
+    n_images numbers. `without_caption`: 'error', or 'drop' to leave images that no caption describes out
+    of the pool. `team`: a `Team`, whose processes share the work. Raises `DataError` on NaN, on shapes and
+    on row numbers that do not fit. Ties count against the model.
     """
     z_image, z_audio, owner = _checked_pool(z_image, z_audio, image_of_caption, similarity)
     if block < 1:
@@ -207,9 +205,8 @@ def bootstrap(
     """Confidence interval of R@k in per cent, {k: (low, high)}, from `n` resamples of the queries.
 
     `ranks` (Q,) of one direction. `groups` (Q,): queries that belong together (the image of each caption)
-    are drawn together.
-    `minus` (Q,): ranks of another model on the same queries; then the interval is that of the difference
-    in R@k.
+    are drawn together. `minus` (Q,): ranks of another model on the same queries; then the interval is that
+    of the difference in R@k.
     """
     ranks, rng = np.asarray(ranks), np.random.default_rng(seed)
     if not len(ranks):
@@ -235,9 +232,8 @@ class Embeddings:
     """A pool: z_image (n_images,D) and z_audio (n_captions,D), float32 on the CPU.
 
     `image_id` (n_images,): the id of each row of z_image; `image_of_caption` (n_captions,): row of z_image
-    that a caption
-    describes; `index` (n_captions,): the caption's number in its dataset; `unreadable`: (what, why) of
-    what was left out.
+    that a caption describes; `index` (n_captions,): the caption's number in its dataset; `unreadable`:
+    (what, why) of what was left out.
     """
 
     z_image: torch.Tensor
@@ -293,11 +289,10 @@ def embed(model, loader, device="cpu", max_unreadable: float = 0.01, team=None) 
     """Embed every image (once by id) and every caption of `loader` with `model`, in evaluation mode.
 
     `loader` gives batches (dicts of tensors) with image_id (B,), and image or index (B,) and sound or
-    both, and perhaps `unreadable`. `team`: a `Team`, whose
-    processes share the batches and all get the whole. The model's mode is put back afterwards. Raises
-    `DataError` if there is no batch, if a caption comes
-    twice (a sampler that repeats) or without its image, and if more than the share `max_unreadable` could
-    not be read.
+    both, and perhaps `unreadable`. `team`: a `Team`, whose processes share the batches and all get the
+    whole. The model's mode is put back afterwards. Raises `DataError` if there is no batch, if a caption
+    comes twice (a sampler that repeats) or without its image, and if more than the share `max_unreadable`
+    could not be read.
     """
     found, seen, was_training = [], set(), model.training
     model.eval()
@@ -396,10 +391,9 @@ def evaluate(
     model, data, device=None, batch_size=64, max_seconds=None, workers=0, max_unreadable=0.01, team=None
 ):
     """`RetrievalResult` of a model on a corpus (every caption once, images once each) or on a loader of
-    batches.
-    Of each caption the first `max_seconds` (None: 10, and 25 for Places Audio, as in VG-HuBERT's code).
-    `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the work, and
-    all get the result."""
+    batches. Of each caption the first `max_seconds` (None: 10, and 25 for Places Audio, as in VG-HuBERT's
+    code). `max_unreadable`: share of the files that may be unreadable; `team`: its processes share the
+    work, and all get the result."""
     device = device or next(model.parameters()).device
     if is_corpus(data):
         data = pool(model.config, data, max_seconds, batch_size, workers)

@@ -32,9 +32,8 @@ from ..scenes.captions import word_class
 @dataclass(frozen=True)
 class Heard:
     """What [CLS] attended to in one spoken caption: `attention` (H, T), a row a head; the middle of frame
-    0 at `first` seconds and `hop` seconds from frame to frame;
-    `duration` in seconds; `words` ((word, start s, end s), …), () where the corpus tells none; the numbers
-    of the `caption` and its `image`."""
+    0 at `first` seconds and `hop` seconds from frame to frame; `duration` in seconds; `words` ((word,
+    start s, end s), …), () where the corpus tells none; the numbers of the `caption` and its `image`."""
 
     caption: int
     image: int
@@ -106,11 +105,10 @@ def cls_attention_of(
     unreadable=None,
 ):
     """The attention of [CLS] over `captions` (numbers; None: all) of a corpus, as a list of `Heard`.
-    `layer`: from 0, -1 the last; several: {layer: list}, in one pass.
-    `batch_size` None: 32, or 1 for a model whose frames depend on the padding (HuBERT Base). Of each
-    caption the first `max_seconds`. `stretched`: VG-HuBERT's frame times.
-    `unreadable`: a list that takes (caption, why) of what cannot be read, which is left out; None: it is a
-    `DataError`."""
+    `layer`: from 0, -1 the last; several: {layer: list}, in one pass. `batch_size` None: 32, or 1 for a
+    model whose frames depend on the padding (HuBERT Base). Of each caption the first `max_seconds`.
+    `stretched`: VG-HuBERT's frame times. `unreadable`: a list that takes (caption, why) of what cannot be
+    read, which is left out; None: it is a `DataError`."""
     encoder = getattr(model, "audio_encoder", model)
     layers = list(dict.fromkeys(layer_numbers(encoder, [layer] if isinstance(layer, int) else layer)))
     captions = list(range(len(corpus)) if captions is None else captions)
@@ -167,9 +165,9 @@ def cls_attention_of(
 # %% ../../nbs/evaluation/05_words.ipynb #fe67a90b
 def segments(attention, quantile=0.7, seconds_per_frame=0.02, first=None):
     """Segments (S, 2) in seconds of the frames that some head attends to most (VG-HuBERT's code; .7 is its
-    quantile). `attention` (H, T); `first`: middle of frame 0
-    in seconds (default: half a frame, as if frame 0 began with the sound). A higher `quantile` keeps less:
-    of T frames each head keeps about (1 - quantile) T."""
+    quantile). `attention` (H, T); `first`: middle of frame 0 in seconds (default: half a frame, as if
+    frame 0 began with the sound). A higher `quantile` keeps less: of T frames each head keeps about (1 -
+    quantile) T."""
     attention = np.asarray(attention)
     if attention.ndim != 2 or not attention.size or not np.isfinite(attention).all():
         raise DataError(f"attention must be heads x frames and finite, got shape {attention.shape}")
@@ -186,9 +184,8 @@ def segments(attention, quantile=0.7, seconds_per_frame=0.02, first=None):
 # %% ../../nbs/evaluation/05_words.ipynb #8a8a287c
 def boundaries(segments, duration, at="middles"):
     """Word boundaries in seconds, ascending, from segments (S, 2) in a sound of `duration` seconds.
-    at='middles': half-way between segments, (S+1,) (VG-HuBERT's code);
-    at='edges': where segments begin and end, between 0 and `duration` (ours). The first and the last are
-    not scored."""
+    at='middles': half-way between segments, (S+1,) (VG-HuBERT's code); at='edges': where segments begin
+    and end, between 0 and `duration` (ours). The first and the last are not scored."""
     segments = np.asarray(segments, float).reshape(-1, 2)
     if at not in ("middles", "edges"):
         raise ConfigError(f"at must be 'middles' or 'edges', got {at!r}")
@@ -320,9 +317,8 @@ def chance_counts(found, true, durations, tolerance, draws=100, seed=0):
 # %% ../../nbs/evaluation/05_words.ipynb #4a0f41e6
 def scores_with_chance(heard, found, tolerance=0.02, draws=100, seed=0):
     """Scores of the boundaries `found` in captions `heard`, with 95 % intervals, beside the baselines:
-    {'found': {precision, …, 'interval': {precision: (low, high), …}},
-    'random': …, 'even': …, 'exchanged': … (with an interval of f1), 'gain': {baseline: {'f1': difference,
-    'interval': …}}}."""
+    {'found': {precision, …, 'interval': {precision: (low, high), …}}, 'random': …, 'even': …, 'exchanged':
+    … (with an interval of f1), 'gain': {baseline: {'f1': difference, 'interval': …}}}."""
     durations, true = [h.duration for h in heard], [true_boundaries(h.words, h.duration) for h in heard]
     counts = {
         "found": boundary_counts(found, true, tolerance),
@@ -510,11 +506,10 @@ def word_discovery(
     **options,
 ):
     """Everything above for a model on a corpus: {'captions', 'without_words', 'layer', 'quantile', 'at',
-    'segments': a caption, 'boundaries': {'20 ms': `scores_with_chance`, '60 ms': …},
-    'attention': `attention_share`}. Take `layer`, `quantile` and `at` from `choose_quantile` on dev.
-    `kinds`: (function, names) instead of `word_classes`; `heard`: what
-    `cls_attention_of` gave for that layer, else made with `options`. `DataError` for a corpus without word
-    times."""
+    'segments': a caption, 'boundaries': {'20 ms': `scores_with_chance`, '60 ms': …}, 'attention':
+    `attention_share`}. Take `layer`, `quantile` and `at` from `choose_quantile` on dev. `kinds`:
+    (function, names) instead of `word_classes`; `heard`: what `cls_attention_of` gave for that layer, else
+    made with `options`. `DataError` for a corpus without word times."""
     layer = layer_numbers(getattr(model, "audio_encoder", model), [layer])[0]
     heard = cls_attention_of(model, corpus, layer=layer, **options) if heard is None else heard
     known = with_words(heard, corpus)
@@ -535,8 +530,8 @@ def word_discovery(
 # %% ../../nbs/evaluation/05_words.ipynb #d93fa2d0
 def discovery_figure(wave, heard, quantile, tolerance=0.02, at="middles", title=None, width=8.0):
     """A waveform (L,) with its true words, the attention of each head, a bar over the frames that this
-    head keeps, and the segments (shaded). Triangles are the
-    boundaries found: green where a true one lies within `tolerance` seconds, else open."""
+    head keeps, and the segments (shaded). Triangles are the boundaries found: green where a true one lies
+    within `tolerance` seconds, else open."""
     fig = attention_figure(
         wave, heard.attention, heard.words, hop_seconds=heard.hop, first=heard.first, title=title, width=width
     )

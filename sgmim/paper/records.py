@@ -217,8 +217,8 @@ def pack_result(result, images, captions, image_of_caption, seed=0):
 
 def interval(parts, n=1000, seed=0, level=0.95):
     """Bootstrap interval (low (K,), high (K,)) of the mean of K quantities. `parts`: [(values (Q,K),
-    groups (Q,) from 0)]: queries of one group are drawn together,
-    and in all parts alike; the quantity is the mean over the parts of their means over queries."""
+    groups (Q,) from 0)]: queries of one group are drawn together, and in all parts alike; the quantity is
+    the mean over the parts of their means over queries."""
     G = max(int(g.max()) for _, g in parts) + 1
     drawn = _draws(G, n, seed)
     means = [drawn @ _sum(v, g, G) / (drawn @ _sum(np.ones((len(g), 1)), g, G)) for v, g in parts]

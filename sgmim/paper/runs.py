@@ -235,8 +235,8 @@ def plan_runs(
 ):
     """The `RunSpec`s of a table. `data`: 'scenes', 'places', 'spokencoco' or 'facc'; `label`: the folder
     of the records (default: `data`), whose settings in `results` apply, or those of `data` if it has none;
-    `changes`, `tried`: lists of 'field=value' on top of them;
-    `sizes`: a `DemoData`; `weights`: 'random' to start from nothing. Raises `ConfigError`."""
+    `changes`, `tried`: lists of 'field=value' on top of them; `sizes`: a `DemoData`; `weights`: 'random'
+    to start from nothing. Raises `ConfigError`."""
     if table not in PAPER:
         raise ConfigError(f"the paper has the tables {', '.join(map(str, PAPER))}, not {table}")
     if data not in PRESET:
@@ -721,11 +721,10 @@ def reproduce(
 ):
     """Plan the runs of a table, run what has no record that counts, collect; returns a
     `sgmim.paper.statistics.Found`. `path`, `options`: of a corpus on disk; `hours`: begin no further run
-    after so many; `dry_run`: only say what would be done, and what it costs;
-    `tests`: False leaves the tests alone (to choose on dev), then `tried` are changes too, and name the
-    record; `pretrained`: `image_weights`, `audio_weights`, `download`. Ctrl-C: the run is saved, and the
-    same call goes on.
-    A run that fails is reported, and the others are run; then `SgmimError`."""
+    after so many; `dry_run`: only say what would be done, and what it costs; `tests`: False leaves the
+    tests alone (to choose on dev), then `tried` are changes too, and name the record; `pretrained`:
+    `image_weights`, `audio_weights`, `download`. Ctrl-C: the run is saved, and the same call goes on. A
+    run that fails is reported, and the others are run; then `SgmimError`."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError(
             "sgmim_reproduce is one process: start it in several terminals, with a device each, and they"

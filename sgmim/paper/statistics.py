@@ -65,9 +65,8 @@ class Found:
 def collect(folder, table, data, budget="steps", stale=None):
     """The records of a table in a folder of results: a `Found`. `data`: the label of the data or of a
     variant; `stale(record)`: a list of reasons why a record does not count (default: none; see
-    `sgmim.paper.runs.gather`).
-    A record that is not fit to be read, contradicts itself, or is a copy of another is put aside with its
-    problems, not passed over."""
+    `sgmim.paper.runs.gather`). A record that is not fit to be read, contradicts itself, or is a copy of
+    another is put aside with its problems, not passed over."""
     folder, found = Path(folder), Found(table, data, budget)
     runs = {}
     for t in (table, *(n for n in PAPER if n != table)):
@@ -175,9 +174,8 @@ def hits(record, split, side):
 def contrast(split, terms, sides=SIDES, keep=None):
     """{k: `Estimate`} of a signed sum of R@k on a split, each the mean over `sides` (both: the numbers of
     Table 4). `terms`: [(sign, `Found`, row)]; all are taken on the same queries and, seed by seed, over
-    the seeds that all have.
-    `keep`: {side: bool (Q,)} to ask some of the queries alone. `DataError` if there is no such seed, or
-    the records are not of the same queries."""
+    the seeds that all have. `keep`: {side: bool (Q,)} to ask some of the queries alone. `DataError` if
+    there is no such seed, or the records are not of the same queries."""
     seeds, labels, parts, each = (
         sorted(set.intersection(*(set(f.seeds(row)) for _, f, row in terms))),
         {f.label for _, f, _ in terms},
@@ -241,8 +239,8 @@ def endpoint(tests):
 
 def verdicts(family, level=0.05):
     """{key: words} for differences {key: `Estimate` or None} that are judged together, with Holm's
-    correction: 'resolved: higher', 'resolved: lower',
-    'not resolved', 'too few seeds (n of 4)' or 'no record'."""
+    correction: 'resolved: higher', 'resolved: lower', 'not resolved', 'too few seeds (n of 4)' or 'no
+    record'."""
     seeds = {key: len(e.each) for key, e in family.items() if e is not None}
     words = {
         key: "no record" if key not in seeds else f"too few seeds ({seeds[key]} of {LEAST_SEEDS})"
@@ -414,9 +412,8 @@ def claimed(table, split, row, minus):
 
 def differences(found, ks=(1, 10)):
     """[(test, row, minus, k, the paper's difference, `Estimate` or None, words)] for the pairs that a
-    table compares, on all tests. `words`: the verdict at the
-    endpoint (R@1 on one test), '' elsewhere. At equal compute the paper's differences are None: it trained
-    all rows for as many epochs."""
+    table compares, on all tests. `words`: the verdict at the endpoint (R@1 on one test), '' elsewhere. At
+    equal compute the paper's differences are None: it trained all rows for as many epochs."""
     tests, pairs, out = found.tests or PAPER[found.table].splits, PAIRS[found.table], []
     main = endpoint(tests)
     measured = {

@@ -261,8 +261,8 @@ class SpokenCaption:
 
 class Scenes:
     """A split of the embedded corpus. `len` counts captions; `captions[j]` is a `SpokenCaption`,
-    `audio(j)` its waveform, `image(i)` and `scene(i)` an image and
-    the truth about it; `image_of_caption` (n_captions,) int64 pairs them."""
+    `audio(j)` its waveform, `image(i)` and `scene(i)` an image and the truth about it; `image_of_caption`
+    (n_captions,) int64 pairs them."""
 
     def __init__(self, folder, name, n_chunks):
         self.folder, self.name, self.scenes, self.captions = Path(folder), name, [], []
@@ -323,9 +323,8 @@ class Scenes:
 # %% ../../nbs/scenes/03_corpus.ipynb #7e354f18
 def load_scenes(split, n_images, captions=1, seed=0, size=96, cache=None, workers=None, progress=True):
     """A split of the embedded corpus (`Scenes`), made on first use: `n_images` images with up to
-    `captions` captions each, `size` pixels a side.
-    `workers` processes (default: one a core) make it; the result does not depend on how many.
-    `ConfigError` for an unknown split or impossible number."""
+    `captions` captions each, `size` pixels a side. `workers` processes (default: one a core) make it; the
+    result does not depend on how many. `ConfigError` for an unknown split or impossible number."""
     if split not in SPLITS:
         raise ConfigError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if n_images < 1 or not 1 <= captions <= 5:
@@ -363,8 +362,8 @@ def _may_fit(place, said, scene, level):
 
 def oracle_ladder(scenes, ks=(1, 5, 10)):
     """Expected recall in per cent of perfect listeners on a split, {level: {'audio_to_image': {k: …},
-    'image_to_audio': {k: …}}}: among all that fits
-    what they understand they choose at random. An image is found by a caption of its own, any of them."""
+    'image_to_audio': {k: …}}}: among all that fits what they understand they choose at random. An image is
+    found by a caption of its own, any of them."""
     truth = [content(s) for s in scenes.scenes]
     own = np.bincount(scenes.image_of_caption, minlength=len(truth))
     ladder = {}

@@ -59,13 +59,10 @@ class BertAdam(torch.optim.Optimizer):
     """Adam as BERT's code had it: no bias correction, weight decay added to the update, on all parameters.
 
     `lr` is the peak rate. With `t_total` (updates in all) the rate of an update is `lr * schedule(step /
-    t_total, warmup)`;
-    with `t_total=None` it is the group's `lr`, yours to set. Gradients are clipped outside, see
-    `clip_grad_norm`.
-    The step count is in each group ('step'), the moments in the state ('m', 'v'), so `state_dict` resumes
-    exactly;
-    the `schedule` is a function and not saved: give the same one again.
-    Source: section 3.2 ("BertAdam"); betas, eps and decay from VG-HuBERT's code.
+    t_total, warmup)`; with `t_total=None` it is the group's `lr`, yours to set. Gradients are clipped
+    outside, see `clip_grad_norm`. The step count is in each group ('step'), the moments in the state ('m',
+    'v'), so `state_dict` resumes exactly; the `schedule` is a function and not saved: give the same one
+    again. Source: section 3.2 ("BertAdam"); betas, eps and decay from VG-HuBERT's code.
     """
 
     def __init__(
@@ -140,7 +137,6 @@ def clip_grad_norm(params, max_norm: float = 1.0) -> torch.Tensor:
     the norm before.
 
     Parameters without a gradient do not count. A norm that is not finite is returned as it is: test it
-    before you step.
-    Source: VG-HuBERT's code (1.0).
+    before you step. Source: VG-HuBERT's code (1.0).
     """
     return torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], max_norm)

@@ -161,11 +161,10 @@ def parameter_counts(model):
 # %% ../../nbs/training/05_plan.ipynb #8ee8610c
 def calibrate(model, config, device="cpu", sizes=None, seconds=None):
     """What a pair costs on `device`: seconds and bytes of activations, from batches of noise of two
-    `sizes` and of `seconds` of audio (None: the full length).
-    `sizes` None: 2 and 4 pairs, or 8 and 24 where that takes no time; then each is timed three times, and
-    the fastest counts.
-    Returns {'seconds_per_pair', 'seconds_fixed', 'share_before_onset' (of the time, without
-    reconstruction), 'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
+    `sizes` and of `seconds` of audio (None: the full length). `sizes` None: 2 and 4 pairs, or 8 and 24
+    where that takes no time; then each is timed three times, and the fastest counts. Returns
+    {'seconds_per_pair', 'seconds_fixed', 'share_before_onset' (of the time, without reconstruction),
+    'activation_bytes_per_pair', 'peak_bytes_per_pair' (CUDA, else None)}."""
     device, was_training, seconds = torch.device(device), model.training, seconds or config.max_seconds
     model.to(device).train()
 
@@ -767,10 +766,9 @@ def steps_to_take(model, train, device="cpu", parts=None, threads=None, seconds=
 
 def measured(model, train, device="cpu", parts=None, threads=None, seconds=2.0, decode=1 / DECODED):
     """The `Cost` on this machine, measured in a process of its own. `parts`: of `step_lengths`, else
-    captions take the time of the usual length and the memory of the longest;
-    `seconds`: about as long the largest step may take that is timed (at least 4 pairs are taken; for
-    memory five times as long, with at most 64 pairs).
-    Raises `SgmimError` if the process fails (such as for lack of memory)."""
+    captions take the time of the usual length and the memory of the longest; `seconds`: about as long the
+    largest step may take that is timed (at least 4 pairs are taken; for memory five times as long, with at
+    most 64 pairs). Raises `SgmimError` if the process fails (such as for lack of memory)."""
     spec = steps_to_take(model, train, device, parts, threads, seconds)
     run = (
         "import json, sys; from sgmim.training.plan import take_steps;"
@@ -933,8 +931,8 @@ class Forecast:
 def forecast(cost, model, train, pairs, dev=(0, 0), memory=math.inf, devices=1, workers=1, link=math.inf):
     """The `Forecast` of a training on `pairs` captions with a `Cost`. `dev`: (images, captions) that are
     embedded in every evaluation; `memory`: bytes there are, of one device; `workers`: processes that
-    decode, for each device;
-    `link`: bytes a second to the next device. Raises `ConfigError` if the pairs do not fill a batch."""
+    decode, for each device; `link`: bytes a second to the next device. Raises `ConfigError` if the pairs
+    do not fill a batch."""
     B, (trained, every) = train.batch_size, model_size(model)
     if (per_epoch := pairs // B) < 1:
         raise ConfigError(f"{pairs} pairs do not fill one batch of {B}")

@@ -61,9 +61,8 @@ def optimise(
     progress=True,
 ):
     """Minimise `loss_at(step)` over the parameters of `modules` (an `nn.ModuleDict`) for `steps` steps;
-    returns {'losses': …, 'seconds': over all sessions}.
-    Snapshots go to `folder`; if there is one, the run goes on from it; `CheckpointError` if it is of a run
-    that is not `about` the same. Runs on the CPU."""
+    returns {'losses': …, 'seconds': over all sessions}. Snapshots go to `folder`; if there is one, the run
+    goes on from it; `CheckpointError` if it is of a run that is not `about` the same. Runs on the CPU."""
     from tqdm.auto import tqdm
 
     params = [p for p in modules.parameters() if p.requires_grad]
