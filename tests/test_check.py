@@ -6,12 +6,15 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import ROOT
 from PIL import Image
 
 from sgmim.core import ConfigError, DataError, read_json, write_json
@@ -1211,3 +1214,10 @@ def test_the_command_has_the_rule_too(tmp_path, capsys):
     table = own(tmp_path / "c", 10)
     sounds_of(table.parent)[0].unlink()
     assert cli.check_data([str(table)]) == 1 and cli.check_data([str(table), "--max-unreadable", ".1"]) == 0
+
+
+def test_no_fault_of_an_earlier_version_is_back(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/faults.py", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
