@@ -179,7 +179,7 @@ def test_a_corpus_without_words(model, corpus):
 
 
 def test_the_right_caption_helps_on_the_whole(model, corpus):
-    """The errors that the masking explorer shows are those of notebook 25: over images the right caption
+    """The errors that the masking explorer shows are those of the dependence notebook: over images the right caption
     has the smallest."""
     import re
 
