@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-import sgmim.train
+import sgmim.training.step
 from sgmim.core import set_seed
 from sgmim.models.patches import random_mask
 from sgmim.models.sgmim import SGMIM, paper, vg_hubert
@@ -95,7 +95,9 @@ def test_one_step_equals_the_plain_formulas(model, pairs, monkeypatch):
         layer.attention.dropout = 0.0
     before = copy.deepcopy(model)
     masks = []
-    monkeypatch.setattr(sgmim.train, "random_mask", lambda *a: masks.append(random_mask(*a)) or masks[-1])
+    monkeypatch.setattr(
+        sgmim.training.step, "random_mask", lambda *a: masks.append(random_mask(*a)) or masks[-1]
+    )
     out = train_step(
         model.train(), pairs, make_optimiser(model, config), step, steps, 0, config, torch.device("cpu")
     )

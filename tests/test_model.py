@@ -1264,8 +1264,8 @@ def test_backbones_refused_leave_the_model_alone():
 
 def test_modules_import_alone():
     names = [
-        "patches",
-        "losses",
+        "models.patches",
+        "models.losses",
         "models.image_encoder",
         "models.audio_encoder",
         "models.decoder",

@@ -158,7 +158,7 @@ def test_llms(mini):  # noqa: F811
         + checks.settings(ROOT)["description"]
         + "\n\n- [Mini](https://sgmim.github.io/sgmim/index.html): Two modules.\n\n## A\n\n"
         "- [Core](https://sgmim.github.io/sgmim/core.html): The base.\n"
-        "- [More](https://sgmim.github.io/sgmim/data_more.html): On top of core.\n"
+        "- [More](https://sgmim.github.io/sgmim/data/more.html): On top of core.\n"
     )
     every = llms.listing(ROOT)
     assert every.count("\n- [") == len(checks.notebooks(ROOT)) and "]()" not in every and "): \n" not in every

@@ -179,8 +179,8 @@ def test_a_corpus_without_words(model, corpus):
 
 
 def test_the_right_caption_helps_on_the_whole(model, corpus):
-    """The errors that the masking explorer shows are those of the dependence notebook: over images the right caption
-    has the smallest."""
+    """The errors that the masking explorer shows are those of the dependence notebook: over images the right
+    caption has the smallest."""
     import re
 
     errors = np.array(
@@ -275,7 +275,7 @@ def lab(tmp_path_factory):
     book = json.loads((ROOT / "nbs/apps/04_widgets.ipynb").read_text())
     for c in book["cells"]:
         c |= {"outputs": [], "execution_count": None} if c["cell_type"] == "code" else {}
-    (home / "notes/apps/04_widgets.ipynb").write_text(json.dumps(book | {"metadata": {"kernelspec": kernel}}))
+    (home / "notes/04_widgets.ipynb").write_text(json.dumps(book | {"metadata": {"kernelspec": kernel}}))
     whole = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     whole.parent.mkdir(parents=True)
     # all cells are in the page, not only those in view
@@ -382,7 +382,7 @@ def test_widgets_outlive_run_all(lab, browser):
             "return [...arguments[0].querySelectorAll('.jp-OutputArea img')].map(i => i.src)", cell
         )
 
-    browser.get(lab.replace("widgets.ipynb", "apps/04_widgets.ipynb"))
+    browser.get(lab.replace("widgets.ipynb", "04_widgets.ipynb"))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".jp-CodeCell") and ready(browser))
     browser.execute_script(
         """

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'KINDS', 'command', 'settings', 'above', 'option', 'pretrain', 'demo', 'scenes', 'DataPath',
-           'corpus_options', 'reader_options', 'open_splits', 'check_data', 'shard', 'train', 'run_training',
+           'corpus_options', 'reader_options', 'named_splits', 'check_data', 'shard', 'train', 'run_training',
            'training_data', 'plan', 'run_plan', 'plan_data', 'evaluate', 'run_evaluation', 'pool_of', 'remarks',
            'training_lists', 'export', 'reproduce', 'analysis_data', 'open_recon', 'row_groups', 'analyse_rows',
            'analyse', 'index', 'index_command', 'search', 'search_command', 'app', 'app_command']
@@ -304,7 +304,7 @@ def reader_options(a, kind):
     )
 
 
-def open_splits(a, names, which=None, max_missing=1.0):
+def named_splits(a, names, which=None, max_missing=1.0):
     """{split: Corpus} of the corpus that the arguments name; without `names` the splits that are its
     'train', 'dev' or 'test'. See `sgmim.data.corpora.open_splits`."""
     from sgmim.data.corpora import open_splits, recognise, role_splits
@@ -404,7 +404,7 @@ def shard(argv=None):
     from sgmim.data.corpora import recognise, splits_of
 
     kind = a.kind or recognise(a.data)
-    for name, corpus in open_splits(
+    for name, corpus in named_splits(
         a, a.split or splits_of(a.data, kind, **reader_options(a, kind)), max_missing=a.max_unreadable
     ).items():
         made = write_shards(
@@ -572,11 +572,11 @@ def training_data(a, c, config):
         return load_scenes("train", a.images, a.captions, size=c.image_size), {
             "dev": load_scenes("dev", max(100, a.images // 14), 1, size=c.image_size)
         }
-    [data] = open_splits(
+    [data] = named_splits(
         a, a.train_split and [a.train_split], "train", max_missing=config.max_unreadable
     ).values()
     return data, (
-        open_splits(a, a.dev_split, "dev", max_missing=config.max_unreadable) if a.dev_split != [] else {}
+        named_splits(a, a.dev_split, "dev", max_missing=config.max_unreadable) if a.dev_split != [] else {}
     )
 
 # %% ../../nbs/apps/05_commands.ipynb #a6bcdbff
@@ -782,7 +782,7 @@ def run_evaluation(a):
     )
     model = open_checkpoint(folder, a.download).to(device)
     if a.data:
-        splits = open_splits(a, a.split, "test", max_missing=a.max_unreadable)
+        splits = named_splits(a, a.split, "test", max_missing=a.max_unreadable)
     else:
         splits = {
             s: load_scenes(s, a.images, size=model.config.image_size)
@@ -968,8 +968,8 @@ def analysis_data(a, size):
     chooses, most = a.what in ("words", "grounding"), None if a.what == "words" else a.max_unreadable
     if a.data:
         return chooses and next(
-            iter(open_splits(a, a.dev_split and [a.dev_split], "dev", most).values())
-        ), open_splits(a, a.split, "test", most)
+            iter(named_splits(a, a.dev_split and [a.dev_split], "dev", most).values())
+        ), named_splits(a, a.split, "test", most)
     return chooses and load_scenes(a.dev_split or "dev", a.images // 2, size=size), {
         s: load_scenes(s, a.images, size=size) for s in a.split or ["test-seen"]
     }
