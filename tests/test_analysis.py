@@ -1,4 +1,4 @@
-"""Does the measure of listening, 24, tell a decoder that listens from one that does not, and at which
+"""Does the measure of listening, tell a decoder that listens from one that does not, and at which
 patches and to which words?"""
 
 from types import SimpleNamespace

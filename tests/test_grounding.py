@@ -1,4 +1,4 @@
-"Do the scores of 28 say that a word points where it points, and only then?"
+"Do the scores of grounding say that a word points where it points, and only then?"
 
 from types import SimpleNamespace
 

@@ -39,6 +39,11 @@ def test_ruff():
     assert done.returncode == 0, done.stdout
 
 
+def test_commands_import_without_torch():
+    code = "import os, sys, sgmim.apps.commands; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    assert python(code).stdout.split() == ["False", "passive"]
+
+
 def test_import_is_light():
     code = (
         "import sys, time; t = time.perf_counter(); import sgmim; t = time.perf_counter() - t; print(t,"
@@ -51,8 +56,8 @@ def test_import_is_light():
 
 
 # A process that has loaded torch (the slow part) but nothing of sgmim, forked anew for each module, two at a
-# time: whatever a
-# notebook's unexported cells imported is not there, and no module can lean on what another one loaded.
+# time: whatever a notebook's unexported cells imported is not there, and no module can lean on what another
+# one loaded.
 FRESH = """
 import importlib, os, sys, traceback
 preload, *names = sys.argv[1:]

@@ -163,7 +163,7 @@ def sgmim_imports(tree, module, lib):
             yield from (a.name for a in node.names if a.name.split(".")[0] == lib)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            if node.level:  # `from ..core import x` inside sgmim.data.voice -> sgmim.core
+            if node.level:  # `from ..core import x` inside sgmim.scenes.voices -> sgmim.core
                 base = ".".join((module or lib).split(".")[: -node.level] + [base] * bool(base))
             if base.split(".")[0] == lib:
                 yield base

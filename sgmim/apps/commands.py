@@ -24,7 +24,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from ..core import ConfigError, DataError, SgmimError, config_from_dict
-from ..models.pretrained import open_checkpoint, state_digest
 
 # %% ../../nbs/apps/05_commands.ipynb #347d091c
 def command(function):
@@ -771,7 +770,7 @@ def run_evaluation(a):
     "What `sgmim_eval` does with its arguments."
     from sgmim.core import code_version, pick_device, run_record, write_json
     from sgmim.evaluation.retrieval import evaluation_cut, format_table
-    from sgmim.models.pretrained import shipped
+    from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
     from sgmim.scenes.corpus import load_scenes
 
     began, code, device, folder = (
@@ -827,6 +826,7 @@ def pool_of(model, split, corpus, seconds, a, device):
     """`Embeddings` of a split: those in the folder `a.embeddings` if they are of this model and these
     data, else made, and kept there."""
     from sgmim.evaluation.retrieval import Embeddings, embed, pool
+    from sgmim.models.pretrained import state_digest
 
     about = {
         "model": state_digest(model),
@@ -904,7 +904,7 @@ def training_lists(splits, a):
 def export(argv=None):
     "sgmim_export CHECKPOINT OUT."
     from sgmim.core import read_json
-    from sgmim.models.pretrained import export_model
+    from sgmim.models.pretrained import export_model, open_checkpoint
 
     p = argparse.ArgumentParser(
         "sgmim_export",
@@ -978,6 +978,8 @@ def analysis_data(a, size):
 def open_recon(path, model):
     """The model at `path`, as the row + Recon beside `model`; `ConfigError` if it is another row, or sees
     or hides other patches."""
+    from sgmim.models.pretrained import open_checkpoint
+
     recon = open_checkpoint(path)
     if recon.config.reconstruction != "plain":
         raise ConfigError(
@@ -1032,6 +1034,7 @@ def analyse_rows(a, device):
     from sgmim.evaluation.gradients import gradient_table, gradients_record
     from sgmim.evaluation.mistakes import mistakes_record, mistakes_tables
     from sgmim.evaluation.words import before_training
+    from sgmim.models.pretrained import open_checkpoint, state_digest
 
     paths_of = row_groups(a)
     opened = {name: [open_checkpoint(p) for p in paths] for name, paths in paths_of.items()}
@@ -1068,7 +1071,7 @@ def analyse(argv=None):
     from sgmim.evaluation.dependence import dependence_record, dependence_tables
     from sgmim.evaluation.grounding import grounding_record, grounding_tables
     from sgmim.evaluation.words import before_training, discovery_record, discovery_remarks, discovery_table
-    from sgmim.models.pretrained import shipped
+    from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
 
     p = argparse.ArgumentParser(
         "sgmim_analyse",

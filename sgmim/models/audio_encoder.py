@@ -186,7 +186,7 @@ class HubertParts(nn.Module):
         self,
         config: HubertConfig,  # from `hubert_config`
         freeze_cnn: bool = True,  # keep the convolutional block as it is (VG-HuBERT's code)
-        zero_padded_frames: bool = False,  # before the positional convolution (as transformers)
+        zero_padded_frames: bool = False,  # before the positional convolution (transformers; VG-HuBERT: no)
         valid_frames: str = "any_sample",  # valid: 'any_sample' (VG-HuBERT), 'convolution' (transformers)
     ):
         super().__init__()
@@ -285,7 +285,7 @@ class AudioEncoder(HubertParts):
         drop_self: bool = True,  # W without the column of [CLS] itself
         renormalise: bool = False,  # W's rows sum to 1 again
         attention_grad: bool = False,  # does W carry gradient?
-        zero_padded_frames: bool = False,  # before the positional convolution (as transformers)
+        zero_padded_frames: bool = False,  # before the positional convolution (transformers; VG-HuBERT: no)
         valid_frames: str = "any_sample",  # valid: 'any_sample' (VG-HuBERT), 'convolution' (transformers)
     ):
         super().__init__(config, freeze_cnn, zero_padded_frames, valid_frames)

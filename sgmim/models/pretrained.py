@@ -336,8 +336,8 @@ ENTRIES = ("dual_encoder", "model", "teacher", "state_dict", "model_state_dict",
 def find_state(
     content,  # of `read_file`
     path,  # for messages
-    entry: str
-    | None = None,  # where the tensors are; None: the first of ENTRIES that is there, else the file itself
+    # where the tensors are; None: the first of ENTRIES that is there, else the file itself
+    entry: str | None = None,
 ) -> tuple:  # {name: tensor}, the entry or None, the names of what else is in the file
     "The tensors of a checkpoint. Raises `CheckpointError` where there are none."
     top = content if isinstance(content, dict) else {}
@@ -831,8 +831,8 @@ VIT_FIXED = dict(hidden_act="gelu", qkv_bias=True)
 def image_weights(
     source,  # file, folder, hub name such as 'facebook/vit-mae-base', or timm's 'vit_base_patch16_224.mae'
     config: EncoderConfig | None = None,  # of the model to be filled; None: any ViT
-    entry: str
-    | None = None,  # where in the file, such as DINO's 'student'; None: found, DINO's teacher first
+    # where in the file, such as DINO's 'student'; None: found, DINO's teacher first
+    entry: str | None = None,
     download: bool = False,  # go to the network for a name that is not in the cache
     progress=None,  # called with a line of text
 ) -> Weights:  # in timm's names
