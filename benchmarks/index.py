@@ -24,16 +24,17 @@ import torch
 from PIL import Image
 
 from sgmim.apps.search import (
-    FORMAT,
-    PART,
-    VERSION,
+    _FORMAT,
+    _PART,
+    _VERSION,
+    EmbedOptions,
     File,
     Index,
+    _write_part,
     build_approximate,
     open_approximate,
     search_approximate,
     update_index,
-    write_part,
 )
 from sgmim.core import code_version, run_record, write_json
 from sgmim.models.pretrained import shipped
@@ -70,17 +71,25 @@ def build(images, threads, workers, tmp):
     cpu = time.process_time()
     first, done = seconds(
         lambda: update_index(
-            tmp / "index", tmp / "photos", model, checkpoint=shipped("scenes-tiny"), workers=workers
+            tmp / "index",
+            tmp / "photos",
+            model,
+            checkpoint=shipped("scenes-tiny"),
+            options=EmbedOptions(workers=workers),
         )
     )
     cpu = time.process_time() - cpu
     again, _ = seconds(
-        lambda: update_index(tmp / "index", tmp / "photos", model, workers=workers, progress=False)
+        lambda: update_index(
+            tmp / "index", tmp / "photos", model, options=EmbedOptions(workers=workers), progress=False
+        )
     )
     for p in sorted((tmp / "photos").rglob("*.jpg"))[::100]:
         os.utime(p)
     some, changed = seconds(
-        lambda: update_index(tmp / "index", tmp / "photos", model, workers=workers, progress=False)
+        lambda: update_index(
+            tmp / "index", tmp / "photos", model, options=EmbedOptions(workers=workers), progress=False
+        )
     )
     opened, index = seconds(Index.open, tmp / "index")
     return {
@@ -104,8 +113,8 @@ def vectors(n, clusters, seed=0):
     "(n, 128) of length 1: random directions, or around `clusters` centres."
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(clusters, WIDTH)).astype(np.float32) if clusters else None
-    for a in range(0, n, PART):
-        z = rng.normal(size=(min(PART, n - a), WIDTH)).astype(np.float32)
+    for a in range(0, n, _PART):
+        z = rng.normal(size=(min(_PART, n - a), WIDTH)).astype(np.float32)
         if clusters:
             z = centres[rng.integers(0, clusters, len(z))] + 0.5 * z
         yield z / np.linalg.norm(z, axis=1, keepdims=True)
@@ -116,7 +125,7 @@ def make(folder, n, clusters=0):
     parts, row = [], 0
     for z in vectors(n, clusters):
         parts.append(
-            write_part(
+            _write_part(
                 folder,
                 z,
                 [
@@ -129,8 +138,8 @@ def make(folder, n, clusters=0):
     write_json(
         folder / "index.json",
         {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": _FORMAT,
+            "version": _VERSION,
             "kind": "images",
             "root": "/photos",
             "checkpoint": "none",

@@ -14,7 +14,16 @@ from PIL import Image
 
 from sgmim.apps import search
 from sgmim.apps.commands import index_command, search_command
-from sgmim.apps.search import File, Index, Writer, best_rows, embed_pictures, update_index, write_part
+from sgmim.apps.search import (
+    EmbedOptions,
+    File,
+    Index,
+    _best_rows,
+    _write_part,
+    _Writer,
+    embed_pictures,
+    update_index,
+)
 from sgmim.core import ConfigError, DataError, read_json, write_json
 from sgmim.data.audio import write_audio
 from sgmim.models.sgmim import SGMIM, save_model
@@ -45,8 +54,9 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def update(tmp_path, photos, model, **options):
-    return update_index(tmp_path / "index", photos, model, progress=False, batch_size=8, **options)
+def update(tmp_path, photos, model, max_seconds=10.0, **more):
+    options = EmbedOptions(max_seconds, batch_size=8)
+    return update_index(tmp_path / "index", photos, model, options=options, progress=False, **more)
 
 
 def numbers(done):
@@ -87,7 +97,7 @@ def test_exact(block):
             int(rng.integers(0, 500)),
             int(rng.integers(1, 120)),
         )
-        rows, scores = best_rows([z[:cut], z[cut:]], q, k, float(np.linalg.norm(z, axis=1).max()), block)
+        rows, scores = _best_rows([z[:cut], z[cut:]], q, k, float(np.linalg.norm(z, axis=1).max()), block)
         right = z.astype(np.float64) @ q.astype(np.float64)
         assert (rows[np.lexsort((rows, -scores))][:k] == np.argsort(-right, kind="stable")[:k]).all()
 
@@ -98,7 +108,7 @@ def test_near_ties():
     z = np.ones((200, 64), np.float32) + np.float32(2**-23) * np.random.default_rng(0).integers(
         0, 3, (200, 64)
     ).astype(np.float32)
-    rows, scores = best_rows([z], q, 10, float(np.linalg.norm(z, axis=1).max()), 13)
+    rows, scores = _best_rows([z], q, 10, float(np.linalg.norm(z, axis=1).max()), 13)
     right = z.astype(np.float64) @ q.astype(np.float64)
     assert (rows[np.lexsort((rows, -scores))][:10] == np.argsort(-right, kind="stable")[:10]).all()
 
@@ -106,7 +116,7 @@ def test_near_ties():
 def test_ties_by_path_and_bad_queries(tmp_path):
     z = np.tile(np.array([[3.0, 4.0]]), (4, 1))
     files = [File(p, 1, 1) for p in ("d.png", "b.png", "c.png", "a.png")]
-    entry = write_part(tmp_path, z, files)
+    entry = _write_part(tmp_path, z, files)
     index = Index(tmp_path, {"width": 2, "parts": [entry]}, [z.astype(np.float32)], files)
     assert [(h.rank, h.path, h.score) for h in index.search([1, 0], 3)] == [
         (1, "a.png", 3.0),
@@ -189,19 +199,19 @@ def test_left_out(tmp_path, photos, model):
 def test_interrupted(tmp_path, photos, model, monkeypatch, after):
     """Stopped by Ctrl-C or killed, it goes on: nothing is embedded twice that was written, and until the
     end the old index is searched."""
-    n, add = counted(model, monkeypatch), Writer.add
+    n, add = counted(model, monkeypatch), _Writer.add
 
     def stop(writer, *some):
         add(writer, *some, every=0)
         if len(writer.entries) > after:
             raise KeyboardInterrupt if after else RuntimeError("killed")
 
-    monkeypatch.setattr(Writer, "add", stop)
+    monkeypatch.setattr(_Writer, "add", stop)
     with pytest.raises((KeyboardInterrupt, RuntimeError)):
         update(tmp_path, photos, model)
     with pytest.raises(DataError, match="was interrupted: run sgmim_index again"):
         Index.open(tmp_path / "index")
-    monkeypatch.setattr(Writer, "add", add)
+    monkeypatch.setattr(_Writer, "add", add)
     assert update(tmp_path, photos, model).added == 30 - 8 * (after + 1) and n == [30]
     fresh = update_index(tmp_path / "fresh", photos, model, progress=False)
     assert fresh.added == 30 and all(
@@ -209,7 +219,7 @@ def test_interrupted(tmp_path, photos, model, monkeypatch, after):
         for p, z in vectors(tmp_path / "index").items()
     )
     shutil.copy(photos / "03.png", photos / "new.png")
-    monkeypatch.setattr(Writer, "add", lambda *a: (_ for _ in ()).throw(RuntimeError("killed")))
+    monkeypatch.setattr(_Writer, "add", lambda *a: (_ for _ in ()).throw(RuntimeError("killed")))
     with pytest.raises(RuntimeError):
         update(tmp_path, photos, model)
     assert len(Index.open(tmp_path / "index")) == 30 and (tmp_path / "index/unfinished.json").exists()
@@ -217,14 +227,14 @@ def test_interrupted(tmp_path, photos, model, monkeypatch, after):
 
 def test_two_at_once(tmp_path, photos, model, monkeypatch):
     "Of two processes that write one index, one gives way."
-    add = Writer.add
+    add = _Writer.add
 
     def other(writer, *some):
-        monkeypatch.setattr(Writer, "add", add)
+        monkeypatch.setattr(_Writer, "add", add)
         update(tmp_path, photos, model)
         add(writer, *some, every=0)
 
-    monkeypatch.setattr(Writer, "add", other)
+    monkeypatch.setattr(_Writer, "add", other)
     with pytest.raises(DataError, match="another sgmim_index is at work"):
         update(tmp_path, photos, model)
     assert len(Index.open(tmp_path / "index")) == 30
@@ -234,13 +244,13 @@ def test_killed_process(tmp_path, photos, checkpoint):
     "kill -9 in the middle, in a process of its own."
     code = """if True:
         import os, sys
-        from sgmim.apps.search import Writer
+        from sgmim.apps.search import _Writer
         from sgmim.apps.commands import index
-        add = Writer.add
+        add = _Writer.add
         def stop(writer, *some):
             add(writer, *some, every=0)
             if len(writer.entries) == 2: os.kill(os.getpid(), 9)
-        Writer.add = stop
+        _Writer.add = stop
         index(sys.argv[1:])"""
     arguments = [
         checkpoint,

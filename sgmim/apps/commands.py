@@ -1162,7 +1162,7 @@ def index(argv=None):
     "What `sgmim_index` does."
     import torch
 
-    from sgmim.apps.search import Index, build_approximate, printable, update_index
+    from sgmim.apps.search import EmbedOptions, Index, build_approximate, printable, update_index
     from sgmim.core import pick_device
     from sgmim.models.pretrained import open_checkpoint, shipped
 
@@ -1199,17 +1199,8 @@ def index(argv=None):
         torch.set_num_threads(a.threads)
     folder = Path(a.checkpoint or shipped("scenes-tiny")).resolve()
     model = open_checkpoint(folder).to(pick_device(a.device)).eval()
-    done = update_index(
-        a.out,
-        a.images or a.audio,
-        model,
-        "images" if a.images else "audio",
-        folder,
-        a.max_seconds,
-        a.batch_size,
-        a.workers,
-        a.prune,
-    )
+    kind, options = "images" if a.images else "audio", EmbedOptions(a.max_seconds, a.batch_size, a.workers)
+    done = update_index(a.out, a.images or a.audio, model, kind, folder, options, a.prune)
     for path, why in done.left_out[:10]:
         print(f"left out: {printable(path)}: {printable(why)}", file=sys.stderr)
     if len(done.left_out) > 10:
