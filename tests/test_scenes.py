@@ -668,7 +668,8 @@ def test_kept_images_are_read_once():
     reads = []
     image = toy.image
     toy.image = lambda i: reads.append(i) or image(i)
-    kept, plain = Pairs(toy, keep=True), Pairs(toy)
+    kept, plain = Pairs(toy), Pairs(toy)
+    kept.keep_images()
     for j in range(15):
         assert np.array_equal(kept[j]["image"], plain[j]["image"])
     assert len(reads) == 5 + 15
