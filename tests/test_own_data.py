@@ -11,7 +11,7 @@ from conftest import Toy, micro
 from PIL import Image
 
 from sgmim.core import ConfigError, DataError
-from sgmim.data.batches import Pairs, as_picture, as_waveform, check_batch, collate, is_corpus
+from sgmim.data.batches import Pairs, _as_picture, _as_waveform, check_batch, collate, is_corpus
 from sgmim.data.image import normalise
 from sgmim.evaluation.retrieval import evaluate
 from sgmim.models.inputs import corpus_pairs
@@ -171,16 +171,16 @@ RGB = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     ],
 )
 def test_pictures_of_any_kind(picture):
-    assert np.array_equal(as_picture(picture), RGB) and as_picture(picture).dtype == np.uint8
+    assert np.array_equal(_as_picture(picture), RGB) and _as_picture(picture).dtype == np.uint8
 
 
 def test_pictures_that_are_not_rgb():
     grey, alpha = RGB[:, :, 0], np.concatenate([RGB, np.zeros((32, 32, 1), np.uint8)], 2)
     for picture in (grey, grey[:, :, None], grey[None], Image.fromarray(grey)):
-        assert np.array_equal(as_picture(picture), np.stack([grey] * 3, 2))
+        assert np.array_equal(_as_picture(picture), np.stack([grey] * 3, 2))
     for picture in (alpha, np.moveaxis(alpha, 2, 0), Image.fromarray(alpha)):
-        assert (as_picture(picture) == 255).all()  # laid over white, as in files
-    assert as_picture(RGB) is RGB  # no copy
+        assert (_as_picture(picture) == 255).all()  # laid over white, as in files
+    assert _as_picture(RGB) is RGB  # no copy
 
 
 @pytest.mark.parametrize(
@@ -247,18 +247,18 @@ WAVE = np.random.default_rng(0).normal(0, 0.1, 3000).astype(np.float32)
     ],
 )
 def test_recordings_of_any_kind(wave):
-    found = as_waveform(wave)
+    found = _as_waveform(wave)
     assert found.dtype == np.float32 and found.shape == (3000,)
     np.testing.assert_allclose(found, WAVE, rtol=1e-6)
 
 
 def test_a_recording_is_not_copied():
-    assert as_waveform(WAVE) is WAVE
+    assert _as_waveform(WAVE) is WAVE
 
 
 def test_half_precision():
     for wave in (WAVE.astype(np.float16), torch.tensor(WAVE).bfloat16()):
-        np.testing.assert_allclose(as_waveform(wave), WAVE, rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(_as_waveform(wave), WAVE, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize(

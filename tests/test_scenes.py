@@ -21,10 +21,19 @@ from sgmim.core import ConfigError, DataError, SgmimError, cache_folder, read_js
 from sgmim.data.batches import Order, Pairs, collate, eval_loader, train_loader
 from sgmim.data.image import normalise
 from sgmim.scenes import corpus as scenes_module
-from sgmim.scenes.captions import PLACE_PHRASES, SIZE_WORDS, caption, thing_names
-from sgmim.scenes.corpus import CHUNK, SPLITS, held_out, load_scenes, make_chunk, make_item
+from sgmim.scenes.captions import _PLACE_PHRASES, _SIZE_WORDS, caption, thing_names
+from sgmim.scenes.corpus import _CHUNK, SPLITS, _held_out, _make_chunk, load_scenes, make_item
 from sgmim.scenes.pictures import content, draw_scene, sample_scene
-from sgmim.scenes.voices import OTHERS, SEEN, SPEAKERS, UNSEEN, Speaker, Utterance, speak, vary
+from sgmim.scenes.voices import (
+    OTHER_SPEAKERS,
+    SEEN_SPEAKERS,
+    SPEAKERS,
+    UNSEEN_SPEAKERS,
+    Speaker,
+    Utterance,
+    speak,
+    vary,
+)
 
 # ---- captions say what is there
 
@@ -37,7 +46,7 @@ def mention(thing):
     category, colour, size = thing
     return (
         "an? "
-        + (either(SIZE_WORDS[size]) + " " if size else "")
+        + (either(_SIZE_WORDS[size]) + " " if size else "")
         + (f"{colour} " if colour else "")
         + either(thing_names(category))
     )
@@ -51,7 +60,7 @@ def sentence(said):
         body = f"(?:{body}|{names[0]} (?P<relation>above|over|below|under|next to|beside) {names[1]})"
     if said.place is None:
         return f"(?:there is )?{body}"
-    where = either(PLACE_PHRASES[said.place])
+    where = either(_PLACE_PHRASES[said.place])
     return f"(?:(?:there is )?{body} {where}|{where}, {body.replace('?P<relation>', '?P<other>')})"
 
 
@@ -115,7 +124,7 @@ def test_words_tile_the_waveform(name):
 )
 def test_words_lie_where_the_times_say(text):
     "Only one word hisses, and it is found by its times: it has the largest share of energy above 3 kHz."
-    for speaker in SEEN[:4] + UNSEEN:
+    for speaker in SEEN_SPEAKERS[:4] + UNSEEN_SPEAKERS:
         said = speak(text, speaker)
 
         def hiss(start, end, said=said):
@@ -127,21 +136,25 @@ def test_words_lie_where_the_times_say(text):
 
 def test_speech_is_the_same_in_another_process_and_after_other_sentences():
     code = (
-        "import sys, hashlib; from sgmim.scenes.voices import *; speak('Something else', UNSEEN[0]);"
-        " print([hashlib.sha256(speak(sys.argv[1], s, 47, 171).wave.tobytes()).hexdigest() for s in (SEEN[1],"
-        " UNSEEN[3])])"
+        "import sys, hashlib; from sgmim.scenes.voices import *; speak('Something else', UNSEEN_SPEAKERS[0]);"
+        " print([hashlib.sha256(speak(sys.argv[1], s, 47, 171).wave.tobytes()).hexdigest()"
+        " for s in (SEEN_SPEAKERS[1], UNSEEN_SPEAKERS[3])])"
     )
     import hashlib
 
-    here = [hashlib.sha256(speak(TEXT, s, 47, 171).wave.tobytes()).hexdigest() for s in (SEEN[1], UNSEEN[3])]
+    here = [
+        hashlib.sha256(speak(TEXT, s, 47, 171).wave.tobytes()).hexdigest()
+        for s in (SEEN_SPEAKERS[1], UNSEEN_SPEAKERS[3])
+    ]
     assert run_python(code, TEXT).stdout.strip() == str(here)
 
 
 def test_threads_take_turns():
     texts = [f"{n} ducks" for n in ("One", "Two", "Three", "Four")]
-    alone, together = {t: speak(t, SEEN[0]).wave for t in texts}, {}
+    alone, together = {t: speak(t, SEEN_SPEAKERS[0]).wave for t in texts}, {}
     threads = [
-        threading.Thread(target=lambda t=t: together.update({t: speak(t, SEEN[0]).wave})) for t in texts
+        threading.Thread(target=lambda t=t: together.update({t: speak(t, SEEN_SPEAKERS[0]).wave}))
+        for t in texts
     ]
     for t in threads:
         t.start()
@@ -153,21 +166,23 @@ def test_threads_take_turns():
 def test_what_cannot_be_said():
     for text in ("", " ", "…", "?!"):
         with pytest.raises(DataError, match="at least one word"):
-            speak(text, SEEN[0])
+            speak(text, SEEN_SPEAKERS[0])
     with pytest.raises(ConfigError, match="no voice 'xx-nowhere\\+m1'"):
         speak("A cat", Speaker("x", "xx-nowhere", "m1"))
-    assert len(speak("A cat", SEEN[0]).wave) > 1000  # and the next one is fine
+    assert len(speak("A cat", SEEN_SPEAKERS[0]).wave) > 1000  # and the next one is fine
 
 
 def test_speakers_vary_but_stay_themselves():
-    drawn = {vary(SEEN[0], rng_for(i)) for i in range(50)}
+    drawn = {vary(SEEN_SPEAKERS[0], rng_for(i)) for i in range(50)}
     assert len(drawn) > 20 and all(
-        abs(p - SEEN[0].pitch) <= 8 and 0.92 * SEEN[0].rate - 1 <= r <= 1.12 * SEEN[0].rate for p, r in drawn
+        abs(p - SEEN_SPEAKERS[0].pitch) <= 8
+        and 0.92 * SEEN_SPEAKERS[0].rate - 1 <= r <= 1.12 * SEEN_SPEAKERS[0].rate
+        for p, r in drawn
     )
-    groups = [{(s.accent, s.variant) for s in g} for g in (SEEN, UNSEEN, OTHERS)]
+    groups = [{(s.accent, s.variant) for s in g} for g in (SEEN_SPEAKERS, UNSEEN_SPEAKERS, OTHER_SPEAKERS)]
     assert [len(g) for g in groups] == [8, 4, 8] and not (groups[0] | groups[2]) & groups[1]
     # an unseen speaker is another vocal tract, not only another accent
-    assert not {s.variant for s in SEEN} & {s.variant for s in UNSEEN}
+    assert not {s.variant for s in SEEN_SPEAKERS} & {s.variant for s in UNSEEN_SPEAKERS}
 
 
 def test_without_espeak(monkeypatch):
@@ -179,7 +194,7 @@ def test_without_espeak(monkeypatch):
     with pytest.raises(
         SgmimError, match="espeak-ng.*could not be opened.*pip install espeakng-loader.*apt install espeak-ng"
     ):
-        speak("A cat", SEEN[0])
+        speak("A cat", SEEN_SPEAKERS[0])
 
 
 def test_with_a_broken_espeak(monkeypatch, tmp_path):
@@ -189,7 +204,7 @@ def test_with_a_broken_espeak(monkeypatch, tmp_path):
         m.setattr(loader, "get_library_path", lambda: str(tmp_path / "libespeak-ng.so"))
         m.setattr(ctypes, "CDLL", lambda name, *a, **k: (_ for _ in ()).throw(OSError(f"{name}: not found")))
         with pytest.raises(SgmimError, match="libespeak-ng.*not found"):
-            speak("A cat", SEEN[0])
+            speak("A cat", SEEN_SPEAKERS[0])
 
 
 SABOTAGE = {
@@ -223,12 +238,12 @@ def folder_of(cache, name):
 def test_any_number_of_workers_in_any_process(scenes, cache, tmp_path):
     "One worker or two, another process or this one, a longer or a shorter split: the same bytes."
     whole = listing(folder_of(cache, "train-300x1"))
-    load_scenes("train", CHUNK + 5, cache=tmp_path, workers=2, progress=False)
-    folder = folder_of(tmp_path, f"train-{CHUNK + 5}x1")
+    load_scenes("train", _CHUNK + 5, cache=tmp_path, workers=2, progress=False)
+    folder = folder_of(tmp_path, f"train-{_CHUNK + 5}x1")
     two = listing(folder)
     assert [two[f"00000.{e}"] == whole[f"00000.{e}"] for e in ("bin", "json")] == [True, True]
     (tmp_path / "here").mkdir()
-    make_chunk(tmp_path / "here", 1, "train", CHUNK + 5, 1, 0, 96)
+    _make_chunk(tmp_path / "here", 1, "train", _CHUNK + 5, 1, 0, 96)
     here = listing(tmp_path / "here")
     assert here == {n: two[n] for n in ("00001.bin", "00001.json")}
     part = read_json(folder / "00001.json")
@@ -360,11 +375,11 @@ def test_no_scene_is_in_two_splits(drawn):
 
 
 def test_speakers_of_each_split(drawn):
-    seen, unseen = {s.name for s in SEEN}, {s.name for s in UNSEEN}
+    seen, unseen = {s.name for s in SEEN_SPEAKERS}, {s.name for s in UNSEEN_SPEAKERS}
     assert voices(drawn["test-unseen"]) == unseen
     for name in ("train", "dev", "test-seen", "test-novel"):
         assert voices(drawn[name]) == seen, name
-    assert voices(drawn["pretrain"]) == seen | {s.name for s in OTHERS}
+    assert voices(drawn["pretrain"]) == seen | {s.name for s in OTHER_SPEAKERS}
 
 
 def test_novel_scenes_hold_what_training_never_shows(drawn):
@@ -372,10 +387,10 @@ def test_novel_scenes_hold_what_training_never_shows(drawn):
         *(combinations(s) for s, _, _ in drawn["train"]), *(combinations(s) for s, _, _ in drawn["pretrain"])
     )
     for scene, _, _ in drawn["test-novel"]:
-        assert combinations(scene) - shown and held_out(content(scene)[1])
+        assert combinations(scene) - shown and _held_out(content(scene)[1])
     for name in ("dev", "test-seen", "test-unseen"):  # elsewhere nearly all was shown: the rest is chance
         known = [not combinations(s) - shown for s, _, _ in drawn[name]]
-        assert np.mean(known) > 0.97 and not any(held_out(content(s)[1]) for s, _, _ in drawn[name]), name
+        assert np.mean(known) > 0.97 and not any(_held_out(content(s)[1]) for s, _, _ in drawn[name]), name
     things = {t.category for s, _, _ in drawn["train"] for t in s.things}
     colours = {t.colour for s, _, _ in drawn["train"] for t in s.things}
     for scene, _, _ in drawn["test-novel"]:  # the parts are familiar
@@ -653,7 +668,8 @@ def test_kept_images_are_read_once():
     reads = []
     image = toy.image
     toy.image = lambda i: reads.append(i) or image(i)
-    kept, plain = Pairs(toy, keep=True), Pairs(toy)
+    kept, plain = Pairs(toy), Pairs(toy)
+    kept.keep_images()
     for j in range(15):
         assert np.array_equal(kept[j]["image"], plain[j]["image"])
     assert len(reads) == 5 + 15

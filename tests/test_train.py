@@ -32,10 +32,10 @@ from sgmim.data.batches import Pairs, eval_loader
 from sgmim.evaluation.retrieval import evaluate, pool
 from sgmim.models.pretrained import load_tiny_backbones, shipped
 from sgmim.models.sgmim import PRESETS, SGMIM, load_model, scenes_tiny
-from sgmim.scenes.captions import PLACE_PHRASES
+from sgmim.scenes.captions import _PLACE_PHRASES
 from sgmim.scenes.corpus import TESTS as TEST_SPLITS
-from sgmim.scenes.pictures import PLACES, draw_scene, sample_scene
-from sgmim.scenes.voices import SEEN, speak
+from sgmim.scenes.pictures import SCENE_PLACES, draw_scene, sample_scene
+from sgmim.scenes.voices import SEEN_SPEAKERS, speak
 from sgmim.train import Feed, TrainConfig, fit, frames_of, recipe
 from sgmim.training.optim import warmup_cosine, warmup_linear
 from sgmim.training.snapshots import Snapshots
@@ -154,10 +154,10 @@ class Places:
     little to learn, and it holds for other pictures."""
 
     def __init__(self, split, n):
-        said = {(p, s): speak(PLACE_PHRASES[p][0], s).wave for p in PLACES for s in SEEN[:2]}
+        said = {(p, s): speak(_PLACE_PHRASES[p][0], s).wave for p in SCENE_PLACES for s in SEEN_SPEAKERS[:2]}
         draw = [rng_for("places", split, i) for i in range(n)]
-        self.images = [draw_scene(sample_scene(r, place=PLACES[i % 8]), 32) for i, r in enumerate(draw)]
-        self.waves = [said[PLACES[i % 8], SEEN[r.integers(2)]] for i, r in enumerate(draw)]
+        self.images = [draw_scene(sample_scene(r, place=SCENE_PLACES[i % 8]), 32) for i, r in enumerate(draw)]
+        self.waves = [said[SCENE_PLACES[i % 8], SEEN_SPEAKERS[r.integers(2)]] for i, r in enumerate(draw)]
         self.image_of_caption, self.captions = (
             np.arange(n),
             [SimpleNamespace(samples=len(w)) for w in self.waves],

@@ -12,51 +12,61 @@ from ..data.corpus import Corpus, measure
 from ..data.image import eval_transform, train_transform
 
 # %% ../../nbs/models/06_inputs.ipynb #3a7bd9b8
-def shortest(model):
-    "Samples of one frame: the receptive field of the convolutions of a configuration."
+def shortest(
+    model,  # configuration of a model
+) -> int:  # samples
+    "The length of one frame: the receptive field of the convolutions."
     n = hop = 1
     for k, s in zip(model.conv_kernel, model.conv_stride, strict=True):
         n, hop = n + (k - 1) * hop, hop * s
     return n
 
 
-def image_transform(model, augment="none"):
-    "uint8 (H, W, 3) -> uint8 (S, S, 3) for a model of the configuration `model`."
+def image_transform(
+    model,  # configuration of a model
+    augment: str = "none",  # 'none' (a centre crop), 'crop' (random crop and flip) or 'randaugment'
+):  # uint8 (H, W, 3) -> uint8 (S, S, 3)
+    "What brings pictures to the size of a model."
     if augment == "none":
         return eval_transform(model.image_size, round(model.image_size / model.crop_pct), normalised=False)
-    return train_transform(
-        model.image_size, **({} if augment == "randaugment" else {"randaugment": None}), normalised=False
-    )
+    off = {} if augment == "randaugment" else {"randaugment": None}
+    return train_transform(model.image_size, **off, normalised=False)
 
 # %% ../../nbs/models/06_inputs.ipynb #c821dc31
 def corpus_pairs(
-    corpus, max_seconds, model=None, augment="none", keep=True, speed=0.0, pad="auto", lengths=False
-):
-    """`Pairs` of a corpus for a model of the configuration `model`; small corpora in memory stay there,
-    decoded, if `keep`. `lengths`: they are needed (see `sgmim.data.corpus.measure`)."""
-    pad = pad == "full" or (pad == "auto" and model is not None and model.padding_matters)
-    if isinstance(corpus, Corpus):
-        if lengths:
-            measure(corpus, cache_folder())
-        side = model and round(
-            model.image_size * 2 if augment != "none" else model.image_size / model.crop_pct
-        )
-        return Pairs(
-            corpus,
-            max_seconds,
-            model and image_transform(model, augment),
-            pad=pad,
-            speed=speed,
-            side=side,
-            skip=True,
-            shortest=shortest(model) if model else 1,
-        )
-    pairs = Pairs(corpus, max_seconds, pad=pad, speed=speed, shortest=shortest(model) if model else 1)
+    corpus,  # a `Corpus`, or your own
+    max_seconds: float,  # read only the beginning of a caption
+    model=None,  # configuration of the model that they are for; None: pictures and sound as they come
+    augment: str = "none",  # see `image_transform`
+    keep: bool = True,  # hold the decoded images of a small corpus of your own in memory
+    speed: float = 0.0,  # see `Pairs`
+    pad: str = "auto",  # 'full': to `max_seconds`; 'batch': to the longest; 'auto': 'full' where it matters
+    lengths: bool = False,  # the captions' lengths are needed (see `sgmim.data.corpus.measure`)
+) -> Pairs:  # ready for a loader
+    "The pairs of a corpus as a model takes them."
+    full = pad == "full" or (pad == "auto" and model is not None and model.padding_matters)
+    one_frame = shortest(model) if model else 1
+    if not isinstance(corpus, Corpus):
+        pairs = Pairs(corpus, max_seconds, pad=full, speed=speed, shortest=one_frame)
+        return _own_pairs(pairs, model, augment, keep)
+    if lengths:
+        measure(corpus, cache_folder())
+    transform = side = None
+    if model is not None:
+        transform = image_transform(model, augment)
+        side = round(model.image_size * 2 if augment != "none" else model.image_size / model.crop_pct)
+    return Pairs(
+        corpus, max_seconds, transform, pad=full, speed=speed, side=side, skip=True, shortest=one_frame
+    )
+
+
+def _own_pairs(pairs, model, augment, keep):
+    "Pairs of your own corpus: its pictures are transformed if they need it, and kept if they are few."
     last = int(pairs.image_of_caption.max())
-    first = read_item(corpus, "image", int(pairs.image_of_caption[0]))
-    read_item(corpus, "image", last)  # an index that is too high shows here
-    if keep and first.nbytes * (last + 1) < 2**31:
-        pairs._kept = {}  # 2 GiB
+    first = read_item(pairs.corpus, "image", int(pairs.image_of_caption[0]))
+    read_item(pairs.corpus, "image", last)  # an index that is too high shows here
+    if keep and first.nbytes * (last + 1) < 2**31:  # 2 GiB
+        pairs.keep_images()
     if model is not None:
         pairs.transform = image_transform(model, augment)
         fits = (model.image_size, model.image_size)

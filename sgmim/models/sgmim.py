@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sgmim.core import (
-    WEIGHTS,
+    WEIGHTS_FILE,
     CheckpointError,
     ConfigError,
     DataError,
@@ -626,7 +626,7 @@ def load_model(
     device=None,  # None: CUDA if there is one, else CPU
 ) -> SGMIM:  # in evaluation mode
     "Rebuild a saved model. Raises `CheckpointError` where the folder is broken or of another configuration."
-    exported = (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / WEIGHTS).is_file()
+    exported = (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / WEIGHTS_FILE).is_file()
     tensors, meta = read_exported(folder) if exported else load_checkpoint(folder)
     if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
         raise CheckpointError(f'{folder} holds no SG-MIM model: its config.json has no entry "config"')
@@ -636,7 +636,7 @@ def load_model(
         raise CheckpointError(f"{e}; {folder}/config.json was changed, or written by another version") from e
     if config is not None and (found := config_difference(saved, config)):
         raise CheckpointError(f"the model in {folder} has another configuration: " + "; ".join(found))
-    weights = Path(folder) / ("model.safetensors" if exported else WEIGHTS)
+    weights = Path(folder) / ("model.safetensors" if exported else WEIGHTS_FILE)
     check_tensors(tensors, weights, weights.stat().st_size)
     check_fit(saved, tensors, folder)
     model = SGMIM(saved)
