@@ -27,8 +27,9 @@ class Resamples:
     ):
         _, self.group = np.unique(np.asarray(groups), return_inverse=True)
         size, rng = self.group.max() + 1, np.random.default_rng(seed)
-        drawn = (rng.integers(0, size, size) for _ in range(n))
-        self.counts = np.stack([np.bincount(d, minlength=size) for d in drawn]).astype(float)  # (n, groups)
+        self.counts = np.empty((n, size))  # how often each group is drawn
+        for row in self.counts:
+            row[:] = np.bincount(rng.integers(0, size, size), minlength=size)
 
     def sums(
         self,
