@@ -542,9 +542,7 @@ def dependence_figure(
         groups = {k.replace(" ", "\n"): v for k, v in silenced.items()}
         _bar_panel(ax, groups, _HARMED, "added by taking words out")
         ax.set_xlabel("words taken out", fontsize=8.5)
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 # %% ../../nbs/evaluation/03_dependence.ipynb #20cf23d5
 def category_figure(
@@ -568,9 +566,7 @@ def category_figure(
     ax.set_ylim(-1, len(rows))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=7.5, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=4)
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 # %% ../../nbs/evaluation/03_dependence.ipynb #ef16b82c
 def dependence_record(

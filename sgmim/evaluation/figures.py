@@ -35,6 +35,15 @@ class Picture(Figure):
     ):
         super().__init__(figsize=(width, height), dpi=110, layout="constrained")
 
+    def titled(
+        self,
+        title: str | None,  # None: no title
+    ):
+        "The figure, with a title above all panels."
+        if title:
+            self.suptitle(title, fontsize=10, color=INK)
+        return self
+
     def _repr_png_(self):
         out = io.BytesIO()
         self.savefig(out, format="png", dpi=150)
@@ -269,9 +278,7 @@ def retrieval_gallery(
         for j, (ax, i) in enumerate(zip(row[1:], found[r], strict=True)):
             _card(ax, items[i], size=7)
             _frame(ax, i in np.atleast_1d(right[r]), j + 1)
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 # %% ../../nbs/evaluation/00_figures.ipynb #a38fddf2
 def _pca_rgb(target):
@@ -340,9 +347,7 @@ def reconstruction_figure(
     bar.ax.tick_params(labelsize=7)
     bar.set_label("squared error,\nmean over D", fontsize=8)
     bar.ax.yaxis.set_label_position("left")
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 
 def _check_features(mask, features, D):
@@ -420,9 +425,7 @@ def curves_figure(
     fig = Picture(3.1 * len(panels), 2.7)
     for ax, (text, data) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_panel(ax, text, data, len(runs) > 1)
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 
 def _values(history, key):

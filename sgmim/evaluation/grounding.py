@@ -234,9 +234,7 @@ def grounding_figure(
         ax.set_title(text, fontsize=9, color=INK)
     if len(words):
         fig.colorbar(heat, ax=axes.tolist(), shrink=0.7, pad=0.01).ax.tick_params(labelsize=7)
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 
 def _draw_map(ax, values, box, size, limits):
@@ -603,9 +601,7 @@ def scores_figure(
         ax.set_title(name, fontsize=9.5, color=INK)
         ax.set_ylim(0, 1)
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=7.5, loc="outside right center")
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 # %% ../../nbs/evaluation/07_grounding.ipynb #49339583
 def grounding_record(

@@ -21,7 +21,7 @@ from sgmim.evaluation.analysis import (
     markdown_table,
     ratio_estimate,
 )
-from .figures import INK, Picture
+from .figures import Picture
 from .retrieval import embed, pool, top_k
 from ..models.sgmim import SGMIM
 
@@ -173,9 +173,7 @@ def mistakes_figure(
     estimate_bars(ax := fig.subplots(), groups, labels)
     ax.set_ylabel("share of wrong answers", fontsize=8.5)
     ax.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 # %% ../../nbs/evaluation/05_mistakes.ipynb #9ea1c7a7
 def mistakes_record(

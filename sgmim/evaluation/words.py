@@ -29,7 +29,7 @@ from sgmim.evaluation.analysis import (
     percentile_interval,
 )
 from .dependence import WORD_CLASSES
-from .figures import INK, RIGHT, Picture, attention_figure, colours
+from .figures import RIGHT, Picture, attention_figure, colours
 from ..models.audio_encoder import cls_attention
 from ..scenes.captions import word_class
 
@@ -687,9 +687,7 @@ def chance_figure(
     estimate_bars(ax := fig.subplots(), groups, _BARS, ("#0072B2", "#8c8c8c", "#b3b3b3", "#d9d9d9"))
     ax.set_ylabel("boundary $F_1$", fontsize=8)
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(-0.01, 0.97))
-    if title:
-        fig.suptitle(title, fontsize=10, color=INK)
-    return fig
+    return fig.titled(title)
 
 # %% ../../nbs/evaluation/06_words.ipynb #e75878a0
 def before_training(
