@@ -10,43 +10,40 @@ import torch
 from conftest import Toy, exchanged, first, micro
 from torch import nn
 
-from sgmim.core import ConfigError, DataError, read_json
+from sgmim.core import ConfigError, DataError, read_json, write_json
 from sgmim.data.batches import Pairs
+from sgmim.evaluation.analysis import Resamples, ratio_estimate
 from sgmim.evaluation.dependence import (
-    BACKGROUND,
+    _BACKGROUND,
+    _EDGE,
+    _TAKEN,
+    _WAYS,
     CAPTIONS,
-    EDGE,
-    TAKEN,
-    WAYS,
-    PatchTruth,
+    _compare,
+    _patch_owner,
+    _PatchTruth,
+    _remove_words,
+    _said_or_not,
+    _taken_spans,
+    _wrong_captions,
     caption_dependence,
     category_figure,
-    compare,
     dependence_figure,
     dependence_record,
-    depends,
-    estimate,
-    frame_times,
+    frame_middles,
     mentions,
     patch_errors,
-    patch_owner,
     patch_shares,
     reconstruct_with,
-    resample_weights,
-    said_or_not,
     speech_dependence,
-    taken_spans,
-    word_remover,
     word_spans,
-    wrong_captions,
 )
 from sgmim.evaluation.figures import save_figure
-from sgmim.evaluation.gradients import gradient_split, gradient_table, loss_gradients, part_of
+from sgmim.evaluation.gradients import _part_of, gradient_split, gradient_table, loss_gradients
 from sgmim.evaluation.mistakes import (
-    MISTAKES,
-    contradictions,
+    _MISTAKES,
+    contradicted_words,
     mistake_shares,
-    mistakes,
     mistakes_figure,
     mistakes_record,
     mistakes_tables,
@@ -65,6 +62,10 @@ def trained():
     return load_model(shipped("scenes-tiny"), device="cpu")
 
 
+def _above_0(difference):
+    return difference["interval"][0] > 0
+
+
 # ---- wrong captions
 
 
@@ -75,7 +76,7 @@ def test_wrong_captions_are_of_other_images():
         ids = torch.randint(0, int(torch.randint(2, 8, (1,), generator=g)), (B,), generator=g) * 7 - 3
         if len(ids.unique()) == 1:
             continue
-        other = wrong_captions(ids)
+        other = _wrong_captions(ids)
         assert other.dtype == torch.int64 and other.shape == (B,) and (ids[other] != ids).all()
         for i in range(B):  # the next one: all between are of the same image
             steps = (int(other[i]) - i) % B
@@ -83,14 +84,14 @@ def test_wrong_captions_are_of_other_images():
 
 
 def test_with_different_images_the_wrong_caption_is_the_next():
-    assert wrong_captions(torch.arange(5)).tolist() == [1, 2, 3, 4, 0]
-    assert wrong_captions(torch.tensor([4, 4, 4, 9])).tolist() == [3, 3, 3, 0]
+    assert _wrong_captions(torch.arange(5)).tolist() == [1, 2, 3, 4, 0]
+    assert _wrong_captions(torch.tensor([4, 4, 4, 9])).tolist() == [3, 3, 3, 0]
 
 
 @pytest.mark.parametrize("ids", [[3], [3, 3, 3]])
 def test_no_wrong_caption(ids):
     with pytest.raises(ConfigError, match="one image"):
-        wrong_captions(torch.tensor(ids))
+        _wrong_captions(torch.tensor(ids))
 
 
 # ---- the measure, on a model whose answers are known
@@ -300,7 +301,8 @@ def test_models_that_hear_nothing():
 def test_an_estimate_is_the_ratio_of_sums_and_its_interval_that_of_resamples():
     rng = np.random.default_rng(0)
     total, count, groups = rng.normal(2, 1, 60), rng.integers(0, 4, 60), np.repeat(np.arange(20), 3)
-    w = resample_weights(groups, 400, seed=3)
+    draws = Resamples(groups, 400, seed=3)
+    w = draws.sums(np.eye(60))  # how often each item is drawn
     # groups stay together
     assert (
         w.shape == (400, 60)
@@ -308,7 +310,7 @@ def test_an_estimate_is_the_ratio_of_sums_and_its_interval_that_of_resamples():
         and (w[:, ::3] == w[:, 1::3]).all()
         and (w[:, ::3] == w[:, 2::3]).all()
     )
-    e = estimate(w, total, count)
+    e = ratio_estimate(draws, total, count)
     drawn = [
         sum(x * t for x, t in zip(r, total, strict=True)) / sum(x * c for x, c in zip(r, count, strict=True))
         for r in w
@@ -316,11 +318,11 @@ def test_an_estimate_is_the_ratio_of_sums_and_its_interval_that_of_resamples():
     assert e["value"] == pytest.approx(total.sum() / count.sum(), abs=1e-5) and e["n"] == count.sum()
     assert e["interval"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-5)
     assert (
-        estimate(w, total, count * 0) is None and estimate(w, total, count, minus=(total, count * 0)) is None
+        ratio_estimate(draws, total, count * 0) is None
+        and ratio_estimate(draws, total, count, minus=(total, count * 0)) is None
     )
-    assert np.array_equal(
-        resample_weights(groups, 5, 1), resample_weights(groups, 5, 1)
-    ) and not np.array_equal(resample_weights(groups, 5, 1), resample_weights(groups, 5, 2))
+    a, b, c = (Resamples(groups, 5, s).counts for s in (1, 1, 2))
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
 def test_differences_are_paired():
@@ -328,15 +330,15 @@ def test_differences_are_paired():
     rng = np.random.default_rng(1)
     shared, n = rng.normal(0, 1, 200), np.ones(200)
     a, b = shared + rng.normal(0.1, 0.05, 200), shared + rng.normal(0, 0.05, 200)
-    w = resample_weights(np.arange(200))
-    wide, paired = estimate(w, a, n)["interval"], estimate(w, a, n, minus=(b, n))["interval"]
+    w = Resamples(np.arange(200))
+    wide, paired = ratio_estimate(w, a, n)["interval"], ratio_estimate(w, a, n, minus=(b, n))["interval"]
     assert paired[0] > 0 and (paired[1] - paired[0]) < 0.2 * (wide[1] - wide[0])
 
 
 def test_a_rare_kind_that_some_resamples_miss_has_an_interval():
     count = np.zeros(50)
     count[7] = 3
-    e = estimate(resample_weights(np.arange(50)), count * 0.5, count)
+    e = ratio_estimate(Resamples(np.arange(50)), count * 0.5, count)
     assert e == {"value": 0.5, "interval": [0.5, 0.5], "n": 3}
 
 
@@ -408,8 +410,8 @@ def test_shares_of_patches_pixel_by_pixel(scenes, crop):
 
 def test_owner_of_a_patch():
     shares = np.array([[1.0, 0.5, 0.3, 0, 0.2], [0, 0.5, 0.3, 0, 0.8]])
-    assert patch_owner(shares).tolist() == [0, 0, EDGE, BACKGROUND, 1]
-    assert patch_owner(np.zeros((0, 3))).tolist() == [BACKGROUND] * 3
+    assert _patch_owner(shares).tolist() == [0, 0, _EDGE, _BACKGROUND, 1]
+    assert _patch_owner(np.zeros((0, 3))).tolist() == [_BACKGROUND] * 3
 
 
 # ---- errors, sorted
@@ -440,7 +442,7 @@ class Ear:
         weight = torch.ones(len(batch["index"]), 64, 1)
         for row, wave, j in zip(weight, batch["audio"], batch["index"].tolist(), strict=True):
             scene = self.corpus.scene(self.corpus.captions[j].image)
-            owner = patch_owner(patch_shares(scene, self.config))
+            owner = _patch_owner(patch_shares(scene, self.config))
             for m in mentions(self.corpus.captions[j]):
                 if m.kind == "thing" and wave[round(m.start * 16000) : round(m.end * 16000)].abs().max() == 0:
                     row[owner == [t.category for t in scene.things].index(m.thing)] = 0
@@ -483,9 +485,9 @@ def test_a_model_that_hears_names_alone_is_found_out(scenes):
 def test_sorted_errors_add_up(scenes, trained):
     corpus = scenes["dev"]
     errors = patch_errors(trained, corpus)
-    truth, weights = PatchTruth(corpus, errors, trained.config), resample_weights(errors.image, 50)
-    parts = [compare(errors, weights, w) for w in (truth.thing, truth.edge, truth.background)]
-    whole = compare(errors, weights)
+    truth, weights = _PatchTruth(corpus, errors, trained.config), Resamples(errors.image, 50)
+    parts = [_compare(errors, weights, w) for w in (truth.thing, truth.edge, truth.background)]
+    whole = _compare(errors, weights)
     assert sum(p["wrong"]["n"] for p in parts) == whole["wrong"]["n"] == errors.hidden.sum() == 120 * 48
     assert sum(p["wrong"]["n"] * p["wrong"]["value"] for p in parts) == pytest.approx(
         whole["wrong"]["n"] * whole["wrong"]["value"], rel=1e-4
@@ -494,7 +496,7 @@ def test_sorted_errors_add_up(scenes, trained):
         truth.spoken_of("place"), truth.background & truth.spoken_of("place")
     )
     for a in ("colour", "size", "place"):
-        d = said_or_not(errors, truth, weights, a)
+        d = _said_or_not(errors, truth, weights, a)
         n = sum(d[k]["right"]["n"] for k in ("said", "unsaid") if d[k]["right"])
         there = (
             truth.background
@@ -507,8 +509,8 @@ def test_sorted_errors_add_up(scenes, trained):
 def test_the_shipped_model_depends_on_names_where_things_are(scenes, trained):
     found = speech_dependence(trained, scenes["dev"], resamples=200)
     for part in (found["overall"], *found["patch"].values()):
-        assert depends(part["wrong_minus_right"]) and depends(part["none_minus_right"])
-    assert depends(found["silenced"]["thing"]["own"]) and depends(
+        assert _above_0(part["wrong_minus_right"]) and _above_0(part["none_minus_right"])
+    assert _above_0(found["silenced"]["thing"]["own"]) and _above_0(
         found["silenced"]["first thing"]["own_minus_other_things"]
     )
     assert found["silenced"]["thing"]["own"]["value"] > found["silenced"]["other"]["other_things"]["value"]
@@ -521,7 +523,7 @@ def test_a_decoder_that_speech_does_not_reach_depends_on_nothing(scenes, row):
     for layer in model.decoder.layers:
         nn.init.zeros_(layer.cross.out.weight)
         nn.init.zeros_(layer.cross.out.bias)
-    for way in WAYS:
+    for way in _WAYS:
         found = speech_dependence(model, scenes["dev"], pairs=40, resamples=50, way=way)
         gaps = [
             d[f"{c}_minus_right"]
@@ -542,7 +544,7 @@ def test_a_decoder_that_speech_does_not_reach_depends_on_nothing(scenes, row):
         ] + [d["gain_said_minus_unsaid"] for d in found["said"].values()]
         for g in gaps:
             assert g is None or g["interval"] == [0, 0], g
-        assert not depends(found["overall"]["wrong_minus_right"])
+        assert not _above_0(found["overall"]["wrong_minus_right"])
 
 
 def test_captions_dealt_out_anew_leave_no_dependence(scenes, trained):
@@ -550,11 +552,11 @@ def test_captions_dealt_out_anew_leave_no_dependence(scenes, trained):
     dealt = exchanged(scenes["dev"])
     dealt.scene = scenes["dev"].scene
     errors = patch_errors(trained, dealt)
-    truth, weights = PatchTruth(dealt, errors, trained.config), resample_weights(errors.image)
+    truth, weights = _PatchTruth(dealt, errors, trained.config), Resamples(errors.image)
 
     def holds_0(where):
         return (lambda e: e is None or e["interval"][0] <= 0 <= e["interval"][1])(
-            compare(errors, weights, where).get("wrong_minus_right")
+            _compare(errors, weights, where).get("wrong_minus_right")
         )
 
     assert holds_0(None) and holds_0(truth.thing) and holds_0(truth.edge) and holds_0(truth.background)
@@ -567,28 +569,28 @@ def test_taking_words_out(scenes, trained):
     batch = batch_of(corpus, 10)
     with torch.no_grad():
         heard = trained.hear(batch)
-        for kind in TAKEN:
-            spans = [taken_spans(corpus.captions[j], kind) for j in range(10)]
+        for kind in _TAKEN:
+            spans = [_taken_spans(corpus.captions[j], kind) for j in range(10)]
             audio = batch["audio"].clone()
             for wave, times in zip(audio, spans, strict=True):
                 for s, e in times:
                     wave[round(s * 16000) : round(e * 16000)] = 0
             plain, ours = (
                 trained.hear({**batch, "audio": audio}),
-                word_remover(trained, corpus)(batch, heard, kind),
+                _remove_words(trained, corpus, batch, heard, kind),
             )
             for a, b in zip(plain, ours, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-            inside = word_remover(trained, corpus, "frames")(batch, heard, kind)
+            inside = _remove_words(trained, corpus, batch, heard, kind, "frames")
             assert torch.equal(inside.cls, heard.cls) and torch.equal(inside.attention, heard.attention)
             for row, times in enumerate(spans):
-                at = frame_times(trained.audio_encoder, heard.frames.shape[1])
+                at = frame_middles(trained.audio_encoder, heard.frames.shape[1])
                 gone = [any(s <= t < e for s, e in times) for t in at]
                 assert torch.equal(
                     inside.frames[row], heard.frames[row].masked_fill(torch.tensor(gone)[:, None], 0)
                 )
     with pytest.raises(ConfigError, match="not 'memory'"):
-        word_remover(trained, corpus, "memory")
+        _remove_words(trained, corpus, batch, heard, "thing", "memory")
 
 
 def test_frame_times_agree_with_the_convolutions(trained):
@@ -598,7 +600,7 @@ def test_frame_times_agree_with_the_convolutions(trained):
     click[0, at] = 1
     with torch.no_grad():
         changed = (encoder.cnn(quiet)[0] != encoder.cnn(click)[0]).any(-1)[0].numpy()
-    middle = frame_times(encoder, len(changed))
+    middle = frame_middles(encoder, len(changed))
     assert changed.any() and (np.abs(middle[changed] * 16000 - at) <= encoder.shortest / 2).all()
     assert changed[np.abs(middle * 16000 - at).argmin()]
 
@@ -644,8 +646,8 @@ def test_records_and_figures(scenes, trained, tmp_path):
         pairs=20,
         resamples=20,
         about={"checkpoint": "x"},
-        record=tmp_path / "r.json",
     )
+    write_json(tmp_path / "r.json", made)
     assert (
         read_json(tmp_path / "r.json")["metrics"] == made["metrics"]
         and set(made["metrics"]) == {"dev", "train"}
@@ -672,7 +674,7 @@ def test_records_and_figures(scenes, trained, tmp_path):
 
 def test_every_parameter_is_of_one_part():
     model = SGMIM(micro(audio_depth=2, freeze_cnn=False, decoder_depth=2))
-    parts = {n: part_of(n) for n, p in model.named_parameters() if p.requires_grad}
+    parts = {n: _part_of(n) for n, p in model.named_parameters() if p.requires_grad}
     assert set(parts.values()) == {
         "image front",
         "image layer 0",
@@ -705,7 +707,7 @@ def test_the_gradients_of_both_losses_are_those_of_training(row):
             [
                 p.grad.flatten() if p.grad is not None else torch.zeros(p.numel())
                 for n, p in model.named_parameters()
-                if p.requires_grad and part_of(n) == part
+                if p.requires_grad and _part_of(n) == part
             ]
         )
         torch.testing.assert_close(nce + mim, whole, atol=1e-5, rtol=1e-4)
@@ -782,7 +784,7 @@ def test_gradients_as_a_table():
 def test_contradictions_one_by_one(scenes):
     "Every caption against every picture, by plain loops."
     corpus = scenes["dev"]
-    found = contradictions(corpus)
+    found = contradicted_words(corpus)
     for j, c in enumerate(corpus.captions[:40]):
         for i, s in enumerate(corpus.scenes):
             shown = {t.category: t for t in s.things}
@@ -818,7 +820,7 @@ def test_random_answers_make_random_mistakes(scenes):
     "The falsified case: embeddings that know nothing."
     corpus, rng = scenes["dev"], np.random.default_rng(1)
     found = mistake_shares(corpus, rng.integers(0, 120, (400, 120)), resamples=50)
-    for kind in MISTAKES:
+    for kind in _MISTAKES:
         # five standard deviations of a share of a half
         assert abs(found[kind]["less_chance"]["value"]) < 2.5 / found[kind]["of_wrong"]["n"] ** 0.5, (
             kind,
@@ -838,7 +840,7 @@ def test_random_answers_make_random_mistakes(scenes):
 @pytest.mark.parametrize("heard", ["place", "thing", "colour"])
 def test_a_listener_of_one_kind_is_found_out(scenes, heard):
     corpus, rng = scenes["dev"], np.random.default_rng(2)
-    differs, _ = contradictions(corpus)[heard]
+    differs, _ = contradicted_words(corpus)[heard]
     found = mistake_shares(
         corpus, [[rng.choice(np.flatnonzero(~d)) for d in differs] for _ in range(60)], resamples=100
     )
@@ -884,15 +886,15 @@ def test_the_shipped_model_hears_places_and_things(scenes, trained, tmp_path):
     made = mistakes_record(
         {"untrained": [SGMIM(scenes_tiny()).eval()], "trained": [trained]},
         {"dev": corpus},
-        record=tmp_path / "r.json",
     )
+    write_json(tmp_path / "r.json", made)
     found = read_json(tmp_path / "r.json")["metrics"]["dev"]
     assert (
         found == made["metrics"]["dev"]
         and all(found["trained"][k]["less_chance"]["interval"][1] < 0 for k in ("place", "thing", "extra"))
         and found["trained"]["thing"]["of_all_less_base"]["interval"][1] < 0
     )
-    dealt = mistakes(trained, dealt)
+    dealt = mistake_shares(dealt, retrieved(trained, dealt))
     off = [
         k
         for k in ("place", "thing", "extra", "nothing")

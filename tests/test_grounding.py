@@ -7,41 +7,41 @@ import pytest
 import torch
 from conftest import Toy, micro
 
-from sgmim.core import ConfigError, DataError, read_json
+from sgmim.core import ConfigError, DataError, read_json, write_json
 from sgmim.evaluation.dependence import patch_shares
 from sgmim.evaluation.figures import save_figure
 from sgmim.evaluation.grounding import (
-    CHANCE,
-    DEFAULT,
-    SPEECH,
-    VARIANTS,
+    _CHANCE,
+    _SPEECH,
+    _VARIANTS,
+    DEFAULT_VARIANT,
+    MapVariant,
     SpokenWord,
-    Variant,
-    best_threshold,
-    boxes_on_patches,
+    _best_threshold,
+    _boxes_on_patches,
+    _chance_maps,
+    _check_variant,
+    _choice,
+    _cut_out,
+    _frames_of_words,
+    _iou,
+    _pointing,
+    _scored_words,
+    _scores,
+    _standardised,
+    _unrelated,
+    _without,
     caption_figure,
     caption_maps,
-    chance_maps,
-    check_variant,
-    choice,
-    choose,
-    cut_out,
-    frames_of_words,
+    choose_variant,
     ground,
     grounding_figure,
     grounding_record,
     grounding_scores,
     heat_maps,
-    iou,
     patch_features,
-    pointing,
-    scored_words,
-    scores,
     scores_figure,
-    silence,
     spoken_words,
-    standardised,
-    unrelated,
     word_features,
 )
 from sgmim.models.inputs import corpus_pairs
@@ -113,7 +113,7 @@ def test_words_say_everything_once_and_know_their_thing(dev):
 
 def test_words_beside_are_those_just_before_the_words_of_a_thing(dev):
     for j in range(40):
-        words, scored = spoken_words(dev, j), scored_words(dev, j)
+        words, scored = spoken_words(dev, j), _scored_words(dev, j)
         beside = [w for w in scored if w.kind == "beside"]
         assert (
             {w.kind for w in scored} <= {"thing", "colour", "size", "beside"}
@@ -164,7 +164,7 @@ def test_maps_without_boxes(trained, dev):
     assert [w.word for w in words] == [w.word for w in own] and np.allclose(maps, same, atol=1e-4)
     assert caption_figure(trained, plain, j).axes
     with pytest.raises(DataError, match="knows no boxes"):
-        grounding_scores(trained, plain, {"variant": DEFAULT, "ways": {"without": "dot"}})
+        grounding_scores(trained, plain, {"variant": DEFAULT_VARIANT, "ways": {"without": "dot"}})
 
 
 def test_captions_that_speak_of_what_is_not_there_have_no_scores(trained, dev):
@@ -187,7 +187,7 @@ def test_frames_of_a_word():
         SpokenWord(0, 0, "a", "other", *t)
         for t in ((0.0, 0.1), (0.1, 0.14), (0.091, 0.092), (0.0, 0.0), (5.0, 6.0))
     ]
-    within = frames_of_words(encoder, words, 5)
+    within = _frames_of_words(encoder, words, 5)
     # a word between two frames takes the nearest
     assert [np.flatnonzero(w).tolist() for w in within] == [[0, 1], [2], [1], [0], [4]]
 
@@ -198,12 +198,12 @@ def test_cutting_and_silencing(trained, dev, batch):
         SpokenWord(1, 1, "x", "other", *t)
         for t in ((0.0, 0.01), (0.2, 0.5), (whole / 16000 - 0.01, whole / 16000))
     ]
-    audio, length = cut_out(batch, [1, 1, 1], words, 2000)
+    audio, length = _cut_out(batch, [1, 1, 1], words, 2000)
     assert length.tolist() == [2000, 4800, 2000]
     for row, n, at in zip(audio, length, (0, 3200, whole - 2000), strict=True):
         assert torch.equal(row[:n], batch["audio"][1, at : at + n]) and (row[n:] == 0).all()
     before = batch["audio"].clone()
-    quiet = silence(batch, torch.tensor([1, 1, 0]), words)
+    quiet = _without(batch, torch.tensor([1, 1, 0]), words)
     assert (
         torch.equal(batch["audio"], before)
         and (quiet[1, 3200:8000] == 0).all()
@@ -222,7 +222,7 @@ def test_features_are_what_their_names_say(trained, dev, batch):
         for q in (0, 7, len(words) - 1):
             r, w = rows[q], words[q]
             n = int((~heard.frame_mask[r]).sum())
-            within = torch.from_numpy(frames_of_words(encoder, [w], n)[0])
+            within = torch.from_numpy(_frames_of_words(encoder, [w], n)[0])
             z, weight = heard.frames[r, :n][within], heard.attention[r].mean(0)[:n][within]
             wave = batch["audio"][r : r + 1, : batch["audio_len"][r]]
             a, least = round(w.start * 16000), encoder.shortest + encoder.hop
@@ -236,7 +236,7 @@ def test_features_are_what_their_names_say(trained, dev, batch):
                 "cut": trained.embed_audio(alone)[0],
                 "without": (trained.embed_audio(wave) - trained.embed_audio(without))[0],
             }
-            for way in SPEECH:
+            for way in _SPEECH:
                 torch.testing.assert_close(found[way][q], right[way], atol=1e-4, rtol=1e-3)
     with pytest.raises(ConfigError, match="not 'loudness'"):
         word_features(trained, batch, rows, words, ("loudness",))
@@ -268,8 +268,8 @@ def test_maps_by_both_similarities():
     with pytest.raises(ConfigError, match="not 'l2'"):
         heat_maps(p, w, "l2")
     with pytest.raises(ConfigError, match="no variant"):
-        check_variant(("cut", "l2"))
-    assert check_variant(["cut", "dot"]) == Variant("cut", "dot") in VARIANTS
+        _check_variant(("cut", "l2"))
+    assert _check_variant(["cut", "dot"]) == MapVariant("cut", "dot") in _VARIANTS
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_any_model_can_be_asked(dev, change):
     torch.manual_seed(0)
     model = SGMIM(micro(image_size=96, patch_size=12, **change))
     g = ground(model, dev, 6)
-    assert set(g.features) == set(SPEECH) and all(
+    assert set(g.features) == set(_SPEECH) and all(
         f.isfinite().all() and len(f) == len(g.words) for f in g.features.values()
     )
     words, maps = caption_maps(model, dev, 0, ("cut", "cosine"))
@@ -304,19 +304,19 @@ def test_scores_by_brute_force():
         thing = [int(rng.integers(len(s))) for s in shares]
         for q in range(5):
             best = [n for n in range(9) if maps[q, n] == max(maps[q])]
-            assert pointing(maps, inside)[q] == pytest.approx(np.mean([inside[q, n] for n in best]))
+            assert _pointing(maps, inside)[q] == pytest.approx(np.mean([inside[q, n] for n in best]))
             z = (maps[q] - maps[q].mean()) / maps[q].std()
             for t in (-0.5, 0.0, 1.0):
                 a, b = {n for n in range(9) if z[n] >= t}, set(np.flatnonzero(inside[q]))
-                assert iou(maps, inside, t)[q] == pytest.approx(len(a & b) / max(len(a | b), 1))
+                assert _iou(maps, inside, t)[q] == pytest.approx(len(a & b) / max(len(a | b), 1))
             value = [sum(s * z) / sum(s) for s in shares[q]]
             assert (
-                np.isnan(choice(maps, shares, thing)[q])
+                np.isnan(_choice(maps, shares, thing)[q])
                 if len(value) < 2
-                else choice(maps, shares, thing)[q] == (np.argmax(value) == thing[q])
+                else _choice(maps, shares, thing)[q] == (np.argmax(value) == thing[q])
             )
     flat = np.ones((1, 9))
-    assert standardised(flat).tolist() == [[0] * 9] and choice(flat, [np.eye(9)[:3]], [1])[
+    assert _standardised(flat).tolist() == [[0] * 9] and _choice(flat, [np.eye(9)[:3]], [1])[
         0
     ] == pytest.approx(1 / 3)
 
@@ -333,7 +333,7 @@ def test_boxes_patch_by_patch(crop):
         0,
     )
     config = micro(image_size=40, patch_size=10, crop_pct=crop)
-    found, whole = boxes_on_patches(scene, config), 40 / crop
+    found, whole = _boxes_on_patches(scene, config), 40 / crop
     for k, t in enumerate(scene.things):
         for n in range(16):
             x, y = (
@@ -368,14 +368,14 @@ def test_the_truth_of_a_split(grounded, dev, trained):
 
 def test_chance_maps(grounded, dev):
     g = grounded
-    maps = chance_maps(g, dev)
-    assert tuple(maps) == CHANCE
-    assert np.allclose(pointing(maps["uniform"], g.inside), g.inside.mean(1))
+    maps = _chance_maps(g, dev)
+    assert tuple(maps) == _CHANCE
+    assert np.allclose(_pointing(maps["uniform"], g.inside), g.inside.mean(1))
     middle = np.isin(np.arange(64), (27, 28, 35, 36))
-    assert np.allclose(pointing(maps["centre"], g.inside), g.inside[:, middle].mean(1))
-    own, q = standardised(g.maps(DEFAULT)), 11
+    assert np.allclose(_pointing(maps["centre"], g.inside), g.inside[:, middle].mean(1))
+    own, q = _standardised(g.maps(DEFAULT_VARIANT)), 11
     assert np.allclose(maps["mean_map"][q], own[g.row != g.row[q]].mean(0), atol=1e-8)
-    for q, r in enumerate(unrelated(g, dev)):
+    for q, r in enumerate(_unrelated(g, dev)):
         w, other = g.words[q], g.words[r]
         assert w.kind == other.kind and dev.scene(other.image).things[other.thing].category not in {
             t.category for t in dev.scene(w.image).things
@@ -383,8 +383,8 @@ def test_chance_maps(grounded, dev):
         assert other.word != w.word or w.kind == "beside" or other.image != w.image
         if w.kind == "colour":
             assert other.word not in {t.colour for t in dev.scene(w.image).things}
-    assert np.array_equal(unrelated(g, dev), unrelated(g, dev)) and not np.array_equal(
-        unrelated(g, dev), unrelated(g, dev, 1)
+    assert np.array_equal(_unrelated(g, dev), _unrelated(g, dev)) and not np.array_equal(
+        _unrelated(g, dev), _unrelated(g, dev, 1)
     )
 
 
@@ -398,13 +398,13 @@ def oracle(g):
     noise = torch.Generator().manual_seed(0)
     return g._replace(
         patches=torch.eye(64).expand(len(g.patches), 64, 64),
-        features={**{way: torch.randn(len(own), 64, generator=noise) for way in SPEECH}, "without": own},
+        features={**{way: torch.randn(len(own), 64, generator=noise) for way in _SPEECH}, "without": own},
     )
 
 
 def test_a_map_that_is_the_truth_scores_one(grounded, dev):
     g = oracle(grounded)
-    chosen = choose(g, dev, resamples=50)
+    chosen = choose_variant(g, dev, resamples=50)
     assert chosen["variant"] == ("without", "dot") and chosen["variants"]["without, dot"]["mean"] == 1
     assert all(d["mean"] < 0.6 for v, d in chosen["variants"].items() if not v.startswith("without"))
     found = grounding_scores(None, dev, chosen, resamples=50, grounded=g)
@@ -420,12 +420,13 @@ def test_a_map_that_is_the_truth_scores_one(grounded, dev):
         )
         assert found["kind"][kind]["pointing"]["minus_another_word"]["interval"][0] > 0
     exact = g._replace(features={**g.features, "without": torch.tensor(g.shown).float()})
-    assert scores(exact, exact.maps(DEFAULT), best_threshold(exact, exact.maps(DEFAULT)))["iou"].mean() == 1
+    maps = exact.maps(DEFAULT_VARIANT)
+    assert _scores(exact, maps, _best_threshold(exact, maps))["iou"].mean() == 1
 
 
 def chosen_by_hand():
     return {
-        "variant": DEFAULT,
+        "variant": DEFAULT_VARIANT,
         "threshold": 0.75,
         "ways": {"without": "dot"},
         "chance_thresholds": dict(uniform=-0.5, centre=-0.25, mean_map=0.5, another_word=0.75),
@@ -467,7 +468,7 @@ def test_the_shipped_model_points(grounded, dev):
     found = grounding_scores(None, dev, chosen_by_hand(), resamples=200, grounded=grounded)
     thing = found["kind"]["thing"]
     for score in ("pointing", "iou", "choice"):
-        for who in (*CHANCE, "beside"):
+        for who in (*_CHANCE, "beside"):
             assert thing[score][f"minus_{who}"]["interval"][0] > 0, (score, who)
     assert thing["choice"]["model"]["n"] == sum(len(s.things) for s in dev.scenes if len(s.things) > 1)
     assert (
@@ -482,9 +483,8 @@ def test_the_shipped_model_points(grounded, dev):
 
 
 def test_records_and_figures(trained, dev, scenes, tmp_path):
-    made = grounding_record(
-        trained, dev, {"dev": dev}, 12, 8, resamples=20, about={"checkpoint": "x"}, record=tmp_path / "r.json"
-    )
+    made = grounding_record(trained, dev, {"dev": dev}, 12, 8, resamples=20, about={"checkpoint": "x"})
+    write_json(tmp_path / "r.json", made)
     again = grounding_record(trained, dev, {"dev": dev}, 12, 8, resamples=20)
     assert (
         made["metrics"] == again["metrics"] and read_json(tmp_path / "r.json")["metrics"] == made["metrics"]
@@ -494,7 +494,7 @@ def test_records_and_figures(trained, dev, scenes, tmp_path):
         and made["config"]["checkpoint"] == "x"
         and made["data"]["dev"]["fingerprint"] == dev.fingerprint
     )
-    assert set(made["chosen_from"]) == {str(v) for v in VARIANTS} and str(made["config"]["variant"]) == max(
+    assert set(made["chosen_from"]) == {str(v) for v in _VARIANTS} and str(made["config"]["variant"]) == max(
         made["chosen_from"], key=lambda v: made["chosen_from"][v]["mean"]
     )
     for name, figure in (

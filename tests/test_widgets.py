@@ -116,19 +116,19 @@ def test_a_recording_of_ones_own(model, corpus):
 def test_photographs_are_seen_as_the_model_sees_them(model, corpus):
     """Pictures of any shape: the square that the encoder is given, under its patches; a file that cannot
     be read is said."""
-    from sgmim.evaluation.grounding import in_crop, seen
+    from sgmim.evaluation.grounding import _in_crop, model_view
 
     wide = Plain(corpus)
     wide.image = lambda i: np.pad(corpus.image(i), ((0, 0), (48, 48), (0, 0)))
     assert wide.image(0).shape == (96, 192, 3) and np.array_equal(
-        seen(model, wide, 3), corpus.image(int(corpus.image_of_caption[3]))
+        model_view(model, wide, 3), corpus.image(int(corpus.image_of_caption[3]))
     )
     assert (
         masking_view(model, wide, 3).split("alt=")[1][:80]
         == masking_view(model, corpus, 3).split("alt=")[1][:80]
     )
     np.testing.assert_allclose(
-        in_crop((0.0625, 0.5, 0.9375, 0.9375), 0.875), (0.0, 0.5, 1.0, 1.0), atol=1e-12
+        _in_crop((0.0625, 0.5, 0.9375, 0.9375), 0.875), (0.0, 0.5, 1.0, 1.0), atol=1e-12
     )
     gone = Pool(model, corpus)
     gone.captions = np.where(gone.captions == 5, 999, gone.captions)

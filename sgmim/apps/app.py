@@ -37,7 +37,7 @@ from ..core import ConfigError, DataError, SgmimError
 from ..data.audio import RATE, load_audio
 from ..data.image import eval_transform, load_image, normalise
 from ..evaluation.figures import colours
-from ..evaluation.grounding import DEFAULT, SpokenWord, heat_maps, patch_features, word_features
+from ..evaluation.grounding import DEFAULT_VARIANT, SpokenWord, heat_maps, patch_features, word_features
 from ..evaluation.words import boundaries, frame_times, segments
 from ..models.inputs import image_transform
 from ..scenes.captions import word_class
@@ -281,10 +281,10 @@ class Searcher:
             if name not in self.features:
                 words = [SpokenWord(0, 0, w, "", s, e) for w, s, e in query.parts]
                 self.features[name] = word_features(
-                    self.model, query.batch, [0] * len(words), words, (DEFAULT.speech,)
-                )[DEFAULT.speech]
+                    self.model, query.batch, [0] * len(words), words, (DEFAULT_VARIANT.speech,)
+                )[DEFAULT_VARIANT.speech]
             patches = patch_features(self.model, normalise(np.asarray(picture)[None]).to(device))[0]
-            maps = heat_maps(patches, self.features[name], DEFAULT.similarity).float().cpu().numpy()
+            maps = heat_maps(patches, self.features[name], DEFAULT_VARIANT.similarity).float().cpu().numpy()
         return {
             "grid": round(maps.shape[1] ** 0.5),
             "values": np.round(maps.astype(float), 5).tolist(),

@@ -1031,6 +1031,7 @@ def row_groups(a):
 
 def analyse_rows(a, device):
     "What `sgmim_analyse gradients` and `sgmim_analyse mistakes` do."
+    from sgmim.core import write_json
     from sgmim.evaluation.gradients import gradient_table, gradients_record
     from sgmim.evaluation.mistakes import mistakes_record, mistakes_tables
     from sgmim.evaluation.words import before_training
@@ -1053,9 +1054,9 @@ def analyse_rows(a, device):
         "before_training": a.before_training,
     }
     _, splits = analysis_data(a, next(iter(groups.values()))[0].config.image_size)
-    made = (gradients_record if a.what == "gradients" else mistakes_record)(
-        groups, splits, about=about, record=a.record
-    )
+    made = (gradients_record if a.what == "gradients" else mistakes_record)(groups, splits, about=about)
+    if a.record:
+        write_json(a.record, made)
     for split, found in made["metrics"].items():
         print(
             split,
@@ -1067,10 +1068,10 @@ def analyse_rows(a, device):
 @command
 def analyse(argv=None):
     "sgmim_analyse words|grounding|dependence|gradients|mistakes: look into a checkpoint."
-    from sgmim.core import pick_device
+    from sgmim.core import pick_device, write_json
     from sgmim.evaluation.dependence import dependence_record, dependence_tables
     from sgmim.evaluation.grounding import grounding_record, grounding_tables
-    from sgmim.evaluation.words import before_training, discovery_record, discovery_remarks, discovery_table
+    from sgmim.evaluation.words import before_training, coverage_table, discovery_record, discovery_table
     from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
 
     p = argparse.ArgumentParser(
@@ -1134,14 +1135,10 @@ def analyse(argv=None):
     about = {"checkpoint": folder.name, "model": state_digest(model), "before_training": a.before_training}
     dev, splits = analysis_data(a, model.config.image_size)
     if a.what == "words":
-        made = discovery_record(
-            model, dev, splits, about=about, record=a.record, device=device, max_unreadable=a.max_unreadable
-        )
-        print(discovery_table(made, "20 ms", markdown=False))
-        for split, said in discovery_remarks(made).items():
-            print(f"{split}: {said}")
+        made = discovery_record(model, dev, splits, about, max_unreadable=a.max_unreadable)
+        print(discovery_table(made), coverage_table(made), sep="\n\n")
     elif a.what == "grounding":
-        made = grounding_record(model, dev, splits, about=about, record=a.record)
+        made = grounding_record(model, dev, splits, about=about)
         for split, found in made["metrics"].items():
             print(split, *grounding_tables(found).values(), sep="\n\n")
     else:
@@ -1152,10 +1149,11 @@ def analyse(argv=None):
             recon=recon,
             about=about
             | ({"recon": Path(a.recon).name, "recon_model": state_digest(recon)} if recon else {}),
-            record=a.record,
         )
         for split, found in made["metrics"].items():
             print(split, *dependence_tables(found).values(), sep="\n\n")
+    if a.record:
+        write_json(a.record, made)
 
 # %% ../../nbs/apps/05_commands.ipynb #1c4e3a86
 def index(argv=None):

@@ -21,8 +21,8 @@ from ..core import DataError, SgmimError
 from ..data.audio import RATE
 from ..evaluation.dependence import reconstruct_with
 from ..evaluation.figures import attention_figure, curves_figure, reconstruction_figure, retrieval_gallery
-from ..evaluation.grounding import caption_maps, grounding_figure, seen, spoken_words
-from ..evaluation.mistakes import contradictions, mistake_shares
+from ..evaluation.grounding import caption_maps, grounding_figure, model_view, spoken_words
+from ..evaluation.mistakes import contradicted_words, mistake_shares
 from ..evaluation.retrieval import embed, evaluation_cut, pool
 from ..evaluation.words import boundaries, frame_times, layer_attention, layer_numbers, segments
 from ..models.inputs import corpus_pairs
@@ -291,7 +291,7 @@ class AttentionExplorer(Explorer):
         words, maps = caption_maps(self.model, self.corpus, j, words=[w], max_seconds=self.seconds)
         if not words:
             raise DataError(f"“{w.word}” is said after the first {self.seconds:g} seconds")
-        fig = grounding_figure(seen(self.model, self.corpus, j), [w.word], maps, cell=2.4)
+        fig = grounding_figure(model_view(self.model, self.corpus, j), [w.word], maps, cell=2.4)
         self.pressed.value = (
             f'<p role="status">“{html.escape(w.word)}”</p>'
             + sound_html(self.corpus.audio(j)[round(w.start * RATE) : round(w.end * RATE)], w.word)
@@ -347,7 +347,10 @@ def masking_result(model, corpus, caption: int = 0, ratio: float = 0.75, seed: i
         return getattr(corpus.captions[j], "text", None) or f"recording {j}"
 
     fig = reconstruction_figure(
-        seen(model, corpus, caption), hidden, target, {names[c]: m["predicted"][0] for c, m in made.items()}
+        model_view(model, corpus, caption),
+        hidden,
+        target,
+        {names[c]: m["predicted"][0] for c, m in made.items()},
     )
     return (
         fig,
@@ -446,7 +449,7 @@ class Pool:
 
         return [
             (kind, value(shares[kind]["of_wrong"]), value(shares[kind]["by_chance"]))
-            for kind in contradictions(self.corpus)
+            for kind in contradicted_words(self.corpus)
         ]
 
 # %% ../../nbs/apps/04_widgets.ipynb #5776d1f5
