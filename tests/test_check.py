@@ -1191,7 +1191,7 @@ def test_the_option_for_files_elsewhere_is_named(tmp_path, pattern, option, othe
 
 @pytest.mark.parametrize("lost, refused", [(0, False), (1, False), (2, True), (100, True)])
 def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refused):
-    from sgmim.paper.runs import open_data, plan_runs
+    from sgmim.paper.runs import TablePlan, open_data, plan_runs
 
     table = own(tmp_path / "c", 100, head="image,audio,split", more=lambda k: ",train")
     lines = table.read_text().splitlines()
@@ -1200,7 +1200,7 @@ def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refus
     )
     for path in sounds_of(table.parent)[100 - lost :]:
         path.unlink()
-    spec = plan_runs(3, "facc", results=tmp_path)[0]
+    spec = plan_runs(TablePlan(3, "facc"), tmp_path)[0]
     if not refused:
         assert len(open_data(spec, table, {"kind": "pairs"})["train"]) == 100 - lost
     else:

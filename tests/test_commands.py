@@ -607,11 +607,12 @@ def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, c
 
     from sgmim.core import write_json
     from sgmim.models.sgmim import save_model
-    from sgmim.paper.runs import plan_runs
+    from sgmim.paper.runs import TablePlan, plan_runs
 
     monkeypatch.setenv("SGMIM_CACHE", str(cache))
     monkeypatch.setenv("SGMIM_RESULTS", str(tmp_path / "results"))
-    for s in plan_runs(4, rows=["VG-HuBERT (M)", "+ Summary"], seeds=2, results=tmp_path / "results"):
+    plan = TablePlan(4, rows=("VG-HuBERT (M)", "+ Summary"), seeds=2)
+    for s in plan_runs(plan, tmp_path / "results"):
         if (s.row, s.seed) != ("+ Summary", 1):
             put(tmp_path / "results", as_planned(fake(s.row, s.seed, 0.0), s))
         torch.manual_seed(s.seed)

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from conftest import ROOT
@@ -38,7 +38,7 @@ MICRO = (
     "save_every=1000",
 )
 SIZES = P.DemoData(train=32, captions=1, dev=10, test=14)
-TWO = ["VG-HuBERT (M)", "+ Summary"]
+TWO = ("VG-HuBERT (M)", "+ Summary")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,18 @@ def plan(tmp_path, cache, monkeypatch):
     ), said
 
 
+def split(asked):
+    "The plan and the options of what is asked for in one dict."
+    plan = {f.name: asked[f.name] for f in fields(P.TablePlan) if f.name in asked}
+    options = {f.name: asked[f.name] for f in fields(P.RunOptions) if f.name in asked}
+    assert set(plan) | set(options) == set(asked)
+    return P.TablePlan(**plan), P.RunOptions(**options)
+
+
+def run(dry_run=False, **asked):
+    return P.run_table(*split(asked), dry_run)
+
+
 def never(*args, **kwargs):
     raise AssertionError("this must not be called")
 
@@ -95,7 +107,7 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     with monkeypatch.context() as m:  # eight steps a run: this is in the middle of the second
         interrupt_at(12, m)
         with pytest.raises(KeyboardInterrupt):
-            P.reproduce(**plan)
+            run(**plan)
     assert sorted(f.name for f in plan["results"].rglob("*.json")) == ["vg-hubert-m-seed0.json"]
     said.clear()
     with (
@@ -103,7 +115,7 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     ):  # goes on where it was: 4 of 8 steps of the second run, then two runs of 8
         steps, real = [], T.train_step
         m.setattr(T, "train_step", lambda *a: steps.append(a[3]) or real(*a))
-        found = P.reproduce(**plan)
+        found = run(**plan)
     assert steps == [4, 5, 6, 7, *range(8), *range(8)] and "4 runs, 1 with a record, 3 to run" in said[0]
     assert (
         set(found.records) == {(row, seed) for row in TWO for seed in (0, 1)}
@@ -117,7 +129,7 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
         ) == set(record["metrics"]["tests"])
         for test in record["metrics"]["tests"].values():
             for side in R.SIDES:
-                ranks = R.unpack(test[side]["ranks"])
+                ranks = R.unpack_ranks(test[side]["ranks"])
                 assert len(ranks) == 14 and 100 * (ranks <= 5).mean() == pytest.approx(
                     test[side]["recall_at_5"]
                 )
@@ -127,10 +139,10 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     )
 
     # the interrupted run is the run that nobody interrupted
-    whole = P.reproduce(
+    whole = run(
         **{
             **plan,
-            "rows": ["+ Summary"],
+            "rows": ("+ Summary",),
             "seeds": 1,
             "results": tmp_path / "again",
             "runs": tmp_path / "elsewhere",
@@ -143,44 +155,44 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     with monkeypatch.context() as m:
         for name in ("run_spec", "open_data"):
             m.setattr(P, name, never)
-        assert set(P.reproduce(**plan).records) == set(found.records)
+        assert set(run(**plan).records) == set(found.records)
     assert (
         "4 with a record, 0 to run" in said[0]
-        and "+ Summary: 2 seeds" in said[1]
-        and "| test-novel | + Recon |  | no record |" in said[1]
+        and "| + Summary | 2 seeds |" in said[1]
+        and "| + Recon | no record |" in said[1]
         and "**The paper's numbers.**" in said[1]
     )
 
     # another setting: stale, and said why; more seeds: only they are missing
     said.clear()
-    P.reproduce(**{**plan, "changes": (*MICRO, "lr=.002")}, dry_run=True)
+    run(**{**plan, "changes": (*MICRO, "lr=.002")}, dry_run=True)
     assert "0 with a record, 4 to run" in said[0] and said[0].count("train.lr: 0.001, now 0.002") == 4
-    P.reproduce(**{**plan, "seeds": 5}, dry_run=True)
+    run(**{**plan, "seeds": 5}, dry_run=True)
     assert "10 runs, 4 with a record, 6 to run" in said[2] and "records" not in said[2].split("in all")[1]
-    P.reproduce(**{**plan, "changes": (*MICRO, "log_every=7")}, dry_run=True)  # decides no number
+    run(**{**plan, "changes": (*MICRO, "log_every=7")}, dry_run=True)  # decides no number
     assert "4 with a record, 0 to run" in said[4]
 
     # a record that is gone is a gap, and filled by the same call
     (plan["results"] / "table_4/mini/summary-seed1.json").unlink()
-    assert P.gather(4, "scenes", label="mini", results=plan["results"]).seeds("+ Summary") == [0]
+    assert P.records_of_table(4, "scenes", label="mini", results=plan["results"]).seeds("+ Summary") == [0]
     for f in plan["results"].rglob("summary*.json"):
         f.unlink()
-    assert "+ Summary |  | no record" in S.measured_table(
-        P.gather(4, "scenes", label="mini", results=plan["results"])
+    assert "| + Summary | no record |" in S.results_table(
+        P.records_of_table(4, "scenes", label="mini", results=plan["results"])
     )
     # a broken one too
     (plan["results"] / "table_4/mini/summary-seed0.json").write_text('{"kind": "repro')
     said.clear()
-    P.reproduce(**plan, dry_run=True)
-    assert "2 to run" in said[0] and "not valid JSON" in said[0] and "Broken" in said[1]
+    run(**plan, dry_run=True)
+    assert "2 to run" in said[0] and "not valid JSON" in said[0] and "**Stale or broken**" in said[1]
 
 
 def test_under_a_standard_label_other_settings_are_stale(plan):
     plan, _ = plan
-    found = P.reproduce(**{**plan, "label": None, "rows": TWO[:1], "seeds": 1})
+    found = run(**{**plan, "label": None, "rows": TWO[:1], "seeds": 1})
     assert not found and "model.image_size: 32, now 96" in found.stale["VG-HuBERT (M)", 0]
-    text = S.what_was_found(found)
-    assert "**no record**" in text and "**Stale**" in text
+    text = S.results_table(found)
+    assert "| + Recon | no record |" in text and "**Stale or broken**" in text
 
 
 def test_a_settings_file_is_the_plan(plan):
@@ -196,7 +208,7 @@ def test_a_settings_file_is_the_plan(plan):
             "sizes": {"train": 32},
         },
     )
-    found = P.reproduce(**{**plan, "seeds": 1})
+    found = run(**{**plan, "seeds": 1})
     assert [found.records[row, 0]["config"]["train"]["lr"] for row in TWO] == [0.003, 0.003] and [
         found.records[row, 0]["config"]["model"]["lam"] for row in TWO
     ] == [2.0, 1.0]
@@ -204,7 +216,7 @@ def test_a_settings_file_is_the_plan(plan):
         plan["results"] / "tuning/mini.json",
         {"kind": "settings", "why": "another", "from": [], "set": {"lr": 0.004}},
     )
-    assert len(P.gather(4, "scenes", label="mini", results=plan["results"]).stale) == 2
+    assert len(P.records_of_table(4, "scenes", label="mini", results=plan["results"]).stale) == 2
 
 
 def test_a_variant_stands_on_the_settings_of_its_data(plan):
@@ -228,12 +240,12 @@ def test_a_variant_stands_on_the_settings_of_its_data(plan):
         )
 
     def stale():
-        return (f := P.gather(4, "scenes", label="scenes-other", results=plan["results"])).stale.get(
-            ("+ Summary", 0)
-        ) or sorted(f.records)
+        return (
+            f := P.records_of_table(4, "scenes", label="scenes-other", results=plan["results"])
+        ).stale.get(("+ Summary", 0)) or sorted(f.records)
 
     settle("scenes", 0.003)
-    config = P.reproduce(**plan).records["+ Summary", 0]["config"]
+    config = run(**plan).records["+ Summary", 0]["config"]
     assert (
         config["train"]["lr"],
         config["model"]["lam"],
@@ -244,7 +256,7 @@ def test_a_variant_stands_on_the_settings_of_its_data(plan):
     said.clear()
     settle("scenes", 0.004)
     assert stale() == ["train.lr: 0.003, now 0.004"]  # what it stands on has changed
-    P.reproduce(**plan, dry_run=True)
+    run(**plan, dry_run=True)
     assert "0 with a record, 1 to run" in said[0] and "train.lr: 0.003, now 0.004" in said[0]
     settle("scenes", 0.003, {**sizes, "dev": 11})
     assert stale() == ["data.dev: 10, now 11"]  # sizes that nobody asked for are read anew too
@@ -260,26 +272,26 @@ def test_a_variant_stands_on_the_settings_of_its_data(plan):
 def test_a_variant_is_what_it_says(plan):
     plan, _ = plan
     asked = ("train=32", "captions=1", "dev=10", "test=14")
-    P.reproduce(
+    run(
         **{**plan, "rows": TWO[1:], "seeds": 1, "label": "scenes-other", "changes": (*MICRO, "mask_ratio=.5")}
     )
     right, wrong, pretrained = (
-        S.Variant("x", "scenes-other", (*MICRO, change), tuple(TWO[1:]), asked, weights)
+        S.Ablation("x", "scenes-other", (*MICRO, change), TWO[1:], asked, weights)
         for change, weights in (
             ("mask_ratio=.5", "random"),
             ("mask_ratio=0.75", "random"),
             ("mask_ratio=.5", "pretrained"),
         )
     )
-    found = P.gather_variants([right, wrong, pretrained], results=plan["results"])
+    found = P.records_of_ablations([right, wrong, pretrained], results=plan["results"])
     assert found[right].seeds("+ Summary") == [0] and not found[right].stale
     assert found[wrong].stale == {("+ Summary", 0): ["model.mask_ratio: 0.5, now 0.75"]} and any(
         "weights" in why for why in found[pretrained].stale["+ Summary", 0]
     )
     assert (
-        P.checkpoints(found[right], plan["runs"])["+ Summary"][0].name.startswith(
-            "scenes-other-summary-seed0-"
-        )
+        P.checkpoints(found[right], plan["runs"])(
+            "+ Summary",
+        )[0].name.startswith("scenes-other-summary-seed0-")
         and P.checkpoints(found[wrong], plan["runs"]) == {}
     )
     other = found[right].records["+ Summary", 0] | {
@@ -292,8 +304,8 @@ def test_a_variant_is_what_it_says(plan):
 def test_equal_compute_is_beside_equal_steps(plan):
     plan, said = plan
     plan |= {"seeds": 1}
-    P.reproduce(**{**plan, "rows": TWO})
-    found = P.reproduce(**{**plan, "rows": TWO}, budget="compute")
+    run(**{**plan, "rows": TWO})
+    found = run(**{**plan, "rows": TWO}, budget="compute")
     # '+ Summary' sets the budget: it is the run that there is
     assert "2 runs, 1 with a record, 1 to run" in said[-4]
     record = found.records["VG-HuBERT (M)", 0]
@@ -307,17 +319,20 @@ def test_equal_compute_is_beside_equal_steps(plan):
         and not (plan["results"] / "table_4/mini/summary-seed0-compute.json").exists()
     )
     assert (
-        P.gather(4, "scenes", label="mini", results=plan["results"]).records["VG-HuBERT (M)", 0]["steps"] == 8
+        P.records_of_table(4, "scenes", label="mini", results=plan["results"]).records["VG-HuBERT (M)", 0][
+            "steps"
+        ]
+        == 8
     )
 
 
 def test_the_plan_itself_in_small(plan):
     "The preset as it is, from the shipped encoders: what a user gets, on a few pictures."
     plan, _ = plan
-    found = P.reproduce(
+    found = run(
         **{
             **plan,
-            "rows": ["+ Summary"],
+            "rows": ("+ Summary",),
             "seeds": 1,
             "weights": "pretrained",
             "changes": ("batch_size=8", "epochs=1."),
@@ -337,16 +352,14 @@ def test_the_plan_itself_in_small(plan):
 def test_two_processes_share_a_plan(plan):
     plan, said = plan
     plan |= {"seeds": 1}
-    first = P.plan_runs(
-        4, rows=TWO, label="mini", changes=MICRO, sizes=SIZES, weights="random", results=plan["results"]
-    )[0]
+    first = P.plan_runs(split(plan)[0], plan["results"])[0]
     with P.alone(plan["runs"] / first.folder) as mine:
         assert mine
-        found = P.reproduce(**plan)
+        found = run(**plan)
     assert list(found.records) == [("+ Summary", 0)] and any(
         "1 left to other processes: VG-HuBERT (M) seed 0" in s for s in said
     )
-    assert len(P.reproduce(**plan).records) == 2
+    assert len(run(**plan).records) == 2
 
 
 def test_a_run_that_fails_does_not_stop_the_others(plan, monkeypatch):
@@ -360,8 +373,8 @@ def test_a_run_that_fails_does_not_stop_the_others(plan, monkeypatch):
 
     monkeypatch.setattr(P, "fit", fail)
     with pytest.raises(SgmimError, match="1 of the runs failed: VG-HuBERT .M., seed 0: the loss is nan"):
-        P.reproduce(**{**plan, "seeds": 1})
-    assert len(P.gather(4, "scenes", label="mini", results=plan["results"]).records) == 1 and any(
+        run(**{**plan, "seeds": 1})
+    assert len(P.records_of_table(4, "scenes", label="mini", results=plan["results"]).records) == 1 and any(
         "FAILED" in s for s in said
     )
 
@@ -372,7 +385,7 @@ def test_choosing_on_dev_leaves_the_tests_alone(plan, monkeypatch):
     monkeypatch.setattr(
         P, "load_scenes", lambda split, *a, **k: never() if split.startswith("test") else real(split, *a, **k)
     )
-    P.tune(["lr=1e-3,2e-3"], **{**plan, "rows": TWO[:1], "seeds": 1})
+    P.tune(["lr=1e-3,2e-3"], *split({**plan, "rows": TWO[:1], "seeds": 1}))
     made = sorted((plan["results"] / "tuning/mini").glob("*.json"))
     assert (
         len(made) == 2
@@ -381,10 +394,10 @@ def test_choosing_on_dev_leaves_the_tests_alone(plan, monkeypatch):
     )
     text = P.tuning_table("mini", plan["results"])
     assert text.count("| VG-HuBERT (M) |") == 2 and "lr=2e-3" in text
-    assert not P.gather(4, "scenes", label="mini", results=plan["results"])
+    assert not P.records_of_table(4, "scenes", label="mini", results=plan["results"])
     with monkeypatch.context() as m:
         m.setattr(P, "run_spec", never)
-        P.tune(["lr=1e-3,2e-3"], **{**plan, "rows": TWO[:1], "seeds": 1})
+        P.tune(["lr=1e-3,2e-3"], *split({**plan, "rows": TWO[:1], "seeds": 1}))
 
 
 def test_a_corpus_on_disk(plan, cache, tmp_path, monkeypatch):
@@ -407,13 +420,13 @@ def test_a_corpus_on_disk(plan, cache, tmp_path, monkeypatch):
         table=1,
         data="places",
         path=tmp_path / "places",
-        rows=None,
+        rows=(),
         seeds=1,
         preset="scenes-tiny",
         sizes=None,
         label="small",
     )
-    found = P.reproduce(**plan)
+    found = run(**plan)
     assert set(found.records) == {(row, 0) for row in TWO} and found.tests == ["test-seen", "test-unseen"]
     record = found.records["+ Summary", 0]
     assert (
@@ -424,13 +437,13 @@ def test_a_corpus_on_disk(plan, cache, tmp_path, monkeypatch):
     )
     # the same runs are those of Table 4
     said.clear()
-    P.reproduce(**{**plan, "table": 4, "rows": TWO}, dry_run=True)
+    run(**{**plan, "table": 4, "rows": TWO}, dry_run=True)
     assert "2 with a record, 0 to run" in said[0]
     # other data under the same name
     meta = tmp_path / "places/metadata/test_seen_2020.json"
     write_json(meta, {**read_json(meta), "data": read_json(meta)["data"][:-1]})
     said.clear()
-    P.reproduce(**plan, dry_run=True)
+    run(**plan, dry_run=True)
     assert "2 to run" in said[0] and "data of test-seen: " in said[0]
 
 
@@ -449,26 +462,26 @@ def test_the_papers_page_with_records_of_its_corpus(plan, cache, tmp_path):
         table=3,
         data="facc",
         path=tmp_path / "facc",
-        rows=None,
+        rows=(),
         seeds=1,
         preset="scenes-tiny",
         sizes=None,
         label="small",
     )
-    found = replace(P.reproduce(**plan), label="facc")
+    found = replace(run(**plan), label="facc")
     [test] = {
         id(r["metrics"]["tests"]["test"]): r["metrics"]["tests"]["test"]
         for r in [found.records["+ Summary", 0]]
     }.values()
     assert (
         test["audio_to_image"]["n_queries"] > test["image_to_audio"]["n_queries"] == 12
-        and len(R.unpack(test["audio_to_image"]["groups"])) == test["audio_to_image"]["n_queries"]
+        and len(R.unpack_ranks(test["audio_to_image"]["groups"])) == test["audio_to_image"]["n_queries"]
     )
-    text = S.beside_the_paper(found)
+    text = S.results_table(found)
     assert (
         text.count("| the paper |") == 4
-        and text.count("here, 1 seed") == 2
-        and "This kit has no FaST-VGS [7], SpeechCLIP [8]" in text
+        and text.count("| here | 1 seed |") == 2
+        and "This kit does not implement FaST-VGS [7], SpeechCLIP [8]" in text
     )
 
 
@@ -536,7 +549,7 @@ def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert (
         out.count("minutes; table_4/ci/") == 2
-        and "+ Summary: 1 seed" in out
+        and "| + Summary | 1 seed |" in out
         and "too few seeds (1 of 4)" in out
     )
     assert R.check_results(tmp_path / "r") == []
@@ -548,20 +561,19 @@ def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
 
 
 def test_equal_compute_is_equal_within_what_counts():
-    """PyTorch's releases count operations a little differently: epochs that differ by less than `NEAR` are
+    """PyTorch's releases count operations a little differently: epochs that differ by less than `_NEAR` are
     the same run at equal compute, and at equal steps they are not."""
-    from sgmim.paper.runs import NEAR, plan_runs
 
     def spec(budget):
-        return plan_runs(4, rows=["VG-HuBERT (M)"], budget=budget)[0]
+        return P.plan_runs(P.TablePlan(4, rows=TWO[:1], budget=budget))[0]
 
     def why(budget, by):
         s = spec(budget)
         config = {**s.config, "train": {**s.config["train"], "epochs": s.train.epochs * (1 + by)}}
-        return s.why_stale({"config": config})
+        return P._spec_stale_reasons(s, {"config": config})
 
-    assert why("compute", 0.0) == why("compute", NEAR / 2) == why("compute", -NEAR / 2) == []
-    assert "train.epochs" in why("compute", 2 * NEAR)[0] and "train.epochs" in why("steps", NEAR / 2)[0]
+    assert why("compute", 0.0) == why("compute", P._NEAR / 2) == why("compute", -P._NEAR / 2) == []
+    assert "train.epochs" in why("compute", 2 * P._NEAR)[0] and "train.epochs" in why("steps", P._NEAR / 2)[0]
 
 
 def test_a_falsified_record_is_run_again(tmp_path):
@@ -569,7 +581,6 @@ def test_a_falsified_record_is_run_again(tmp_path):
     record = read_json(ROOT / "results" / name)
     record["metrics"]["tests"]["test-seen"]["audio_to_image"]["recall_at_1"] = 40.0
     write_json(tmp_path / name, record)
-    kind, why = P.state_of(
-        P.plan_runs(4, rows=["+ Summary"], seeds=[1], results=ROOT / "results")[0], tmp_path
-    )
+    spec = P.plan_runs(P.TablePlan(4, rows=("+ Summary",), seeds=[1]), ROOT / "results")[0]
+    kind, why = P.state_of(spec, tmp_path)
     assert kind == "stale" and any("its ranks give" in w for w in why)

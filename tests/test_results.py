@@ -69,9 +69,8 @@ def edit(record, path, value):
         ("command", "sgmim_demo --out /home/ann/runs", "a path of the machine"),
         ("data.train.name", "Corpus in /mnt/disk1/places", "a path of the machine"),
         ("metrics.test-seen.audio_to_image.recall_at_1", 95.0, "recalls fall"),
-        ("metrics.test-seen.audio_to_image.recall_at_10", 120.0, "no numbers from 0 to 100"),
-        ("metrics.test-seen.mean.recall_at_5", None, "no numbers"),
-        ("metrics.test-seen.audio_to_image.interval.recall_at_1", [50.0, 40.0], "an interval runs from 50"),
+        ("metrics.test-seen.audio_to_image.recall_at_10", 120.0, "not numbers from 0 to 100"),
+        ("metrics.test-seen.mean.recall_at_5", None, "not numbers"),
         ("metrics.training.losses.loss", float("inf"), "loss is inf"),
     ],
 )
@@ -116,44 +115,31 @@ def real(name=SUMMARY):
     return read_json(ROOT / "results" / name)
 
 
-def both_sides(record, split="test-seen"):
-    "Set all ranks of a split to 1, with the recalls, medians and intervals that follow."
-    for side in R.SIDES:
-        d = record["metrics"]["tests"][split][side]
-        d |= {
-            "ranks": R.pack([1] * d["n_queries"]),
-            "median_rank": 1.0,
-            "interval": {k: [100.0, 100.0] for k in R.RECALLS},
-            **dict.fromkeys(R.RECALLS, 100.0),
-        }
-    record["metrics"]["tests"][split]["mean"] = dict.fromkeys(R.RECALLS, 100.0)
-
-
 A2I, I2A = "metrics.tests.test-seen.audio_to_image", "metrics.tests.test-unseen.image_to_audio"
 
 
 @pytest.mark.parametrize(
     "path, value, words",
     [
-        (f"{A2I}.ranks", R.pack([1] * 1000), f"{A2I}.recall_at_1 is"),
-        (f"{A2I}.ranks", R.pack([1] * 999), "there are 999 ranks"),
-        (f"{A2I}.ranks", R.pack([1001] * 1000), "not within 1 and n_items = 1000"),
-        (f"{A2I}.ranks", R.pack([0] * 1000), "from 0 to 0"),
-        (f"{A2I}.ranks", "1.5 " * 1000, "not a string of integers"),
+        (f"{A2I}.ranks", R.pack_ranks([1] * 1000), f"{A2I}.recall_at_1 is"),
+        (f"{A2I}.ranks", R.pack_ranks([1] * 999), "not 1000 integers from 1"),
+        (f"{A2I}.ranks", R.pack_ranks([1001] * 1000), "n_items = 1000"),
+        (f"{A2I}.ranks", R.pack_ranks([0] * 1000), "not 1000 integers from 1"),
+        (f"{A2I}.ranks", "1.5 " * 1000, "not 1000 integers from 1"),
         (f"{A2I}.ranks", KeyError, f"{A2I}.ranks is missing"),
-        (f"{A2I}.ranks", None, "not a string"),
+        (f"{A2I}.ranks", None, "not built as it should be"),
         (f"{A2I}.recall_at_1", 29.0, "its ranks give"),
         (f"{I2A}.recall_at_5", 50.0, f"{I2A}.recall_at_5 is 50.0"),
         (f"{I2A}.recall_at_10", 60.0, "its ranks give"),
         (f"{I2A}.median_rank", 3.0, "median_rank is 3.0"),
         (f"{A2I}.interval.recall_at_1", [20.0, 40.0], "interval.recall_at_1 is [20.0, 40.0]"),
-        (f"{A2I}.interval.recall_at_10", 3.0, "interval"),
-        (f"{A2I}.n_queries", 500, "n_queries is 500, and there are 1000 ranks"),
-        (f"{A2I}.n_items", 2000, "1000 queries and 2000 items need groups"),
+        (f"{A2I}.interval.recall_at_10", 3.0, "not built as it should be"),
+        (f"{A2I}.n_queries", 500, "not 500 integers from 1"),
+        (f"{A2I}.n_items", 2000, "not as many as the items of the other"),
         (f"{I2A}.n_items", 2000, "not as many as the items of the other"),
-        (f"{A2I}.groups", R.pack([*range(999), 998]), "999 groups for 1000 images"),
-        (f"{A2I}.groups", R.pack(range(1, 1001)), "from 0 without gaps"),
-        (f"{A2I}.groups", R.pack(range(999)), "one per query"),
+        (f"{A2I}.groups", R.pack_ranks([*range(999), 998]), "interval.recall_at_1 is"),
+        (f"{A2I}.groups", R.pack_ranks(range(1, 1001)), "interval.recall_at_1 is"),
+        (f"{A2I}.groups", R.pack_ranks(range(999)), "not built as it should be"),
         ("metrics.tests.test-novel.mean.recall_at_1", 30.0, "mean.recall_at_1 is 30.0"),
         ("seed", 7, "config.train.seed is 1"),
         ("config.train.seed", 0, "config.train.seed is 0"),
@@ -162,19 +148,17 @@ A2I, I2A = "metrics.tests.test-seen.audio_to_image", "metrics.tests.test-unseen.
         ("spec.budget", "compute", "summary-seed1-compute.json"),
         ("spec.label", "places", "table_4/places/"),
         ("spec.table", 1, "the record is of table_1/"),
-        ("metrics.best.score", [99.0, 99.0], "metrics.dev has"),
-        ("metrics.best.step", 5, "metrics.best.step is 5"),
+        ("metrics.best.score", [99.0, 99.0], "the best on dev is"),
+        ("metrics.best.step", 5, "metrics.best is"),
         (
             "metrics.dev.0",
             {"step": 218, "recall_at_1": 90.0, "recall_at_5": 95.0, "recall_at_10": 99.0},
-            "the best on dev is step 218",
+            "at step 218",
         ),
         ("metrics.best", {"step": 983}, "metrics.best.score is missing"),
         ("steps", 900, "steps is 900"),
         ("pairs_seen", 7, "pairs_seen is 7"),
         ("config.train.epochs", 9.0, "steps is 983"),
-        ("wall_seconds", 3.0, "the curves end after"),
-        ("metrics.curves.lr", "1 2", "not all of one length"),
         ("config.data", "scenes", "config.data is"),
         ("metrics.tests.test-seen", 5, "not built as it should be"),
     ],
@@ -196,14 +180,6 @@ def test_a_falsified_record_is_found(path, value, words, tmp_path):
     problems = R.check_results(tmp_path)
     assert any(words in p for p in problems) and all(p.startswith(SUMMARY + ": ") for p in problems), problems
     assert S.collect(tmp_path, 4, "scenes", stale=lambda r: []).records == {}
-
-
-def test_consistent_perfection_is_above_what_a_perfect_listener_reaches():
-    record = real()
-    both_sides(record)
-    assert "test-seen.audio_to_image: R@1 is 100, and a perfect listener reaches 64.5" in str(
-        R.check_record(record)
-    )
 
 
 def test_a_file_under_another_name_is_found(tmp_path):
@@ -231,67 +207,11 @@ def test_a_copy_under_another_seed_is_found(tmp_path):
 @pytest.mark.parametrize(
     "name, path, value, words",
     [
-        ("demo.json", "metrics.training.best.score", [99.0, 99.0], "metrics.training.dev has"),
-        ("demo.json", "metrics.test-seen.image_to_audio.recall_at_1", 24.25, "not a whole number"),
+        ("demo.json", "metrics.training.best.score", [99.0, 99.0], "the best on dev is"),
+        ("demo.json", "metrics.test-seen.image_to_audio.recall_at_1", 24.25, "not the mean"),
         ("demo.json", "seed", 3, "config.train.seed is 0"),
-        ("demo.json", "metrics.test-seen.audio_to_image.recall_at_1", 30.0, "outside its interval"),
-        ("demo.json", "metrics.caption_dependence.right_over_wrong", 0.1, "right_over_wrong is 0.1"),
         ("demo.json", "pairs_seen", 1, "pairs_seen"),
-        (
-            "eval-scenes-tiny.json",
-            "metrics.test-seen.audio_to_image.recall_at_1",
-            60.0,
-            "contradicts R@1 = 60",
-        ),
         ("eval-scenes-tiny.json", "metrics.test-seen.mean.recall_at_5", 90.0, "not the mean"),
-        (
-            "words-scenes-tiny.json",
-            "metrics.test-seen.last layer.boundaries.20 ms.found.f1",
-            0.3,
-            "f1 is 0.3",
-        ),
-        (
-            "words-scenes-tiny.json",
-            "metrics.test-seen.last layer.boundaries.20 ms.found.r_value",
-            0.9,
-            "r_value is 0.9",
-        ),
-        (
-            "words-scenes-tiny.json",
-            "metrics.test-seen.last layer.attention.thing.favour",
-            3.0,
-            "favour is 3.0",
-        ),
-        (
-            "grounding-scenes-tiny.json",
-            "metrics.test-seen.kind.thing.pointing.minus_centre.value",
-            0.5,
-            "minus_centre is 0.5",
-        ),
-        (
-            "grounding-scenes-tiny.json",
-            "metrics.test-seen.kind.thing.pointing.model.value",
-            0.95,
-            "outside its interval",
-        ),
-        (
-            "dependence-scenes.json",
-            "metrics.test-seen.overall.wrong_minus_right.value",
-            0.2,
-            "wrong_minus_right is 0.2",
-        ),
-        (
-            "gradients-scenes.json",
-            "metrics.test-seen.+ Recon.parts.image encoder.ratio.value",
-            0.5,
-            "ratio is 0.5",
-        ),
-        (
-            "mistakes-scenes.json",
-            "metrics.test-seen.VG-HuBERT (M).thing.less_chance.value",
-            0.1,
-            "less_chance is 0.1",
-        ),
     ],
 )
 def test_another_falsified_record_is_found(name, path, value, words):
@@ -407,7 +327,7 @@ def fake(
     def side(z, groups, items):
         ranks = np.clip(np.exp(1.2 * (z - skill) + 1), 1, items).astype(int)
         return {
-            "ranks": R.pack(ranks),
+            "ranks": R.pack_ranks(ranks),
             "groups": groups,
             "queries": "q",
             "n_queries": len(ranks),
@@ -419,7 +339,7 @@ def fake(
     test = {
         "audio_to_image": side(
             (hard + noise)[0],
-            None if captions == 1 else R.pack(np.repeat(np.arange(queries), captions)),
+            None if captions == 1 else R.pack_ranks(np.repeat(np.arange(queries), captions)),
             queries,
         ),
         "image_to_audio": side((hard + noise)[1, :queries], None, queries * captions),
@@ -456,7 +376,7 @@ def as_planned(record, spec):
 
 
 def found_of(*records):
-    return S.Found(4, "scenes", "steps", {(r["spec"]["row"], r["seed"]): r for r in records})
+    return S.TableRecords(4, "scenes", records={(r["spec"]["row"], r["seed"]): r for r in records})
 
 
 def test_a_made_up_record_is_complete():
@@ -486,7 +406,7 @@ def test_captions_of_one_image_are_drawn_together():
     v = (rng.uniform(size=100) < 0.5)[g][:, None] * 100.0
 
     def width(groups):
-        return np.diff(R.interval([(v, groups)], n=2000), axis=0)[0, 0]
+        return np.diff(R.bootstrap_interval([(v, groups)], n=2000), axis=0)[0, 0]
 
     assert 1.8 < width(g) / width(np.arange(500)) < 2.7
 
@@ -495,7 +415,7 @@ def test_the_interval_covers_as_often_as_it_says():
     rng, covered = np.random.default_rng(1), 0
     for i in range(200):
         v = (rng.uniform(size=150) < 0.3)[:, None] * 100.0
-        low, high = R.interval([(v, np.arange(150))], n=300, seed=i)
+        low, high = R.bootstrap_interval([(v, np.arange(150))], n=300, seed=i)
         covered += low[0] <= 30 <= high[0]
     assert 180 <= covered <= 199
 
@@ -540,7 +460,8 @@ def test_too_few_seeds_resolve_nothing(seeds):
     )
     e = S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
     assert S.verdict(e) == f"too few seeds ({seeds} of 4)" and (e.both, e.p) == (None, None)
-    assert f"too few seeds ({seeds} of 4)" in S.conclusions(f) and "resolved" not in S.conclusions(f)
+    text = S.differences_table(f)
+    assert f"too few seeds ({seeds} of 4)" in text and "resolved" not in text
 
 
 def test_equal_differences_have_an_interval():
@@ -610,15 +531,10 @@ def test_verdicts_are_about_one_endpoint():
             for row, skill in (("VG-HuBERT (M)", 0.0), ("+ Summary", 0.4))
         ]
     )
-    judged = {
-        (t, k): words
-        for t, row, minus, k, _, _, words in S.differences(f)
-        if (row, minus) == ("+ Summary", "VG-HuBERT (M)")
-    }
-    assert {key for key, words in judged.items() if words} == {("test-seen", 1)} and judged[
-        "test-seen", 1
-    ] == "resolved: higher, as in the paper"
-    assert S.conclusions(f).count("+ Summary − VG-HuBERT (M)") == 1
+    text = S.differences_table(f)
+    [line] = [line for line in text.splitlines() if line.endswith("| resolved: higher |")]
+    assert line.startswith("| + Summary − VG-HuBERT (M) | R@1 | 4 | +2.0 |")
+    assert S.pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "resolved: higher"
 
 
 def test_equal_compute_is_not_compared_with_the_paper():
@@ -629,13 +545,10 @@ def test_equal_compute_is_not_compared_with_the_paper():
             for row, skill in (("VG-HuBERT (M)", 0.4), ("+ Summary", 0.0))
         ]
     )
-    assert "resolved: lower, unlike the paper" in S.differences_table(f)
     compute = replace(f, budget="compute")
-    assert "resolved: lower |" in S.differences_table(
-        compute
-    ) and "R@1 on test-seen, resolved: lower: " in S.conclusions(compute)
-    for text in (S.differences_table(compute), S.conclusions(compute)):
-        assert "as in the paper" not in text and "unlike" not in text and "+2.0" not in text
+    assert "+2.0" in S.differences_table(f) and "+2.0" not in S.differences_table(compute)
+    assert "the paper |" not in S.differences_table(compute)
+    assert S.pair_verdicts(f) == S.pair_verdicts(compute)
 
 
 def test_exchanging_the_rows_exchanges_the_verdict():
@@ -646,7 +559,7 @@ def test_exchanging_the_rows_exchanges_the_verdict():
             for row, skill in (("VG-HuBERT (M)", 0.4), ("+ Summary", 0.0))
         ]
     )
-    assert "resolved: lower, unlike the paper" in S.differences_table(f)
+    assert S.pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "resolved: lower"
 
 
 def test_other_queries_are_refused():
@@ -659,8 +572,13 @@ def test_other_queries_are_refused():
 # --- between labels
 
 
-def variant_of(label="scenes-x", own=False, **more):
-    return S.Variant(label, label, ("lam=3.",), (S.BASELINE, "+ Summary") if own else ("+ Summary",), **more)
+def ablation_of(label="scenes-x", own=False, **more):
+    return S.Ablation(label, label, ("lam=3.",), (S.BASELINE, "+ Summary") if own else ("+ Summary",), **more)
+
+
+def between(a, row_a, b, row_b, split, sides=R.SIDES):
+    "The difference of a row among the records `a` and a row among `b`."
+    return S.contrast(split, [(1, a, row_a), (-1, b, row_b)], sides)
 
 
 def labelled(label, *records):
@@ -672,7 +590,7 @@ def test_between_labels_it_is_paired_over_common_seeds():
         labelled("scenes-x", *[fake("+ Summary", s, 0.3, spread=0.5) for s in (1, 2, 3)]),
         found_of(*[fake("+ Summary", s, 0.0, spread=0.5) for s in (0, 1, 2)]),
     )
-    d = S.between(a, "+ Summary", b, "+ Summary", "test-seen")
+    d = between(a, "+ Summary", b, "+ Summary", "test-seen")
     both = [
         [
             np.mean(
@@ -686,8 +604,8 @@ def test_between_labels_it_is_paired_over_common_seeds():
         for f in (a, b)
     ]
     assert np.allclose(d[1].each, np.subtract(*both)) and d[1].low < d[1].value < d[1].high
-    assert S.between(b, "+ Summary", a, "+ Summary", "test-seen")[1].value == -d[1].value
-    same = S.between(b, "+ Summary", b, "+ Summary", "test-seen")[10]
+    assert between(b, "+ Summary", a, "+ Summary", "test-seen")[1].value == -d[1].value
+    same = between(b, "+ Summary", b, "+ Summary", "test-seen")[10]
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
@@ -700,7 +618,7 @@ def test_within_a_label_it_is_the_same_as_before():
         ]
     )
     for side in (R.SIDES, R.SIDES[:1]):
-        assert S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)", side) == S.between(
+        assert S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)", side) == between(
             f, "+ Summary", f, "VG-HuBERT (M)", "test-seen", side
         )
 
@@ -713,17 +631,17 @@ def test_other_data_or_no_common_seed_or_test_is_refused():
         DataError,
         match=r"\+ Summary \(scenes-x\) and \+ Summary \(scenes\) are not of the same queries of test-seen",
     ):
-        S.between(a, "+ Summary", b, "+ Summary", "test-seen")
-    S.between(a, "+ Summary", b, "+ Summary", "test-novel")
+        between(a, "+ Summary", b, "+ Summary", "test-seen")
+    between(a, "+ Summary", b, "+ Summary", "test-novel")
     with pytest.raises(
         DataError, match=r"no record of \+ Summary \(scenes-x\) and \+ Recon \(scenes\) with the same seed"
     ):
-        S.between(a, "+ Summary", b, "+ Recon", "test-seen")
+        between(a, "+ Summary", b, "+ Recon", "test-seen")
     with pytest.raises(DataError, match="do not all have the test test-other"):
-        S.between(a, "+ Summary", b, "+ Summary", "test-other")
+        between(a, "+ Summary", b, "+ Summary", "test-other")
 
 
-def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
+def test_an_ablation_with_a_baseline_of_its_own_is_held_against_it():
     """All has become better, the row no more than the baseline: a change, and no gain; and a gain of the
     base that is gone."""
     base = found_of(
@@ -737,7 +655,7 @@ def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
         "scenes-x", *[fake(row, s, 0.8) for s in range(4) for row in ("VG-HuBERT (M)", "+ Summary")]
     )
     own, shared = (
-        S.compared(base, variant_of(own=o), longer, "+ Summary", "test-seen") for o in (True, False)
+        S.ablation_effects(base, ablation_of(own=o), longer, "+ Summary", "test-seen") for o in (True, False)
     )
     assert (
         S.verdict(own["change"]) == "resolved: higher"
@@ -753,41 +671,34 @@ def test_a_variant_with_a_baseline_of_its_own_is_held_against_it():
     )
     lacks = labelled("scenes-x", *[r for (row, _), r in longer.records.items() if row == "+ Summary"])
     # the base's baseline is no substitute
-    assert S.compared(base, variant_of(own=True), lacks, "+ Summary", "test-seen")["gain"] is None
-    lines = S.gains(base, {variant_of(own=True): lacks})
+    assert S.ablation_effects(base, ablation_of(own=True), lacks, "+ Summary", "test-seen")["gain"] is None
+    lines = S.gains(base, {ablation_of(own=True): lacks})
     assert (
         lines["scenes-x"] == dict.fromkeys(base.tests)
         and S.verdict(lines["+ Summary"]["test-seen"]) == "resolved: higher"
     )
-    text = S.variants_table(base, {variant_of(own=True): longer})
+    text = S.ablations_table(base, {ablation_of(own=True): longer})
     assert (
-        "| scenes-x | `lam=3.` | VG-HuBERT (M) | 4 |" in text
-        and "changed: resolved: higher; over the baseline: not resolved" in text
-        and ", of its own |" in text
+        "| scenes-x | `lam=3.` | VG-HuBERT (M) | 4 |" in text and "| resolved: higher; not resolved |" in text
     )
-    assert "That gain less the base's is -" in S.variant_says(base, variant_of(own=True), longer)
 
 
-def test_a_variant_without_records_has_no_numbers():
+def test_an_ablation_without_records_has_no_numbers():
     base, none = (
         found_of(*[fake(row, s, 0.0) for s in range(2) for row in ("VG-HuBERT (M)", "+ Summary")]),
-        S.Found(4, "scenes-x", "steps", stale={("+ Summary", 0): ["the code of losses has changed"]}),
+        S.TableRecords(4, "scenes-x", stale={("+ Summary", 0): ["train.lr: 0.1, now 0.2"]}),
     )
-    text = S.variants_table(base, {variant_of(): none})
+    text = S.ablations_table(base, {ablation_of(): none})
     assert (
-        "| scenes-x | `lam=3.` | + Summary |  | no record |  |  |  |  |" in text
-        and "**Stale or broken**, and left out: scenes-x, + Summary, seed 0: the code of losses has changed."
-        in text
+        "| scenes-x | `lam=3.` | + Summary | no record |  |  |  |  |  |" in text
+        and "**Stale or broken**, and left out: scenes-x, + Summary, seed 0: train.lr: 0.1, now 0.2" in text
     )
-    assert (
-        S.variant_says(base, variant_of(), none)
-        == "**scenes-x**, + Summary: **no record** that counts (there are stale ones)."
-    )
-    assert S.judged_gains({"a": {"test-seen": None}}) == {"a": "no record"}
-    nothing = S.Found(4, "scenes", "steps")
-    assert S.gains(nothing, {variant_of(): none}) == {"scenes-x": {"test-seen": None, "test-unseen": None}}
+    assert S.gains_table(S.gains(base, {ablation_of(): none})).count("no record") == 2
+    assert S.gain_verdicts({"a": {"test-seen": None}}) == {"a": "no record"}
+    nothing = S.TableRecords(4, "scenes")
+    assert S.gains(nothing, {ablation_of(): none}) == {"scenes-x": {"test-seen": None, "test-unseen": None}}
     with pytest.raises(DataError, match="no record of any of scenes-x"):
-        S.forest_figure(S.gains(nothing, {variant_of(): none}))
+        S.forest_figure(S.gains(nothing, {ablation_of(): none}))
 
 
 def test_the_forest_marks_what_is_resolved():
@@ -844,11 +755,11 @@ def test_collecting(tmp_path):
     assert f.stale == {("+ Recon", 1): ["another rate"]} and list(f.broken) == [
         "table_4/scenes/summary-seed3.json"
     ]
-    line = S.what_was_found(f)
+    text = S.results_table(f)
     assert (
-        "**Stale**, and left out: + Recon, seed 1: another rate" in line
-        and "**Broken**" in line
-        and "+ Recon: 1 seed;" in line
+        "**Stale or broken**, and left out: scenes, + Recon, seed 1: another rate" in text
+        and "table_4/scenes/summary-seed3.json: " in text
+        and "| + Recon | 1 seed |" in text
     )
     assert S.collect(tmp_path, 4, "scenes", stale=lambda r: []).seeds("+ Recon") == [0, 1]
 
@@ -901,11 +812,7 @@ def test_there_are_four_pages():
 def test_without_records_a_page_says_so(page, tmp_path, monkeypatch):
     n, shown = int(page.stem[-1]), show(page, tmp_path, monkeypatch)
     text = text_of(shown)
-    assert (
-        shown[0] == N.paper_table(n)
-        and text.count("no record") >= 3
-        and text.count("not measured: there is no record") >= 2
-    )
+    assert shown[0] == N.paper_table(n) and text.count("no record") >= 4
     papers = {f"{v:.1f}" for by in N.PAPER[n].systems.values() for row in by.values() for v in row}
     assert set(re.findall(r"\d+\.\d+", re.sub(r"<[^>]+>", "", text))) <= papers, (
         "a number that is neither measured nor the paper's"
@@ -923,24 +830,11 @@ def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
     for row, skill in zip(ROWS, (0.0, 0.0, 0.02, 0.5), strict=True):
         for seed in range(4):
             r = fake(row, seed, skill)
-            spec = reproduce.plan_runs(4, rows=[row], seeds=[seed], results=tmp_path)[0]
-            put(tmp_path, as_planned(r, spec))
+            plan = reproduce.TablePlan(4, rows=(row,), seeds=[seed])
+            put(tmp_path, as_planned(r, reproduce.plan_runs(plan, tmp_path)[0]))
     shown = show(page, tmp_path, monkeypatch)
     text, n = text_of(shown), int(page.stem[-1])
-    assert (
-        "+ Summary: 4 seeds" in text
-        and (
-            "R@1 on test-seen, resolved: higher, as in the paper: + Summary − VG-HuBERT (M)"
-            if n in (1, 4)
-            else "resolved: higher: + Summary − VG-HuBERT (M)"
-        )
-        in text
-        and "30 minutes a run (mean of " in text
-    )
-    assert (
-        "neither confirms nor refutes" in text
-        and "Neither confirmed nor refuted here: it has not been run" in text
-    )
+    assert "| + Summary | 4 seeds |" in text and "| resolved: higher |" in text
     assert any(hasattr(s, "savefig") for s in shown) == (n == 4)
     value = S.estimate(
         S.collect(tmp_path, 4, "scenes", stale=lambda r: []),
@@ -948,25 +842,25 @@ def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
         "+ Summary",
         sides=R.SIDES if n == 4 else R.SIDES[:1],
     )[1]
-    assert S.number(value) in text
+    assert S.plus_minus(value) in text
     for f in tmp_path.glob("table_4/scenes/*seed2.json"):  # another rate: the record is of another plan
         r = read_json(f)
         write_json(f, {**r, "config": {**r["config"], "train": {**r["config"]["train"], "lr": 0.5}}})
     text = text_of(show(page, tmp_path, monkeypatch))
     assert (
-        "+ Summary: 3 seeds" in text
+        "| + Summary | 3 seeds |" in text
         and "too few seeds (3 of 4)" in text
-        and "**Stale**" in text
+        and "**Stale or broken**" in text
         and "train.lr: 0.5, now 0.001" in text
     )
 
 
-# --- the page about variants
+# --- the page about ablations
 
 WHY = ROOT / "nbs/tutorials/what_reconstruction_adds.ipynb"
 
 
-def test_without_records_the_page_about_variants_says_so(tmp_path, monkeypatch):
+def test_without_records_the_page_about_ablations_says_so(tmp_path, monkeypatch):
     shown = show(WHY, tmp_path, monkeypatch)
     text = text_of(shown)
     assert (
@@ -975,29 +869,24 @@ def test_without_records_the_page_about_variants_says_so(tmp_path, monkeypatch):
         and not any(hasattr(s, "savefig") for s in shown)
     )
     for command in (
-        "--label scenes-mask50 --rows '+ Summary' --set mask_ratio=.5 lam=32. --seeds 4`",
-        "--from-scratch --seeds 4`",
-        "--sizes train=1750 --seeds 4`",
+        "--label scenes-mask50 --rows '+ Summary' --set mask_ratio=.5 lam=32. --seeds 4\n",
+        "--from-scratch --seeds 4\n",
+        "--sizes train=1750 --seeds 4\n",
     ):
         assert command in text
-    papers = text.split("The paper's numbers")[1].split(". It has no")[0]
-    assert not re.search(r"[+-]\d+\.\d|\[[+-]?\d", text.replace(papers, "").replace("R@1", "")), (
-        "a number without a record"
-    )
-    assert (
-        "has no record: λ = 2, as in the paper, " in text
-        and "chosen on dev" not in text
-        and "**no record** of a choice on dev" in text
-    )
+    papers = shown[0]
+    assert "+2.0 | +2.3 |" in papers
+    assert not re.search(r"[+-]\d+\.\d|\[[+-]?\d", text.replace(papers, "")), "a number without a record"
+    assert "The base has λ = 2, " in text and "**no record** of a choice on dev" in text
 
 
-def test_with_records_the_page_about_variants_shows_them(tmp_path, monkeypatch):
+def test_with_records_the_page_about_ablations_shows_them(tmp_path, monkeypatch):
     from sgmim.paper import runs as reproduce
 
     def make(row, seed, skill, label="scenes", **plan):
-        spec = reproduce.plan_runs(4, rows=[row], seeds=[seed], label=label, results=tmp_path, **plan)[0]
+        plan = reproduce.TablePlan(4, rows=(row,), seeds=[seed], label=label, **plan)
         r = fake(row, seed, skill, label=label, spread=0.01)
-        put(tmp_path, as_planned(r, spec))
+        put(tmp_path, as_planned(r, reproduce.plan_runs(plan, tmp_path)[0]))
 
     for seed in range(4):
         make("VG-HuBERT (M)", seed, 0.0)
@@ -1017,20 +906,142 @@ def test_with_records_the_page_about_variants_shows_them(tmp_path, monkeypatch):
             )
     shown = show(WHY, tmp_path, monkeypatch)
     text = text_of(shown)
-    assert (
-        "resolvably better than the baseline in R@1 on test-seen: no row; resolvably worse: + Summary" in text
-        and sum(hasattr(s, "savefig") for s in shown) == 1
-    )
-    assert (
-        "**nine tenths hidden**, + Summary (4 seeds): R@1 over the base's VG-HuBERT (M) is +" in text
-        and "**half hidden**, + Summary: **no record** that counts" in text
-        and "model.mask_ratio: 0.4, now 0.5" in text
-    )
-    assert (
-        "**a quarter of the data**, + Summary (4 seeds): R@1 over its own baseline" in text
-        and "Reconstruction helps: nine tenths hidden." in text
-        and "Reconstruction does harm: + Summary." in text
-    )
+    assert sum(hasattr(s, "savefig") for s in shown) == 1
+    [row] = [line for line in text.splitlines() if line.startswith("| + Summary | 4 | -")]
+    assert row.endswith("| resolved: lower |")
+    assert "| nine tenths hidden: gain | 4 | +" in text and "| half hidden: gain | no record |" in text
+    assert "model.mask_ratio: 0.4, now 0.5" in text
+    assert "| a quarter of the data: gain minus the base's gain | 4 | +" in text
+
+
+# --- what the pages say by hand
+
+BASE, COMPUTE = S.BASELINE, "compute"
+STEPS_OF = [("+ Recon", BASE), ("+ Speech-Guided", BASE), ("+ Summary", BASE)]
+NEXT = [("+ Speech-Guided", "+ Recon"), ("+ Summary", "+ Speech-Guided")]
+# page, what it says, budget of the records of Table 4 on the embedded corpus, pairs of rows, sign
+CLAIMS = [
+    ("index", "no row gains significantly", "steps", STEPS_OF, 0),
+    *(
+        (
+            f"paper/table_{n}",
+            "*+ Summary* does not differ significantly from *VG-HuBERT (M)*",
+            "steps",
+            [STEPS_OF[2]],
+            0,
+        )
+        for n in (1, 2, 3)
+    ),
+    ("paper/table_4", "no row differs significantly in R@1 on test-seen from", "steps", STEPS_OF + NEXT, 0),
+    ("paper/table_4", "is significantly better in R@1 on test-seen than each row", COMPUTE, STEPS_OF, -1),
+    ("paper/table_4", "These three do not differ significantly among themselves", COMPUTE, NEXT, 0),
+    ("tutorials/reading_the_results", "At equal steps no row gains significantly", "steps", STEPS_OF, 0),
+    (
+        "tutorials/reading_the_results",
+        "the baseline is significantly better than each",
+        COMPUTE,
+        STEPS_OF,
+        -1,
+    ),
+    (
+        "tutorials/what_reconstruction_adds",
+        "No row gains significantly over the baseline",
+        "steps",
+        STEPS_OF,
+        0,
+    ),
+    ("tutorials/what_reconstruction_adds", "do not gain significantly in R@1", "steps", STEPS_OF, 0),
+]
+SIGN = {"resolved: higher": 1, "resolved: lower": -1, "not resolved": 0}
+
+
+def prose(page):
+    cells = json.loads((ROOT / f"nbs/{page}.ipynb").read_text())["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+@pytest.fixture(scope="module")
+def verdicts_of():
+    from sgmim.paper.runs import records_of_table
+
+    found = {b: records_of_table(4, "scenes", b, ROOT / "results") for b in ("steps", COMPUTE)}
+    return {b: S.pair_verdicts(f) for b, f in found.items()}
+
+
+@pytest.mark.parametrize("page, words, budget, pairs, sign", CLAIMS)
+def test_what_a_page_says_has_the_sign_of_its_records(page, words, budget, pairs, sign, verdicts_of):
+    assert words in prose(page) and "2026-11-30" in prose(page)
+    assert {SIGN[verdicts_of[budget][pair]] for pair in pairs} == {sign}
+
+
+def interval_of(name, *path):
+    value = read_json(ROOT / "results" / name)["metrics"]["test-seen"]
+    for part in path:
+        value = value[part]
+    return value["interval"]
+
+
+GUIDED = ("+ Speech-Guided", "+ Summary")
+# what the page says; the record; the paths of numbers with intervals; the bounds within which they all lie
+MEASURED = [
+    (
+        "The decoder listens",
+        "dependence-scenes-tiny",
+        [("overall", f"{w}_minus_right") for w in ("wrong", "none")],
+        0,
+        9,
+    ),
+    ("*+ Summary* listens here too", "dependence-scenes", [("overall", "wrong_minus_right")], 0, 9),
+    ("significantly worse than *+ Recon*", "dependence-scenes", [("overall", "alone_minus_right")], -9, 0),
+    (
+        "less than 1 % of the norm",
+        "gradients-scenes",
+        [(row, "parts", f"{side} encoder", "ratio") for row in GUIDED for side in ("audio", "image")],
+        0,
+        0.01,
+    ),
+    (
+        "the cosine is positive",
+        "gradients-scenes",
+        [(row, "parts", "audio encoder", "cosine") for row in GUIDED],
+        0,
+        1,
+    ),
+    (
+        "the cosine is negative",
+        "gradients-scenes",
+        [(row, "parts", "image encoder", "cosine") for row in GUIDED],
+        -1,
+        0,
+    ),
+]
+
+
+@pytest.mark.parametrize("words, name, paths, low, high", MEASURED)
+def test_what_the_page_about_ablations_says_is_in_its_records(words, name, paths, low, high):
+    assert words in prose("tutorials/what_reconstruction_adds")
+    for path in paths:
+        a, b = interval_of(f"{name}.json", *path)
+        assert low < a <= b < high
+
+
+def test_the_other_sentences_of_the_page_about_ablations():
+    from sgmim.paper.runs import records_of_table
+
+    text = prose("tutorials/what_reconstruction_adds")
+    assert "Each gain that the paper reports lies above the interval measured here" in text
+    for row, of in S.gains(records_of_table(4, "scenes", results=ROOT / "results")).items():
+        for t in ("test-seen", "test-unseen"):
+            assert of[t].both[1] < N.paper_difference(4, t, row, BASE)[1]
+    assert "No row makes significantly fewer or more mistakes" in text
+    rows = read_json(ROOT / "results/mistakes-scenes.json")["metrics"]["test-seen"]
+    for of in list(rows.values())[1:]:
+        assert (
+            of["same"]["as_first"]["value"] >= 0.945 and 0.255 < of["same"]["between_seeds"]["value"] < 0.265
+        )
+        for kind in of.values():
+            if e := kind.get("of_all_less_base"):
+                assert e["interval"][0] <= 0 <= e["interval"][1]
 
 
 def test_without_benchmarks_the_page_about_scaling_says_so(tmp_path, monkeypatch, capsys):

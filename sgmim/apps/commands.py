@@ -999,7 +999,7 @@ def row_groups(a):
     """{name: [path]} of the checkpoints that the arguments name, each by itself, or, with `--runs-of`, of
     the rows below these labels; `ConfigError` if there is none."""
     from sgmim.models.pretrained import shipped
-    from sgmim.paper.runs import checkpoints, gather
+    from sgmim.paper.runs import checkpoints, records_of_table
 
     if not a.runs_of:
         paths = [
@@ -1010,7 +1010,7 @@ def row_groups(a):
         return {p.name: [p] for p in paths}
     if a.checkpoint:
         raise ConfigError("--runs-of names the checkpoints: leave the others out")
-    of = {label: checkpoints(gather(4, "scenes", label=label), a.runs) for label in a.runs_of}
+    of = {label: checkpoints(records_of_table(4, "scenes", label=label), a.runs) for label in a.runs_of}
     if lost := [label for label, rows in of.items() if not rows]:
         raise ConfigError(
             f"no run of {', '.join(lost)} below {a.runs} that a record of Table 4 was made by: name another"
