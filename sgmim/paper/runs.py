@@ -66,8 +66,9 @@ from sgmim.paper.statistics import (
     measured_table,
 )
 from ..scenes.corpus import TESTS, DemoData, load_scenes, oracle_ladder
-from ..train import TrainConfig, alone, fit, recipe
+from ..train import TrainConfig, fit, recipe
 from ..training.plan import calibrate, pair_flops
+from ..training.process import alone
 
 # %% ../../nbs/paper/03_runs.ipynb #b8dd35b8
 PROTOCOL = 1  # changes whenever the same settings would be trained or tested in another way
