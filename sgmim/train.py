@@ -235,7 +235,8 @@ def fit(  # noqa: PLR0913  the call that users make: each argument is a choice o
     keep_memory()
     team, device = join(device)
     config = config or (recipe(model) if isinstance(model, str) else TrainConfig())
-    dev = dev if isinstance(dev, dict) else {k: d for k, d in {"dev": dev}.items() if d is not None}
+    if not isinstance(dev, dict):
+        dev = {} if dev is None else {"dev": dev}
     show = progress is True and team.first
     _check_start(config, out, team)
     with only_run(out, team):

@@ -32,7 +32,7 @@ def mark(
 
 def alike(
     a,  # mark, dict of marks, or hash (str); None: not known
-    b,
+    b,  # the same
 ) -> bool:
     "Are two marks of the same thing? None is like anything."
     if a is None or b is None:

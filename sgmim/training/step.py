@@ -125,8 +125,7 @@ def _cached_gradient(net, part):
     nce.backward()  # 2. the gradient at the embeddings
     for k, rows in enumerate(pieces):  # 3. from the embeddings to the weights
         last = k == len(pieces) - 1
-        wait = contextlib.nullcontext() if last or part.team.size == 1 else net.no_sync()
-        with wait:  # gradients are exchanged once
+        with contextlib.nullcontext() if last or part.team.size == 1 else net.no_sync():  # exchange once
             out = part.forward(net, k, rows, partial(_product, image.grad[rows], audio.grad[rows]))
             (out["loss"] * part.team.size).backward()
         mim = mim + out["loss_mim"].detach() * part.share(rows)
