@@ -17,7 +17,8 @@ import torch
 from sgmim.core import code_version, run_record, set_seed, write_json
 from sgmim.models.sgmim import SGMIM, scenes_tiny
 from sgmim.scenes.corpus import load_scenes
-from sgmim.train import Feed, recipe
+from sgmim.train import recipe
+from sgmim.training.feed import Feed
 from sgmim.training.step import keep_memory, make_optimiser, train_step
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,7 +41,7 @@ for turn in range(a.rounds + 1):
         batches = list(islice(feed.from_step(0), feed.per_epoch))
         cpu = time.process_time()
         for step, batch in enumerate(batches):
-            train_step(model, batch, optimiser, step, feed.steps, 0, config, device)
+            train_step(model, batch, optimiser, step, feed.steps, 0, config)
         cpu = time.process_time() - cpu
         padding = 1 - sum(b["audio_len"].sum().item() for b in batches) / sum(
             b["audio"].numel() for b in batches

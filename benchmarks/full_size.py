@@ -36,7 +36,7 @@ for name in a.presets:
         "index": torch.arange(2),
     }
     optimiser, start = make_optimiser(model, config), time.perf_counter()
-    out = train_step(model, batch, optimiser, 50, 1000, 0, config, device)
+    out = train_step(model, batch, optimiser, 50, 1000, 0, config)
     loss = float(out["loss"])
     found[name] = {
         "parameters": parameter_counts(model)["all"],

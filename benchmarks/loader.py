@@ -16,7 +16,8 @@ from shards import write_loose
 from sgmim.core import code_version, run_record, write_json
 from sgmim.data.shards import open_shards, write_shards
 from sgmim.models.sgmim import paper
-from sgmim.train import Feed, TrainConfig
+from sgmim.train import TrainConfig
+from sgmim.training.feed import Feed
 
 
 def read(corpus, workers, batches, step=0.0):

@@ -30,7 +30,8 @@ from sgmim.core import (
 )
 from sgmim.models.sgmim import SGMIMConfig, paper, scenes_tiny
 from sgmim.scenes.corpus import load_scenes
-from sgmim.train import Feed, TrainConfig, recipe
+from sgmim.train import TrainConfig, recipe
+from sgmim.training.feed import Feed
 from sgmim.training.plan import (
     decoding_seconds,
     fit_cost,
@@ -93,10 +94,11 @@ def run(spec):
     import torch
 
     import sgmim.train as T
+    import sgmim.training.snapshots as S
 
     torch.set_num_threads(spec["threads"])
     model, train = config_from_dict(SGMIMConfig, spec["model"]), config_from_dict(TrainConfig, spec["train"])
-    marks, evaluating, disk, step, evaluate, save = [], [], [0], T.train_step, T.evaluate, T.save_checkpoint
+    marks, evaluating, disk, step, evaluate, save = [], [], [0], T.train_step, T.evaluate, S.save_checkpoint
 
     def marked(*args, **kwargs):
         marks.append((time.perf_counter(), time.process_time(), args[3] >= args[5]))
@@ -114,7 +116,7 @@ def run(spec):
         # before older checkpoints go
         disk.append(sum(f.stat().st_size for f in Path(out).rglob("*") if f.is_file()))
 
-    T.train_step, T.evaluate, T.save_checkpoint = marked, timed, weighed
+    T.train_step, T.evaluate, S.save_checkpoint = marked, timed, weighed
     data = data_of(train, spec["images"], spec["full"])
     with tempfile.TemporaryDirectory() as out:
         fitted = T.fit(

@@ -16,7 +16,8 @@ from sgmim.core import code_version, pick_device, run_record, write_json
 from sgmim.models.pretrained import load_tiny_backbones
 from sgmim.models.sgmim import SGMIM, scenes_tiny
 from sgmim.scenes.corpus import load_scenes
-from sgmim.train import Feed, fit, recipe
+from sgmim.train import fit, recipe
+from sgmim.training.feed import Feed
 from sgmim.training.step import train_step
 
 
@@ -24,9 +25,8 @@ def gradient(config, batch, device):
     "The gradient of one step of the fresh model, flat; its loss."
     torch.manual_seed(0)
     model = load_tiny_backbones(SGMIM(scenes_tiny())).to(device).train()
-    out = train_step(
-        model, batch, torch.optim.SGD(model.parameters(), lr=0.0), 5, 10, 0, replace(config, clip=0.0), device
-    )
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+    out = train_step(model, batch, optimiser, 5, 10, 0, replace(config, clip=0.0))
     return torch.cat(
         [p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None]
     ), out["loss"]

@@ -189,7 +189,7 @@ def measure(
     }
     optimiser, cpu, wall = make_optimiser(model, config), [], []
     with CountFlops() as flops:
-        train_step(model, batch, optimiser, 50, 1000, 0, config, device)
+        train_step(model, batch, optimiser, 50, 1000, 0, config)
     if compiled:
         for part in (
             model.audio_encoder,
@@ -199,13 +199,13 @@ def measure(
         ):  # what is called, not what holds it
             if part is not None:
                 part.compile()
-        train_step(model, batch, optimiser, 50, 1000, 0, config, device)
+        train_step(model, batch, optimiser, 50, 1000, 0, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for k in range(steps):
         wait(device)
         was, began = time.process_time(), time.perf_counter()
-        train_step(model, batch, optimiser, 51 + k, 1000, 0, config, device)
+        train_step(model, batch, optimiser, 51 + k, 1000, 0, config)
         wait(device)
         cpu.append(time.process_time() - was)
         wall.append(time.perf_counter() - began)
@@ -217,7 +217,7 @@ def measure(
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     kinds = (
-        kinds_of_operation(lambda: train_step(model, batch, optimiser, 51 + steps, 1000, 0, config, device))
+        kinds_of_operation(lambda: train_step(model, batch, optimiser, 51 + steps, 1000, 0, config))
         if device.type == "cpu" and steps > 1
         else None
     )

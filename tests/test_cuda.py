@@ -15,7 +15,6 @@ from sgmim.evaluation.retrieval import evaluate
 from sgmim.models.patches import PatchMask, random_mask
 from sgmim.models.sgmim import SGMIM
 from sgmim.train import TrainConfig, fit
-from sgmim.training.parallel import Team
 from sgmim.training.plan import calibrate
 from sgmim.training.step import gradients, make_optimiser, train_step
 
@@ -58,8 +57,6 @@ def gradient(device, micro_batch=0, amp="off"):
         masks,
         [8],
         TrainConfig(amp=amp, micro_batch=micro_batch),
-        torch.device(device),
-        team=Team(),
     )
     return out, {k: p.grad.cpu() for k, p in model.named_parameters() if p.grad is not None}
 
@@ -84,7 +81,7 @@ def test_bfloat16_points_the_same_way():
 def test_a_step_in_bfloat16_moves_the_weights_and_stays_finite():
     model = SGMIM(micro()).to(GPU).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    out = train_step(model, batch_of(8), make_optimiser(model, QUICK), 3, 10, 0, TrainConfig(amp="auto"), GPU)
+    out = train_step(model, batch_of(8), make_optimiser(model, QUICK), 3, 10, 0, TrainConfig(amp="auto"))
     assert out["finite"] and math.isfinite(out["loss"]) and out["loss_mim"] > 0
     assert all(v.isfinite().all() for v in model.state_dict().values()) and any(
         not torch.equal(v, before[k]) for k, v in model.state_dict().items()

@@ -98,9 +98,7 @@ def test_one_step_equals_the_plain_formulas(model, pairs, monkeypatch):
     monkeypatch.setattr(
         sgmim.training.step, "random_mask", lambda *a: masks.append(random_mask(*a)) or masks[-1]
     )
-    out = train_step(
-        model.train(), pairs, make_optimiser(model, config), step, steps, 0, config, torch.device("cpu")
-    )
+    out = train_step(model.train(), pairs, make_optimiser(model, config), step, steps, 0, config)
     assert len(masks) == 1 and masks[0].mask.sum(1).tolist() == [147, 147]  # 75 % of 196
     lr = 5e-6 * (step / steps) / 0.1
     assert math.isclose(out["lr"], lr) and math.isclose(

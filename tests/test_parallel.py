@@ -92,7 +92,6 @@ def grads_of(team, n, micro_batch=0, whole=None, **changes):
         masks,
         team.everyone(rows.stop - rows.start),
         replace(QUICK, micro_batch=micro_batch),
-        CPU,
         team=team,
     )
     return out, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
@@ -212,7 +211,7 @@ def test_both_passes_of_a_cached_gradient_hear_the_same_dropout():
     """With dropout the pieces draw their own noise, so the whole is made of pieces here too: one graph
     over both."""
     model, batch = build(dropout=0.3), batch_of(8)
-    out = gradients(model, batch, None, [8], replace(QUICK, micro_batch=4), CPU, seed=11)
+    out = gradients(model, batch, None, [8], replace(QUICK, micro_batch=4), seed=11)
     got = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     made, real = [], torch.manual_seed
@@ -258,7 +257,7 @@ def test_a_gradient_that_is_no_number_is_found(monkeypatch):
     model = build()
     optimiser, before = make_optimiser(model, QUICK), deepcopy(model.state_dict())
     model.image_proj.weight.register_hook(lambda g: g * float("inf"))
-    out = train_step(model, batch_of(8), optimiser, 3, 15, 0, QUICK, CPU)
+    out = train_step(model, batch_of(8), optimiser, 3, 15, 0, QUICK)
     assert not out["finite"] and np.isfinite(out["loss"])
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 

@@ -22,8 +22,9 @@ from sgmim.core import ConfigError, config_to_dict, read_json
 from sgmim.data.batches import Order
 from sgmim.models.sgmim import PRESETS, SGMIM, table4_rows
 from sgmim.paper.records import check_record
-from sgmim.train import Feed, TrainConfig
+from sgmim.train import TrainConfig
 from sgmim.training import plan as P
+from sgmim.training.feed import Feed
 from sgmim.training.step import make_optimiser
 
 QUICK = TrainConfig(

@@ -24,7 +24,8 @@ from sgmim.data.corpus import Corpus, Strings, measure, overlap, parse_words, pa
 from sgmim.evaluation.retrieval import Embeddings, embed, evaluate, pool, retrieval_metrics
 from sgmim.models.inputs import corpus_pairs
 from sgmim.models.sgmim import SGMIM
-from sgmim.train import Feed, TrainConfig, fit
+from sgmim.train import TrainConfig, fit
+from sgmim.training.feed import Feed
 
 QUICK = TrainConfig(
     epochs=3.0,

@@ -36,8 +36,10 @@ from sgmim.scenes.captions import _PLACE_PHRASES
 from sgmim.scenes.corpus import TESTS as TEST_SPLITS
 from sgmim.scenes.pictures import SCENE_PLACES, draw_scene, sample_scene
 from sgmim.scenes.voices import SEEN_SPEAKERS, speak
-from sgmim.train import Feed, TrainConfig, fit, frames_of, recipe
+from sgmim.train import TrainConfig, fit, recipe
+from sgmim.training.feed import Feed
 from sgmim.training.optim import warmup_cosine, warmup_linear
+from sgmim.training.setup import build_model, front_end_frames
 from sgmim.training.snapshots import Snapshots
 from sgmim.training.step import make_optimiser, train_step
 
@@ -616,7 +618,7 @@ def test_a_best_model_that_a_snapshot_holds_is_put_back(tmp_path, monkeypatch):
     interrupted(tmp_path, **settings)
     assert best_of(tmp_path) == 5
     shutil.rmtree(tmp_path / "best")
-    monkeypatch.setattr(train_module, "check", lambda *a: None)
+    monkeypatch.setattr(train_module, "log_recalls", lambda *a: None)
     fitted = quick(out=tmp_path, **settings)
     assert (
         best_of(tmp_path) == 5
@@ -713,7 +715,7 @@ def test_a_preset_does_not_train_on_a_random_front_end(scenes):
     for name, w in load_checkpoint(shipped("tiny-hubert"))[0].items():
         if name.startswith("feature_extractor"):
             assert torch.equal(fitted.model.audio_encoder.hubert.state_dict()[name], w), name
-    made, expected = train_module.build("scenes-tiny"), load_tiny_backbones(SGMIM(scenes_tiny()))
+    made, expected = build_model("scenes-tiny"), load_tiny_backbones(SGMIM(scenes_tiny()))
     for k, v in expected.state_dict().items():
         assert torch.equal(v, made.state_dict()[k]) or not k.startswith(
             ("image_encoder", "audio_encoder.hubert", "momentum")
@@ -922,7 +924,7 @@ def test_cached_frames_change_nothing():
     for (k, a), b in zip(fresh.model.state_dict().items(), cached.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=k)
     toy, model = Toy(), SGMIM(micro()).eval()
-    for j, f in enumerate(frames_of(model, Pairs(toy), torch.device("cpu"), batch_size=7)):
+    for j, f in enumerate(front_end_frames(model, Pairs(toy), batch_size=7)):
         alone, n = model.audio_encoder.cnn(torch.tensor(toy.waves[j])[None])
         torch.testing.assert_close(f, alone[0, :n], atol=1e-5, rtol=1e-4)
 
@@ -1042,7 +1044,7 @@ def one(request):
 
 
 def step(one, k=5, steps=15, onset=0, config=QUICK):
-    return train_step(one.model, one.batch, one.optimiser, k, steps, onset, config, one.device)
+    return train_step(one.model, one.batch, one.optimiser, k, steps, onset, config)
 
 
 def test_what_is_not_trained(one):

@@ -2,7 +2,7 @@
 
     python tools/refresh.py                      every notebook
     python tools/refresh.py models/00_patches index     those whose path ends so (with or without .ipynb)
-    python tools/refresh.py --slow training/04_train      the slow cells too
+    python tools/refresh.py --slow training/10_train      the slow cells too
 
 Cells marked `#| slow`, `#| cuda` (tst_flags in settings.ini) or `#| eval: false` are not run and keep the
 outputs they have. Widgets (their ids change with every run), scripts and stderr (warnings, progress bars)

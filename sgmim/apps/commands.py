@@ -495,7 +495,8 @@ def run_training(a):
     from sgmim.core import CheckpointError, write_json
     from sgmim.models.pretrained import initial_weights
     from sgmim.models.sgmim import PRESETS, ROWS, SGMIM
-    from sgmim.train import Feed, fit, recipe, say
+    from sgmim.train import fit, recipe
+    from sgmim.training.feed import Feed
     from sgmim.training.parallel import join
     from sgmim.training.plan import make_plan
 
@@ -551,16 +552,12 @@ def run_training(a):
             where.write_bytes(before)
         raise
     best = fitted.record["metrics"]["best"]
-    say(
-        f"model in {a.out}/best, record in {a.out}/record.json"
-        + (
-            f"; best at step {best['step']}: dev R@1 {best['score'][0]:.1f}, R@10 {best['score'][1]:.1f}"
-            " (mean of both directions)"
-            if best
-            else ""
-        ),
-        team.first,
-    )
+    text = f"model in {a.out}/best, record in {a.out}/record.json"
+    if best:
+        r1, r10 = best["score"]
+        text += f"; best at step {best['step']}: dev R@1 {r1:.1f}, R@10 {r10:.1f} (mean of both directions)"
+    if team.first:
+        print(text, flush=True)
 
 
 def training_data(a, c, config):
@@ -707,7 +704,7 @@ def plan_data(a, c, config):
     embedded corpus is opened to calibrate)."""
     if not a.data and (a.pairs or not a.calibrate or a.preset != "scenes-tiny"):
         return None
-    from sgmim.train import Feed
+    from sgmim.training.feed import Feed
     from sgmim.training.plan import decoding_seconds, held_bytes, resident, step_lengths
 
     before = resident()

@@ -52,8 +52,9 @@ from sgmim.paper.records import (
 )
 from .statistics import collect, differences_table, results_table
 from ..scenes.corpus import TESTS, DemoData, load_scenes, oracle_ladder
-from ..train import TrainConfig, alone, fit, recipe
+from ..train import TrainConfig, fit, recipe
 from ..training.plan import pair_flops
+from ..training.process import alone
 
 # %% ../../nbs/paper/03_runs.ipynb #b8dd35b8
 _PRESET_OF_DATA = {

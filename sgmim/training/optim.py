@@ -21,18 +21,19 @@ def _check_warmup(warmup):
         )
 
 # %% ../../nbs/training/00_optim.ipynb #7349564f
-def warmup_linear(x: float, warmup: float = 0.1) -> float:
-    """Factor on the peak learning rate: up from 0 over the first `warmup` of training, then straight down
-    to 0.
-
-    `x` = updates done / updates in all, >= 0; past 1 the factor stays 0. Source: section 3.2, VG-HuBERT's
-    code.
-    """
+def warmup_linear(
+    x: float,  # updates done / updates in all, >= 0; past 1 the factor stays 0
+    warmup: float = 0.1,  # share of training with a rising rate
+) -> float:  # factor on the peak learning rate
+    "Up from 0 over the warm-up, then straight down to 0 (§3.2, VG-HuBERT's code)."
     _check_warmup(warmup)
     return x / warmup if x < warmup else max((x - 1) / (warmup - 1), 0.0)
 
 # %% ../../nbs/training/00_optim.ipynb #b0906fb1
-def warmup_cosine(x: float, warmup: float = 0.1) -> float:
+def warmup_cosine(
+    x: float,  # as for `warmup_linear`
+    warmup: float = 0.1,
+) -> float:  # factor on the peak learning rate
     "Like `warmup_linear`, but down along half a cosine. Not in the paper: an option of ours."
     _check_warmup(warmup)
     if x < warmup:
@@ -56,51 +57,44 @@ def _check_settings(lr, warmup, t_total, betas, eps, weight_decay):
 
 # %% ../../nbs/training/00_optim.ipynb #4593fb81
 class BertAdam(torch.optim.Optimizer):
-    """Adam as BERT's code had it: no bias correction, weight decay added to the update, on all parameters.
+    """Adam as BERT's code had it: no bias correction, weight decay added to the update, on all parameters
+    (§3.2; betas, eps and decay from VG-HuBERT's code). Gradients are clipped outside, see `clip_grad_norm`.
 
-    `lr` is the peak rate. With `t_total` (updates in all) the rate of an update is `lr * schedule(step /
-    t_total, warmup)`; with `t_total=None` it is the group's `lr`, yours to set. Gradients are clipped
-    outside, see `clip_grad_norm`. The step count is in each group ('step'), the moments in the state ('m',
-    'v'), so `state_dict` resumes exactly; the `schedule` is a function and not saved: give the same one
-    again. Source: section 3.2 ("BertAdam"); betas, eps and decay from VG-HuBERT's code.
+    The step count is in each group ('step'), the moments in the state ('m', 'v'), so `state_dict` resumes
+    exactly. The `schedule` is a function and not saved: give the same one again.
     """
 
     def __init__(
         self,
-        params,
-        lr=5e-6,
-        warmup=0.1,
-        t_total=None,
-        schedule=warmup_linear,
-        betas=(0.9, 0.999),
-        eps=1e-6,
-        weight_decay=0.01,
+        params,  # iterable of parameters or groups
+        lr: float = 5e-6,  # peak; with `t_total=None` the rate itself, yours to set per group
+        warmup: float = 0.1,  # share of training
+        t_total: int | None = None,  # updates in all, for the schedule
+        schedule=warmup_linear,  # (share of training done, warmup) -> factor on the peak rate
+        betas: tuple = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
     ):
-        defaults = dict(
-            lr=lr,
-            warmup=warmup,
-            t_total=t_total,
-            betas=tuple(betas),
-            eps=eps,
-            weight_decay=weight_decay,
-            step=0,
-        )
-        super().__init__(params, defaults)
+        settings = dict(lr=lr, warmup=warmup, t_total=t_total, betas=tuple(betas), eps=eps)
+        settings["weight_decay"] = weight_decay
+        super().__init__(params, {**settings, "step": 0})
         self.schedule = schedule
         for g in self.param_groups:
-            _check_settings(**{k: g[k] for k in ("lr", "warmup", "t_total", "betas", "eps", "weight_decay")})
+            _check_settings(**{k: g[k] for k in settings})
 
     def lr_now(self) -> list:
-        "Learning rate that the next update will use, one number a group."
+        "The learning rate of the next update, one number per group."
         return [
             g["lr"] * (1.0 if g["t_total"] is None else self.schedule(g["step"] / g["t_total"], g["warmup"]))
             for g in self.param_groups
         ]
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update of every parameter that has a gradient. Returns the closure's loss, if a closure was
-        given."""
+    def step(
+        self,
+        closure=None,  # computes the loss and its gradient
+    ):  # the closure's loss, or None
+        "One update of every parameter that has a gradient."
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -132,11 +126,9 @@ class BertAdam(torch.optim.Optimizer):
         torch._foreach_add_(ps, update, alpha=-lr)
 
 # %% ../../nbs/training/00_optim.ipynb #0e097fee
-def clip_grad_norm(params, max_norm: float = 1.0) -> torch.Tensor:
-    """Scale the gradients of `params` in place so that their global L2 norm is at most `max_norm`; return
-    the norm before.
-
-    Parameters without a gradient do not count. A norm that is not finite is returned as it is: test it
-    before you step. Source: VG-HuBERT's code (1.0).
-    """
+def clip_grad_norm(
+    params,  # iterable of parameters; those without a gradient do not count
+    max_norm: float = 1.0,  # VG-HuBERT's code
+) -> torch.Tensor:  # the norm before; it may not be finite: test it before you step
+    "Scale gradients in place so that their global L2 norm is at most `max_norm`."
     return torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], max_norm)
