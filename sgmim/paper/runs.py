@@ -67,7 +67,7 @@ from sgmim.paper.statistics import (
 )
 from ..scenes.corpus import TESTS, DemoData, load_scenes, oracle_ladder
 from ..train import TrainConfig, alone, fit, recipe
-from ..training.plan import calibrate, pair_flops
+from ..training.plan import measured, pair_flops
 
 # %% ../../nbs/paper/03_runs.ipynb #b8dd35b8
 PROTOCOL = 1  # changes whenever the same settings would be trained or tested in another way
@@ -534,9 +534,9 @@ def seconds_a_pair(spec, results, device="cpu", measure=True):
         )
     if not measure or spec.model.image_width > 256:
         return None, "not measured"
-    c = calibrate(SGMIM(spec.model), spec.train, device)
+    cost = measured(spec.model, spec.train, device, seconds=0.2)
     return (
-        c["seconds_per_pair"] + c["seconds_fixed"] / spec.train.batch_size,
+        cost.after + cost.fixed / spec.train.batch_size,
         f"measured now on {device}, without decoding and evaluation",
     )
 
