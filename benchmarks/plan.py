@@ -28,7 +28,7 @@ from sgmim.core import (
     run_record,
     write_json,
 )
-from sgmim.models.sgmim import SGMIMConfig, paper, scenes_tiny
+from sgmim.models.sgmim import SGMIM, SGMIMConfig, paper, scenes_tiny
 from sgmim.scenes.corpus import load_scenes
 from sgmim.train import Feed, TrainConfig, recipe
 from sgmim.training.plan import (
@@ -117,7 +117,7 @@ def run(spec):
     data = data_of(train, spec["images"], spec["full"])
     with tempfile.TemporaryDirectory() as out:
         fitted = T.fit(
-            model,
+            SGMIM(model),
             data,
             data if spec["dev"] else None,
             config=train,
