@@ -14,7 +14,7 @@ import torch
 from sgmim.core import code_version, pick_device, run_record, set_seed, write_json
 from sgmim.models.sgmim import PRESETS, SGMIM
 from sgmim.train import recipe
-from sgmim.training.plan import calibrate, parameter_counts
+from sgmim.training.plan import measured, parameter_counts, shape_cost
 from sgmim.training.step import make_optimiser, train_step
 
 p = argparse.ArgumentParser(description=__doc__)
@@ -26,7 +26,7 @@ device, code, began, found = pick_device(a.device), code_version(), time.perf_co
 for name in a.presets:
     set_seed(0)
     config, model = recipe(name), SGMIM(PRESETS[name]())
-    cost = calibrate(model, config, device)
+    cost = measured(PRESETS[name](), config, device)
     n = round(config.max_seconds * 16_000)
     batch = {
         "image": torch.randn(2, 3, 224, 224),
@@ -39,9 +39,13 @@ for name in a.presets:
     out = train_step(model, batch, optimiser, 50, 1000, 0, config)
     loss = float(out["loss"])
     found[name] = {
-        "parameters": parameter_counts(model)["all"],
+        "parameters": parameter_counts(model.config)["all"],
         "seconds_of_audio": config.max_seconds,
-        **cost,
+        "seconds_per_pair": cost.after,
+        "seconds_fixed": cost.fixed,
+        "share_before_onset": cost.before / cost.after,
+        "activation_bytes_per_pair": shape_cost(model.config, config.max_seconds)["kept"],
+        "peak_bytes_per_pair": cost.bytes_pair,
         "step_of_two_pairs_seconds": time.perf_counter() - start,
         "loss": loss,
     }

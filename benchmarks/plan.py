@@ -1,8 +1,8 @@
 """Does the planner tell the truth? python benchmarks/plan.py [--device cuda] → results/bench-plan.json
 
-Each case is first forecast from steps measured on this machine (as `sgmim_plan --calibrate` does), then
+Each case is first planned from steps measured on this machine (as `sgmim_plan --calibrate` does), then
 trained in a process of its own, then measured again there (what else the machine does changes from minute
-to minute, so the forecast of times is the mean of what was measured before and after; that of memory is
+to minute, so the planned time is the mean of what was measured before and after; that of memory is
 from before): the small model on the embedded corpus, without and with reconstruction, at two batch sizes
 and in two precisions, and a few steps of the full model on noise. Compared: CPU-seconds and seconds of a
 step (decoding included), and the peak memory of the process; of the training named 'whole', which is
@@ -28,18 +28,17 @@ from sgmim.core import (
     run_record,
     write_json,
 )
-from sgmim.models.sgmim import SGMIMConfig, paper, scenes_tiny
+from sgmim.models.sgmim import SGMIM, SGMIMConfig, paper, scenes_tiny
 from sgmim.scenes.corpus import load_scenes
 from sgmim.train import TrainConfig, recipe
 from sgmim.training.feed import Feed
 from sgmim.training.plan import (
     decoding_seconds,
     fit_cost,
-    forecast,
-    held_bytes,
+    make_plan,
     measured,
-    resident,
-    step_lengths,
+    open_workload,
+    resident_bytes,
     steps_to_take,
     take_steps,
 )
@@ -120,7 +119,7 @@ def run(spec):
     data = data_of(train, spec["images"], spec["full"])
     with tempfile.TemporaryDirectory() as out:
         fitted = T.fit(
-            model,
+            SGMIM(model),
             data,
             data if spec["dev"] else None,
             config=train,
@@ -142,22 +141,23 @@ def run(spec):
 
 
 def compare(name, model, train, a, full, device):
-    "Forecast, then run."
-    before = resident()
+    "Plan, then run."
+    before = resident_bytes() if device.type == "cpu" else None
     data = data_of(train, a.images, full)
     feed = Feed(data, train, 0, model)
     began, cpu_began = time.perf_counter(), time.process_time()
     decode = 0.0 if full else decoding_seconds(feed.pairs, 64)
     decode_cpu = decode * (time.process_time() - cpu_began) / (time.perf_counter() - began)  # of one thread
-    opened = resident() - before + held_bytes(feed)  # of a corpus that has been opened
-    parts, pairs = step_lengths(feed, model), len(data) * (train.batch_size if full else 1)
-    cost = measured(model, train, device, parts, a.threads, decode=decode)
-    cost = replace(cost, bytes_fixed=cost.bytes_fixed + opened * (device.type == "cpu"))
-    whole, said = (
-        name.startswith("whole"),
-        lambda cost: forecast(cost, model, train, pairs, dev=(a.images, a.images), workers=0),
+    work = replace(
+        open_workload(feed, model, before=before), images=a.images, captions=a.images, decode=decode
     )
-    f, measure = said(cost), steps_to_take(model, train, device, parts, a.threads)
+    cost = measured(model, train, device, work, a.threads)
+    whole = name.startswith("whole")
+
+    def said(cost):
+        return make_plan(cost, model, train, work, workers=0)
+
+    f, measure = said(cost), steps_to_take(model, train, device, work, a.threads)
     spec = {
         "model": config_to_dict(model),
         "train": config_to_dict(train),

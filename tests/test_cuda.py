@@ -15,7 +15,7 @@ from sgmim.evaluation.retrieval import evaluate
 from sgmim.models.patches import PatchMask, random_mask
 from sgmim.models.sgmim import SGMIM
 from sgmim.train import TrainConfig, fit
-from sgmim.training.plan import calibrate
+from sgmim.training.plan import measured
 from sgmim.training.step import gradients, make_optimiser, train_step
 
 GPU = torch.device("cuda")
@@ -114,5 +114,5 @@ def test_recalls_are_those_of_the_cpu():
 
 
 def test_what_a_pair_costs_is_measured():
-    cost = calibrate(SGMIM(micro()), QUICK, "cuda")
-    assert cost["seconds_per_pair"] > 0 and cost["peak_bytes_per_pair"] > 0
+    cost = measured(micro(), QUICK, "cuda", seconds=0.05)
+    assert cost.after > 0 and cost.bytes_fixed > 0 and cost.bytes_pair >= 0 and cost.bytes_saving == 0

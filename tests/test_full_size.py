@@ -40,7 +40,7 @@ def model():
 def test_the_sizes_of_section_3_2(model):
     """ViT-B/16 and HuBERT Base as published, projections 768 → 768, a decoder of one layer with
     cross-attention, a momentum encoder like the image encoder."""
-    counts = parameter_counts(model)
+    counts = parameter_counts(model.config)
     assert counts["image_encoder"][1] == counts["momentum_encoder"][1] == 85_798_656
     # HubertModel(HubertConfig()): [CLS] for SpecAugment's vector
     assert counts["audio_encoder"][1] == 94_371_712
@@ -53,7 +53,7 @@ def test_the_sizes_of_section_3_2(model):
 
 
 def test_vg_hubert_has_its_sizes():
-    counts = parameter_counts(SGMIM(vg_hubert()))
+    counts = parameter_counts(vg_hubert())
     assert counts["image_encoder"][1] == 21_670_272  # DINO's ViT-S/8 without a head
     assert counts["image_proj"][1] == (384 * 1536 + 1536) + (1536 * 2048 + 2048) and counts["audio_proj"][
         1

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['SHARED', 'KINDS', 'command', 'settings', 'above', 'option', 'pretrain', 'demo', 'scenes', 'DataPath',
            'corpus_options', 'reader_options', 'named_splits', 'check_data', 'shard', 'train', 'run_training',
-           'training_data', 'plan', 'run_plan', 'plan_data', 'evaluate', 'run_evaluation', 'pool_of', 'remarks',
-           'training_lists', 'export', 'reproduce', 'analysis_data', 'open_recon', 'row_groups', 'analyse_rows',
-           'analyse', 'index', 'index_command', 'search', 'search_command', 'app', 'app_command']
+           'training_data', 'plan', 'run_plan', 'evaluate', 'run_evaluation', 'pool_of', 'remarks', 'training_lists',
+           'export', 'reproduce', 'analysis_data', 'open_recon', 'row_groups', 'analyse_rows', 'analyse', 'index',
+           'index_command', 'search', 'search_command', 'app', 'app_command']
 
 # %% ../../nbs/apps/05_commands.ipynb #8d89c0a9
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -23,7 +25,7 @@ from pathlib import Path
 # (benchmarks/levers.py)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from ..core import ConfigError, DataError, SgmimError, config_from_dict
+from ..core import ConfigError, DataError, SgmimError, config_from_dict, config_to_dict
 
 # %% ../../nbs/apps/05_commands.ipynb #347d091c
 def command(function):
@@ -426,19 +428,11 @@ def shard(argv=None):
 @command
 def train(argv=None):
     "sgmim_train: train a preset."
-    from sgmim.models.sgmim import PRESETS, ROWS
-
     p = argparse.ArgumentParser(
         "sgmim_train",
         description="Train a preset. Going on from an interrupted run is the same command again.",
     )
-    p.add_argument("--preset", choices=list(PRESETS), default="scenes-tiny", help="default %(default)s")
-    p.add_argument(
-        "--row",
-        choices=list(ROWS),
-        help="row of the paper's Table 4 (default: the preset's own, '+ Summary' for the paper's)",
-    )
-    corpus_options(p)
+    _training_options(p)
     p.add_argument("--train-split", default=None, help="default: the protocol's")
     p.add_argument(
         "--dev-split",
@@ -451,6 +445,35 @@ def train(argv=None):
     )
     p.add_argument("--images", type=above(2), default=7000, help="training images of the embedded corpus")
     p.add_argument("--captions", type=int, default=2, help="captions an image of the embedded corpus")
+    _weight_options(p)
+    p.add_argument("--out", required=True, help="folder of the run")
+    p.add_argument("--dry-run", action="store_true", help="say what would be done, and what it costs")
+    p.add_argument(
+        "--no-calibration", action="store_true", help="model time and memory instead of measuring them"
+    )
+    option(p, "device")
+    option(p, "workers", "processes that decode ahead (default: half the cores, at most 8)", type=above(0))
+    return run_training(p.parse_args(argv))
+
+
+def _training_options(p):
+    "Add the options that say which training: a preset, its changes, and the corpus."
+    from sgmim.models.sgmim import PRESETS, ROWS
+
+    p.add_argument("--preset", choices=list(PRESETS), default="scenes-tiny", help="default %(default)s")
+    p.add_argument(
+        "--row",
+        choices=list(ROWS),
+        help="row of the paper's Table 4 (default: the preset's own, '+ Summary' for the paper's)",
+    )
+    corpus_options(p)
+    option(p, "threads")
+    option(p, "set")
+    option(p, "model")
+
+
+def _weight_options(p):
+    "Add the options that say from which weights a training starts."
     p.add_argument(
         "--image-weights",
         metavar="SOURCE",
@@ -475,89 +498,72 @@ def train(argv=None):
     p.add_argument(
         "--from-scratch", action="store_true", help="start from random weights (and train the front end)"
     )
-    p.add_argument("--out", required=True, help="folder of the run")
-    p.add_argument("--dry-run", action="store_true", help="say what would be done, and what it costs")
-    p.add_argument("--no-calibration", action="store_true", help="do not measure time and memory first")
-    option(p, "device")
-    option(p, "threads")
-    option(p, "workers", "processes that decode ahead (default: half the cores, at most 8)", type=above(0))
-    option(p, "set")
-    option(p, "model")
-    return run_training(p.parse_args(argv))
 
 # %% ../../nbs/apps/05_commands.ipynb #645a1701
 def run_training(a):
     "What `sgmim_train` does with its arguments."
-    import os
-
     import torch
 
-    from sgmim.core import CheckpointError, write_json
-    from sgmim.models.pretrained import initial_weights
-    from sgmim.models.sgmim import PRESETS, ROWS, SGMIM
-    from sgmim.train import fit, recipe
+    from sgmim.models.sgmim import SGMIM
+    from sgmim.train import fit
     from sgmim.training.feed import Feed
     from sgmim.training.parallel import join
-    from sgmim.training.plan import make_plan
+    from sgmim.training.plan import resident_bytes
 
     _threads(a.threads)
     team, device = join(a.device)
-    config, c = settings(recipe(a.preset), a.set), PRESETS[a.preset]()
-    if a.row:
-        c = dataclasses.replace(c, reconstruction=ROWS[a.row])
-    if a.from_scratch:
-        c, config = dataclasses.replace(c, freeze_cnn=False), dataclasses.replace(config, cache_frames=False)
-    c, workers = (
-        settings(c, a.model, "--model"),
-        a.workers if a.workers is not None else min(8, (os.cpu_count() or 2) // 2),
-    )
+    c, config = _configuration(a)
+    workers, before = a.workers, resident_bytes() if device.type == "cpu" else None
+    if workers is None:
+        workers = min(8, (os.cpu_count() or 2) // 2)
     with team.first_alone():
         data, dev = training_data(a, c, config)  # it makes the files that the others then find
     torch.manual_seed(config.seed)
-    model = SGMIM(c)
-    notes = {"preset": a.preset}
+    model, notes = SGMIM(c), {"preset": a.preset}
     if not a.dry_run:  # a plan needs no weights
         with team.first_alone():
-            notes["pretrained"] = initial_weights(
-                model,
-                a.preset,
-                "random" if a.from_scratch else "pretrained",
-                a.image_weights,
-                a.audio_weights,
-                config.seed,
-                a.download,
-                show=print if team.first else lambda text: None,
-            )
+            notes["pretrained"] = _load_initial_weights(a, model, config.seed, team.first)
+    plan = None
     if team.first:
-        plan = make_plan(
-            model,
-            config,
-            Feed(data, config, workers, c),
-            device,
-            a.out,
-            measure=not a.no_calibration,
-            devices=team.size,
-        )
-        print(plan, flush=True)
+        plan = _plan_training(a, c, Feed(data, config, workers, c), dev, device, team.size, before)
     if a.dry_run:
         return team.wait()
-    where = Path(a.out) / "plan.json"
-    before = where.read_bytes() if where.is_file() else None
-    if team.first:
-        write_json(where, plan.to_dict())
-    try:
+    with _plan_file(a.out, plan):
         fitted = fit(model, data, dev, config, out=a.out, device=device, workers=workers, notes=notes)
-    except CheckpointError:  # the folder is another run's, and so is the plan in it
-        if team.first and before:
-            where.write_bytes(before)
-        raise
-    best = fitted.record["metrics"]["best"]
-    text = f"model in {a.out}/best, record in {a.out}/record.json"
+    text, best = f"model in {a.out}/best, record in {a.out}/record.json", fitted.record["metrics"]["best"]
     if best:
         r1, r10 = best["score"]
         text += f"; best at step {best['step']}: dev R@1 {r1:.1f}, R@10 {r10:.1f} (mean of both directions)"
     if team.first:
         print(text, flush=True)
+
+
+def _configuration(a):
+    "(model, training) configuration of the arguments."
+    from sgmim.models.sgmim import PRESETS, ROWS
+    from sgmim.train import recipe
+
+    c, config = PRESETS[a.preset](), settings(recipe(a.preset), a.set)
+    if a.row:
+        c = dataclasses.replace(c, reconstruction=ROWS[a.row])
+    if a.from_scratch:
+        c, config = dataclasses.replace(c, freeze_cnn=False), dataclasses.replace(config, cache_frames=False)
+    return settings(c, a.model, "--model"), config
+
+
+def _load_initial_weights(a, model, seed, show):
+    from sgmim.models.pretrained import initial_weights
+
+    return initial_weights(
+        model,
+        a.preset,
+        "random" if a.from_scratch else "pretrained",
+        a.image_weights,
+        a.audio_weights,
+        seed,
+        a.download,
+        show=print if show else lambda text: None,
+    )
 
 
 def training_data(a, c, config):
@@ -575,19 +581,74 @@ def training_data(a, c, config):
         named_splits(a, a.dev_split, "dev", max_missing=config.max_unreadable) if a.dev_split != [] else {}
     )
 
+# %% ../../nbs/apps/05_commands.ipynb #c05e0001
+def _plan_training(a, c, feed, dev, device, devices, before):
+    "Print the plan of a training on this machine; returns what plan.json holds."
+    from sgmim.training.plan import make_plan, measured, modelled, open_workload, this_machine
+
+    config, machine, where = feed.config, this_machine(device), str(device)
+    work = open_workload(feed, c, dev, before, k=2)
+    if a.no_calibration:
+        cost, where = modelled(c, config, machine, work), f"{device}, {_assumed(device)}"
+    else:
+        cost = measured(c, config, device, work, a.threads, seconds=0.4)
+    folder = Path(a.out).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    plan = make_plan(cost, c, config, work, machine, devices, feed.workers)
+    plan = dataclasses.replace(plan, disk_free=shutil.disk_usage(folder).free)
+    _print_plan(plan, c, config, feed.data.name, feed.fingerprint, where)
+    configs = {"model": config_to_dict(c), "train": config_to_dict(config)}
+    return {**configs, "data": feed.fingerprint, **plan.to_dict()}
+
+
+def _assumed(device, utilisation=None):
+    "The rate that a modelled plan rests on."
+    from sgmim.training.plan import DEVICES, UTILISATION
+
+    rates = "published rates" if device in DEVICES else "the rate of matrix products here"
+    return f"with {utilisation or UTILISATION:.0%} of {rates}"
+
+
+def _print_plan(plan, c, config, corpus, data, where):
+    "Print every field of the configuration by its origin, the data, and what the training takes."
+    from sgmim.training.fidelity import origin_lines
+
+    sections = {
+        **origin_lines(c, config, corpus),
+        "The data": [f"{k}: {v}" for k, v in data.items()],
+        f"What it takes on {where}": str(plan).splitlines(),
+    }
+    for title, lines in sections.items():
+        print(title, *lines, sep="\n  ", flush=True)
+
+
+@contextlib.contextmanager
+def _plan_file(out, plan):
+    "Write plan.json into the folder of a run; the former one returns if the folder is another run's."
+    from sgmim.core import CheckpointError, write_json
+
+    where = Path(out) / "plan.json"
+    former = where.read_bytes() if where.is_file() else None
+    if plan:
+        write_json(where, plan)
+    try:
+        yield
+    except CheckpointError:
+        if plan and former:
+            where.write_bytes(former)
+        raise
+
 # %% ../../nbs/apps/05_commands.ipynb #a6bcdbff
 @command
 def plan(argv=None):
     "sgmim_plan: what a training would take."
-    from sgmim.models.sgmim import PRESETS, ROWS
     from sgmim.training.plan import DEVICES, UTILISATION
 
     p = argparse.ArgumentParser(
         "sgmim_plan", description="What a training would take: steps, hours, memory, disk; and what fits."
     )
-    p.add_argument("--preset", choices=list(PRESETS), default="scenes-tiny", help="default %(default)s")
-    p.add_argument("--row", choices=list(ROWS), help="row of the paper's Table 4 (default: the preset's own)")
-    corpus_options(p)
+    _training_options(p)
     p.add_argument(
         "--pairs",
         type=above(2),
@@ -617,108 +678,60 @@ def plan(argv=None):
         help="share of its rate that the device is taken to reach (default %(default)s)",
     )
     p.add_argument("--calibrate", action="store_true", help="take steps on this machine and time them")
-    option(p, "threads")
     option(p, "record")
     option(p, "workers", "processes that decode, for each device (default: 1)", type=above(0), default=1)
-    option(p, "set")
-    option(p, "model")
-    p.set_defaults(images=7000, captions=2, train_split=None, dev_split=None)
+    p.set_defaults(images=7000, captions=2, train_split=None, dev_split=None, from_scratch=False)
     return run_plan(p.parse_args(argv))
 
 # %% ../../nbs/apps/05_commands.ipynb #624ee2c8
 def run_plan(a):
     "What `sgmim_plan` does with its arguments."
     from sgmim.core import code_version, run_record, write_json
-    from sgmim.models.sgmim import PRESETS, ROWS
-    from sgmim.train import recipe
-    from sgmim.training.plan import DEVICES, corpus_size, forecast, measured, modelled, this_machine
+    from sgmim.training.plan import DEVICES, make_plan, measured, modelled, this_machine
 
     if a.device not in DEVICES and a.device.split(":")[0] not in ("cpu", "cuda"):
         raise ConfigError(f"--device is cpu, cuda or one of {', '.join(DEVICES)}, not '{a.device}'")
     if a.calibrate and a.device in DEVICES:
         raise ConfigError(f"--calibrate measures this machine: --device cpu or cuda, not {a.device}")
     _threads(a.threads)
-    began, code, c, config = (
-        time.perf_counter(),
-        code_version(),
-        PRESETS[a.preset](),
-        settings(recipe(a.preset), a.set),
-    )
-    if a.row:
-        c = dataclasses.replace(c, reconstruction=ROWS[a.row])
-    c = settings(c, a.model, "--model")
+    began, code = time.perf_counter(), code_version()
+    c, config = _configuration(a)
     machine = DEVICES.get(a.device) or this_machine(a.device)
-    data = plan_data(a, c, config)
-    pairs, dev = (
-        (a.pairs or data["pairs"], data["dev"])
-        if data
-        else (lambda n, dev: (a.pairs or n, dev))(*corpus_size(a.preset))
-    )
-    own = {k: data[k] for k in ("decode",) if data}
-    cost = (
-        measured(c, config, a.device, data and data["parts"], a.threads, **own)
-        if a.calibrate
-        else modelled(c, config, machine, a.utilisation, data and data["seconds"], **own)
-    )
-    if data:
-        cost = dataclasses.replace(cost, bytes_fixed=cost.bytes_fixed + data["bytes"] * (a.device == "cpu"))
-    made = forecast(
-        cost,
-        c,
-        config,
-        pairs,
-        dev,
-        a.memory * 1e9 if a.memory else machine.memory,
-        a.devices,
-        a.workers,
-        a.link * 1e9 if a.link else machine.link,
-    )
-    said = (
-        f"{a.utilisation:.0%} of"
-        f" {'published rates' if a.device in DEVICES else 'the rate of matrix products here'}"
-    )
-    print(f"{a.preset} on {a.device}" + ("" if a.calibrate else f", with {said}") + f"\n{made}")
+    given = {k: v * 1e9 for k, v in (("memory", a.memory), ("link", a.link)) if v}
+    machine = dataclasses.replace(machine, **given)
+    work, corpus, data = _planned_corpus(a, c, config)
+    if a.calibrate:
+        cost, where = measured(c, config, a.device, work, a.threads), a.device
+    else:
+        cost = modelled(c, config, machine, work, a.utilisation)
+        where = f"{a.device}, {_assumed(a.device, a.utilisation)}"
+    plan = make_plan(cost, c, config, work, machine, a.devices, a.workers)
+    _print_plan(plan, c, config, corpus, data, where)
     if a.record:
-        write_json(
-            a.record,
-            run_record(
-                "plan",
-                {
-                    "preset": a.preset,
-                    "device": a.device,
-                    "devices": a.devices,
-                    "utilisation": None if a.calibrate else a.utilisation,
-                },
-                0,
-                {"pairs": pairs, "dev": list(dev)},
-                {"forecast": made.to_dict(), "cost": dataclasses.asdict(cost)},
-                time.perf_counter() - began,
-                None,
-                code,
-            ),
-        )
+        asked = {k: getattr(a, k) for k in ("preset", "device", "devices", "utilisation")}
+        asked["utilisation"] = None if a.calibrate else a.utilisation
+        sizes = {"pairs": work.pairs, "dev": [work.images, work.captions]}
+        metrics = {"forecast": plan.to_dict(), "cost": dataclasses.asdict(cost)}
+        seconds = time.perf_counter() - began
+        write_json(a.record, run_record("plan", asked, 0, sizes, metrics, seconds, None, code))
 
 
-def plan_data(a, c, config):
-    """What a plan needs to know of the corpus that the arguments name; None where they name none (the
+def _planned_corpus(a, c, config):
+    """(`Workload`, name, data section) of the corpus that the arguments name, or of the preset's (the
     embedded corpus is opened to calibrate)."""
-    if not a.data and (a.pairs or not a.calibrate or a.preset != "scenes-tiny"):
-        return None
-    from sgmim.training.feed import Feed
-    from sgmim.training.plan import decoding_seconds, held_bytes, resident, step_lengths
+    from sgmim.train import Feed
+    from sgmim.training.plan import open_workload, preset_workload, resident_bytes
 
-    before = resident()
-    data, dev = training_data(a, c, config)
-    feed = Feed(data, config, a.workers, c)
-    padded = feed.pairs.pad or not feed.pairs.measured
-    return {
-        "pairs": len(feed.pairs),
-        "dev": (sum(int(max(d.image_of_caption)) + 1 for d in dev.values()), sum(map(len, dev.values()))),
-        "parts": step_lengths(feed, c),
-        "seconds": None if padded else float(feed.pairs.lengths.mean()) / 16_000,
-        "decode": decoding_seconds(feed.pairs),
-        "bytes": resident() - before + held_bytes(feed),
-    }
+    if a.data or (a.calibrate and a.preset == "scenes-tiny" and not a.pairs):
+        before = resident_bytes() if a.device == "cpu" else None
+        data, dev = training_data(a, c, config)
+        feed = Feed(data, config, a.workers, c)
+        work, corpus, section = open_workload(feed, c, dev, before), data.name, feed.fingerprint
+    else:
+        work, corpus, section = preset_workload(a.preset), a.preset.removeprefix("paper-"), {}
+    work = dataclasses.replace(work, pairs=a.pairs or work.pairs)
+    dev = f"{work.images:,} images and {work.captions:,} captions"
+    return work, corpus, section or {"pairs": f"{work.pairs:,}", "in an evaluation": dev}
 
 # %% ../../nbs/apps/05_commands.ipynb #9190c74b
 @command
