@@ -20,7 +20,7 @@ import numpy as np
 
 from sgmim.core import code_version, pick_device, run_record, write_json
 from sgmim.data.batches import Order
-from sgmim.data.corpus import Corpus
+from sgmim.data.corpus import Columns, Corpus
 
 
 def step(pairs, seconds, a):
@@ -65,11 +65,13 @@ def corpus(n):
         "train",
         Path("images"),
         Path("wavs"),
-        images,
-        np.arange(n) // 5,
-        [f"wavs/{j // 1000:05d}/{j:09d}.wav" for j in range(n)],
-        [f"u{j}" for j in range(n)],
-        ["s"] * n,
+        Columns(
+            images,
+            np.arange(n) // 5,
+            [f"wavs/{j // 1000:05d}/{j:09d}.wav" for j in range(n)],
+            [f"u{j}" for j in range(n)],
+            ["s"] * n,
+        ),
     )
     made = time.process_time() - began
     began = time.process_time()

@@ -24,7 +24,7 @@ from PIL import Image
 from sgmim.core import cache_folder, rng_for, run_record, write_json
 from sgmim.data.audio import RATE, write_audio
 from sgmim.data.batches import Order
-from sgmim.data.corpus import Corpus
+from sgmim.data.corpus import Columns, Corpus
 from sgmim.data.shards import open_shards, write_shards
 from sgmim.scenes.corpus import load_scenes
 
@@ -59,11 +59,7 @@ def write_loose(folder, n_images, captions):
         "train",
         folder / "images",
         folder / "wavs",
-        images,
-        np.arange(n) // captions,
-        audio,
-        [f"u{j}" for j in range(n)],
-        ["s"] * n,
+        Columns(images, np.arange(n) // captions, audio, [f"u{j}" for j in range(n)], ["s"] * n),
     )
 
 

@@ -83,12 +83,12 @@ def all_here(table, want=4):
 
 
 def says(table, *words):
-    text = str(check_data(table, progress=False))
+    text = str(check_data(table))
     return (
         None
         if any(w in text for w in words)
         else "the report gives no hint of it: "
-        + "; ".join(f.do[:90] for f in check_data(table, progress=False).of("error"))[:160]
+        + "; ".join(f.do[:90] for f in check_data(table).of("error"))[:160]
     )
 
 
@@ -123,7 +123,7 @@ for name, entry in (("resolution as text", (0x11A, 2, 4, b"abc\0")),):
 def one_bad_picture():
     t = corpus("exif")
     (t.parent / "images" / "p1.jpg").write_bytes(with_exif((0x11A, 2, 4, b"abc\0")))
-    check_data(t, progress=False)
+    check_data(t)
 
 
 fault("check_data over such a picture", "a report; never a traceback", one_bad_picture)
@@ -285,7 +285,7 @@ def clipped():
     bad = float((np.abs(s.audio(0)) > 0.999).mean())
     return (
         f"{bad:.0%} of the samples are clipped in the shards, and the check says:"
-        f" {check_data(t, progress=False).verdict[:22]}"
+        f" {check_data(t).verdict[:22]}"
         if bad > 0.01
         else None
     )
@@ -320,7 +320,7 @@ fault(".wav in the list, .WAV on the disk", "found, or the report names the file
 def apple():
     t = corpus("apple")
     (t.parent / "._pairs.csv").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(50))
-    return None if (r := check_data(t.parent, progress=False)).ok else r.of("error")[0].what[:120]
+    return None if (r := check_data(t.parent)).ok else r.of("error")[0].what[:120]
 
 
 fault(
@@ -335,7 +335,7 @@ def sibling():
     corpus("other")
     for p in list((a.parent / "wavs").iterdir()):
         p.unlink()
-    do = check_data(a, progress=False).of("error")[0].do
+    do = check_data(a).of("error")[0].do
     return f"advises: {do[-60:]}" if "other" in do or "space" in do or "exif" in do else None
 
 

@@ -21,18 +21,18 @@ from sgmim.core import ConfigError, DataError, read_json, write_json
 from sgmim.data import check
 from sgmim.data.check import (
     EXPECTED,
-    Report,
-    bound,
-    check_counts,
+    CorpusReport,
+    _bound,
+    _check_counts,
+    _check_lists,
+    _check_overlap,
+    _draw,
+    _seek,
     check_data,
-    check_lists,
-    check_overlap,
-    draw,
     report_figure,
-    seek,
 )
 from sgmim.data.corpora import load_corpus
-from sgmim.data.corpus import Corpus, present
+from sgmim.data.corpus import Columns, Corpus, present
 from sgmim.data.shards import write_shards
 from sgmim.scenes.corpus import export_facc, export_places, export_spokencoco, load_scenes
 
@@ -104,7 +104,7 @@ def copy(clean, tmp_path):
 
 
 def checked(folder, **options):
-    return check_data(folder, progress=False, **options)
+    return check_data(folder, **options)
 
 
 def matching(report, severity, words):
@@ -166,7 +166,7 @@ def test_the_figure(clean):
     assert [len(ax.get_lines()) > 0 for ax in fig.axes] == [True, True] and "cut in training" in fig.axes[
         0
     ].texts[0].get_text()
-    report_figure(Report("."))  # a report without numbers is no error
+    report_figure(CorpusReport("."))  # a report without numbers is no error
     import matplotlib.pyplot as plt
 
     plt.close("all")
@@ -348,10 +348,10 @@ def test_the_search_is_bounded(tmp_path):
     (deep / "x.wav").write_bytes(b"x")
     (tmp_path / "loop").symlink_to(tmp_path)
     start = time.monotonic()
-    assert seek(["x.wav"], [tmp_path]) == (None, None) and time.monotonic() - start < 3
-    assert seek(["x.wav"], [tmp_path], depth=40) == (deep, None)
-    assert seek(["x.wav"], [tmp_path], seconds=0, depth=40) == (None, None)
-    assert seek(["x.wav"], [tmp_path / "gone", tmp_path], depth=40)[0] == deep
+    assert _seek(["x.wav"], [tmp_path]) == (None, None) and time.monotonic() - start < 3
+    assert _seek(["x.wav"], [tmp_path], depth=40) == (deep, None)
+    assert _seek(["x.wav"], [tmp_path], seconds=0, depth=40) == (None, None)
+    assert _seek(["x.wav"], [tmp_path / "gone", tmp_path], depth=40)[0] == deep
 
 
 def test_a_table_of_ones_own_elsewhere(copy, tmp_path):
@@ -624,8 +624,8 @@ def test_copies_under_other_names(copy, files, what):
     ],
 )
 def test_official_numbers(name, split, images, captions, severity):
-    r = Report(".")
-    check_counts(r, name, split, images, captions)
+    r = CorpusReport(".")
+    _check_counts(r, name, split, images, captions)
     assert [f.severity for f in r.findings] == ([severity] if severity else []), r.findings
 
 
@@ -641,7 +641,7 @@ def test_expected_is_about_the_protocol():
     [(0, 10, 1), (10, 10, 0), (0, 0, 0), (100, 10**6, 0.0295), (200, 10**6, 0.0149), (1, 2, 0.95)],
 )
 def test_the_rule_of_three(n, total, share):
-    assert bound(n, total) == pytest.approx(share, abs=1e-4)
+    assert _bound(n, total) == pytest.approx(share, abs=1e-4)
 
 
 def test_the_sample_depends_on_the_seed_alone(clean):
@@ -664,7 +664,8 @@ def test_the_sample_depends_on_the_seed_alone(clean):
         == 48
     )
     assert (
-        set(draw(np.arange(20) % 2, 4, 0, "a")) <= set(range(1, 20, 2)) and len(draw(np.zeros(4), 2, 0)) == 0
+        set(_draw(np.arange(20) % 2, 4, 0, "a")) <= set(range(1, 20, 2))
+        and len(_draw(np.zeros(4), 2, 0)) == 0
     )
 
 
@@ -716,23 +717,25 @@ def test_a_large_corpus_takes_seconds(tmp_path):
             split,
             tmp_path,
             tmp_path,
-            [f"{split}{i}.jpg" for i in range(n)],
-            np.arange(n),
-            [f"w{j % 30}/{split}{j}.wav" for j in range(n)],
-            [f"{split}{j}" for j in range(n)],
-            [f"s{j % 2000}" for j in range(n)],
+            Columns(
+                [f"{split}{i}.jpg" for i in range(n)],
+                np.arange(n),
+                [f"w{j % 30}/{split}{j}.wav" for j in range(n)],
+                [f"{split}{j}" for j in range(n)],
+                [f"s{j % 2000}" for j in range(n)],
+            ),
         )
 
     corpora, r, made = (
         {s: corpus(s, k) for s, k in (("train", n), ("dev_seen", n // 3), ("test_seen", n // 3))},
-        Report(tmp_path),
+        CorpusReport(tmp_path),
         time.monotonic(),
     )
     for c in corpora.values():
-        check_lists(r, c)
-        sound, picture = check.check_files(r, c)
+        _check_lists(r, c)
+        sound, picture = check._check_files(r, c)
         assert not sound.any() and not picture.any()
-    check_overlap(r, corpora)
+    _check_overlap(r, corpora)
     assert len(r.of("error")) == 6 and time.monotonic() - made < 15, (made - start, time.monotonic() - made)
 
 
@@ -767,7 +770,7 @@ def test_broken_shards(copy):
 
 
 def test_large_shards_are_not_read_unasked(clean, monkeypatch):
-    monkeypatch.setattr(check, "DIGEST_BYTES", 10)
+    monkeypatch.setattr(check, "_DIGEST_BYTES", 10)
     r = checked(clean["shards"], splits=["test"])
     assert r.ok and len(matching(r, "note", "digests")) == 1 and r.stats["splits"]["test"]["digests"] is False
     assert (

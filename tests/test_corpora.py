@@ -19,12 +19,12 @@ from conftest import micro
 from sgmim.core import CheckpointError, ConfigError, DataError, read_json, write_json
 from sgmim.data.corpora import (
     UNKNOWN,
-    entries,
-    find_root,
+    _entries,
+    _find_root,
+    _pick_split,
     flickr8k_audio,
     load_corpus,
     pairs,
-    pick_split,
     places_audio,
     protocol_splits,
     recognise,
@@ -234,9 +234,9 @@ def test_pieces_give_what_the_whole_gives(tmp_path):
         path.write_text(text, encoding="utf-8")
         whole, piece = read_whole(text), rng.choice((1, 2, 5, 17, 1000))
         if whole is None:
-            refused(lambda piece=piece: list(entries(path, piece=piece)), str(path))
+            refused(lambda piece=piece: list(_entries(path, piece=piece)), str(path))
         else:
-            assert [e for _, e in entries(path, piece=piece)] == whole
+            assert [e for _, e in _entries(path, piece=piece)] == whole
             wholes += 1
     assert 150 < wholes < 700
 
@@ -248,11 +248,10 @@ def test_little_memory(tmp_path):
         f.writelines(f'{{"uttid": "u{i}", "text": "{"x" * 60}"}}, ' for i in range(60_000))
         f.write('{}], "rest": 1}')
     tracemalloc.start()
-    others = {}
-    n = sum(1 for _ in entries(path, others=others, piece=1 << 16))
+    n = sum(1 for _ in _entries(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert n == 60_001 and others == {"rest": 1} and path.stat().st_size > 5e6 and peak < 1.2e6
+    assert n == 60_001 and path.stat().st_size > 5e6 and peak < 1.2e6
 
 
 # ---- files that cannot be read: always an error
@@ -628,13 +627,10 @@ def test_find_root(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "b/19.wav").touch()
     names, guesses = [f"{i}.wav" for i in range(30)], [tmp_path / n for n in "xabc"]
+    assert _find_root(guesses, names) == tmp_path / "b" and _find_root(guesses, names[:19]) == tmp_path / "a"
     assert (
-        find_root(None, guesses, names, "x") == tmp_path / "b"
-        and find_root(None, guesses, names[:19], "x") == tmp_path / "a"
-    )
-    assert (
-        find_root(None, [tmp_path / "x", tmp_path / "y"], names, "x") == tmp_path / "y"
-        and find_root(None, guesses, ["n" * 5000, "a\0"], "x") == tmp_path / "a"
+        _find_root([tmp_path / "x", tmp_path / "y"], names) == tmp_path / "y"
+        and _find_root(guesses, ["n" * 5000, "a\0"]) == tmp_path / "a"
     )
 
 
@@ -1288,10 +1284,10 @@ def test_options_and_names(exported):
     for asked, given in (("dev", "val"), ("validation", "val")):
         assert load_corpus(exported / "spokencoco", asked).split == given
     assert (
-        pick_split("val", ["val", "dev"], "x") == "val"
+        _pick_split("val", ["val", "dev"], "x") == "val"
         and load_corpus(exported / "facc", "val").split == "dev"
     )
-    refused(lambda: pick_split("valid", ["val", "dev"], "x"), "there are val, dev")
+    refused(lambda: _pick_split("valid", ["val", "dev"], "x"), "there are val, dev")
     assert [protocol_splits(k, "dev") for k in ("places", "spokencoco", "facc", "pairs")] == [
         ("dev_seen", "dev_unseen"),
         ("val",),
@@ -1676,7 +1672,7 @@ def test_another_listed_file_never_stands_in(tmp_path):
 def test_the_root_is_found_by_another_spelling(tmp_path):
     (tmp_path / "a").mkdir()
     media(tmp_path / "b", [("x.JPG", "x.WAV")])
-    assert find_root(None, [tmp_path / "a", tmp_path / "b"], ["x.jpg"], "x") == tmp_path / "b"
+    assert _find_root([tmp_path / "a", tmp_path / "b"], ["x.jpg"]) == tmp_path / "b"
 
 
 # ---- absolute paths

@@ -20,7 +20,17 @@ from PIL import Image
 from sgmim.core import CheckpointError, DataError, read_json
 from sgmim.data.audio import write_audio
 from sgmim.data.batches import Order, Pairs, collate, pool_loader, train_loader
-from sgmim.data.corpus import Corpus, Strings, measure, overlap, parse_words, path_fault, present, select
+from sgmim.data.corpus import (
+    Columns,
+    Corpus,
+    Strings,
+    measure,
+    overlap,
+    parse_words,
+    path_fault,
+    present,
+    select,
+)
 from sgmim.evaluation.retrieval import Embeddings, embed, evaluate, pool, retrieval_metrics
 from sgmim.models.inputs import corpus_pairs
 from sgmim.models.sgmim import SGMIM
@@ -61,12 +71,14 @@ def on_disk(folder, n=24, captions=2, size=40, seed=0, name="toy"):
         "train",
         folder / "images",
         folder,
-        [f"{i}.png" for i in range(n)],
-        toy.image_of_caption,
-        [f"wavs/{j % 2}/{j}.wav" for j in k],
-        [f"u{j}" for j in k],
-        [f"s{j % 3}" for j in k],
-        texts=[f"text {j}" for j in k],
+        Columns(
+            [f"{i}.png" for i in range(n)],
+            toy.image_of_caption,
+            [f"wavs/{j % 2}/{j}.wav" for j in k],
+            [f"u{j}" for j in k],
+            [f"s{j % 3}" for j in k],
+            texts=[f"text {j}" for j in k],
+        ),
     )
 
 
@@ -330,12 +342,14 @@ def test_a_worker_is_handed_little():
         "train",
         ".",
         ".",
-        [f"{i}.jpg" for i in range(n // 5)],
-        np.arange(n) // 5,
-        [f"wavs/{j}.wav" for j in range(n)],
-        [f"utt{j}" for j in range(n)],
-        ["s"] * n,
-        texts=["a dog"] * n,
+        Columns(
+            [f"{i}.jpg" for i in range(n // 5)],
+            np.arange(n) // 5,
+            [f"wavs/{j}.wav" for j in range(n)],
+            [f"utt{j}" for j in range(n)],
+            ["s"] * n,
+            texts=["a dog"] * n,
+        ),
     )
     # handles, and one number a caption for the lengths
     assert len(ForkingPickler.dumps(Pairs(large))) < 50_000 + 20 * n
@@ -350,7 +364,7 @@ def test_only_the_needed_part_of_a_recording_is_read(tmp_path, monkeypatch):
 
     wave = np.random.default_rng(0).uniform(-0.1, 0.1, 60 * 16_000)
     write_audio(tmp_path / "long.wav", wave)
-    corpus = Corpus("x", "train", tmp_path, tmp_path, ["a.png"], [0], ["long.wav"], ["u"], ["s"])
+    corpus = Corpus("x", "train", tmp_path, tmp_path, Columns(["a.png"], [0], ["long.wav"], ["u"], ["s"]))
     asked, read = [], soundfile.SoundFile.read
     monkeypatch.setattr(
         soundfile.SoundFile,
@@ -367,7 +381,7 @@ def test_large_jpegs_are_decoded_small_but_never_too_small(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (1600, 2400, 3), dtype=np.uint8)).save(
         tmp_path / "a.jpg"
     )
-    corpus = Corpus("x", "train", tmp_path, tmp_path, ["a.jpg"], [0], ["a.wav"], ["u"], ["s"])
+    corpus = Corpus("x", "train", tmp_path, tmp_path, Columns(["a.jpg"], [0], ["a.wav"], ["u"], ["s"]))
     assert corpus.image(0).shape == (1600, 2400, 3)
     for size in (100, 256, 448, 800, 801):
         assert size <= min(corpus.image(0, size).shape[:2]) < max(2 * size, 1601)
@@ -422,17 +436,19 @@ def test_lengths_are_measured_once(tmp_path, monkeypatch):
     corpus.audio_path(4).write_bytes(whole)
     corpus._samples = None
     measure(corpus, cache=tmp_path / "c", progress=False)
-    monkeypatch.setattr("sgmim.data.corpus._samples", None)  # the files are not opened again
+    monkeypatch.setattr("sgmim.data.corpus._lengths", None)  # the files are not opened again
     again = Corpus(
         corpus.name,
         corpus.split,
         corpus.image_root,
         corpus.audio_root,
-        list(corpus.image_names),
-        corpus.image_of_caption,
-        list(corpus.audio_names),
-        list(corpus.uttids),
-        ["s"] * 48,
+        Columns(
+            list(corpus.image_names),
+            corpus.image_of_caption,
+            list(corpus.audio_names),
+            list(corpus.uttids),
+            ["s"] * 48,
+        ),
     )
     assert (
         np.array_equal(measure(again, cache=tmp_path / "c").samples, corpus.samples) and corpus.samples.all()

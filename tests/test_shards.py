@@ -26,7 +26,7 @@ from sgmim.core import ConfigError, DataError, SgmimError, read_json, write_json
 from sgmim.data import corpus as corpus_module
 from sgmim.data import shards as shards_module
 from sgmim.data.batches import Order, Pairs, eval_loader, train_loader
-from sgmim.data.corpus import Corpus, measure, overlap
+from sgmim.data.corpus import Columns, Corpus, measure, overlap
 from sgmim.data.image import eval_transform
 from sgmim.data.shards import (
     Reader,
@@ -51,14 +51,16 @@ def build(root, name="train"):
         name,
         root,
         root,
-        [e["image"] for e in entries],
-        [i for i, _ in captions],
-        [c["wav"] for _, c in captions],
-        [c["uttid"] for _, c in captions],
-        [c["speaker"] for _, c in captions],
-        [c["text"] for _, c in captions],
-        ["0.10__A__0.20" if k % 2 else "" for k in range(len(captions))],
-        [f"place{i % 3}" for i in range(len(entries))],
+        Columns(
+            [e["image"] for e in entries],
+            [i for i, _ in captions],
+            [c["wav"] for _, c in captions],
+            [c["uttid"] for _, c in captions],
+            [c["speaker"] for _, c in captions],
+            [c["text"] for _, c in captions],
+            ["0.10__A__0.20" if k % 2 else "" for k in range(len(captions))],
+            [f"place{i % 3}" for i in range(len(entries))],
+        ),
     )
 
 
@@ -116,11 +118,13 @@ def corpus_of(root, images=(), audio=(), of=None):
         "all",
         root,
         root,
-        images,
-        range(len(images)) if of is None else of,
-        audio,
-        [f"u{j}" for j in range(len(audio))],
-        ["s"] * len(audio),
+        Columns(
+            images,
+            range(len(images)) if of is None else of,
+            audio,
+            [f"u{j}" for j in range(len(audio))],
+            ["s"] * len(audio),
+        ),
     )
 
 
@@ -490,11 +494,13 @@ def test_captions_in_any_order_and_images_without_any(exported, tmp_path):
         "train",
         exported,
         exported,
-        list(loose.image_names),
-        loose.image_of_caption[js],
-        [loose.audio_names[j] for j in js],
-        [loose.uttids[j] for j in js],
-        ["s"] * len(js),
+        Columns(
+            list(loose.image_names),
+            loose.image_of_caption[js],
+            [loose.audio_names[j] for j in js],
+            [loose.uttids[j] for j in js],
+            ["s"] * len(js),
+        ),
     )
     pack(mixed, tmp_path)
     s = open_shards(tmp_path, "train")

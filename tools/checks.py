@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import readme
 
 # imported where used, never on top
-LATE = {"fastcore", "soundfile", "soxr", "espeakng_loader", "ipywidgets", "IPython", "nbdev"}
+LATE = {"fastcore", "soundfile", "soxr", "ijson", "espeakng_loader", "ipywidgets", "IPython", "nbdev"}
 EXPORTS = {"export", "exports", "exporti"}  # directives of cells that go into the module
 MAX_NOTEBOOK = 1_500_000  # bytes
 # nbs/_quarto.yml

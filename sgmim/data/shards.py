@@ -32,7 +32,7 @@ from PIL import Image
 
 from ..core import ConfigError, DataError, atomic_write, read_json, write_json
 from .audio import RATE, check_audio
-from .corpus import Corpus, Skip, Skips, Strings, in_order, select
+from .corpus import Columns, Corpus, Skip, Skips, Strings, in_order, select
 from .image import load_image, open_image, orientation, to_rgb, upright
 
 # %% ../../nbs/data/03_shards.ipynb #f198aa6d
@@ -172,13 +172,15 @@ def describe(corpus, split=None):
         split,
         ".",
         ".",
-        [f"{split}_{i:08d}" for i in range(of.max() + 1)],
-        of,
-        names,
-        names,
-        each("speaker"),
-        each("text"),
-        [words(c) for c in captions],
+        Columns(
+            [f"{split}_{i:08d}" for i in range(of.max() + 1)],
+            of,
+            names,
+            names,
+            each("speaker"),
+            each("text"),
+            [words(c) for c in captions],
+        ),
     )
 
 # %% ../../nbs/data/03_shards.ipynb #3ebef8e9
