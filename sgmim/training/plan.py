@@ -470,7 +470,7 @@ def take_steps(
 
     def step(n, part, lengths):
         batch, onset = _batch(net, lengths, n), 0 if part["reconstruct"] else 99
-        return _timed(lambda: train_step(net, batch, optimiser, 50, 100, onset, train, device), device)
+        return _timed(lambda: train_step(net, batch, optimiser, 50, 100, onset, train), device)
 
     longest = max((p.get("longest") or p["lengths"][-1] for p in parts), key=max)
     step(2, parts[-1], longest)  # a warm-up
