@@ -70,7 +70,16 @@ from sgmim.models.pretrained import (
     vg_hubert_model,
     vg_name,
 )
-from sgmim.models.sgmim import SGMIM, SGMIMConfig, load_backbones, load_model, paper, scenes_tiny, vg_hubert
+from sgmim.models.sgmim import (
+    HUBERT_SIZES,
+    SGMIM,
+    SGMIMConfig,
+    load_backbones,
+    load_model,
+    paper,
+    scenes_tiny,
+    vg_hubert,
+)
 
 SMALL = replace(
     scenes_tiny(),
@@ -124,26 +133,9 @@ def empty_model(config):
 
 
 def small_hubert(seed=0):
-    c = SMALL
     torch.manual_seed(seed)
-    return shaken(
-        HubertModel(
-            hubert_config(
-                c.audio_width,
-                c.audio_depth,
-                c.audio_heads,
-                c.audio_hidden,
-                c.conv_dim,
-                c.conv_kernel,
-                c.conv_stride,
-                c.conv_bias,
-                c.conv_norm,
-                c.pos_kernel,
-                c.pos_groups,
-            )
-        ),
-        seed,
-    )
+    sizes = {theirs: getattr(SMALL, ours) for theirs, ours in HUBERT_SIZES.items()}
+    return shaken(HubertModel(hubert_config(**sizes)), seed)
 
 
 def to_fairseq(state):

@@ -530,7 +530,7 @@ def test_dropout_is_the_recipes():
 
 
 def test_large_hubert_is_refused():
-    c = hubert_config(width=32, depth=1, heads=4, hidden=32, conv_dim=(8,) * 7, pos_kernel=8, pos_groups=4)
+    c = hubert_config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
     c.do_stable_layer_norm = True
     with pytest.raises(ConfigError, match="not supported"):
         AudioEncoder(c)
@@ -595,7 +595,7 @@ def test_attention_against_torch():
 @pytest.mark.parametrize("width", [None, 16])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_decoder_options(position, norm, width, depth):
-    d = Decoder(16, 32, 12, width, depth, 4, 4.0, position, norm)
+    d = Decoder(16, 32, 12, width, depth, position, heads=4, norm=norm)
     m = random_mask(3, 16, generator=seeded())
     out = d(torch.randn(3, 5, 32), m, torch.randn(3, 4, 12))
     assert out.shape == (3, 16, 32) and len(d.layers) == depth
