@@ -33,14 +33,14 @@ from sgmim.models.sgmim import (
     ROWS,
     SGMIM,
     SGMIMConfig,
+    _config_difference,
+    _projection,
     build_audio_encoder,
-    config_difference,
     ema_update,
     load_backbones,
     load_model,
     momentum_at,
     paper,
-    projection,
     save_model,
     scenes_tiny,
     table4_rows,
@@ -890,7 +890,7 @@ def test_table4_rows():
         rows
     ) == list(ROWS)
     for r in rows.values():
-        assert [d.split()[0] for d in config_difference(r, paper())] in ([], ["reconstruction"])
+        assert [d.split()[0] for d in _config_difference(r, paper())] in ([], ["reconstruction"])
 
 
 def test_paper_model_on_meta():
@@ -1015,13 +1015,13 @@ def test_image_feature_and_projection(batch):
 
 def test_projection_starts_as_in_vg_huberts_code():
     torch.manual_seed(0)
-    p = projection("mlp", 300, 400, 500)
+    p = _projection("mlp", 300, 400, 500)
     for layer in (p[0], p[2]):
         assert (
             abs(layer.weight.std() - 0.02) < 5e-4 and abs(layer.weight.mean()) < 5e-4 and not layer.bias.any()
         )
     torch.manual_seed(0)
-    a = projection("linear", 3, 7, 5)
+    a = _projection("linear", 3, 7, 5)
     torch.manual_seed(0)
     assert torch.equal(a.weight, nn.Linear(3, 5).weight)
 

@@ -56,12 +56,12 @@ from sgmim.core import (
     write_json,
 )
 from sgmim.models.sgmim import (
-    OLD_NAMES,
     SGMIM,
     EncoderConfig,
     SGMIMConfig,
     check_fit,
     load_backbones,
+    modern_hubert_name,
     vg_hubert,
 )
 
@@ -642,10 +642,7 @@ def hubert_name(name: str, fairseq: bool = True) -> str:
     transformers."""
     for old, new in FAIRSEQ if fairseq else ():
         name = re.sub(old, new, name)
-    for old, new in OLD_NAMES.items():
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    return name
+    return modern_hubert_name(name)
 
 # %% ../../nbs/models/07_pretrained.ipynb #bd0f7551
 HUBERT_FIELDS = dict(
