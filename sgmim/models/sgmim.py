@@ -628,7 +628,7 @@ def check_fit(
 
 # %% ../../nbs/models/05_sgmim.ipynb #e6b25d94
 def load_model(
-    folder,  # written by `save_model`, or by `sgmim.models.pretrained.export_model`
+    folder,  # written by `save_model`, or by `sgmim.models.export.export_model`
     config: SGMIMConfig | None = None,  # if given, the checkpoint must be of this configuration
     device=None,  # None: CUDA if there is one, else CPU
 ) -> SGMIM:  # in evaluation mode
