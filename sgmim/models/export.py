@@ -148,15 +148,12 @@ The code of sgmim is under Apache-2.0. These weights may be bound by more than t
 """
 
 # %% ../../nbs/models/11_export.ipynb #3546a047
-_CONTRASTIVE, _GUIDED = (
-    "contrastive learning",
-    "contrastive learning and masked image modelling (reconstruction",
-)
+_BOTH = "contrastive learning and masked image modelling (reconstruction"
 _METHOD = {
-    "none": f"{_CONTRASTIVE} alone",
-    "plain": f"{_GUIDED} without speech)",
-    "frames": f"{_GUIDED} guided by all frames of the caption)",
-    "summary": f"{_GUIDED} guided by the summarised caption)",
+    "none": "contrastive learning alone",
+    "plain": f"{_BOTH} without speech)",
+    "frames": f"{_BOTH} guided by all frames of the caption)",
+    "summary": f"{_BOTH} guided by the summarised caption)",
 }
 
 
