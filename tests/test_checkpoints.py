@@ -48,29 +48,28 @@ from transformers import (
 import sgmim
 from sgmim.core import CheckpointError, config_to_dict, read_json, save_checkpoint, write_json
 from sgmim.models.audio_encoder import hubert_config
-from sgmim.models.pretrained import (
-    PAPER_AUDIO,
-    PAPER_IMAGE,
-    VG_HUB,
-    Inert,
+from sgmim.models.export import export_model, model_card
+from sgmim.models.pretrained import open_checkpoint
+from sgmim.models.published import (
     Weights,
-    export_model,
-    find_state,
+    _vg_name,
     hubert_weights,
     image_weights,
-    inert_pickle,
-    kind_of,
     load_pretrained,
-    locate,
-    model_card,
-    open_checkpoint,
-    read_file,
-    scan_pickle,
-    timm_repo,
     vg_hubert_model,
-    vg_name,
 )
-from sgmim.models.sgmim import SGMIM, SGMIMConfig, load_backbones, load_model, paper, scenes_tiny, vg_hubert
+from sgmim.models.reading import Inert, _file_kind, _inert_pickle, _scan_pickle, read_file
+from sgmim.models.sgmim import (
+    HUBERT_SIZES,
+    SGMIM,
+    SGMIMConfig,
+    load_backbones,
+    load_model,
+    paper,
+    scenes_tiny,
+    vg_hubert,
+)
+from sgmim.models.sources import PAPER_AUDIO, PAPER_IMAGE, VG_HUB, _find_state, _timm_repo, locate
 
 SMALL = replace(
     scenes_tiny(),
@@ -124,26 +123,9 @@ def empty_model(config):
 
 
 def small_hubert(seed=0):
-    c = SMALL
     torch.manual_seed(seed)
-    return shaken(
-        HubertModel(
-            hubert_config(
-                c.audio_width,
-                c.audio_depth,
-                c.audio_heads,
-                c.audio_hidden,
-                c.conv_dim,
-                c.conv_kernel,
-                c.conv_stride,
-                c.conv_bias,
-                c.conv_norm,
-                c.pos_kernel,
-                c.pos_groups,
-            )
-        ),
-        seed,
-    )
+    sizes = {theirs: getattr(SMALL, ours) for theirs, ours in HUBERT_SIZES.items()}
+    return shaken(HubertModel(hubert_config(**sizes)), seed)
 
 
 def to_fairseq(state):
@@ -453,7 +435,7 @@ def test_fairseq_file_against_a_reference_by_hand(files, zipped):
     ref, x = to_fairseq(small_hubert().state_dict()), torch.randn(2, 6000, generator=seeded()) * 0.1
     path = files / f"fairseq{zipped}.pt"
     save_as_fairseq(ref, path, _use_new_zipfile_serialization=zipped)
-    assert kind_of(path) == ("torch" if zipped else "torch (legacy)")
+    assert _file_kind(path) == ("torch" if zipped else "torch (legacy)")
     model = empty_model(SMALL)
     load_pretrained(model, audio=path)
     close(model.audio_encoder.hubert(x).last_hidden_state, hubert_by_hand(ref, x, 4, SMALL.conv_stride))
@@ -754,7 +736,7 @@ def vg_state(seed=0):
     torch.manual_seed(seed)
     m = shaken(SGMIM(VG_SMALL), seed)
     back = {
-        vg_name(k): k
+        _vg_name(k): k
         for k in [
             f"audio_encoder.{k.removeprefix('encoder.') if 'pos_conv' in k else k}"
             for k in to_fairseq(m.audio_encoder.hubert.state_dict())
@@ -858,7 +840,7 @@ def test_sizes_of_vg_hubert_come_from_its_tensors(tmp_path):
     torch.manual_seed(0)
     m = SGMIM(c)
     back = {
-        vg_name(f"audio_encoder.{k}"): f"audio_encoder.{k}"
+        _vg_name(f"audio_encoder.{k}"): f"audio_encoder.{k}"
         for k in to_fairseq(m.audio_encoder.hubert.state_dict())
     }
     heads = {"audio_proj": "audio_cls_token_proj", "image_proj": "visual_cls_token_proj"}
@@ -1190,7 +1172,7 @@ def test_timm_names(tmp_path, monkeypatch, vit):
     with pytest.raises(CheckpointError, match="dino_deitsmall8_pretrain.pth"):
         image_weights("vit_small_patch8_224.dino", SMALL)
     with pytest.raises(CheckpointError, match="did you mean vit_base_patch16_224.mae"):
-        timm_repo("vit_base_patch16_224.mea")
+        _timm_repo("vit_base_patch16_224.mea")
     with pytest.raises(CheckpointError, match="neither a file, nor a folder, nor one of timm's"):
         image_weights("vit_base_patch16_224")  # which of its many weights?
 
@@ -1370,7 +1352,7 @@ def test_hostile_objects_do_nothing(tmp_path, kind, i):
     ), (names, strike.f)
     if kind != "pickle":
         assert isinstance(content["extra"], Inert)
-        state, entry, beside = find_state(content, path)
+        state, entry, beside = _find_state(content, path)
         assert entry == "model" and torch.equal(state["w"], torch.ones(3)) and beside == ("extra",)
 
 
@@ -1470,7 +1452,7 @@ def test_stand_ins_take_everything():
         blobs = [pickle.dumps(objects, protocol) for protocol in range(2, 6)]
     for blob in blobs:
         seen = set()
-        read = inert_pickle(seen).load(io.BytesIO(blob))
+        read = _inert_pickle(seen).load(io.BytesIO(blob))
         assert (
             "lib.a.Plain" in seen
             and "lib.a.MyDict" in seen
@@ -1497,7 +1479,7 @@ def test_plain_files_name_nothing(tmp_path):
             _use_new_zipfile_serialization=zipped,
         )
         content, kind, names = read_file(tmp_path / "y.pt")
-        got = find_state(content, "y.pt")[0]
+        got = _find_state(content, "y.pt")[0]
         assert names == ("argparse.Namespace",) and all(
             torch.equal(got[k], v) and got[k].dtype == v.dtype and type(got[k]) is torch.Tensor
             for k, v in state.items()
@@ -1576,7 +1558,7 @@ def test_sizes_are_checked_before_a_model_is_built(tmp_path, monkeypatch, what):
     _, state = vg_state()
     torch.save({"dual_encoder": {**state, **SIZES[what]}}, tmp_path / "b.pth")
     no_model_is_built(monkeypatch)
-    monkeypatch.setattr(sgmim.models.pretrained, "vg_hubert", lambda: replace(c, conv_dim=SMALL.conv_dim))
+    monkeypatch.setattr(sgmim.models.published, "vg_hubert", lambda: replace(c, conv_dim=SMALL.conv_dim))
     with limited(), pytest.raises(CheckpointError, match="b.pth"):
         vg_hubert_model(tmp_path / "b.pth")
 
@@ -1717,8 +1699,8 @@ def test_halves_doubles_and_views_are_weights(tmp_path):
     ):
         torch.save({"dual_encoder": {**state, **change}}, tmp_path / "b.pth")
         close(
-            vg_hubert_model(tmp_path / "b.pth", VG_SMALL, "cpu")[0].state_dict()[vg_name(FC1)],
-            m.state_dict()[vg_name(FC1)],
+            vg_hubert_model(tmp_path / "b.pth", VG_SMALL, "cpu")[0].state_dict()[_vg_name(FC1)],
+            m.state_dict()[_vg_name(FC1)],
             1e-2,
         )
 
@@ -1812,11 +1794,11 @@ def test_large_and_nested_pickles_are_read():
         10**40,
     ):
         for protocol in range(6):
-            scan_pickle(io.BytesIO(pickle.dumps(content, protocol)))
+            _scan_pickle(io.BytesIO(pickle.dumps(content, protocol)))
     loop = ([],)
     loop[0].append(loop)
     for protocol in range(6):
-        scan_pickle(io.BytesIO(pickle.dumps(loop, protocol)))
+        _scan_pickle(io.BytesIO(pickle.dumps(loop, protocol)))
 
 
 @pytest.mark.parametrize(

@@ -33,14 +33,14 @@ from sgmim.models.sgmim import (
     ROWS,
     SGMIM,
     SGMIMConfig,
+    _config_difference,
+    _projection,
     build_audio_encoder,
-    config_difference,
     ema_update,
     load_backbones,
     load_model,
     momentum_at,
     paper,
-    projection,
     save_model,
     scenes_tiny,
     table4_rows,
@@ -530,7 +530,7 @@ def test_dropout_is_the_recipes():
 
 
 def test_large_hubert_is_refused():
-    c = hubert_config(width=32, depth=1, heads=4, hidden=32, conv_dim=(8,) * 7, pos_kernel=8, pos_groups=4)
+    c = hubert_config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
     c.do_stable_layer_norm = True
     with pytest.raises(ConfigError, match="not supported"):
         AudioEncoder(c)
@@ -595,7 +595,7 @@ def test_attention_against_torch():
 @pytest.mark.parametrize("width", [None, 16])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_decoder_options(position, norm, width, depth):
-    d = Decoder(16, 32, 12, width, depth, 4, 4.0, position, norm)
+    d = Decoder(16, 32, 12, width, depth, position, heads=4, norm=norm)
     m = random_mask(3, 16, generator=seeded())
     out = d(torch.randn(3, 5, 32), m, torch.randn(3, 4, 12))
     assert out.shape == (3, 16, 32) and len(d.layers) == depth
@@ -890,7 +890,7 @@ def test_table4_rows():
         rows
     ) == list(ROWS)
     for r in rows.values():
-        assert [d.split()[0] for d in config_difference(r, paper())] in ([], ["reconstruction"])
+        assert [d.split()[0] for d in _config_difference(r, paper())] in ([], ["reconstruction"])
 
 
 def test_paper_model_on_meta():
@@ -1015,13 +1015,13 @@ def test_image_feature_and_projection(batch):
 
 def test_projection_starts_as_in_vg_huberts_code():
     torch.manual_seed(0)
-    p = projection("mlp", 300, 400, 500)
+    p = _projection("mlp", 300, 400, 500)
     for layer in (p[0], p[2]):
         assert (
             abs(layer.weight.std() - 0.02) < 5e-4 and abs(layer.weight.mean()) < 5e-4 and not layer.bias.any()
         )
     torch.manual_seed(0)
-    a = projection("linear", 3, 7, 5)
+    a = _projection("linear", 3, 7, 5)
     torch.manual_seed(0)
     assert torch.equal(a.weight, nn.Linear(3, 5).weight)
 

@@ -439,7 +439,7 @@ def test_the_demo_pads_its_tests_where_padding_matters():
 
     splits = {name: Toy(12) for name in TEST_SPLITS}
     model = SGMIM(micro(zero_padded_frames=False, valid_frames="any_sample")).eval()
-    found = demo.test_results(model, splits, seconds=1.0)["test-seen"][0]
+    found = demo._test_results(model, splits, seconds=1.0)["test-seen"][0]
     assert found.row == evaluate(model, Toy(12), max_seconds=1.0).row
 
 

@@ -118,7 +118,18 @@ def test_hubert_base_hears_each_caption_alone():
     "Where the first convolution normalises over the whole recording, padding would change what is heard."
     torch.manual_seed(0)
     config = hubert_config(
-        32, 2, 2, 64, (8,) * 5, (20, 4, 4, 4, 4), (10, 4, 4, 2, 2), True, "group", 4, 4, 0.0, 0.0, 0.0
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(8,) * 5,
+        conv_kernel=(20, 4, 4, 4, 4),
+        conv_stride=(10, 4, 4, 2, 2),
+        conv_bias=True,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=4,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
     )
     encoder, toy = AudioEncoder(config).eval(), worded(Toy(6))
     alone = cls_attention_of(encoder, toy)

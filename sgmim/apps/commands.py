@@ -914,7 +914,8 @@ def training_lists(splits, a):
 def export(argv=None):
     "sgmim_export CHECKPOINT OUT."
     from sgmim.core import read_json
-    from sgmim.models.pretrained import export_model, open_checkpoint
+    from sgmim.models.export import export_model
+    from sgmim.models.pretrained import open_checkpoint
 
     p = argparse.ArgumentParser(
         "sgmim_export",

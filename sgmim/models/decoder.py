@@ -66,7 +66,7 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         width: int,  # D
-        heads: int,  # divides width
+        heads: int = 12,  # divides width
         mlp_ratio: float = 4.0,  # hidden width of the feed-forward over D
         context_width: int | None = None,  # width of the caption's features; None: no cross-attention at all
         norm: str = "pre",  # 'pre' or 'post'
@@ -105,11 +105,9 @@ class Decoder(nn.Module):
         context_width: int | None,  # D of the audio encoder; None: not guided by speech (+ Recon)
         width: int | None = None,  # of the decoder itself; None: as the image encoder
         depth: int = 1,  # layers (§3.2: one)
-        heads: int = 12,  # divides width
-        mlp_ratio: float = 4.0,
         position: str = "sincos",  # 'sincos' (fixed) or 'learned'
-        norm: str = "pre",  # 'pre' or 'post'
         target_width: int | None = None,  # of what is predicted; None: features of the image encoder, D
+        **layer,  # options of each `DecoderLayer`: heads, mlp_ratio, norm
     ):
         super().__init__()
         width = width or image_width
@@ -123,7 +121,7 @@ class Decoder(nn.Module):
                 "position", sincos_positions(round(num_patches**0.5), width), persistent=False
             )
         self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, mlp_ratio, context_width, norm) for _ in range(depth)
+            DecoderLayer(width, context_width=context_width, **layer) for _ in range(depth)
         )
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, target_width or image_width)
 

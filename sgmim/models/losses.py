@@ -30,6 +30,17 @@ def similarity_matrix(
     return scores if temperature is None else scores / temperature
 
 # %% ../../nbs/models/04_losses.ipynb #84e4350b
+def _nce_one_way(scores, right, same_image, margin):
+    "Mean over a batch of B of -log softmax at `right`, for some rows of its (B, B) scores: (b, B)."
+    B = scores.shape[1]
+    itself = right[:, None] == torch.arange(B, device=right.device)
+    if margin:
+        scores = scores - margin * itself
+    if same_image is not None:
+        scores = scores.masked_fill(same_image & ~itself, -1e4)
+    return F.cross_entropy(scores, right, reduction="sum") / B
+
+
 def info_nce(
     z_image: torch.Tensor,  # (B, D) z^I
     z_audio: torch.Tensor,  # (B, D) z^A, row i belongs to row i of z_image
@@ -52,25 +63,15 @@ def info_nce(
             f"info_nce compares the pairs of a batch with each other; a batch of {B} has no negatives. Use a"
             " batch of 2 or more, and drop a last batch of one"
         )
+    rows, options = own or slice(None), (similarity, temperature)
+    right, same_image = torch.arange(B, device=z_image.device)[rows], None
+    if image_id is not None and mask_same_image:
+        same_image = image_id[right][:, None] == image_id
     with torch.autocast(z_image.device.type, enabled=False):  # a sum of exponentials: keep float32
-        rows, right = own or slice(None), torch.arange(B, device=z_image.device)[own or slice(None)]
-        # (b, B): one's own images to all captions
-        to_audio = similarity_matrix(z_image[rows], z_audio, similarity, temperature)
-        to_image = (
-            to_audio.T
-            if own is None
-            else similarity_matrix(z_image, z_audio[rows], similarity, temperature).T
-        )
-
-        def one_way(scores):
-            itself = right[:, None] == torch.arange(B, device=right.device)
-            if margin:
-                scores = scores - margin * itself
-            if image_id is not None and mask_same_image:
-                scores = scores.masked_fill((image_id[right][:, None] == image_id) & ~itself, -1e4)
-            return F.cross_entropy(scores, right, reduction="sum") / B
-
-        return one_way(to_audio) + one_way(to_image)
+        # (b, B) each: one's own images to all captions, one's own captions to all images
+        to_audio = similarity_matrix(z_image[rows], z_audio, *options)
+        to_image = to_audio.T if own is None else similarity_matrix(z_image, z_audio[rows], *options).T
+        return sum(_nce_one_way(scores, right, same_image, margin) for scores in (to_audio, to_image))
 
 # %% ../../nbs/models/04_losses.ipynb #a1a6b239
 def mim_loss(
