@@ -29,11 +29,11 @@ from sgmim.data.batches import Order, Pairs, eval_loader, train_loader
 from sgmim.data.corpus import Columns, Corpus, measure, overlap
 from sgmim.data.image import eval_transform
 from sgmim.data.shards import (
-    Reader,
-    decode_image,
-    image_member,
+    _decode_image,
+    _image_member,
+    _Reader,
+    _shrink,
     open_shards,
-    shrink,
     verify_shards,
     write_shards,
 )
@@ -106,7 +106,7 @@ def copy(written, tmp_path):
     return Path(shutil.copytree(written, tmp_path / "copy"))
 
 
-def pack(corpus, folder, **kw):
+def _to_arrays(corpus, folder, **kw):
     return write_shards(corpus, folder, **{"shard_mb": 0.3, "size": 256, "progress": False, **kw})
 
 
@@ -231,7 +231,7 @@ def test_index_says_what_it_is(loose, written):
 
 @pytest.mark.parametrize("workers", [1, 5])
 def test_equal_bytes_whatever_the_number_of_threads(loose, written, tmp_path, workers):
-    pack(loose, tmp_path / "again", workers=workers)
+    _to_arrays(loose, tmp_path / "again", workers=workers)
     assert listing(tmp_path / "again") == listing(written)
 
 
@@ -305,7 +305,7 @@ def test_the_same_batches(loose, shards, workers):
 
 
 def test_nearly_the_same_batches_from_smaller_images(loose, tmp_path):
-    pack(loose, tmp_path, size=72)
+    _to_arrays(loose, tmp_path, size=72)
     small = open_shards(tmp_path, "train")
     transform = eval_transform(64, 72, normalised=False)
     pairs = [Pairs(measure(c, progress=False), transform=transform) for c in (loose, small)]
@@ -343,20 +343,20 @@ def test_any_picture(tmp_path):
     for k in range(len(names)):
         soundfile.write(root / f"{k}.wav", tone(), 16_000)
     c = corpus_of(root, names, [f"{k}.wav" for k in range(len(names))])
-    pack(c, root / "s100", size=100)
+    _to_arrays(c, root / "s100", size=100)
     s = open_shards(root / "s100", "all")
     for i, name in enumerate(names):
         blob, there = s.image_bytes(i), c.image(i)
         assert (blob == (root / name).read_bytes()) == (name == "small.jpg"), name
         with Image.open(io.BytesIO(blob)) as im:
             assert im.format == "JPEG" and im.mode == "RGB" and not im.getexif()
-        wanted = np.asarray(shrink(Image.fromarray(there), 100)).astype(int)
+        wanted = np.asarray(_shrink(Image.fromarray(there), 100)).astype(int)
         assert (
             s.image(i).shape == wanted.shape
             and min(wanted.shape[:2]) == min(100, *there.shape[:2])
             and np.abs(s.image(i) - wanted).mean() < 3
         ), name
-    pack(c, root / "all", size=None)
+    _to_arrays(c, root / "all", size=None)
     s = open_shards(root / "all", "all")
     for i, name in enumerate(names):
         assert (
@@ -376,10 +376,10 @@ def test_large_jpegs_are_decoded_at_reduced_size_first(tmp_path):
         (1500, 1000), Image.Resampling.BICUBIC
     ).save(tmp_path / "a.jpg", quality=95)
     c = corpus_of(tmp_path, ["a.jpg"], ["a.wav"])
-    got = decode_image(image_member(c, 0, 128)[1]).astype(int)
+    got = _decode_image(_image_member(c, 0, 128)[1]).astype(int)
     assert (
         got.shape == (128, 192, 3)
-        and np.abs(got - np.asarray(shrink(Image.open(tmp_path / "a.jpg"), 128))).mean() < 2
+        and np.abs(got - np.asarray(_shrink(Image.open(tmp_path / "a.jpg"), 128))).mean() < 2
     )
 
 
@@ -401,7 +401,7 @@ def test_any_recording(tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "i.jpg")
     c = corpus_of(tmp_path, ["i.jpg"], names, [0] * len(names))
     for kind in ("flac", "wav"):
-        pack(c, tmp_path / kind, audio=kind)
+        _to_arrays(c, tmp_path / kind, audio=kind)
         s = open_shards(tmp_path / kind, "all")
         for j, name in enumerate(names):
             # what is louder is divided by its peak, not clipped
@@ -409,7 +409,7 @@ def test_any_recording(tmp_path):
             assert s.samples[j] == len(want) and np.abs(s.audio(j) - want).max() <= 0.5 / 32768 + 1e-7, name
             assert np.array_equal(s.audio(j, max_seconds=0.2), s.audio(j)[:3200])
         assert np.array_equal(s.audio(names.index("full.wav")) * 32768, full)
-    pack(c, tmp_path / "cut", max_seconds=0.25)
+    _to_arrays(c, tmp_path / "cut", max_seconds=0.25)
     s = open_shards(tmp_path / "cut", "all")
     assert s.samples.tolist() == [4000] * len(names) and all(
         np.array_equal(s.audio(j), open_shards(tmp_path / "flac", "all").audio(j)[:4000]) for j in range(3)
@@ -427,10 +427,10 @@ def test_only_what_is_needed_is_read(tmp_path, monkeypatch, kind):
         soundfile.write(tmp_path / f"{name}.wav", wave, 16_000, subtype="PCM_16")
     Image.new("RGB", (20, 20)).save(tmp_path / "i.jpg")
     c = corpus_of(tmp_path, ["i.jpg"], ["even.wav", "front.wav"], [0, 0])
-    pack(c, tmp_path / "s", audio=kind)
-    s, sizes, read = open_shards(tmp_path / "s", "all"), [], Reader.read
+    _to_arrays(c, tmp_path / "s", audio=kind)
+    s, sizes, read = open_shards(tmp_path / "s", "all"), [], _Reader.read
     monkeypatch.setattr(
-        Reader, "read", lambda self, k, at, size: sizes.append(size) or read(self, k, at, size)
+        _Reader, "read", lambda self, k, at, size: sizes.append(size) or read(self, k, at, size)
     )
     assert (
         np.array_equal(s.audio(0, 2.0), c.audio(0, 2.0))
@@ -447,7 +447,7 @@ def test_only_what_is_needed_is_read(tmp_path, monkeypatch, kind):
 
 
 def test_scenes_go_in_as_they_are(made, tmp_path):
-    result = pack(made, tmp_path, size=None)
+    result = _to_arrays(made, tmp_path, size=None)
     s = open_shards(tmp_path, "dev")
     assert (
         result["source_fingerprint"]
@@ -475,7 +475,7 @@ def test_a_corpus_without_texts_or_names(tmp_path):
         fingerprint = None
 
     toy = Plain(9, captions=2)
-    pack(toy, tmp_path, split="toys", size=None, shard_mb=0.02)
+    _to_arrays(toy, tmp_path, split="toys", size=None, shard_mb=0.02)
     s = open_shards(tmp_path, "toys")
     assert s.name == "plain" and len(s) == 18 and s.source_fingerprint == s.fingerprint
     for j in range(18):
@@ -502,7 +502,7 @@ def test_captions_in_any_order_and_images_without_any(exported, tmp_path):
             ["s"] * len(js),
         ),
     )
-    pack(mixed, tmp_path)
+    _to_arrays(mixed, tmp_path)
     s = open_shards(tmp_path, "train")
     assert (
         s.fingerprint == mixed.fingerprint
@@ -523,7 +523,7 @@ def test_shards_of_shards(shards, loose, tmp_path):
         == corpus_module.select(loose, loose.image_of_caption >= 4).fingerprint
         != part.source_fingerprint
     )
-    pack(part, tmp_path)
+    _to_arrays(part, tmp_path)
     again = open_shards(tmp_path, "train")
     assert again.source_fingerprint == part.fingerprint == again.fingerprint and np.array_equal(
         again.samples, part.samples
@@ -621,7 +621,7 @@ def test_threads_few_files_and_systems_without_pread(written, loose, monkeypatch
     if not positioned:
         for name in ("pread", "posix_fadvise"):
             monkeypatch.delattr(os, name)
-    monkeypatch.setattr(Reader, "FILES", 1)
+    monkeypatch.setattr(_Reader, "FILES", 1)
     s, js = open_shards(written, "train"), list(range(len(loose))) * 3
     random.Random(0).shuffle(js)
     with ThreadPoolExecutor(4) as pool:
@@ -641,7 +641,7 @@ def test_the_system_is_told_once_what_will_be_needed(written, monkeypatch):
         for i in range(N):
             s.image(i)
     assert len(told) == s.shard_of_image.max() + 1
-    monkeypatch.setattr(Reader, "FORGOTTEN", 0.0)
+    monkeypatch.setattr(_Reader, "FORGOTTEN", 0.0)
     s.image(0), s.image(0)
     assert len(told) == s.shard_of_image.max() + 3
     for i in range(N):
@@ -671,7 +671,7 @@ def stopping(corpus, j):
 def test_goes_on_after_an_interruption(loose, written, tmp_path, j):
     j = min(j, len(loose) - 1)
     with pytest.raises(KeyboardInterrupt):
-        pack(stopping(loose, j), tmp_path)
+        _to_arrays(stopping(loose, j), tmp_path)
     there = sorted(p.name for p in tmp_path.iterdir())
     whole = [n for n in there if n.endswith(".tar")]
     assert (
@@ -684,7 +684,7 @@ def test_goes_on_after_an_interruption(loose, written, tmp_path, j):
         open_shards(tmp_path, "train")
     times = {n: (tmp_path / n).stat().st_mtime_ns for n in whole}
     (tmp_path / ".train-00007.tar.ab12_3cd.part").write_bytes(b"left by a process that was killed")
-    result = pack(loose, tmp_path)
+    result = _to_arrays(loose, tmp_path)
     assert result["written"] == len(list(written.glob("*.tar"))) - len(whole) and listing(
         tmp_path
     ) == listing(written)
@@ -693,18 +693,18 @@ def test_goes_on_after_an_interruption(loose, written, tmp_path, j):
 
 def test_interrupted_and_then_called_otherwise(loose, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        pack(stopping(loose, len(loose) - 1), tmp_path)
+        _to_arrays(stopping(loose, len(loose) - 1), tmp_path)
     with pytest.raises(DataError, match="size is 256 there and 128 here.*overwrite=True"):
-        pack(loose, tmp_path, size=128)
+        _to_arrays(loose, tmp_path, size=128)
     (tmp_path / "train-00000.tar").unlink()  # and one was lost meanwhile
-    assert pack(loose, tmp_path)["written"] >= 2
+    assert _to_arrays(loose, tmp_path)["written"] >= 2
     verify_shards(tmp_path)
 
 
 def test_finished_returns_at_once(loose, copy, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in copy.iterdir()}
-    monkeypatch.setattr(shards_module, "encoded", None)
-    result = pack(loose, copy)
+    monkeypatch.setattr(shards_module, "_encoded", None)
+    result = _to_arrays(loose, copy)
     assert (
         result["written"] == 0
         and result["captions"] == len(loose)
@@ -717,14 +717,14 @@ def test_finished_returns_at_once(loose, copy, monkeypatch):
 def test_makes_lost_shards_again(loose, copy, written):
     (copy / "train-00000.tar").unlink()
     (copy / "train-00002.tar").write_bytes(b"short")
-    assert pack(loose, copy)["written"] == 2 and listing(copy) == listing(written)
+    assert _to_arrays(loose, copy)["written"] == 2 and listing(copy) == listing(written)
 
 
 def test_changed_files_are_no_way_to_mend(own, copy):
     Image.new("RGB", (50, 50)).save(own.image_path(0))
     (copy / "train-00000.tar").unlink()
     with pytest.raises(DataError, match="have changed since. Write all anew"):
-        pack(own, copy)
+        _to_arrays(own, copy)
     assert not (copy / "train-00000.tar").exists() and not list(copy.glob(".*"))
 
 
@@ -740,16 +740,16 @@ def test_changed_files_are_no_way_to_mend(own, copy):
 )
 def test_other_settings_are_refused(loose, copy, written, change, said):
     with pytest.raises(DataError, match=re.escape(said)):
-        pack(loose, copy, **change)
+        _to_arrays(loose, copy, **change)
     assert listing(copy) == listing(written)
 
 
 def test_another_corpus_is_refused_or_takes_the_place(loose, copy, written):
     other = corpus_module.select(loose, np.arange(len(loose)) < 6)
     with pytest.raises(DataError, match="source fingerprint is.*source captions is.*Give another folder"):
-        pack(other, copy)
+        _to_arrays(other, copy)
     assert listing(copy) == listing(written)
-    result = pack(other, copy, overwrite=True)
+    result = _to_arrays(other, copy, overwrite=True)
     assert result["captions"] == 6 and len(list(copy.glob("*.tar"))) == result["shards"] < len(
         list(written.glob("*.tar"))
     )
@@ -757,7 +757,7 @@ def test_another_corpus_is_refused_or_takes_the_place(loose, copy, written):
 
 
 def test_overwrite_writes_the_same_anew(loose, copy, written):
-    assert pack(loose, copy, overwrite=True)["written"] == len(list(written.glob("*.tar"))) and listing(
+    assert _to_arrays(loose, copy, overwrite=True)["written"] == len(list(written.glob("*.tar"))) and listing(
         copy
     ) == listing(written)
 
@@ -766,9 +766,9 @@ def test_files_of_somebody_else_are_left_alone(loose, tmp_path):
     (tmp_path / "train-00000.tar").write_bytes(b"mine")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="is there already, and no index says what it is"):
-        pack(loose, tmp_path)
+        _to_arrays(loose, tmp_path)
     assert (tmp_path / "train-00000.tar").read_bytes() == b"mine"
-    pack(loose, tmp_path, overwrite=True)
+    _to_arrays(loose, tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine" and len(open_shards(tmp_path, "train")) == len(
         loose
     )
@@ -777,9 +777,9 @@ def test_files_of_somebody_else_are_left_alone(loose, tmp_path):
 def test_splits_share_a_folder(loose, tmp_path):
     few = corpus_module.select(loose, np.arange(len(loose)) < 4)
     for name in ("dev", "dev-2", "dev.x", "dev_seen"):
-        pack(few, tmp_path, split=name)
+        _to_arrays(few, tmp_path, split=name)
     before = listing(tmp_path)
-    pack(few, tmp_path, split="dev", overwrite=True)
+    _to_arrays(few, tmp_path, split="dev", overwrite=True)
     assert listing(tmp_path) == before and set(verify_shards(tmp_path)) == {
         "dev",
         "dev-2",
@@ -810,14 +810,14 @@ def test_splits_share_a_folder(loose, tmp_path):
 )
 def test_impossible_settings(loose, tmp_path, kw):
     with pytest.raises(ConfigError):
-        pack(loose, tmp_path / "out", **kw)
+        _to_arrays(loose, tmp_path / "out", **kw)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_room(loose, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SgmimError, match="cannot write"):
-        pack(loose, tmp_path / "file" / "out")
+        _to_arrays(loose, tmp_path / "file" / "out")
 
 
 # ---- what cannot be read
@@ -838,7 +838,7 @@ def spoil(c):
 
 def test_unreadable_files_are_left_out_and_listed(own, loose, tmp_path):
     lost = spoil(own)
-    result = pack(own, tmp_path / "s", max_unreadable=0.9)
+    result = _to_arrays(own, tmp_path / "s", max_unreadable=0.9)
     s, plain = open_shards(tmp_path / "s", "train"), corpus_module.select(loose, ~lost)
     assert (
         list(s.uttids) == list(plain.uttids)
@@ -883,29 +883,29 @@ def test_too_much_unreadable(own, tmp_path):
     with pytest.raises(
         DataError, match=r"captions are lost, and max_unreadable allows 0: .*left out.*overwrite=True"
     ):
-        pack(own, tmp_path / "s", shard_mb=0.05)
+        _to_arrays(own, tmp_path / "s", shard_mb=0.05)
     with pytest.raises(DataError, match="was interrupted"):
         open_shards(tmp_path / "s", "train")
     with pytest.raises(DataError, match="max_unreadable allows"):
-        pack(own, tmp_path / "s", shard_mb=0.05, max_unreadable=(lost - 1) / len(own))
+        _to_arrays(own, tmp_path / "s", shard_mb=0.05, max_unreadable=(lost - 1) / len(own))
     before = len(list((tmp_path / "s").glob("*.tar")))
     with pytest.raises(DataError, match=r"[1-9]\d* captions are lost, and max_unreadable allows 0:"):
-        pack(own, tmp_path / "s", shard_mb=0.05)  # those of the shards that are there count
-    result = pack(own, tmp_path / "s", shard_mb=0.05, max_unreadable=lost / len(own))  # goes on
+        _to_arrays(own, tmp_path / "s", shard_mb=0.05)  # those of the shards that are there count
+    result = _to_arrays(own, tmp_path / "s", shard_mb=0.05, max_unreadable=lost / len(own))  # goes on
     assert result["written"] == result["shards"] - before < result["shards"] and before
     assert result["captions"] == len(own) - lost and sum(result["left_out"].values()) == len(
         read_json(tmp_path / "s/shards-train.json")["skipped"]
     )
-    pack(own, tmp_path / "at once", shard_mb=0.05, max_unreadable=0.9)
+    _to_arrays(own, tmp_path / "at once", shard_mb=0.05, max_unreadable=0.9)
     assert listing(tmp_path / "at once") == listing(tmp_path / "s")
 
 
 def test_nothing_readable(own, tmp_path):
     shutil.rmtree(own.audio_root / "wavs")
     with pytest.raises(DataError, match="max_unreadable"):
-        pack(own, tmp_path / "s")
+        _to_arrays(own, tmp_path / "s")
     with pytest.raises(DataError, match="not one usable caption"):
-        pack(own, tmp_path / "s", max_unreadable=1)
+        _to_arrays(own, tmp_path / "s", max_unreadable=1)
 
 
 def test_what_was_left_out_before_is_remembered(own, tmp_path):
@@ -913,7 +913,7 @@ def test_what_was_left_out_before_is_remembered(own, tmp_path):
     with pytest.warns(UserWarning):
         found = corpus_module.present(own)
     own.audio_path(4).write_bytes(b"")
-    pack(found, tmp_path / "s", max_unreadable=0.1)
+    _to_arrays(found, tmp_path / "s", max_unreadable=0.1)
     assert open_shards(tmp_path / "s", "train").skipped.counts == {
         "missing recording": 1,
         "unreadable recording": 1,
@@ -1033,7 +1033,7 @@ def test_columns_that_do_not_belong(copy, loose):
         with pytest.raises(DataError, match="is not the one of shards-train.json"):
             open_shards(copy, "train")
         with pytest.raises(DataError, match="is not the one of shards-train.json"):
-            pack(loose, copy)
+            _to_arrays(loose, copy)
     path.unlink()
     with pytest.raises(DataError, match="shards-train.npz cannot be read"):
         open_shards(copy, "train")
