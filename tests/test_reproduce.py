@@ -289,9 +289,9 @@ def test_a_variant_is_what_it_says(plan):
         "weights" in why for why in found[pretrained].stale["+ Summary", 0]
     )
     assert (
-        P.checkpoints(found[right], plan["runs"])(
-            "+ Summary",
-        )[0].name.startswith("scenes-other-summary-seed0-")
+        P.checkpoints(found[right], plan["runs"])["+ Summary"][0].name.startswith(
+            "scenes-other-summary-seed0-"
+        )
         and P.checkpoints(found[wrong], plan["runs"]) == {}
     )
     other = found[right].records["+ Summary", 0] | {
