@@ -71,11 +71,9 @@ with tempfile.TemporaryDirectory() as tmp:
     training = read_json(Path(tmp) / "alone" / "record.json")["wall_seconds"]
     loading = alone - training
     while True:
-        process, early, after = (
-            start("killed"),
-            kills % 7 == 3,
-            rng.uniform(0.0, 2 * training / a.kills) if kills < a.kills else None,
-        )
+        process = start("killed")
+        early = kills % 7 == 3
+        after = rng.uniform(0.0, 2 * training / a.kills) if kills < a.kills else None
         if after is not None and early:
             after = rng.uniform(0.0, loading)  # one in seven while it loads
         else:

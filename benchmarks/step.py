@@ -106,15 +106,11 @@ def wait(device):
 
 def matmul_rate(device, dtype, seconds=2.0):
     "FLOP a second of a product of the shape of HuBERT's feed-forward."
-    a, b = (
-        torch.randn(4096 if device.type == "cuda" else 1000, 768, device=device, dtype=dtype),
-        torch.randn(768, 3072, device=device, dtype=dtype),
-    )
+    a = torch.randn(4096 if device.type == "cuda" else 1000, 768, device=device, dtype=dtype)
+    b = torch.randn(768, 3072, device=device, dtype=dtype)
     if device.type == "cuda":
-        a, b = (
-            torch.randn(8192, 8192, device=device, dtype=dtype),
-            torch.randn(8192, 8192, device=device, dtype=dtype),
-        )
+        a = torch.randn(8192, 8192, device=device, dtype=dtype)
+        b = torch.randn(8192, 8192, device=device, dtype=dtype)
     for _ in range(3):
         a @ b
     best, end = 0.0, time.perf_counter() + seconds
@@ -284,10 +280,8 @@ if __name__ == "__main__":
     p.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     a = p.parse_args()
     device, began, code = pick_device(a.device), time.perf_counter(), code_version()
-    pairs, seconds = (
-        a.pairs or (100 if device.type == "cuda" else 4),
-        a.seconds or (8.0 if device.type == "cuda" else 5.0),
-    )
+    pairs = a.pairs or (100 if device.type == "cuda" else 4)
+    seconds = a.seconds or (8.0 if device.type == "cuda" else 5.0)
     if a.one:
         print(
             json.dumps(
@@ -305,12 +299,12 @@ if __name__ == "__main__":
             )
         )
     else:
-        found, out = (
-            {},
+        found = {}
+        out = (
             a.out
             or Path(__file__).parents[1]
             / "results"
-            / f"bench-step{'-cuda' if device.type == 'cuda' else ''}.json",
+            / f"bench-step{'-cuda' if device.type == 'cuda' else ''}.json"
         )
         cases = [
             (variant, threads)

@@ -149,11 +149,9 @@ class View:
     stays."""
 
     def __init__(self, corpus, sound):
-        self.corpus, self.sound, self.image_of_caption = (
-            corpus,
-            np.asarray(sound),
-            corpus.image_of_caption[: len(sound)],
-        )
+        self.corpus = corpus
+        self.sound = np.asarray(sound)
+        self.image_of_caption = corpus.image_of_caption[: len(sound)]
         self.captions = [corpus.captions[j] for j in self.sound]
         self.image = corpus.image
 

@@ -575,10 +575,8 @@ def test_taking_words_out(scenes, trained):
             for wave, times in zip(audio, spans, strict=True):
                 for s, e in times:
                     wave[round(s * 16000) : round(e * 16000)] = 0
-            plain, ours = (
-                trained.hear({**batch, "audio": audio}),
-                _remove_words(trained, corpus, batch, heard, kind),
-            )
+            plain = trained.hear({**batch, "audio": audio})
+            ours = _remove_words(trained, corpus, batch, heard, kind)
             for a, b in zip(plain, ours, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
             inside = _remove_words(trained, corpus, batch, heard, kind, "frames")
@@ -742,14 +740,12 @@ class Twin(nn.Module):
 
     def __init__(self, a, b):
         super().__init__()
-        self.config, self.decoder, self.a, self.b = (
-            SimpleNamespace(
-                lam=2.0, padding_matters=False, conv_kernel=(), conv_stride=(), image_size=32, crop_pct=1.0
-            ),
-            True,
-            a,
-            b,
+        self.config = SimpleNamespace(
+            lam=2.0, padding_matters=False, conv_kernel=(), conv_stride=(), image_size=32, crop_pct=1.0
         )
+        self.decoder = True
+        self.a = a
+        self.b = b
         self.image_proj, self.audio_proj = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
     def forward(self, batch, generator=None):
@@ -867,10 +863,8 @@ def test_who_is_always_right_has_nothing_to_show(scenes):
 def test_several_models_are_their_mean(scenes):
     corpus, rng = scenes["dev"], np.random.default_rng(3)
     some = rng.integers(0, 120, (3, 120))
-    each, all_of = (
-        [mistake_shares(corpus, c, resamples=20) for c in some],
-        mistake_shares(corpus, some, resamples=20),
-    )
+    each = [mistake_shares(corpus, c, resamples=20) for c in some]
+    all_of = mistake_shares(corpus, some, resamples=20)
     assert all_of["wrong"]["value"] == pytest.approx(
         np.mean([e["wrong"]["value"] for e in each]), abs=1e-5
     ) and all_of["thing"]["of_wrong"]["n"] == sum(e["thing"]["of_wrong"]["n"] for e in each)

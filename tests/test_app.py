@@ -673,10 +673,12 @@ def test_in_a_browser(server, folder, browser, tmp_path):
     from selenium.webdriver.support.ui import WebDriverWait
 
     shots = Path(os.environ.get("SGMIM_SHOTS", tmp_path))
-    one, all_of = (
-        (lambda css: browser.find_element(By.CSS_SELECTOR, css)),
-        (lambda css: browser.find_elements(By.CSS_SELECTOR, css)),
-    )
+
+    def one(css):
+        return browser.find_element(By.CSS_SELECTOR, css)
+
+    def all_of(css):
+        return browser.find_elements(By.CSS_SELECTOR, css)
 
     def until(test):
         return WebDriverWait(browser, 40, 0.1).until(lambda _: test())

@@ -726,11 +726,9 @@ def test_a_large_corpus_takes_seconds(tmp_path):
             ),
         )
 
-    corpora, r, made = (
-        {s: corpus(s, k) for s, k in (("train", n), ("dev_seen", n // 3), ("test_seen", n // 3))},
-        CorpusReport(tmp_path),
-        time.monotonic(),
-    )
+    corpora = {s: corpus(s, k) for s, k in (("train", n), ("dev_seen", n // 3), ("test_seen", n // 3))}
+    r = CorpusReport(tmp_path)
+    made = time.monotonic()
     for c in corpora.values():
         _check_lists(r, c)
         sound, picture = check._check_files(r, c)

@@ -46,10 +46,8 @@ def exact():
 def gradient(device, micro_batch=0, amp="off"):
     "Losses and gradients of one batch, on the CPU."
     torch.manual_seed(3)
-    model, batch = (
-        SGMIM(micro(dropout=0.0)).train().to(device),
-        {k: v.to(device) for k, v in batch_of(8).items() if torch.is_tensor(v)},
-    )
+    model = SGMIM(micro(dropout=0.0)).train().to(device)
+    batch = {k: v.to(device) for k, v in batch_of(8).items() if torch.is_tensor(v)}
     masks = PatchMask(*(m.to(device) for m in random_mask(8, 16, 0.75, torch.Generator().manual_seed(1))))
     out = gradients(
         model,

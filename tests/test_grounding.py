@@ -76,13 +76,11 @@ class Dealt:
     stays, the sound is another's."""
 
     def __init__(self, corpus):
-        self.corpus, self.image, self.scene, self.image_of_caption, self.captions = (
-            corpus,
-            corpus.image,
-            corpus.scene,
-            corpus.image_of_caption,
-            corpus.captions,
-        )
+        self.corpus = corpus
+        self.image = corpus.image
+        self.scene = corpus.scene
+        self.image_of_caption = corpus.image_of_caption
+        self.captions = corpus.captions
 
     def __len__(self):
         return len(self.corpus)
@@ -148,11 +146,9 @@ def test_maps_without_boxes(trained, dev):
                 SimpleNamespace(words=c.words, samples=c.samples, text=c.text) for c in dev.captions
             ]
 
-        image, audio, image_of_caption = (
-            staticmethod(dev.image),
-            staticmethod(dev.audio),
-            dev.image_of_caption,
-        )
+        image = staticmethod(dev.image)
+        audio = staticmethod(dev.audio)
+        image_of_caption = dev.image_of_caption
 
         def __len__(self):
             return len(dev)
@@ -336,10 +332,8 @@ def test_boxes_patch_by_patch(crop):
     found, whole = _boxes_on_patches(scene, config), 40 / crop
     for k, t in enumerate(scene.things):
         for n in range(16):
-            x, y = (
-                (((n % 4) * 10 + 5) + (whole - 40) / 2) / whole,
-                (((n // 4) * 10 + 5) + (whole - 40) / 2) / whole,
-            )
+            x = (((n % 4) * 10 + 5) + (whole - 40) / 2) / whole
+            y = (((n // 4) * 10 + 5) + (whole - 40) / 2) / whole
             assert found[k, n] == (t.box[0] <= x < t.box[2] and t.box[1] <= y < t.box[3])
 
 

@@ -233,10 +233,8 @@ def test_attention_row_against_eager(encoder):
     with torch.no_grad():
         out = encoder(b["audio"], b["audio_len"])
         frames, n = encoder.cnn(b["audio"], b["audio_len"])
-        e, x = (
-            eager.hubert.encoder,
-            torch.cat([eager.cls_token.expand(5, -1, -1), eager.embed(frames, out.frame_mask)], 1),
-        )
+        e = eager.hubert.encoder
+        x = torch.cat([eager.cls_token.expand(5, -1, -1), eager.embed(frames, out.frame_mask)], 1)
         bias = torch.zeros(5, 1, x.shape[1], x.shape[1]).masked_fill(
             F.pad(out.frame_mask, (1, 0))[:, None, None], float("-inf")
         )
@@ -581,11 +579,9 @@ def test_attention_against_torch():
         ref.v_proj_weight.copy_(a.kv.weight[32:])
         ref.in_proj_bias.copy_(torch.cat([a.q.bias, a.kv.bias]))
         ref.out_proj.load_state_dict(a.out.state_dict())
-        x, c, mask = (
-            torch.randn(3, 5, 32),
-            torch.randn(3, 7, 12),
-            torch.arange(7) >= torch.tensor([[7], [3], [1]]),
-        )
+        x = torch.randn(3, 5, 32)
+        c = torch.randn(3, 7, 12)
+        mask = torch.arange(7) >= torch.tensor([[7], [3], [1]])
         close(a(x, c, mask), ref(x, c, c, key_padding_mask=mask)[0])
         close(a(x, c), ref(x, c, c)[0])
 
@@ -627,11 +623,9 @@ def test_hidden_places_are_told_apart_by_position_alone():
 def test_every_place_of_the_decoder_has_its_position():
     """Visible patches too: two of them exchanged are another image. What enters the first layer is the
     patch, or the mask token, plus its position."""
-    d, m, visible = (
-        Decoder(16, 32, None, heads=4).eval(),
-        random_mask(2, 16, generator=seeded()),
-        torch.randn(2, 5, 32),
-    )
+    d = Decoder(16, 32, None, heads=4).eval()
+    m = random_mask(2, 16, generator=seeded())
+    visible = torch.randn(2, 5, 32)
     entered = []
     d.layers[0].register_forward_hook(lambda layer, inputs, out: entered.append(inputs[0]))
     with torch.no_grad():
@@ -666,10 +660,8 @@ def test_decoder_context_faults():
 
 
 def test_summarise_by_hand():
-    W, z = (
-        torch.tensor([[[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]]),
-        torch.tensor([[[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]]]),
-    )
+    W = torch.tensor([[[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]])
+    z = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]]])
     assert torch.equal(summarise(W, z), torch.tensor([[[2.0, 1.0], [5.0, 5.0]]]))
     assert summarise(W, z.bfloat16()).dtype == torch.bfloat16
 

@@ -97,10 +97,8 @@ def test_memory_layout_does_not_matter(odd):
     def turned(x):
         return x.t().contiguous().t()
 
-    a, b = (
-        torch.nn.Parameter(first.clone()),
-        torch.nn.Parameter(turned(first.clone()) if odd == "parameter" else first.clone()),
-    )
+    a = torch.nn.Parameter(first.clone())
+    b = torch.nn.Parameter(turned(first.clone()) if odd == "parameter" else first.clone())
     one, other = BertAdam([a], lr=0.1), BertAdam([b], lr=0.1)
     for g in gradients:
         a.grad, b.grad = g.clone(), turned(g.clone()) if odd == "gradient" else g.clone()
@@ -255,10 +253,8 @@ def test_on_the_gpu():
 
 def test_it_trains():
     torch.manual_seed(0)
-    net, x = (
-        torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.GELU(), torch.nn.Linear(32, 1)),
-        torch.randn(64, 4),
-    )
+    net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.GELU(), torch.nn.Linear(32, 1))
+    x = torch.randn(64, 4)
     y = x[:, :1] * x[:, 1:2]
     opt, losses = BertAdam(net.parameters(), lr=0.01, t_total=300), []
     for _ in range(300):
@@ -305,10 +301,8 @@ def test_schedules(f, w):
     ys = [f(x, w) for x in xs]
     assert all(0 <= y <= 1 for y in ys) and max(ys) == pytest.approx(1, abs=1e-6) and ys[0] == (0 if w else 1)
     assert all(y == pytest.approx(0, abs=1e-9) for x, y in zip(xs, ys, strict=True) if x >= 1)
-    up, down = (
-        [y for x, y in zip(xs, ys, strict=True) if x < w],
-        [y for x, y in zip(xs, ys, strict=True) if x >= w],
-    )
+    up = [y for x, y in zip(xs, ys, strict=True) if x < w]
+    down = [y for x, y in zip(xs, ys, strict=True) if x >= w]
     assert up == sorted(up) and down == sorted(down, reverse=True)
 
 

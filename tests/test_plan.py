@@ -101,10 +101,8 @@ def test_costs_come_back_from_their_steps():
     def step(n, k):
         return (k, 0.01 + n * (0.005, 0.008)[k], 0.02 + 2 * n * (0.005, 0.008)[k])
 
-    peaks, sizes = (
-        [[n, 1e9 + 2e6 * n] for n in (20, 64)],
-        [{"pairs": n, "steps": [step(n, k) for k in (0, 1)] * 2} for n in (16, 32)],
-    )
+    peaks = [[n, 1e9 + 2e6 * n] for n in (20, 64)]
+    sizes = [{"pairs": n, "steps": [step(n, k) for k in (0, 1)] * 2} for n in (16, 32)]
     parts = [{"reconstruct": False}, {"reconstruct": True}]
     found = P.fit_cost({"peaks": peaks, "sizes": sizes, "image": 0.002, "caption": 0.003}, parts, 0.001, 4e7)
     for k, v in vars(MACHINE).items():
@@ -127,10 +125,8 @@ def test_costs_come_back_from_their_steps():
 
 @pytest.mark.parametrize("small", [0.0, 0.9, 5.0])
 def test_noise_does_not_make_nonsense(small):
-    peaks, sizes = (
-        [[8, 1e9], [16, 0.9e9]],
-        [{"pairs": n, "steps": [(0, t, t)]} for n, t in ((8, small), (16, 1.0))],
-    )
+    peaks = [[8, 1e9], [16, 0.9e9]]
+    sizes = [{"pairs": n, "steps": [(0, t, t)]} for n, t in ((8, small), (16, 1.0))]
     found = P.fit_cost({"peaks": peaks, "sizes": sizes, "image": 0, "caption": 0}, [{"reconstruct": False}])
     assert (
         found.bytes_pair == 0
@@ -155,20 +151,18 @@ def test_a_training_costs_what_its_plan_says(changes):
     assert [p["reconstruct"] for p in parts] == [False, True] and all(
         len(p["lengths"]) == 4 and max(p["longest"]) >= max(map(max, p["lengths"])) for p in parts
     )
-    peaks, sizes = (
-        [[4, 0], [8, 0]],
-        [
-            {
-                "pairs": n,
-                "steps": [
-                    (k, *2 * (costs([x[int(i)] for i in np.linspace(0, len(x) - 1, n)], p["reconstruct"]),))
-                    for k, p in enumerate(parts)
-                    for x in p["lengths"]
-                ],
-            }
-            for n in (4, 8)
-        ],
-    )
+    peaks = [[4, 0], [8, 0]]
+    sizes = [
+        {
+            "pairs": n,
+            "steps": [
+                (k, *2 * (costs([x[int(i)] for i in np.linspace(0, len(x) - 1, n)], p["reconstruct"]),))
+                for k, p in enumerate(parts)
+                for x in p["lengths"]
+            ],
+        }
+        for n in (4, 8)
+    ]
     cost = P.fit_cost({"peaks": peaks, "sizes": sizes, "image": 0, "caption": 0}, parts)
     made = P.make_plan(cost, model, train, P.Workload(len(feed.pairs)))
     order, onset = Order(feed.pairs.lengths, 8, feed.steps, 0, train.bucket, train.curriculum), feed.per_epoch
@@ -179,11 +173,9 @@ def test_a_training_costs_what_its_plan_says(changes):
 
 
 def test_a_plan_by_hand():
-    train, work, model = (
-        TrainConfig(batch_size=10, epochs=4.0, eval_every=2.0),
-        P.Workload(1005, 100, 200),
-        micro(mim_onset=1.0),
-    )
+    train = TrainConfig(batch_size=10, epochs=4.0, eval_every=2.0)
+    work = P.Workload(1005, 100, 200)
+    model = micro(mim_onset=1.0)
     f = P.make_plan(MACHINE, model, train, work, device(1.1e9), workers=0)
     assert (f.steps, f.per_epoch) == (400, 100) and f.fits and f.largest == 22
     assert (

@@ -319,10 +319,8 @@ def fake(
 ):
     """A record whose hits are drawn: a query is as hard for every model; a seed moves the skill by up to
     `spread`."""
-    hard, skill = (
-        np.random.default_rng(5).normal(size=(2, queries * captions)),
-        skill + spread * np.random.default_rng([9, seed]).normal(),
-    )
+    hard = np.random.default_rng(5).normal(size=(2, queries * captions))
+    skill = skill + spread * np.random.default_rng([9, seed]).normal()
 
     def side(z, groups, items):
         ranks = np.clip(np.exp(1.2 * (z - skill) + 1), 1, items).astype(int)
@@ -441,10 +439,8 @@ def test_a_difference_is_paired_and_over_common_seeds():
     ),
 )
 def test_verdicts(skill, spread, words):
-    base, other = (
-        [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)],
-        [fake("+ Summary", s, skill, spread=spread) for s in range(4)],
-    )
+    base = [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)]
+    other = [fake("+ Summary", s, skill, spread=spread) for s in range(4)]
     f = found_of(*base, *other)
     assert S.verdict(S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]) == words
 
@@ -474,10 +470,8 @@ def test_equal_differences_have_an_interval():
         == S.verdict(S.Estimate(0.0, 0.0, 0.0, (0.0,) * 4))
         == "not resolved"
     )
-    base, same = (
-        [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)],
-        [fake("+ Summary", s, 0.0) for s in range(4)],
-    )
+    base = [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)]
+    same = [fake("+ Summary", s, 0.0) for s in range(4)]
     for a, b in zip(base, same, strict=True):
         b["metrics"]["tests"] = copy.deepcopy(a["metrics"]["tests"])
         side = b["metrics"]["tests"]["test-seen"]["audio_to_image"]
@@ -586,10 +580,8 @@ def labelled(label, *records):
 
 
 def test_between_labels_it_is_paired_over_common_seeds():
-    a, b = (
-        labelled("scenes-x", *[fake("+ Summary", s, 0.3, spread=0.5) for s in (1, 2, 3)]),
-        found_of(*[fake("+ Summary", s, 0.0, spread=0.5) for s in (0, 1, 2)]),
-    )
+    a = labelled("scenes-x", *[fake("+ Summary", s, 0.3, spread=0.5) for s in (1, 2, 3)])
+    b = found_of(*[fake("+ Summary", s, 0.0, spread=0.5) for s in (0, 1, 2)])
     d = between(a, "+ Summary", b, "+ Summary", "test-seen")
     both = [
         [
@@ -684,10 +676,8 @@ def test_an_ablation_with_a_baseline_of_its_own_is_held_against_it():
 
 
 def test_an_ablation_without_records_has_no_numbers():
-    base, none = (
-        found_of(*[fake(row, s, 0.0) for s in range(2) for row in ("VG-HuBERT (M)", "+ Summary")]),
-        S.TableRecords(4, "scenes-x", stale={("+ Summary", 0): ["train.lr: 0.1, now 0.2"]}),
-    )
+    base = found_of(*[fake(row, s, 0.0) for s in range(2) for row in ("VG-HuBERT (M)", "+ Summary")])
+    none = S.TableRecords(4, "scenes-x", stale={("+ Summary", 0): ["train.lr: 0.1, now 0.2"]})
     text = S.ablations_table(base, {ablation_of(): none})
     assert (
         "| scenes-x | `lam=3.` | + Summary | no record |  |  |  |  |  |" in text
@@ -702,11 +692,9 @@ def test_an_ablation_without_records_has_no_numbers():
 
 
 def test_the_forest_marks_what_is_resolved():
-    up, open_, one = (
-        S.Estimate(3.0, 2.5, 3.5, (2.9, 3.1) * 2),
-        S.Estimate(1.0, -1.0, 3.0, (0.9, 1.1) * 2),
-        S.Estimate(9.0, 7.0, 11.0, (9.0,)),
-    )
+    up = S.Estimate(3.0, 2.5, 3.5, (2.9, 3.1) * 2)
+    open_ = S.Estimate(1.0, -1.0, 3.0, (0.9, 1.1) * 2)
+    one = S.Estimate(9.0, 7.0, 11.0, (9.0,))
     fig = S.forest_figure({"a": {"t": up, "u": open_}, "b": {"t": one, "u": None}})
     points = {
         (ax.get_title(), float(p.get_xdata()[0])): p.get_markerfacecolor()

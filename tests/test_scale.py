@@ -206,10 +206,8 @@ def test_the_pool_is_that_of_the_pairs(files):
     "Images once and captions once give the numbers of one pass over all pairs."
     model = SGMIM(micro())
     pairs = corpus_pairs(files, 1.0, model.config)
-    a, b = (
-        embed(model, pool_loader(pairs, 7)),
-        embed(model, [collate([pairs[j] for j in range(k, k + 8)]) for k in range(0, 48, 8)]),
-    )
+    a = embed(model, pool_loader(pairs, 7))
+    b = embed(model, [collate([pairs[j] for j in range(k, k + 8)]) for k in range(0, 48, 8)])
     assert a.metrics().row == b.metrics().row
     order = a.index.argsort()
     assert (
@@ -298,11 +296,9 @@ print(peak() - before, r.audio_to_image.n_items, r.image_to_audio.n_items, r.aud
 
 def test_blocks_do_not_change_the_ranks():
     g = torch.Generator().manual_seed(1)
-    z_image, z_audio, owner = (
-        torch.randn(50, 16, generator=g),
-        torch.randn(251, 16, generator=g),
-        torch.arange(251) % 50,
-    )
+    z_image = torch.randn(50, 16, generator=g)
+    z_audio = torch.randn(251, 16, generator=g)
+    owner = torch.arange(251) % 50
     rows = {b: retrieval_metrics(z_image, z_audio, owner, block=b).row for b in (1, 7, 251, 1024)}
     assert len(set(rows.values())) == 1
 

@@ -92,11 +92,9 @@ def test_exact(block):
     z = rng.normal(size=(500, 12)).astype(np.float32)
     z[rng.integers(0, 500, 100)] = z[3]  # a hundred rows alike
     for trial in range(20):
-        q, cut, k = (
-            (z[3] if trial % 2 else rng.normal(size=12).astype(np.float32)),
-            int(rng.integers(0, 500)),
-            int(rng.integers(1, 120)),
-        )
+        q = z[3] if trial % 2 else rng.normal(size=12).astype(np.float32)
+        cut = int(rng.integers(0, 500))
+        k = int(rng.integers(1, 120))
         rows, scores = _best_rows([z[:cut], z[cut:]], q, k, float(np.linalg.norm(z, axis=1).max()), block)
         right = z.astype(np.float64) @ q.astype(np.float64)
         assert (rows[np.lexsort((rows, -scores))][:k] == np.argsort(-right, kind="stable")[:k]).all()

@@ -165,10 +165,8 @@ def test_layout_for_other_tools(loose, written, shards):
         assert shards._image_at[i, :3].tolist() == [k, at, size] and blob == loose.image_path(
             i
         ).read_bytes() == shards.image_bytes(i)
-        facts, js = (
-            json.loads(next(s for s in seen if s[1] == f"{i:08d}.json")[4]),
-            np.flatnonzero(loose.image_of_caption == i),
-        )
+        facts = json.loads(next(s for s in seen if s[1] == f"{i:08d}.json")[4])
+        js = np.flatnonzero(loose.image_of_caption == i)
         assert facts == {
             "image": loose.image_names[i],
             "label": loose.labels[i],
@@ -419,10 +417,8 @@ def test_any_recording(tmp_path):
 @pytest.mark.parametrize("kind", ["flac", "wav"])
 def test_only_what_is_needed_is_read(tmp_path, monkeypatch, kind):
     rng = np.random.default_rng(0)
-    even, front = (
-        rng.normal(0, 0.05, 160_000),
-        np.concatenate([rng.normal(0, 0.3, 48_000), np.zeros(112_000)]),
-    )
+    even = rng.normal(0, 0.05, 160_000)
+    front = np.concatenate([rng.normal(0, 0.3, 48_000), np.zeros(112_000)])
     for name, wave in (("even", even), ("front", front)):
         soundfile.write(tmp_path / f"{name}.wav", wave, 16_000, subtype="PCM_16")
     Image.new("RGB", (20, 20)).save(tmp_path / "i.jpg")

@@ -160,10 +160,8 @@ class Places:
         draw = [rng_for("places", split, i) for i in range(n)]
         self.images = [draw_scene(sample_scene(r, place=SCENE_PLACES[i % 8]), 32) for i, r in enumerate(draw)]
         self.waves = [said[SCENE_PLACES[i % 8], SEEN_SPEAKERS[r.integers(2)]] for i, r in enumerate(draw)]
-        self.image_of_caption, self.captions = (
-            np.arange(n),
-            [SimpleNamespace(samples=len(w)) for w in self.waves],
-        )
+        self.image_of_caption = np.arange(n)
+        self.captions = [SimpleNamespace(samples=len(w)) for w in self.waves]
 
     def __len__(self):
         return len(self.waves)

@@ -405,10 +405,8 @@ def test_widgets_outlive_run_all(lab, browser):
     ]
     assert len(explorers) == 3
     for cell in explorers:
-        was, handle = (
-            until(lambda cell=cell: pictures(cell)),
-            cell.find_element(By.CSS_SELECTOR, ".noUi-handle"),
-        )
+        was = until(lambda cell=cell: pictures(cell))
+        handle = cell.find_element(By.CSS_SELECTOR, ".noUi-handle")
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
         handle.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
         until(lambda cell=cell, was=was: pictures(cell) not in ([], was))

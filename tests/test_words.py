@@ -328,10 +328,8 @@ def test_golden_f1():
 def test_scores_from_counts_are_those_from_shares():
     rng = np.random.default_rng(0)
     counts = np.stack([rng.integers(1, 50, 20), rng.integers(50, 90, 20), rng.integers(50, 90, 20)], 1)
-    a, b = (
-        _scores_of_counts(counts),
-        segmentation_scores(counts[:, 0] / counts[:, 1], counts[:, 0] / counts[:, 2]),
-    )
+    a = _scores_of_counts(counts)
+    b = segmentation_scores(counts[:, 0] / counts[:, 1], counts[:, 0] / counts[:, 2])
     for k in a:
         np.testing.assert_allclose(a[k], b[k])
 

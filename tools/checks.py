@@ -547,10 +547,8 @@ def quarto_settings(root):
     if content["nbs/_quarto.yml"] != STUB:
         problems.append(f"nbs/_quarto.yml is to hold {STUB} and nothing else: settings go into _quarto.yml")
     cfg, pages = settings(root), html_pages(root)
-    site, own = (
-        cfg["doc_host"] + cfg["doc_baseurl"] + "/",
-        re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/[^/]+/([^#]+)"),
-    )
+    site = cfg["doc_host"] + cfg["doc_baseurl"] + "/"
+    own = re.compile(re.escape(cfg["git_url"]) + r"/(?:blob|tree|raw)/[^/]+/([^#]+)")
 
     def there(target):
         address, _, fragment = target.partition("#")

@@ -93,10 +93,8 @@ def problems(root, proc):
             if any(out["output_type"] == "error" for c in cells for out in c.get("outputs", [])):
                 found.append(f"{path} shows an error")
             texts = [text for c in cells for text in written(c)]
-            prose, whole = (
-                [joined(c["source"]) for c in checks.cells(root, path, "markdown")],
-                bare("".join(texts)),
-            )
+            prose = [joined(c["source"]) for c in checks.cells(root, path, "markdown")]
+            whole = bare("".join(texts))
             # title and subtitle have become settings of the page
             prose[:1] = re.sub(r"^# .*\n\n> .*", "", prose[0], count=1).split("\n\n") if prose else []
             found += [

@@ -23,11 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def timed(command, cwd, env):
     "(minutes, output) of a command; ends this script if it fails."
-    start, run = (
-        time.perf_counter(),
-        subprocess.run(
-            command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ),
+    start = time.perf_counter()
+    run = subprocess.run(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if run.returncode:
         sys.exit(f"{' '.join(command)} failed in {cwd}:\n{run.stdout[-4000:]}")

@@ -495,11 +495,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads, allow_reuse_address, request_queue_size = True, sys.platform != "win32", 32
 
     def __init__(self, searcher: Searcher, host: str = "127.0.0.1", port: int = 0, names=()):
-        self.searcher, self.connections, self.places = (
-            searcher,
-            threading.BoundedSemaphore(64),
-            threading.BoundedSemaphore(4),
-        )
+        self.searcher = searcher
+        self.connections = threading.BoundedSemaphore(64)
+        self.places = threading.BoundedSemaphore(4)
         super().__init__((host, port), Handler)
         self.hosts = {
             f"{name.lower()}:{self.server_port}" for name in ("127.0.0.1", "localhost", host, *names)

@@ -783,12 +783,10 @@ def run_evaluation(a):
     from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
     from sgmim.scenes.corpus import load_scenes
 
-    began, code, device, folder = (
-        time.perf_counter(),
-        code_version(),
-        pick_device(a.device),
-        Path(a.checkpoint or shipped("scenes-tiny")),
-    )
+    began = time.perf_counter()
+    code = code_version()
+    device = pick_device(a.device)
+    folder = Path(a.checkpoint or shipped("scenes-tiny"))
     model = open_checkpoint(folder, a.download).to(device)
     if a.data:
         splits = named_splits(a, a.split, "test", max_missing=a.max_unreadable)

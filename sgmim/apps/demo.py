@@ -118,10 +118,8 @@ def run_demo(
     clock("data")
     config, model = config or recipe("scenes-tiny"), model or scenes_tiny()
     torch.manual_seed(config.seed)
-    start, options = (
-        load_tiny_backbones(SGMIM(model)),
-        dict(device=device, progress=progress, workers=workers),
-    )
+    start = load_tiny_backbones(SGMIM(model))
+    options = dict(device=device, progress=progress, workers=workers)
     fitted = fit(start, splits["train"], splits["dev"], config, out=out, **options)
     clock("training")
     results = _test_results(fitted.model, splits, device, config.eval_seconds)

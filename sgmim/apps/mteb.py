@@ -52,11 +52,9 @@ class MtebEncoder:
         else:
             self.name, self.model = type(model).__name__, model
         self.model = self.model.to(pick_device(device)).eval()
-        self.name, self.max_seconds, self.revision = (
-            name or f"sgmim/{self.name}",
-            max_seconds,
-            revision or state_digest(self.model),
-        )
+        self.name = name or f"sgmim/{self.name}"
+        self.max_seconds = max_seconds
+        self.revision = revision or state_digest(self.model)
 
     def encode(
         self, inputs, *, task_metadata=None, hf_split=None, hf_subset=None, prompt_type=None, **kwargs

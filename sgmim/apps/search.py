@@ -259,10 +259,8 @@ def _read_part(folder: Path, entry: dict, width: int, verify: bool = True) -> tu
             verify and _digest(name.with_suffix(".npy").read_bytes()) != entry["npy"]
         ):
             raise ValueError("not what was written")
-        vectors, files = (
-            np.load(name.with_suffix(".npy"), mmap_mode="r", allow_pickle=False),
-            _Files(*json.loads(blob)),
-        )
+        vectors = np.load(name.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        files = _Files(*json.loads(blob))
         if vectors.shape != (n, width) or vectors.dtype != np.float32 or len(files) != n:
             raise ValueError(f"{len(files)} files and vectors {vectors.shape}, not {(n, width)}")
         if unsafe := next(filter(path_fault, files.columns[0]), None):

@@ -309,12 +309,10 @@ class AttentionExplorer(Explorer):
                 413,
                 f"The recording has {len(blob) / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} can be taken.",
             )
-        self.own, self.words.children, self.pressed.value, self.back.disabled = (
-            decode_upload(blob, self.seconds)[0],
-            (),
-            "",
-            False,
-        )
+        self.own = decode_upload(blob, self.seconds)[0]
+        self.words.children = ()
+        self.pressed.value = ""
+        self.back.disabled = False
         self.shown.value = self.draw(**self.state)
 
 # %% ../../nbs/apps/04_widgets.ipynb #6e93f04e
@@ -395,16 +393,12 @@ class Pool:
     "The embeddings of a corpus, in the order of its captions and images, and their scores."
 
     def __init__(self, model, corpus):
-        e, self.corpus, c = (
-            embed(model, pool(model.config, corpus), next(model.parameters()).device),
-            corpus,
-            model.config,
-        )
-        self.images, self.captions, self.owner = (
-            e.image_id.numpy(),
-            e.index.numpy(),
-            e.image_id.numpy()[e.image_of_caption.numpy()],
-        )
+        e = embed(model, pool(model.config, corpus), next(model.parameters()).device)
+        self.corpus = corpus
+        c = model.config
+        self.images = e.image_id.numpy()
+        self.captions = e.index.numpy()
+        self.owner = e.image_id.numpy()[e.image_of_caption.numpy()]
 
         def n(z):
             return torch.nn.functional.normalize(z, dim=1) if c.similarity == "cosine" else z
@@ -482,10 +476,8 @@ class RetrievalExplorer(Explorer):
         return getattr(self.corpus.captions[j], "text", None) or f"recording {j}"
 
     def draw(self, side, caption, image, k):
-        self.controls["caption"].disabled, self.controls["image"].disabled = (
-            side != "caption",
-            side != "image",
-        )
+        self.controls["caption"].disabled = side != "caption"
+        self.controls["image"].disabled = side != "image"
         query = caption if side == "caption" else image
         found, scores, right, rank = self.pool.ranked(query, side, k)
         show = (lambda n: self.corpus.image(int(n))) if side == "caption" else (lambda n: self.text(int(n)))
@@ -539,12 +531,10 @@ class Monitor:
     def __init__(self, every: float = 2.0, show: bool = True):
         import ipywidgets as W
 
-        self.every, self.shown, self.history, self._last = (
-            every,
-            W.HTML("<p>waiting for the first steps</p>"),
-            [],
-            -np.inf,
-        )
+        self.every = every
+        self.shown = W.HTML("<p>waiting for the first steps</p>")
+        self.history = []
+        self._last = -np.inf
         if show:
             from IPython.display import display
 

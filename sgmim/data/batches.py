@@ -394,12 +394,10 @@ class Order:
         groups=None,  # (n,) the shard of each caption; None: any caption may meet any other
         window: int = 16,  # groups that captions are drawn from at a time
     ):
-        self.lengths, self.n, self.batch_size, self.steps = (
-            np.asarray(lengths),
-            len(lengths),
-            batch_size,
-            steps,
-        )
+        self.lengths = np.asarray(lengths)
+        self.n = len(lengths)
+        self.batch_size = batch_size
+        self.steps = steps
         self.groups = None if groups is None else np.array(groups)
         self.seed, self.bucket, self.window = seed, bucket, window
         if not 1 < batch_size <= self.n:

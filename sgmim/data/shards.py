@@ -200,14 +200,12 @@ class _Encoder:
     "Called with the number of an image: its `_Sample`. `about`: the columns of the corpus (`_plain_corpus`)."
 
     def __init__(self, corpus, about, size, jpeg_quality, audio, max_seconds, **_):
-        self.corpus, self.about, self.size, self.jpeg_quality, self.audio, self.max_seconds = (
-            corpus,
-            about,
-            size,
-            jpeg_quality,
-            audio,
-            max_seconds,
-        )
+        self.corpus = corpus
+        self.about = about
+        self.size = size
+        self.jpeg_quality = jpeg_quality
+        self.audio = audio
+        self.max_seconds = max_seconds
         self.roots = {vars(corpus).get("image_root"), vars(corpus).get("audio_root")} - {None}
         self.order = np.argsort(about.image_of_caption, kind="stable")
         self.starts = np.searchsorted(about.image_of_caption[self.order], np.arange(about.n_images + 1))
@@ -528,11 +526,9 @@ def _write_index(out, about, job, records):
         [[j, n, k, *at] for k, r in enumerate(records) for j, n, *at in r["sounds"]], np.int64
     ).reshape(-1, 6)
     sounds = sounds[np.argsort(sounds[:, 0])]  # in the order of the corpus, whatever that in the files
-    faults, before, keep = (
-        Skips(Skip(*x) for r in records for x in r["faults"]),
-        about.skipped,
-        np.isin(np.arange(len(about)), sounds[:, 0]),
-    )
+    faults = Skips(Skip(*x) for r in records for x in r["faults"])
+    before = about.skipped
+    keep = np.isin(np.arange(len(about)), sounds[:, 0])
     if not keep.all():
         images, about = images[np.isin(images[:, 0], about.image_of_caption[keep])], select(about, keep)
     about._samples = torch.from_numpy(sounds[:, 1].copy())

@@ -497,10 +497,8 @@ def _vector(ax, x, y, n, colour, upright=True):
 # %% ../../nbs/evaluation/00_figures.ipynb #6f21d5c6
 def _draw_inputs(ax, panel, image, wave, mask):
     "The left of the schematic: image, recording, the image with most patches hidden, the image again."
-    seen, parts = (
-        _masked_picture(image, mask, round(len(mask) ** 0.5)),
-        np.array_split(wave, min(len(wave), 120)),
-    )
+    seen = _masked_picture(image, mask, round(len(mask) ** 0.5))
+    parts = np.array_split(wave, min(len(wave), 120))
     for y, shown in ((58, image), (23, seen), (8.2, image)):
         panel(6, y - 6.5, 13, 13).imshow(shown)
     low, high = [p.min() for p in parts], [p.max() for p in parts]

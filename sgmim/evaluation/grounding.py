@@ -626,8 +626,6 @@ def grounding_record(
         "resamples": resamples,
         **{k: chosen[k] for k in ("variant", "threshold", "chance_thresholds", "ways")},
     }
-    data, device = (
-        {k: corpus_entry(c) for k, c in {"dev": dev, **splits}.items()},
-        next(model.parameters()).device,
-    )
+    data = {k: corpus_entry(c) for k, c in {"dev": dev, **splits}.items()}
+    device = next(model.parameters()).device
     return start.record("grounding", config, seed, data, metrics, device, chosen_from=chosen["variants"])

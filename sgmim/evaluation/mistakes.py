@@ -50,10 +50,8 @@ def contradicted_words(
     if not hasattr(corpus, "scene"):
         raise DataError("only the embedded corpus knows what its captions say and what its pictures show")
     captions, scenes = corpus.captions, corpus.scenes
-    said, shown = (
-        [{t[0] for t in c.things} for c in captions],
-        [{t.category for t in s.things} for s in scenes],
-    )
+    said = [{t[0] for t in c.things} for c in captions]
+    shown = [{t.category for t in s.things} for s in scenes]
     both, named = _shared(said, shown)
     always = np.ones(both.shape, bool)
     place, spoken = _shared([{c.place} - {None} for c in captions], [{s.place} for s in scenes])

@@ -77,10 +77,8 @@ class DecoderLayer(nn.Module):
             self.cross, self.cross_norm = Attention(width, heads, context_width), nn.LayerNorm(width)
             self.context_norm = nn.LayerNorm(context_width) if self.pre else nn.Identity()
         self.attn, self.attn_norm = Attention(width, heads), nn.LayerNorm(width)
-        self.mlp, self.mlp_norm = (
-            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)),
-            nn.LayerNorm(width),
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.mlp_norm = nn.LayerNorm(width)
 
     def _add(self, x, norm, f):
         "x plus f of x, with the LayerNorm before f or after the sum."

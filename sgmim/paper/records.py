@@ -364,10 +364,8 @@ def _place_faults(record, path):
         return
     spec, seed, path = record["spec"], record["seed"], Path(path)
     if record["kind"] == "reproduce":
-        folder, name = (
-            f"table_{spec['table']}/{spec['label']}",
-            record_name(spec["row"], seed, spec["budget"]),
-        )
+        folder = f"table_{spec['table']}/{spec['label']}"
+        name = record_name(spec["row"], seed, spec["budget"])
         fits = path.name == name
     else:
         folder, name = f"tuning/{spec['label']}", f"{slug(spec['row'])}-seed{seed}"

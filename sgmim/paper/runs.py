@@ -530,10 +530,8 @@ def records_of_table(
 ):
     """The `TableRecords` of a table that count as things stand now: those that the plan with the settings of
     the label (or of its data) would make. No data are needed."""
-    results, label = (
-        results_folder() if results is None else Path(results),
-        label or data or CORPUS_OF_TABLE[table],
-    )
+    results = results_folder() if results is None else Path(results)
+    label = label or data or CORPUS_OF_TABLE[table]
 
     def stale(record):
         try:

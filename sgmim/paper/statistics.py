@@ -314,11 +314,9 @@ def _measured(found, row, tests):
 
 def _results(found, tests):
     "A table with the columns of some tests, as Markdown."
-    table, views, own = (
-        PAPER[found.table],
-        _directions(found.table),
-        found.label == CORPUS_OF_TABLE[found.table],
-    )
+    table = PAPER[found.table]
+    views = _directions(found.table)
+    own = found.label == CORPUS_OF_TABLE[found.table]
     lines = []
     for name, printed in table.systems.items():
         row = ROW_OF.get(name)

@@ -475,10 +475,8 @@ def _draw_bus(p, c):
     "A bus, three passengers and a chequered band."
     _shadow(p, y=0.93, rx=0.47)
     p.box(0.01, 0.08, 0.99, 0.86, c, 0.08)
-    hairs, shirts = (
-        ((94, 58, 40), (40, 34, 40), (210, 130, 50)),
-        ((40, 150, 150), (240, 170, 50), (120, 90, 180)),
-    )
+    hairs = ((94, 58, 40), (40, 34, 40), (210, 130, 50))
+    shirts = ((40, 150, 150), (240, 170, 50), (120, 90, 180))
     for i, (hair, shirt) in enumerate(zip(hairs, shirts, strict=True)):
         x = 0.05 + 0.235 * i
         p.box(x, 0.15, x + 0.215, 0.55, (206, 236, 248), 0.02, edge=_INK)
@@ -632,10 +630,8 @@ def _draw_ball(p, c):
     p.disc(0.5, 0.49, 0.45, c)
     for (x, y), (u, v) in zip(_ring(5, 0.5, 0.49, 0.18, -0.25), _ring(5, 0.5, 0.49, 0.3, -0.25), strict=True):
         p.line([(x, y), (u, v)], seam, 0.045)
-    turns, radii = (
-        (-0.42, -0.2, 0, 0.2, 0.42, 0.28, 0, -0.28),
-        (0.45, 0.452, 0.455, 0.452, 0.45, 0.34, 0.27, 0.34),
-    )
+    turns = (-0.42, -0.2, 0, 0.2, 0.42, 0.28, 0, -0.28)
+    radii = (0.45, 0.452, 0.455, 0.452, 0.45, 0.34, 0.27, 0.34)
     for k in range(5):
         a = 2 * pi * (k / 5 - 0.25)
         rim = [(0.5 + r * cos(a + t), 0.49 + r * sin(a + t)) for t, r in zip(turns, radii, strict=True)]
