@@ -973,13 +973,13 @@ GUIDED = ("+ Speech-Guided", "+ Summary")
 # what the page says; the record; the paths of numbers with intervals; the bounds within which they all lie
 MEASURED = [
     (
-        "The decoder listens",
+        "The decoder uses the caption",
         "dependence-scenes-tiny",
         [("overall", f"{w}_minus_right") for w in ("wrong", "none")],
         0,
         9,
     ),
-    ("*+ Summary* listens here too", "dependence-scenes", [("overall", "wrong_minus_right")], 0, 9),
+    ("*+ Summary* uses the caption here too", "dependence-scenes", [("overall", "wrong_minus_right")], 0, 9),
     ("significantly worse than *+ Recon*", "dependence-scenes", [("overall", "alone_minus_right")], -9, 0),
     (
         "less than 1 % of the norm",
@@ -1045,4 +1045,4 @@ def test_without_benchmarks_the_page_about_scaling_says_so(tmp_path, monkeypatch
     assert (
         "No record: python benchmarks/shards.py" in said and "No record: python benchmarks/loader.py" in said
     )
-    assert "kB a pair" not in said and "one process brings" not in said and "10^9" in said
+    assert "kB per pair" not in said and "one process delivers" not in said and "10^9" in said
