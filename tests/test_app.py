@@ -24,7 +24,7 @@ from PIL import Image
 
 from sgmim.apps import app
 from sgmim.apps.app import MAX_BYTES, Refusal, Searcher, Server, decode_upload, parts_of
-from sgmim.apps.commands import app_command
+from sgmim.apps.commands import run_command
 from sgmim.apps.search import Index, update_index
 from sgmim.core import ConfigError
 from sgmim.data.audio import RATE, write_audio
@@ -606,14 +606,17 @@ def test_loopback_only(server, folder, capsys):
     with pytest.raises(ConfigError, match="holds recordings"):
         Searcher(Index.open(folder / "spoken"), server.searcher.model)
     assert (
-        app_command([str(folder / "index"), "--port", str(server.server_port), "--device", "cpu"]) == 1
+        run_command(
+            "sgmim_app", [str(folder / "index"), "--port", str(server.server_port), "--device", "cpu"]
+        )
+        == 1
         and "another program may use it" in capsys.readouterr().err
     )
 
 
 def test_the_command(folder):
     "Started as a user starts it; Ctrl-C ends it without a word of Python."
-    code = "import sys; from sgmim.apps.commands import app_command; sys.exit(app_command(sys.argv[1:]))"
+    code = "import sys; from sgmim.apps.commands import run_command; sys.exit(run_command('sgmim_app'))"
     # a job in the background is born deaf to Ctrl-C
     process = subprocess.Popen(
         [
