@@ -10,10 +10,10 @@ ACTIVE  := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lab docs readme refresh hooks clean distclean
+.PHONY: help demo test test-all check lab docs readme refresh hooks clean distclean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1  \t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' Makefile
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then \
@@ -26,11 +26,14 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar on -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## the method on make the corpus, train, evaluate, draw: the whole method, in ten minutes
+demo: $(STAMP) ## make the corpus, train, evaluate, plot: the whole method, in ten minutes
 	$(VENV)/bin/sgmim_demo
 
-test: $(STAMP) ## everything CI runs: ruff, checks, the notebooks, pytest
+test: $(STAMP) ## the quick tests: ruff, checks, the notebooks, pytest without slow tests
 	@$(ACTIVE) bash tools/test.sh
+
+test-all: $(STAMP) ## everything CI runs: the slow tests too (browser, full-size models, killed runs)
+	@$(ACTIVE) bash tools/test.sh all
 
 check: $(STAMP) ## only the quick checks (a few seconds): format, lint, modules, README, links, sidebar
 	@$(ACTIVE) sh -c 'ruff format --check nbs tests tools benchmarks setup.py && ruff check nbs tests tools benchmarks setup.py'

@@ -362,6 +362,7 @@ def mini(tmp_path):
     (tmp_path / "_quarto.yml").write_text(QUARTO)
     (tmp_path / "sgmim/__init__.py").write_text(f'__version__ = "{checks.settings(ROOT)["version"]}"\n')
     (tmp_path / "sgmim/core.py").write_text("def one(): return 1\n")
+    (tmp_path / "sgmim/data/more.py").write_text("")
     readme.write(tmp_path)
     return tmp_path
 
@@ -416,6 +417,21 @@ FAULTS = {
             [cell("#| export\ntry: from fastcore.basics import patch\nexcept ImportError: pass")],
             "fastcore",
         ),
+    ],
+    "functions": [
+        ("sgmim/core.py", ("return 1", f"return {{{chr(10) * 40}}}"), "one has more than 40 lines"),
+        (
+            "sgmim/core.py",
+            ("one()", "one(a,  # a number\n  b,\n  )"),
+            "core.py:1: one has no docments for b",
+        ),
+        (
+            "sgmim/core.py",
+            ("def one():", "@dataclass\nclass C:\n  a: int\n  b: int # b\n  def f():"),
+            "for a",
+        ),
+        ("sgmim/core.py", ("def one(): return 1", "class C:\n  def __init__(self, x): pass"), "for x"),
+        ("sgmim/data/more.py", ("", "class one: pass\n"), "one is defined in core.py and data/more.py"),
     ],
     "imports_apart": [
         ("00_core.ipynb", [cell("import math\nx = math.pi")], "mixes imports"),

@@ -7,6 +7,7 @@ tests/test_project.py runs them all, and plants a fault for each to see that it 
 
 import ast
 import configparser
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tokenize
 from pathlib import Path
 
 import yaml
@@ -22,9 +24,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 import readme
 
 # imported where used, never on top
-LATE = {"fastcore", "soundfile", "soxr", "ijson", "espeakng_loader", "ipywidgets", "IPython", "nbdev"}
+LATE = {
+    "fastcore",
+    "soundfile",
+    "soxr",
+    "ijson",
+    "scipy",
+    "espeakng_loader",
+    "ipywidgets",
+    "IPython",
+    "nbdev",
+}
 EXPORTS = {"export", "exports", "exporti"}  # directives of cells that go into the module
 MAX_NOTEBOOK = 1_500_000  # bytes
+MAX_FUNCTION = 40  # lines
 # nbs/_quarto.yml
 STUB = {"project": {"type": "website"}, "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"]}
 QUARTO_KEYS = {
@@ -235,6 +248,57 @@ def late_imports(root):
                     if n.split(".")[0] in LATE
                 ]
     return problems
+
+
+def undocumented(tree, commented):
+    """Yield (line, name of a function or class, names without docments) of what is public in a module.
+
+    `commented`: the numbers of the lines that have a comment, at their end or above.
+    """
+
+    def bare(nodes):
+        return [n for n in nodes if n.lineno not in commented]
+
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        functions, fields = [node], []
+        if isinstance(node, ast.ClassDef):
+            functions = [f for f in node.body if isinstance(f, ast.FunctionDef)]
+            if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+                fields = [f.target for f in node.body if isinstance(f, ast.AnnAssign)]
+        parameters = [
+            parameter
+            for f in functions
+            if not f.name.startswith("_") or f.name == "__init__"
+            for parameter in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
+            if parameter.arg not in ("self", "cls")
+        ]
+        if names := [n.arg for n in bare(parameters)] + [n.id for n in bare(fields)]:
+            yield node.lineno, node.name, names
+
+
+def functions(root):
+    "Functions are short; public ones, and the fields of dataclasses, have docments; public names are unique."
+    problems, homes = [], {}
+    lib = Path(root) / settings(root)["lib_path"]
+    for file in sorted(lib.rglob("*.py")):
+        if file.name.startswith("_"):
+            continue
+        code, name = file.read_text(encoding="utf-8"), file.relative_to(lib)
+        tree = ast.parse(code)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= MAX_FUNCTION:
+                problems.append(f"{name}:{node.lineno}: {node.name} has more than {MAX_FUNCTION} lines")
+        tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+        comments = [t for t in tokens if t.type == tokenize.COMMENT]
+        commented = {t.start[0] + t.line.lstrip().startswith("#") for t in comments}
+        for line, function, names in undocumented(tree, commented):
+            problems.append(f"{name}:{line}: {function} has no docments for {', '.join(names)}")
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(name))
+    return problems + [f"{n} is defined in {' and '.join(f)}" for n, f in homes.items() if len(f) > 1]
 
 
 def imports_apart(root):
@@ -736,6 +800,7 @@ CHECKS = [
     readme_in_step,
     import_order,
     late_imports,
+    functions,
     imports_apart,
     notebook_state,
     pages,

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# What `make test` and CI run, in the environment that is active. Every step runs even if an earlier one failed; pytest comes last.
+# The tests, in the active environment: without an argument the quick ones (`make test`), with `all` everything (`make test-all`, CI).
+# Every step runs even if an earlier one failed.
 set -u
+select=(-m "not slow")
+[ "${1:-}" = all ] && select=()
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 failed=()
@@ -14,7 +17,7 @@ step() { # step NAME COMMAND...
 step "format" ruff format --check nbs tests tools benchmarks setup.py
 step "lint" ruff check nbs tests tools benchmarks setup.py
 step "notebooks" python tools/notebooks.py
-step "pytest" python -m pytest --durations=8
+step "pytest" python -m pytest --durations=8 "${select[@]}"
 
 if ((${#failed[@]})); then
     printf '\nFAILED: %s\n' "$(IFS=,; echo "${failed[*]}")"
