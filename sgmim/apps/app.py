@@ -214,8 +214,8 @@ class Searcher:
             while len(self.queries) > self.keep:
                 self.features.pop(self.queries.popitem(last=False)[0], None)
         hits = self.index.search(query.z, self.top)
-
         heard = heard[: round(query.seconds * RATE)]
+        heads = query.W / np.maximum(query.W.max(1, keepdims=True), 1e-9)
         return {
             "query": name,
             "seconds": round(seconds, 3),
@@ -225,14 +225,10 @@ class Searcher:
                 [np.abs(piece).max() for piece in np.array_split(heard, min(300, len(heard)))]
                 / max(np.abs(heard).max(), 1e-9)
             ),
-            "attention": {
-                "first": query.first,
-                "hop": query.hop,
-                "heads": _rounded(query.W / np.maximum(query.W.max(1, keepdims=True), 1e-9)),
-            },
+            "attention": {"first": query.first, "hop": query.hop, "heads": _rounded(heads)},
             "parts": [
-                {"word": w, "start": round(s, 3), "end": round(e, 3), "kind": word_class(w)}
-                for w, s, e in query.parts
+                {"word": word, "start": round(start, 3), "end": round(end, 3), "kind": word_class(word)}
+                for word, start, end in query.parts
             ],
             "hits": [
                 {"rank": h.rank, "score": round(h.score, 5), "row": h.row, "name": printable(h.path)}

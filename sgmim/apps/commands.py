@@ -19,6 +19,7 @@ import sys
 import time
 import typing
 import warnings
+from json import dumps
 from pathlib import Path
 
 # before torch: threads that wait for others sleep; awake, they take the core that those others need
@@ -260,20 +261,18 @@ def _takes_corpus(function):
     function.__delwrap__ = _corpus_on_disk  # where `docments` finds their comments
     return function
 
-# %% ../../nbs/apps/05_commands.ipynb #efb0b02c
-def _open_splits(source, names, role, max_missing):
-    "{split: Corpus} of a corpus on disk; without `names` the splits of its 'train', 'dev' or 'test'."
+# %% ../../nbs/apps/05_commands.ipynb #9eac668e
+def _open_splits(source, names, role, max_missing, embedded=()):
+    """{split: corpus}; without `names` the splits of its 'train', 'dev' or 'test'. `embedded`: (names, number
+    of images, their size) for the embedded corpus."""
     from sgmim.data.corpora import open_splits, role_splits
-
-    path, kind, options = source
-    return open_splits(path, kind, names or role_splits(path, kind, role, options), options, max_missing)
-
-
-def _scenes_of(names, images, size):
-    "{split: scenes} of the embedded corpus."
     from sgmim.scenes.corpus import load_scenes
 
-    return {name: load_scenes(name, images, size=size) for name in names}
+    if source is None:
+        default, images, size = embedded
+        return {name: load_scenes(name, images, size=size) for name in names or default}
+    path, kind, options = source
+    return open_splits(path, kind, names or role_splits(path, kind, role, options), options, max_missing)
 
 # %% ../../nbs/apps/05_commands.ipynb #0fd80ecf
 @_takes_corpus
@@ -420,10 +419,10 @@ def _training_data(source, c, config, train_split=None, dev_split=None, images=7
     "(training corpus, {name: dev corpus}): on disk, or the embedded one."
     from sgmim.scenes.corpus import load_scenes
 
+    size, most = c.image_size, config.max_unreadable
     if source is None:
-        train = load_scenes("train", images, captions, size=c.image_size)
-        return train, _scenes_of(["dev"], max(100, images // 14), c.image_size)
-    most = config.max_unreadable
+        dev = load_scenes("dev", max(100, images // 14), size=size)
+        return load_scenes("train", images, captions, size=size), {"dev": dev}
     [data] = _open_splits(source, train_split and [train_split], "train", most).values()
     return data, {} if dev_split == [] else _open_splits(source, dev_split, "dev", most)
 
@@ -580,11 +579,9 @@ def sgmim_eval(
     began, code, device = time.perf_counter(), code_version(), pick_device(device)
     folder = Path(checkpoint or shipped("scenes-tiny"))
     net = open_checkpoint(folder, download).to(device)
-    if source := _corpus_on_disk(**corpus):
-        splits = _open_splits(source, split, "test", max_unreadable)
-    else:
-        names = split or ("test-seen", "test-unseen", "test-novel")
-        splits = _scenes_of(names, images, net.config.image_size)
+    source, tests = _corpus_on_disk(**corpus), ("test-seen", "test-unseen", "test-novel")
+    embedded = (tests, images, net.config.image_size)
+    splits = _open_splits(source, split, "test", max_unreadable, embedded)
     seconds, results = max_seconds or max(evaluation_cut(c) for c in splits.values()), {}
     for name, c in splits.items():
         kept = embeddings and Path(embeddings) / name
@@ -753,19 +750,6 @@ def sgmim_reproduce(
     print("\n" + paper.tuning_table(label or data, results))
 
 # %% ../../nbs/apps/05_commands.ipynb #29938f89
-def _analysis_data(what, source, names, dev_name, images, size, max_unreadable):
-    "(dev, {split: corpus}) of an analysis; only the files that it reads have to be there."
-    most = None if what == "words" else max_unreadable
-    dev, chooses = None, what in ("words", "grounding")
-    if source is None:
-        if chooses:
-            [dev] = _scenes_of([dev_name or "dev"], images // 2, size).values()
-        return dev, _scenes_of(names or ["test-seen"], images, size)
-    if chooses:
-        dev = next(iter(_open_splits(source, dev_name and [dev_name], "dev", most).values()))
-    return dev, _open_splits(source, names, "test", most)
-
-
 def _open_recon(path, model):
     "The model at `path`; `ConfigError` if it is not the row + Recon, or sees or hides other patches."
     from sgmim.models.pretrained import open_checkpoint
@@ -853,9 +837,12 @@ def sgmim_analyse(
     }
     about = {"models": made_of} if what in _SEVERAL else made_of[""][0]
     about["before_training"] = before_training
-    model, source = next(iter(models.values()))[0], _corpus_on_disk(**corpus)
-    size = model.config.image_size
-    dev, splits = _analysis_data(what, source, split, dev_split, images, size, max_unreadable)
+    model, source, dev = next(iter(models.values()))[0], _corpus_on_disk(**corpus), None
+    size, most = model.config.image_size, None if what == "words" else max_unreadable
+    if what in ("words", "grounding"):  # what has to be chosen is chosen on dev
+        names = dev_split and [dev_split]
+        dev, *_ = _open_splits(source, names, "dev", most, (["dev"], images // 2, size)).values()
+    splits = _open_splits(source, split, "test", most, (["test-seen"], images, size))
     if recon:
         path, recon = Path(recon), _open_recon(Path(recon), model).to(device)
         about |= {"recon": path.name, "recon_model": state_digest(recon)}
@@ -965,21 +952,15 @@ def sgmim_search(
     else:
         hits = opened.search(vector, top)
     if json:
-        print(_hits_json(opened, hits, index, say or query, not approximate))
-        return
+        about = {"index": index, "query": say or query, "items": len(opened)}
+        about |= {"similarity": opened.about["similarity"], "exact": not approximate}
+        path = opened.root
+        rows = [{"rank": h.rank, "score": round(h.score, 6), "path": str(path / h.path)} for h in hits]
+        return print(dumps(about | {"hits": rows}, indent=1, ensure_ascii=False))
     for h in hits:
         path = opened.root / h.path
         gone = "" if path.is_file() else "  (gone)"
         print(f"{h.rank:>4}  {h.score:>8.4f}  {search.printable(path)}{gone}")
-
-
-def _hits_json(index, hits, folder, query, exact):
-    import json
-
-    about = {"index": folder, "query": query, "items": len(index)}
-    about |= {"similarity": index.about["similarity"], "exact": exact}
-    rows = [{"rank": h.rank, "score": round(h.score, 6), "path": str(index.root / h.path)} for h in hits]
-    return json.dumps(about | {"hits": rows}, indent=1, ensure_ascii=False)
 
 # %% ../../nbs/apps/05_commands.ipynb #1cfe5e3f
 def sgmim_app(

@@ -416,16 +416,16 @@ class RetrievalExplorer(_Explorer):
         self.controls["image"].disabled = side != "image"
         query = caption if side == "caption" else image
         found, scores, right, rank = self.scores.ranked(query, side, k)
-        found, texts, sound = found.tolist(), [_text_of(self.corpus, n) for n in found], ""
+        found, sound = found.tolist(), ""
         if side == "caption":
             asked, shown = _text_of(self.corpus, query), [self.corpus.image(n) for n in found]
             texts = [f"image {n}" for n in found]
             sound = _sound_html(self.corpus.audio(query), "the caption") + "<br>"
         else:
-            asked, shown = self.corpus.image(query), texts
-        fig = retrieval_gallery(
-            [asked], shown, [list(range(len(found)))], [list(np.flatnonzero(right))], ranks=[rank]
-        )
+            asked, shown = self.corpus.image(query), [_text_of(self.corpus, n) for n in found]
+            texts = shown
+        order, correct = [list(range(len(found)))], [list(np.flatnonzero(right))]
+        fig = retrieval_gallery([asked], shown, order, correct, ranks=[rank])
         marks = ["✓ right" if ok else "" for ok in right]
         rows = zip(range(1, k + 1), texts, [f"{s:.3f}" for s in scores], marks, strict=False)
         alt = f"{side} {query} and the {len(found)} that score highest; the right one has rank {rank}"
