@@ -23,8 +23,8 @@ from conftest import ROOT, chromium
 from PIL import Image
 
 from sgmim.apps import app
-from sgmim.apps.app import MAX_BYTES, Refusal, Searcher, Server, decode_upload, parts_of
-from sgmim.apps.commands import app_command
+from sgmim.apps.app import MAX_BYTES, Refusal, Searcher, Server, _parts_of, decode_upload
+from sgmim.apps.commands import run_command
 from sgmim.apps.search import Index, update_index
 from sgmim.core import ConfigError
 from sgmim.data.audio import RATE, write_audio
@@ -252,7 +252,7 @@ def test_parts():
     for T in (1, 2, 5, 400):
         for seed in range(5):
             W = np.random.default_rng(seed).random((4, T))
-            parts = parts_of(W, 0.05, 0.04, T * 0.04 + 0.06)
+            parts = _parts_of(W, 0.05, 0.04, T * 0.04 + 0.06)
             assert (
                 1 <= len(parts) <= 24
                 and parts[0][1] == 0
@@ -395,7 +395,7 @@ def test_lengths(server, head, status):
 
 def test_slow_senders(server, monkeypatch):
     "A request that trickles is given up, and others are answered meanwhile."
-    monkeypatch.setattr(app.Answers, "timeout", 0.4)
+    monkeypatch.setattr(app._Answers, "timeout", 0.4)
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as s:
         s.sendall(
             f"POST /search HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type:"
@@ -403,8 +403,8 @@ def test_slow_senders(server, monkeypatch):
         )
         assert request(server, "GET", "/about").status == 200
         assert s.recv(100) == b""
-    read = app.read_body
-    monkeypatch.setattr(app, "read_body", lambda *a: read(*a, seconds=0))
+    read = app._read_body
+    monkeypatch.setattr(app, "_read_body", lambda *a: read(*a, seconds=0))
     assert (
         b" 408 "
         in raw(
@@ -606,14 +606,17 @@ def test_loopback_only(server, folder, capsys):
     with pytest.raises(ConfigError, match="holds recordings"):
         Searcher(Index.open(folder / "spoken"), server.searcher.model)
     assert (
-        app_command([str(folder / "index"), "--port", str(server.server_port), "--device", "cpu"]) == 1
+        run_command(
+            "sgmim_app", [str(folder / "index"), "--port", str(server.server_port), "--device", "cpu"]
+        )
+        == 1
         and "another program may use it" in capsys.readouterr().err
     )
 
 
 def test_the_command(folder):
     "Started as a user starts it; Ctrl-C ends it without a word of Python."
-    code = "import sys; from sgmim.apps.commands import app_command; sys.exit(app_command(sys.argv[1:]))"
+    code = "import sys; from sgmim.apps.commands import run_command; sys.exit(run_command('sgmim_app'))"
     # a job in the background is born deaf to Ctrl-C
     process = subprocess.Popen(
         [

@@ -1210,11 +1210,14 @@ def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refus
 
 
 def test_the_command_has_the_rule_too(tmp_path, capsys):
-    from sgmim.apps import commands as cli
+    from sgmim.apps.commands import run_command
 
     table = own(tmp_path / "c", 10)
     sounds_of(table.parent)[0].unlink()
-    assert cli.check_data([str(table)]) == 1 and cli.check_data([str(table), "--max-unreadable", ".1"]) == 0
+    assert (
+        run_command("sgmim_check_data", [str(table)]) == 1
+        and run_command("sgmim_check_data", [str(table), "--max-unreadable", ".1"]) == 0
+    )
 
 
 def test_no_fault_of_an_earlier_version_is_back(tmp_path):

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from sgmim.apps import commands as cli
+from sgmim.apps.commands import run_command
 from sgmim.core import read_json
 from sgmim.data.corpora import load_corpus
 from sgmim.evaluation.retrieval import evaluate
@@ -54,20 +54,20 @@ def quiet(monkeypatch, tmp_path):
         yield
 
 
-def ok(function, *args):
+def ok(command, *args):
     "Run a command; it has to succeed."
-    assert function([str(a) for a in args]) in (None, 0), args
+    assert run_command(command, [str(a) for a in args]) == 0, args
 
 
 @pytest.mark.parametrize("layout,test", [("places", "test_seen"), ("spokencoco", "test"), ("facc", "test")])
 def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
     "The three commands of the README; and the numbers are those of the embedded corpus itself."
     folder, run = layouts[layout], tmp_path / "run"
-    ok(cli.check_data, folder, "--json", tmp_path / "report.json")
+    ok("sgmim_check_data", folder, "--json", tmp_path / "report.json")
     assert read_json(tmp_path / "report.json")["ok"] and "fit for use" in capsys.readouterr().out
-    ok(cli.train, "--data", folder, "--out", run, "--device", "cpu", "--workers", 0, *STEPS)
+    ok("sgmim_train", "--data", folder, "--out", run, "--device", "cpu", "--workers", 0, *STEPS)
     said = capsys.readouterr().out
-    assert "Printed otherwise" in said and "for the model and a batch" in said and "best at step" in said
+    assert "Printed otherwise" in said and "memory: " in said and "best at step" in said
     record = read_json(run / "record.json")
     assert (
         record["preset"] == "scenes-tiny"
@@ -76,7 +76,7 @@ def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
         and layout in record["data"]["name"]
     )
     ok(
-        cli.evaluate,
+        "sgmim_eval",
         run / "best",
         "--data",
         folder,
@@ -101,7 +101,7 @@ def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
 
 
 def test_places_says_who_was_seen(layouts, tmp_path, capsys):
-    ok(cli.evaluate, "--data", layouts["places"], "--device", "cpu")
+    ok("sgmim_eval", "--data", layouts["places"], "--device", "cpu")
     out = capsys.readouterr().out
     seen, unseen = (
         next(line for line in out.splitlines() if line.startswith(s)) for s in ("test_seen:", "test_unseen:")
@@ -114,7 +114,7 @@ def test_places_says_who_was_seen(layouts, tmp_path, capsys):
 
 def test_several_dev_splits_choose_the_checkpoint(layouts, tmp_path):
     ok(
-        cli.train,
+        "sgmim_train",
         "--data",
         layouts["places"],
         "--out",
@@ -131,11 +131,11 @@ def test_several_dev_splits_choose_the_checkpoint(layouts, tmp_path):
 
 def test_shards_train_and_evaluate_like_loose_files(layouts, tmp_path, capsys):
     "Same seed, same weights, from loose files and from shards; recordings are equal, images are copied."
-    ok(cli.shard, layouts["facc"], tmp_path / "shards", "--size", 0, "--workers", 1)
-    ok(cli.check_data, tmp_path / "shards")
+    ok("sgmim_shard", layouts["facc"], tmp_path / "shards", "--size", 0, "--workers", 1)
+    ok("sgmim_check_data", tmp_path / "shards")
     for data, out in ((layouts["facc"], "loose"), (tmp_path / "shards", "packed")):
         ok(
-            cli.train,
+            "sgmim_train",
             "--data",
             data,
             "--out",
@@ -151,14 +151,14 @@ def test_shards_train_and_evaluate_like_loose_files(layouts, tmp_path, capsys):
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
     capsys.readouterr()
     for data in (layouts["facc"], tmp_path / "shards"):
-        ok(cli.evaluate, tmp_path / "loose" / "best", "--data", data, "--device", "cpu")
+        ok("sgmim_eval", tmp_path / "loose" / "best", "--data", data, "--device", "cpu")
     tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test ")]
     assert len(tables) == 2 and tables[0] == tables[1]
 
 
 def test_a_dry_run_trains_nothing(layouts, tmp_path, capsys):
     ok(
-        cli.train,
+        "sgmim_train",
         "--data",
         layouts["facc"],
         "--out",
@@ -180,7 +180,7 @@ def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset,
     """Each field stands where it comes from; the two that the presets take otherwise than the equations
     are named, and so is the rate."""
     ok(
-        cli.train,
+        "sgmim_train",
         "--preset",
         preset,
         "--data",
@@ -226,7 +226,7 @@ def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset,
 
 def test_the_equations_as_printed_are_no_departure(layouts, tmp_path, capsys):
     ok(
-        cli.train,
+        "sgmim_train",
         "--preset",
         "paper-facc",
         "--data",
@@ -253,7 +253,8 @@ def test_the_equations_as_printed_are_no_departure(layouts, tmp_path, capsys):
 def test_without_weights_the_message_helps(layouts, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert (
-        cli.train(
+        run_command(
+            "sgmim_train",
             [
                 "--preset",
                 "paper-facc",
@@ -263,7 +264,7 @@ def test_without_weights_the_message_helps(layouts, tmp_path, capsys, monkeypatc
                 str(tmp_path / "run"),
                 "--set",
                 "batch_size=8",
-            ]
+            ],
         )
         == 1
     )
@@ -273,13 +274,13 @@ def test_without_weights_the_message_helps(layouts, tmp_path, capsys, monkeypatc
 
 def test_embeddings_are_used_again(layouts, tmp_path, capsys, monkeypatch):
     args = ["--data", str(layouts["facc"]), "--embeddings", str(tmp_path / "emb"), "--device", "cpu"]
-    ok(cli.evaluate, *args)
+    ok("sgmim_eval", *args)
     first = capsys.readouterr().out
     monkeypatch.setattr(SGMIM, "embed_audio", None)
-    ok(cli.evaluate, *args)
+    ok("sgmim_eval", *args)
     assert capsys.readouterr().out == first
     assert (
-        cli.evaluate([*args, "--max-seconds", "2"]) == 1
+        run_command("sgmim_eval", [*args, "--max-seconds", "2"]) == 1
         and "max_seconds is 10.0, not 2.0" in capsys.readouterr().err
     )
 
@@ -290,11 +291,11 @@ def test_other_roots_instead_of_edited_files(layouts, tmp_path, capsys):
 
     shutil.copytree(layouts["facc"], tmp_path / "corpus")
     (tmp_path / "corpus" / "Flicker8k_Dataset").rename(tmp_path / "pictures")
-    assert cli.check_data([str(tmp_path / "corpus")]) == 1
+    assert run_command("sgmim_check_data", [str(tmp_path / "corpus")]) == 1
     assert "--image-root" in capsys.readouterr().out
-    ok(cli.check_data, tmp_path / "corpus", "--image-root", tmp_path / "pictures")
+    ok("sgmim_check_data", tmp_path / "corpus", "--image-root", tmp_path / "pictures")
     assert len(load_corpus(tmp_path / "corpus", "test", image_root=tmp_path / "pictures").image(0).shape) == 3
-    ok(cli.evaluate, "--data", tmp_path / "corpus", "--image-root", tmp_path / "pictures", "--device", "cpu")
+    ok("sgmim_eval", "--data", tmp_path / "corpus", "--image-root", tmp_path / "pictures", "--device", "cpu")
 
 
 def test_own_pairs(layouts, made, tmp_path, capsys):
@@ -308,9 +309,9 @@ def test_own_pairs(layouts, made, tmp_path, capsys):
     root = str(layouts["facc"]) + "/"
     (tmp_path / "mine.csv").write_text("image,audio,split\n" + "\n".join(rows).replace(root, ""))
     roots = ["--image-root", layouts["facc"], "--audio-root", layouts["facc"]]
-    ok(cli.check_data, tmp_path / "mine.csv", *roots)
+    ok("sgmim_check_data", tmp_path / "mine.csv", *roots)
     ok(
-        cli.train,
+        "sgmim_train",
         "--data",
         tmp_path / "mine.csv",
         *roots,
@@ -323,12 +324,12 @@ def test_own_pairs(layouts, made, tmp_path, capsys):
         "--no-calibration",
         *STEPS,
     )
-    ok(cli.evaluate, tmp_path / "run" / "best", "--data", tmp_path / "mine.csv", *roots, "--device", "cpu")
+    ok("sgmim_eval", tmp_path / "run" / "best", "--data", tmp_path / "mine.csv", *roots, "--device", "cpu")
     assert f"{SIZES['test-seen']} images × {len(made['test-seen'])} captions" in capsys.readouterr().out
 
 
 def test_export_and_back(tmp_path, capsys):
-    ok(cli.export, shipped("scenes-tiny"), tmp_path / "hub")
+    ok("sgmim_export", shipped("scenes-tiny"), tmp_path / "hub")
     assert {"model.safetensors", "config.json", "README.md"} <= {p.name for p in (tmp_path / "hub").iterdir()}
     a = load_model(shipped("scenes-tiny"), device="cpu")
     b = SGMIM.from_pretrained(tmp_path / "hub", device="cpu")
@@ -348,12 +349,12 @@ def test_a_corpus_that_lacks_many_files_is_refused(layouts, tmp_path, capsys):
     for path in sorted((tmp_path / "corpus" / "flickr_audio" / "wavs").iterdir())[::3]:
         path.unlink()
     for command in (
-        (cli.evaluate, ["--data", str(tmp_path / "corpus")]),
-        (cli.train, ["--data", str(tmp_path / "corpus"), "--out", str(tmp_path / "run")]),
+        ("sgmim_eval", ["--data", str(tmp_path / "corpus")]),
+        ("sgmim_train", ["--data", str(tmp_path / "corpus"), "--out", str(tmp_path / "run")]),
     ):
-        assert command[0]([*command[1], "--device", "cpu"]) == 1
+        assert run_command(command[0], [*command[1], "--device", "cpu"]) == 1
         assert "are missing or empty, more than 1.0%" in capsys.readouterr().err
-    ok(cli.evaluate, "--data", tmp_path / "corpus", "--max-unreadable", 0.5, "--device", "cpu")
+    ok("sgmim_eval", "--data", tmp_path / "corpus", "--max-unreadable", 0.5, "--device", "cpu")
     assert "left out" in capsys.readouterr().out
 
 
@@ -363,7 +364,7 @@ def test_seen_and_unseen_need_only_the_lists(layouts, tmp_path, capsys):
     shutil.copytree(layouts["places"], tmp_path / "places")
     for path in (tmp_path / "places" / "wavs").rglob("utterance_train_*.wav"):
         path.unlink()
-    ok(cli.evaluate, "--data", tmp_path / "places", "--device", "cpu")
+    ok("sgmim_eval", "--data", tmp_path / "places", "--device", "cpu")
     out = capsys.readouterr().out
     assert (
         "100% of the captions are by speakers of the training split" in out and " 0% of the captions" in out
@@ -377,19 +378,19 @@ def test_embeddings_of_another_model_or_other_files_are_refused(layouts, tmp_pat
     from sgmim.models.sgmim import save_model
 
     args = ["--data", str(layouts["facc"]), "--embeddings", str(tmp_path / "emb"), "--device", "cpu"]
-    ok(cli.evaluate, *args)
+    ok("sgmim_eval", *args)
     model = load_model(shipped("scenes-tiny"), device="cpu")
     model.config = replace(model.config, pool_cls=False)  # equal weights, another model
     save_model(model, tmp_path / "other")
     assert (
-        cli.evaluate([str(tmp_path / "other"), *args]) == 1
+        run_command("sgmim_eval", [str(tmp_path / "other"), *args]) == 1
         and "are of something else: model is" in capsys.readouterr().err
     )
     shutil.copytree(layouts["facc"], tmp_path / "corpus")
     wavs = sorted((tmp_path / "corpus" / "flickr_audio" / "wavs").glob("test*"))
     wavs[0].write_bytes(wavs[1].read_bytes() + b"\0\0")
     assert (
-        cli.evaluate(["--data", str(tmp_path / "corpus"), *args[2:]]) == 1
+        run_command("sgmim_eval", ["--data", str(tmp_path / "corpus"), *args[2:]]) == 1
         and "files is" in capsys.readouterr().err
     )
 
@@ -397,17 +398,17 @@ def test_embeddings_of_another_model_or_other_files_are_refused(layouts, tmp_pat
 @pytest.mark.parametrize(
     "command,args",
     [
-        (cli.evaluate, ["--batch-size", "0"]),
-        (cli.evaluate, ["--workers", "-1"]),
-        (cli.evaluate, ["--max-seconds", "nan"]),
-        (cli.evaluate, ["--max-seconds", "0"]),
-        (cli.evaluate, ["--max-seconds", "inf"]),
-        (cli.train, ["--out", "x", "--threads", "-1"]),
+        ("sgmim_eval", ["--batch-size", "0"]),
+        ("sgmim_eval", ["--workers", "-1"]),
+        ("sgmim_eval", ["--max-seconds", "nan"]),
+        ("sgmim_eval", ["--max-seconds", "0"]),
+        ("sgmim_eval", ["--max-seconds", "inf"]),
+        ("sgmim_train", ["--out", "x", "--threads", "-1"]),
     ],
 )
 def test_numbers_that_cannot_be(command, args, capsys):
     with pytest.raises(SystemExit):
-        command(args)
+        run_command(command, args)
     assert "invalid number" in capsys.readouterr().err
 
 
@@ -424,10 +425,11 @@ def test_numbers_that_cannot_be(command, args, capsys):
 def test_arguments_that_cannot_be(layouts, tmp_path, capsys, args, said):
     data = [] if "--data" in args else ["--data", str(layouts["facc"])]
     assert (
-        cli.train(
+        run_command(
+            "sgmim_train",
             [*data, "--out", str(tmp_path / "run"), "--no-calibration", "--set", "batch_size=8", *args]
             if "--set" not in args
-            else [*data, "--out", str(tmp_path / "run"), *args]
+            else [*data, "--out", str(tmp_path / "run"), *args],
         )
         == 1
     )
@@ -437,7 +439,7 @@ def test_arguments_that_cannot_be(layouts, tmp_path, capsys, args, said):
 
 def test_one_encoder_of_ones_own_and_the_other_shipped(layouts, tmp_path, capsys):
     ok(
-        cli.train,
+        "sgmim_train",
         "--data",
         layouts["facc"],
         "--out",
@@ -492,22 +494,22 @@ def test_other_weights_do_not_go_on_with_a_run(layouts, tmp_path, capsys, monkey
 
     with monkeypatch.context() as m:
         m.setattr(T, "train_step", stopping)
-        assert cli.train([str(a) for a in args]) == 130
+        assert run_command("sgmim_train", [str(a) for a in args]) == 130
     before = listing(tmp_path / "run")
     assert "checkpoints/step-00000002/config.json" in before
-    assert cli.train([str(a) for a in [*args, "--image-weights", tmp_path / "other"]]) == 1
+    assert run_command("sgmim_train", [str(a) for a in [*args, "--image-weights", tmp_path / "other"]]) == 1
     assert (
         "it began with other initial weights (all else, image_encoder)" in capsys.readouterr().err
         and listing(tmp_path / "run") == before
     )
-    ok(cli.train, *args)
+    ok("sgmim_train", *args)
     assert read_json(tmp_path / "run" / "record.json")["pretrained"]["image"] == "tiny-mae, shipped"
 
 
 @pytest.mark.parametrize("what", ["words", "grounding", "dependence"])
 def test_analyses_by_command(cache, tmp_path, monkeypatch, capsys, what):
     monkeypatch.setenv("SGMIM_CACHE", str(cache))
-    ok(cli.analyse, what, "--images", 24, "--record", tmp_path / "r.json", "--device", "cpu")
+    ok("sgmim_analyse", what, "--images", 24, "--record", tmp_path / "r.json", "--device", "cpu")
     record = read_json(tmp_path / "r.json")
     assert (
         record["kind"] == what
@@ -518,7 +520,7 @@ def test_analyses_by_command(cache, tmp_path, monkeypatch, capsys, what):
 
 
 def test_a_table_is_planned_by_command(tmp_path, capsys):
-    ok(cli.reproduce, "--table", 4, "--data", "scenes", "--seeds", 2, "--dry-run", "--rows", "+ Summary")
+    ok("sgmim_reproduce", "--table", 4, "--data", "scenes", "--seeds", 2, "--dry-run", "--rows", "+ Summary")
     assert "+ Summary" in capsys.readouterr().out
 
 
@@ -535,7 +537,7 @@ def test_dependence_beside_a_model_of_the_recon_row(cache, tmp_path, monkeypatch
     }.items():
         save_model(SGMIM(replace(scenes_tiny(), **changes)), tmp_path / name)
     args = ["dependence", tmp_path / "summary", "--images", 24, "--device", "cpu", "--recon"]
-    ok(cli.analyse, *args, tmp_path / "recon", "--record", tmp_path / "r.json")
+    ok("sgmim_analyse", *args, tmp_path / "recon", "--record", tmp_path / "r.json")
     record, out = read_json(tmp_path / "r.json"), capsys.readouterr().out
     assert (
         record["config"]["with_recon"]
@@ -551,17 +553,18 @@ def test_dependence_beside_a_model_of_the_recon_row(cache, tmp_path, monkeypatch
         ("nowhere", "is no checkpoint"),
     ):
         assert (
-            cli.analyse([str(a) for a in (*args, tmp_path / other)]) == 1 and said in capsys.readouterr().err
+            run_command("sgmim_analyse", [str(a) for a in (*args, tmp_path / other)]) == 1
+            and said in capsys.readouterr().err
         )
     assert (
-        cli.analyse(["words", "--recon", str(tmp_path / "recon")]) == 1
+        run_command("sgmim_analyse", ["words", "--recon", str(tmp_path / "recon")]) == 1
         and "leave it out" in capsys.readouterr().err
     )
 
 
 def test_data_with_its_kind(layouts, tmp_path, capsys):
-    ok(cli.evaluate, "--data", f"facc={layouts['facc']}", "--device", "cpu")
-    assert cli.evaluate(["--data", f"places={layouts['facc']}", "--device", "cpu"]) == 1
+    ok("sgmim_eval", "--data", f"facc={layouts['facc']}", "--device", "cpu")
+    assert run_command("sgmim_eval", ["--data", f"places={layouts['facc']}", "--device", "cpu"]) == 1
     assert "holds no split of a corpus of kind 'places'" in capsys.readouterr().err
 
 
@@ -574,7 +577,7 @@ def test_analyses_of_several_checkpoints(cache, tmp_path, monkeypatch, capsys, w
     for name in ("one", "two"):
         save_model(model, tmp_path / name / "best")
     ok(
-        cli.analyse,
+        "sgmim_analyse",
         what,
         tmp_path / "one",
         tmp_path / "two" / "best",
@@ -591,9 +594,12 @@ def test_analyses_of_several_checkpoints(cache, tmp_path, monkeypatch, capsys, w
         and list(record["config"]["models"]) == ["one", "two"] == list(record["metrics"]["test-seen"])
         and "| two" in capsys.readouterr().out
     )
-    assert cli.analyse(["words", "a", "b"]) == 1 and "looks into one checkpoint" in capsys.readouterr().err
     assert (
-        cli.analyse([what, "--runs-of", "nobody", "--runs", str(tmp_path)]) == 1
+        run_command("sgmim_analyse", ["words", "a", "b"]) == 1
+        and "looks into one checkpoint" in capsys.readouterr().err
+    )
+    assert (
+        run_command("sgmim_analyse", [what, "--runs-of", "nobody", "--runs", str(tmp_path)]) == 1
         and "no run of nobody" in capsys.readouterr().err
     )
 
@@ -620,7 +626,7 @@ def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, c
             {"config": {k: s.config[k] for k in ("model", "train")}},
         )
     ok(
-        cli.analyse,
+        "sgmim_analyse",
         "mistakes",
         "--runs-of",
         "scenes",
@@ -641,7 +647,7 @@ def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, c
         "thing"
     ]
     ok(
-        cli.analyse,
+        "sgmim_analyse",
         "gradients",
         "--runs-of",
         "scenes",

@@ -58,7 +58,7 @@ def test_refusals(encoder):
     for batch in ({"text": ["a"]}, {"id": [1]}, {"image": [], "audio": []}):
         with pytest.raises(ConfigError, match="a2i and i2a"):
             encoder.encode([batch])
-    with pytest.raises(DataError, match="not only finite"):
+    with pytest.raises(DataError, match="finite samples"):
         encoder.encode([{"audio": [{"array": [np.inf] * 5000, "sampling_rate": 16_000}]}])
 
 

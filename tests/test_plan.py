@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, TESTS, Toy, micro
 
-from sgmim.apps import commands as cli
+from sgmim.apps.commands import run_command
 from sgmim.core import ConfigError, config_to_dict, read_json
 from sgmim.data.batches import Order
 from sgmim.models.sgmim import PRESETS, SGMIM, table4_rows
@@ -300,8 +300,11 @@ def test_what_saving_takes():
 
 def test_sgmim_plan(capsys, tmp_path):
     assert (
-        cli.plan(["--preset", "paper-places", "--device", "l4", "--record", str(tmp_path / "plan.json")])
-        is None
+        run_command(
+            "sgmim_plan",
+            ["--preset", "paper-places", "--device", "l4", "--record", str(tmp_path / "plan.json")],
+        )
+        == 0
     )
     said = capsys.readouterr().out
     assert (
@@ -316,7 +319,8 @@ def test_sgmim_plan(capsys, tmp_path):
         and not record["metrics"]["forecast"]["fits"]
     )
     assert (
-        cli.plan(
+        run_command(
+            "sgmim_plan",
             [
                 "--preset",
                 "paper-facc",
@@ -328,9 +332,9 @@ def test_sgmim_plan(capsys, tmp_path):
                 "epochs=1",
                 "--devices",
                 "2",
-            ]
+            ],
         )
-        is None
+        == 0
     )
     assert "10 steps of 100 pairs, 10 an epoch, on 2 devices: modelled" in capsys.readouterr().out
     for args, why in (
@@ -338,13 +342,14 @@ def test_sgmim_plan(capsys, tmp_path):
         (["--device", "h100", "--calibrate"], "measures this machine"),
         (["--pairs", "50", "--preset", "paper-facc"], "do not fill one batch"),
     ):
-        assert cli.plan(args) == 1 and why in capsys.readouterr().err
+        assert run_command("sgmim_plan", args) == 1 and why in capsys.readouterr().err
 
 
 def test_a_corpus_is_planned_by_its_lengths(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("SGMIM_CACHE", str(tmp_path / "cache"))
     assert (
-        cli.scenes(
+        run_command(
+            "sgmim_scenes",
             [
                 "train=20",
                 "dev=20",
@@ -354,22 +359,22 @@ def test_a_corpus_is_planned_by_its_lengths(capsys, tmp_path, monkeypatch):
                 "spokencoco",
                 "--out",
                 str(tmp_path / "coco"),
-            ]
+            ],
         )
-        is None
+        == 0
     )
     capsys.readouterr()
     args = ["--data", str(tmp_path / "coco"), "--set", "epochs=2", "batch_size=8"]
-    assert cli.plan([*args, "--workers", "0"]) is None
+    assert run_command("sgmim_plan", [*args, "--workers", "0"]) == 0
     said = capsys.readouterr().out
     assert "10 steps of 8 pairs, 5 an epoch" in said and "modelled" in said
     # a training says the same
     dry = ["--dry-run", "--no-calibration", "--device", "cpu", "--workers", "0"]
     for name, value in (("this_machine", device(1e12)), ("decoding_seconds", 1e-3), ("resident_bytes", 0)):
         monkeypatch.setattr(P, name, lambda *args, value=value: value)
-    assert cli.plan([*args, "--workers", "0"]) is None
+    assert run_command("sgmim_plan", [*args, "--workers", "0"]) == 0
     planned = capsys.readouterr().out.splitlines()
-    assert cli.train([*args, *dry, "--out", str(tmp_path / "run")]) is None
+    assert run_command("sgmim_train", [*args, *dry, "--out", str(tmp_path / "run")]) == 0
     trained = [re.sub("; [^;]* are free$", "", line) for line in capsys.readouterr().out.splitlines()]
     assert trained == planned and "What it takes on cpu, with 40%" in said
     for line in ("Printed otherwise", "  image_size = 96: ours; printed: 224", "  pairs: 40"):
@@ -441,7 +446,7 @@ def test_two_processes_by_the_command_line(launcher, tmp_path, monkeypatch):
     if launcher == "accelerate":
         pytest.importorskip("accelerate")
     (tmp_path / "sgmim_train").write_text(
-        f"#!{sys.executable}\nimport sys\nfrom sgmim.apps.commands import train\nsys.exit(train())\n"
+        f"#!{sys.executable}\nfrom sgmim.apps.commands import run_command\nraise SystemExit(run_command())\n"
     )
     (tmp_path / "sgmim_train").chmod(0o755)
     args = (
@@ -482,7 +487,7 @@ def test_two_processes_by_the_command_line(launcher, tmp_path, monkeypatch):
         and read_json(tmp_path / "two/plan.json")["steps"] == 6
     )
     monkeypatch.setenv("SGMIM_CACHE", str(tmp_path / "cache"))
-    assert cli.train([*args, "--out", str(tmp_path / "one")]) is None
+    assert run_command("sgmim_train", [*args, "--out", str(tmp_path / "one")]) == 0
     losses = [
         [
             h["loss"]

@@ -25,8 +25,10 @@ def test_project(check):
 # --- the package as a user's Python sees it
 
 
-def python(code, **kwargs):
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, **kwargs)
+def python(code, *args, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, **kwargs
+    )
 
 
 def test_ruff():
@@ -42,6 +44,26 @@ def test_ruff():
 def test_commands_import_without_torch():
     code = "import os, sys, sgmim.apps.commands; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
     assert python(code).stdout.split() == ["False", "passive"]
+
+
+def test_every_console_script_is_a_command():
+    """`run_command` finds the function by the name of the script; `--help` lists its options without
+    loading torch."""
+    from sgmim.apps import commands
+
+    scripts = dict(word.split("=") for word in checks.settings(ROOT)["console_scripts"].split())
+    assert set(scripts.values()) == {"sgmim.apps.commands:run_command"}
+    assert set(scripts) == {name for name in commands.__all__ if name.startswith("sgmim_")}
+    code = (
+        "import sys; from sgmim.apps.commands import run_command\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: run_command(name, ['--help'])\n"
+        "    except SystemExit as e: assert not e.code\n"
+        "print('torch' in sys.modules)"
+    )
+    said = python(code, *scripts).stdout
+    assert said.count("usage: sgmim_") == len(scripts) and said.endswith("False\n")
+    assert said.count("--image-root") >= 7 and "--dev-split" in said
 
 
 def test_import_is_light():
@@ -319,9 +341,9 @@ def mini(tmp_path):
     for folder in ("nbs/data", ".github/workflows", "sgmim/data"):
         (tmp_path / folder).mkdir(parents=True)
     ini = (ROOT / "settings.ini").read_text()
-    keep = [line for line in ini.splitlines() if "=sgmim." not in line or "commands:demo" in line]
+    keep = [line for line in ini.splitlines() if "=sgmim." not in line or "sgmim_demo=" in line]
     (tmp_path / "settings.ini").write_text(
-        "\n".join(keep).replace("sgmim.apps.commands:demo", "sgmim.core:one") + "\n"
+        "\n".join(keep).replace("sgmim.apps.commands:run_command", "sgmim.core:one") + "\n"
     )
     for name in (
         "pyproject.toml",

@@ -13,7 +13,7 @@ from conftest import micro, run_python
 from PIL import Image
 
 from sgmim.apps import search
-from sgmim.apps.commands import index_command, search_command
+from sgmim.apps.commands import run_command
 from sgmim.apps.search import (
     EmbedOptions,
     File,
@@ -243,13 +243,13 @@ def test_killed_process(tmp_path, photos, checkpoint):
     code = """if True:
         import os, sys
         from sgmim.apps.search import _Writer
-        from sgmim.apps.commands import index
+        from sgmim.apps.commands import run_command
         add = _Writer.add
         def stop(writer, *some):
             add(writer, *some, every=0)
             if len(writer.entries) == 2: os.kill(os.getpid(), 9)
         _Writer.add = stop
-        index(sys.argv[1:])"""
+        run_command("sgmim_index")"""
     arguments = [
         checkpoint,
         "--images",
@@ -262,7 +262,10 @@ def test_killed_process(tmp_path, photos, checkpoint):
         "cpu",
     ]
     assert run_python(code, *arguments).returncode == -9
-    assert index_command([str(a) for a in arguments]) is None and len(Index.open(tmp_path / "index")) == 30
+    assert (
+        run_command("sgmim_index", [str(a) for a in arguments]) == 0
+        and len(Index.open(tmp_path / "index")) == 30
+    )
 
 
 # --- refusals
@@ -375,10 +378,11 @@ def test_pickles_are_not_opened(tmp_path, photos, model):
 @pytest.fixture
 def indexed(tmp_path, photos, checkpoint):
     assert (
-        index_command(
-            [str(checkpoint), "--images", str(photos), "--out", str(tmp_path / "index"), "--device", "cpu"]
+        run_command(
+            "sgmim_index",
+            [str(checkpoint), "--images", str(photos), "--out", str(tmp_path / "index"), "--device", "cpu"],
         )
-        is None
+        == 0
     )
     return tmp_path / "index"
 
@@ -389,8 +393,10 @@ def test_commands(tmp_path, indexed, photos, checkpoint, model, capsys):
     write_audio(tmp_path / "q.wav", wave)
     capsys.readouterr()
     assert (
-        search_command([str(indexed), str(tmp_path / "q.wav"), "--top", "4", "--json", "--device", "cpu"])
-        is None
+        run_command(
+            "sgmim_search", [str(indexed), str(tmp_path / "q.wav"), "--top", "4", "--json", "--device", "cpu"]
+        )
+        == 0
     )
     found = json.loads(capsys.readouterr().out)
     assert (
@@ -408,12 +414,15 @@ def test_commands(tmp_path, indexed, photos, checkpoint, model, capsys):
         0
     ]["score"] == pytest.approx(-by_hand[0][0], abs=1e-3)
     (photos / by_hand[0][1]).unlink()
-    assert search_command([str(indexed), str(tmp_path / "q.wav"), "--top", "4", "--device", "cpu"]) is None
+    assert (
+        run_command("sgmim_search", [str(indexed), str(tmp_path / "q.wav"), "--top", "4", "--device", "cpu"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines] == [h["path"] for h in found["hits"]] and lines[0].endswith(
         "(gone)"
     )
-    assert search_command([str(indexed), "--say", "a red boat", "--device", "cpu"]) is None
+    assert run_command("sgmim_search", [str(indexed), "--say", "a red boat", "--device", "cpu"]) == 0
 
 
 def test_captions(tmp_path, photos, checkpoint, capsys):
@@ -427,7 +436,8 @@ def test_captions(tmp_path, photos, checkpoint, capsys):
     (tmp_path / "sounds/bad.wav").write_bytes(b"RIFF0000WAVE")
     write_audio(tmp_path / "sounds/short.wav", np.full(500, 0.1, np.float32))
     assert (
-        index_command(
+        run_command(
+            "sgmim_index",
             [
                 str(checkpoint),
                 "--audio",
@@ -436,22 +446,27 @@ def test_captions(tmp_path, photos, checkpoint, capsys):
                 str(tmp_path / "i"),
                 "--device",
                 "cpu",
-            ]
+            ],
         )
-        is None
+        == 0
     )
     assert "2 left out" in capsys.readouterr().out
-    assert search_command([str(tmp_path / "i"), str(photos / "03.png"), "--json", "--device", "cpu"]) is None
+    assert (
+        run_command(
+            "sgmim_search", [str(tmp_path / "i"), str(photos / "03.png"), "--json", "--device", "cpu"]
+        )
+        == 0
+    )
     assert len(json.loads(capsys.readouterr().out)["hits"]) == 5
     assert (
-        search_command([str(tmp_path / "i"), "--say", "a boat", "--device", "cpu"]) == 1
+        run_command("sgmim_search", [str(tmp_path / "i"), "--say", "a boat", "--device", "cpu"]) == 1
         and "search it with a picture" in capsys.readouterr().err
     )
 
 
 def test_refusals_of_the_commands(tmp_path, indexed, checkpoint, photos, capsys):
     def refused(*args):
-        assert search_command([*map(str, args), "--device", "cpu"]) == 1
+        assert run_command("sgmim_search", [*map(str, args), "--device", "cpu"]) == 1
         return capsys.readouterr().err
 
     assert "sgmim_search: give the file of a query" in refused(indexed)
@@ -464,8 +479,11 @@ def test_refusals_of_the_commands(tmp_path, indexed, checkpoint, photos, capsys)
     _edit(indexed, checkpoint=str(tmp_path / "moved"))
     assert "say with --checkpoint" in refused(indexed, "--say", "a boat")
     assert (
-        search_command([str(indexed), "--say", "a boat", "--checkpoint", str(checkpoint), "--device", "cpu"])
-        is None
+        run_command(
+            "sgmim_search",
+            [str(indexed), "--say", "a boat", "--checkpoint", str(checkpoint), "--device", "cpu"],
+        )
+        == 0
     )
 
 
@@ -485,7 +503,10 @@ def test_faiss(indexed, photos, model, checkpoint, capsys):
     assert [h.path for h in search.search_approximate(index, grouped, q, 7, probes=4)] == [
         h.path for h in index.search(q, 7)
     ]
-    assert search_command([str(indexed), "--say", "a boat", "--approximate", "--device", "cpu"]) is None
+    assert (
+        run_command("sgmim_search", [str(indexed), "--say", "a boat", "--approximate", "--device", "cpu"])
+        == 0
+    )
     (photos / "03.png").unlink()
     update_index(indexed, photos, model, progress=False)
     with pytest.raises(DataError, match="older than the index"):

@@ -19,11 +19,10 @@ from sgmim.apps.widgets import (
     AttentionExplorer,
     MaskingExplorer,
     Monitor,
-    Pool,
     RetrievalExplorer,
-    figure_html,
-    masking_view,
-    table_html,
+    _figure_html,
+    _Scores,
+    _table_html,
 )
 from sgmim.core import DataError
 from sgmim.models.pretrained import shipped
@@ -73,10 +72,10 @@ def upload(explorer, content):
 
 
 def test_nothing_from_outside_becomes_markup():
-    assert "<script" not in table_html(["<script>"], [["<script>"]], "<script>")
+    assert "<script" not in _table_html(["<script>"], [["<script>"]], "<script>")
     from sgmim.evaluation.figures import Picture
 
-    assert '"><' not in figure_html(Picture(1, 1), '"><b>').split("src=")[0]
+    assert '"><' not in _figure_html(Picture(1, 1), '"><b>').split("src=")[0]
 
 
 def test_every_control_has_a_name(model, corpus):
@@ -124,13 +123,13 @@ def test_photographs_are_seen_as_the_model_sees_them(model, corpus):
         model_view(model, wide, 3), corpus.image(int(corpus.image_of_caption[3]))
     )
     assert (
-        masking_view(model, wide, 3).split("alt=")[1][:80]
-        == masking_view(model, corpus, 3).split("alt=")[1][:80]
+        MaskingExplorer(model, wide).draw(3).split("alt=")[1][:80]
+        == MaskingExplorer(model, corpus).draw(3).split("alt=")[1][:80]
     )
     np.testing.assert_allclose(
         _in_crop((0.0625, 0.5, 0.9375, 0.9375), 0.875), (0.0, 0.5, 1.0, 1.0), atol=1e-12
     )
-    gone = Pool(model, corpus)
+    gone = _Scores(model, corpus)
     gone.captions = np.where(gone.captions == 5, 999, gone.captions)
     with pytest.raises(DataError, match="caption 5 could not be read"):
         gone.ranked(5, "caption")
@@ -183,6 +182,7 @@ def test_the_right_caption_helps_on_the_whole(model, corpus):
     caption has the smallest."""
     import re
 
+    explorer = MaskingExplorer(model, corpus)
     errors = np.array(
         [
             [
@@ -190,7 +190,7 @@ def test_the_right_caption_helps_on_the_whole(model, corpus):
                 for x in re.search(
                     r"error at the hidden patches ([\d.]+) with right caption, ([\d.]+) with another caption,"
                     r" ([\d.]+)",
-                    masking_view(model, corpus, j),
+                    explorer.draw(j),
                 ).groups()
             ]
             for j in range(12)
@@ -202,7 +202,7 @@ def test_the_right_caption_helps_on_the_whole(model, corpus):
 def test_ranks_are_those_of_the_protocol(model, corpus):
     from sgmim.evaluation.retrieval import embed, pool, retrieval_metrics
 
-    found, e = Pool(model, corpus), embed(model, pool(model.config, corpus))
+    found, e = _Scores(model, corpus), embed(model, pool(model.config, corpus))
     want = retrieval_metrics(e.z_image, e.z_audio, e.image_of_caption, model.config.similarity)
     assert [found.ranked(int(j), "caption")[3] for j in found.captions] == list(want.audio_to_image.ranks)
     assert [found.ranked(int(i), "image")[3] for i in found.images] == list(want.image_to_audio.ranks)

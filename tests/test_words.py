@@ -12,7 +12,7 @@ import soundfile
 import torch
 from conftest import Toy, micro
 
-from sgmim.apps import commands as cli
+from sgmim.apps.commands import run_command
 from sgmim.core import ConfigError, DataError, read_json, write_json
 from sgmim.data.corpora import load_corpus
 from sgmim.data.corpus import select
@@ -731,7 +731,7 @@ def coco(corpus, tmp_path_factory):
 
 
 def by_command(args, out):
-    assert cli.analyse([*map(str, args), "--record", str(out), "--device", "cpu"]) in (None, 0)
+    assert run_command("sgmim_analyse", [*map(str, args), "--record", str(out), "--device", "cpu"]) == 0
     return read_json(out)
 
 
@@ -776,7 +776,7 @@ def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsy
     soundfile.write(wav(8), np.zeros(900), 16000)
     soundfile.write(wav(9), np.zeros(30000), 16000)  # silence is heard, whatever is found in it
     soundfile.write(wav(10), np.tile(test.audio(10), 1 + 61 * 16000 // len(test.audio(10))), 16000)
-    assert cli.analyse(["words", "--data", str(tmp_path / "c"), "--device", "cpu"]) == 1
+    assert run_command("sgmim_analyse", ["words", "--data", str(tmp_path / "c"), "--device", "cpu"]) == 1
     assert f"test: 2 of {len(test)} captions could not be read, more than 1.0%" in capsys.readouterr().err
     made = by_command(["words", "--data", tmp_path / "c", "--max-unreadable", 0.5], tmp_path / "b.json")
     about = made["data"]["test"]
@@ -802,7 +802,7 @@ def test_nothing_can_be_read(model, coco, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_other_analyses_say_of_a_corpus_without_scenes(coco, tmp_path, capsys):
-    assert cli.analyse(["grounding", "--data", str(coco[0]), "--device", "cpu"]) == 1
+    assert run_command("sgmim_analyse", ["grounding", "--data", str(coco[0]), "--device", "cpu"]) == 1
     assert "knows no boxes" in capsys.readouterr().err
     made = by_command(["dependence", "--data", coco[0]], tmp_path / "d.json")
     assert set(made["metrics"]["test"]) == {"overall", "pairs"} and set(made["data"]) == {"test"}
@@ -810,7 +810,10 @@ def test_what_the_other_analyses_say_of_a_corpus_without_scenes(coco, tmp_path, 
     # it chooses nothing, so it needs no dev set
     by_command(["dependence", "--data", tmp_path / "facc"], tmp_path / "e.json")
     assert (
-        cli.analyse(["words", "--data", str(tmp_path / "facc"), "--dev-split", "test", "--device", "cpu"])
+        run_command(
+            "sgmim_analyse",
+            ["words", "--data", str(tmp_path / "facc"), "--dev-split", "test", "--device", "cpu"],
+        )
         == 1
     )
     assert "tells no word times" in capsys.readouterr().err

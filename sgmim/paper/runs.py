@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['TablePlan', 'RunSpec', 'plan_runs', 'open_data', 'RunOptions', 'run_spec', 'state_of', 'describe_plan',
-           'records_of_table', 'records_of_ablations', 'checkpoints', 'run_table', 'tune', 'tuning_table',
-           'reproduce_command']
+           'records_of_table', 'records_of_ablations', 'checkpoints', 'run_table', 'tune', 'tuning_table']
 
 # %% ../../nbs/paper/03_runs.ipynb #abf39da0
-import argparse
 import os
 import shutil
 import time
@@ -690,98 +688,3 @@ def tuning_table(
             f"| {spec['row']} | {changes} | {r['seed']} | {scores} | {best['step']} of {r['steps']} |"
         )
     return "\n".join(lines)
-
-# %% ../../nbs/paper/03_runs.ipynb #01922e9b
-_OPTIONS = {
-    "table": dict(type=int, required=True, choices=sorted(PAPER)),
-    "data": dict(
-        default="scenes",
-        metavar="NAME[=FOLDER]",
-        help="scenes (the embedded corpus, default), or places=, spokencoco= or facc= and where it lies",
-    ),
-    "seeds": dict(default="1", help="how many, from 0; or which, as in 3,4 (default %(default)s)"),
-    "rows": dict(nargs="+", metavar="ROW", default=[], help="default: all rows that this kit can train"),
-    "budget": dict(
-        choices=("steps", "compute"),
-        default="steps",
-        help="what is equal among the rows: the steps, or the compute of '+ Summary' (default %(default)s)",
-    ),
-    "dry-run": dict(action="store_true", help="print what would be run, and what it costs"),
-    "hours": dict(type=float, help="begin no further run after so many hours"),
-    "label": dict(
-        help="name for the records of other settings, and of results/tuning/LABEL.json (default: the data)"
-    ),
-    "set": dict(nargs="+", metavar="FIELD=VALUE", default=[], help="change a field for all rows"),
-    "sizes": dict(
-        nargs="+",
-        metavar="FIELD=VALUE",
-        default=[],
-        help="sizes of the embedded corpus: train, captions, dev, test, seed",
-    ),
-    "tune": dict(nargs="+", metavar="FIELD=V,V", help="try every combination of these values on dev alone"),
-    "dev-only": dict(action="store_true", help="leave the tests alone"),
-    "preset": dict(choices=list(PRESETS), help="another than the data's"),
-    "from-scratch": dict(action="store_true", help="start from random weights"),
-    "image-weights": dict(metavar="SOURCE", help="file, folder or name of the pre-trained encoder"),
-    "audio-weights": dict(metavar="SOURCE", help="file, folder or name of the pre-trained encoder"),
-    "download": dict(action="store_true", help="fetch weights that are named and not there"),
-    "kind": dict(
-        choices=("places", "spokencoco", "facc", "pairs", "shards"),
-        help="how the folder is laid out (default: recognised)",
-    ),
-    **{name: dict(help="option of the corpus' reader") for name in ("image-root", "audio-root", "karpathy")},
-    "results": dict(help="folder of the records (default: results)"),
-    "runs": dict(default="runs/reproduce", help="folder of checkpoints (default %(default)s)"),
-    "device": dict(help="default: the best there is"),
-    "threads": dict(type=int, help="of PyTorch"),
-    "workers": dict(type=int, default=1, help="processes that decode ahead (default %(default)s)"),
-}
-
-# %% ../../nbs/paper/03_runs.ipynb #f5b69b61
-def _parser():
-    "The parser of `sgmim_reproduce`."
-    p = argparse.ArgumentParser(
-        "sgmim_reproduce",
-        description="Run what a table of the paper needs and has no record yet, and print the table beside"
-        " the paper's. The same command resumes where it was stopped; several may run at once.",
-    )
-    for name, how in _OPTIONS.items():
-        p.add_argument(f"--{name}", **how)
-    return p
-
-
-def reproduce_command(
-    argv=None,  # list of arguments; None: those of the process
-):
-    "`sgmim_reproduce`; errors are raised."
-    a = _parser().parse_args(argv)
-    if a.threads:
-        torch.set_num_threads(a.threads)
-    data, _, path = a.data.partition("=")
-    other = a.set or a.sizes or a.preset or a.from_scratch
-    if other and not (a.label or a.dry_run or a.tune or a.dev_only):
-        raise ConfigError(
-            f"other settings than the plan's need a name, or their records would replace those of {data}: add"
-            " --label NAME"
-        )
-    reader = {k: v for k in ("kind", "image_root", "audio_root", "karpathy") if (v := getattr(a, k))}
-    same = ("results", "runs", "hours", "device", "workers", "image_weights", "audio_weights", "download")
-    options = RunOptions(path or None, reader, **{k: getattr(a, k) for k in same})
-    plan = TablePlan(
-        a.table,
-        data,
-        tuple(a.rows),
-        a.seeds,
-        a.budget,
-        a.label,
-        changes=tuple(a.set),
-        sizes=config_from_dict(DemoData, parse_changes(a.sizes, "--sizes"), "--sizes") if a.sizes else None,
-        weights="random" if a.from_scratch else "pretrained",
-        preset=a.preset,
-        tests=not a.dev_only,
-    )
-    if a.tune:
-        tune(a.tune, plan, options, a.dry_run)
-        print("\n" + tuning_table(a.label or data, a.results))
-    else:
-        run_table(plan, options, a.dry_run)
