@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'SgmimError', 'ConfigError', 'DataError', 'CheckpointError', 'atomic_write', 'cache_folder',
-           'write_json', 'read_json', 'config_to_dict', 'config_from_dict', 'parse_changes', 'with_changes',
-           'stable_hash', 'rng_for', 'set_seed', 'pick_device', 'save_checkpoint', 'check_header', 'load_checkpoint',
-           'check_tensors', 'check_state', 'load_state', 'code_version', 'run_record', 'peak_memory_mb']
+           'write_json', 'read_json', 'config_to_dict', 'did_you_mean', 'config_from_dict', 'parse_changes',
+           'with_changes', 'stable_hash', 'rng_for', 'set_seed', 'pick_device', 'save_checkpoint', 'check_header',
+           'load_checkpoint', 'check_tensors', 'check_state', 'load_state', 'code_version', 'run_record',
+           'peak_memory_mb']
 
 # %% ../nbs/00_core.ipynb #c35825a9
 import ast
@@ -136,6 +137,15 @@ def config_to_dict(
     return _jsonable(dataclasses.asdict(cfg))
 
 
+def did_you_mean(
+    name: str,  # that nothing has
+    names,  # iterable of those there are
+) -> str:  # "; did you mean '…'?", or nothing
+    "The nearest of the names, for the end of a message."
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
 def config_from_dict(
     cls: type,  # a dataclass
     d: dict,  # its fields
@@ -147,8 +157,7 @@ def config_from_dict(
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in d:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(fields)}"
+            hint = did_you_mean(name, fields) or f"; it has: {', '.join(fields)}"
             raise ConfigError(f"{where}: {cls.__name__} has no field '{name}'{hint}")
     nothing = dataclasses.MISSING
     needed = [n for n, f in fields.items() if f.default is nothing and f.default_factory is nothing]
@@ -202,8 +211,7 @@ def with_changes(
     every = [name for _, own in configs for name in own]
     for name in changes:
         if name not in every:
-            near = difflib.get_close_matches(name, every, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, every)
             raise ConfigError(f"{where}: neither SGMIMConfig nor TrainConfig has a field '{name}'{hint}")
     return tuple(
         config_from_dict(cls, own | {k: v for k, v in changes.items() if k in own}, where)

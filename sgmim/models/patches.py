@@ -50,18 +50,6 @@ class PatchMask(NamedTuple):
     visible_idx: torch.Tensor  # (B, V) int64, indices of the visible patches, ascending
     mask: torch.Tensor  # (B, N) bool, True where the patch is hidden (in the set M)
 
-    @property
-    def restore(self) -> torch.Tensor:
-        "(B, N) int64: the place of each patch in the row [visible ones ..., hidden ones ...]."
-        B, V = self.visible_idx.shape
-        hidden_first = self.mask.long().cumsum(1) + V - 1
-        visible_first = (~self.mask).long().cumsum(1) - 1
-        return torch.where(self.mask, hidden_first, visible_first)
-
-    def to(self, device) -> "PatchMask":
-        "The same mask on another device."
-        return PatchMask(self.visible_idx.to(device), self.mask.to(device))
-
 # %% ../../nbs/models/00_patches.ipynb #b553e8b0
 def random_mask(
     B: int,  # images
@@ -70,8 +58,7 @@ def random_mask(
     generator: torch.Generator | None = None,  # for masks that can be drawn again
     device: torch.device | str | None = None,  # where the mask lives
 ) -> PatchMask:
-    """Hide `ratio` of the patches of each image, an independent choice for each. Raises `ConfigError` if
-    none or all would be hidden."""
+    "Hide `ratio` of the patches of each image, chosen independently; `ConfigError` if none or all would be."
     V = round(N * (1 - ratio)) if 0 < ratio < 1 else 0
     if not 0 < V < N:
         raise ConfigError(
@@ -87,7 +74,7 @@ def random_mask(
 # %% ../../nbs/models/00_patches.ipynb #b5cb9c56
 def gather_patches(
     x: torch.Tensor,  # (B, N, D) one feature a patch
-    mask: PatchMask,
+    mask: PatchMask,  # which are visible
 ) -> torch.Tensor:  # (B, V, D) the visible ones, in reading order
     "Keep the visible patches only: from $I$ to $I_v$."
     return x.gather(1, mask.visible_idx[..., None].expand(-1, -1, x.shape[-1]))
