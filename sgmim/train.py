@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from .core import ConfigError, atomic_write, set_seed, write_json
 from .evaluation.figures import curves_figure, save_figure
 from .evaluation.retrieval import evaluate
+from .models.pretrained import build_model, check_front_end
 from .models.sgmim import PRESETS, SGMIM, SGMIMConfig
-from .training.feed import Feed
+from .training.feed import Feed, prepare_data
 from .training.parallel import join
 from .training.process import Stop, only_run
 from sgmim.training.run import (
@@ -33,7 +34,6 @@ from sgmim.training.run import (
     save_snapshot,
     take_best,
 )
-from .training.setup import build_model, check_front_end, prepare_data
 from .training.step import keep_memory, train_step
 
 # %% ../nbs/training/10_train.ipynb #e912094d

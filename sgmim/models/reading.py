@@ -165,7 +165,8 @@ def _scan_archive(path, data) -> None:
     elif packed:
         fault = f"is a compressed archive ({packed[0]}). Unpack it, or save it again with torch"
     elif claimed > len(data) or len(set(names)) < len(names):
-        fault = f"has {len(data):,} bytes, and its {len(names):,} entries claim {claimed:,}, or share names: it is damaged"
+        claim = f"its {len(names):,} entries claim {claimed:,}, or share names"
+        fault = f"has {len(data):,} bytes, but {claim}: it is damaged or made up"
     if fault:
         raise CheckpointError(f"{path} {fault}")
     for e in entries:

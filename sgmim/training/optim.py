@@ -16,9 +16,7 @@ from ..core import ConfigError
 def _check_warmup(warmup):
     "The share of training spent on warm-up has to leave room for the descent."
     if not 0 <= warmup < 1:
-        raise ConfigError(
-            f"warmup is {warmup}; it is a share of training: give 0 <= warmup < 1 (the paper: 0.1)"
-        )
+        raise ConfigError(f"warmup is {warmup}; give a share of training, 0 <= warmup < 1 (the paper: 0.1)")
 
 # %% ../../nbs/training/00_optim.ipynb #7349564f
 def warmup_linear(
@@ -32,7 +30,7 @@ def warmup_linear(
 # %% ../../nbs/training/00_optim.ipynb #b0906fb1
 def warmup_cosine(
     x: float,  # as for `warmup_linear`
-    warmup: float = 0.1,
+    warmup: float = 0.1,  # share of training with a rising rate
 ) -> float:  # factor on the peak learning rate
     "Like `warmup_linear`, but down along half a cosine. Not in the paper: an option of ours."
     _check_warmup(warmup)
@@ -71,12 +69,12 @@ class BertAdam(torch.optim.Optimizer):
         warmup: float = 0.1,  # share of training
         t_total: int | None = None,  # updates in all, for the schedule
         schedule=warmup_linear,  # (share of training done, warmup) -> factor on the peak rate
-        betas: tuple = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
+        betas: tuple = (0.9, 0.999),  # decay of the two moments
+        eps: float = 1e-6,  # added to the root of the second moment
+        weight_decay: float = 0.01,  # of all parameters
     ):
-        settings = dict(lr=lr, warmup=warmup, t_total=t_total, betas=tuple(betas), eps=eps)
-        settings["weight_decay"] = weight_decay
+        settings = dict(lr=lr, warmup=warmup, t_total=t_total, eps=eps, weight_decay=weight_decay)
+        settings["betas"] = tuple(betas)
         super().__init__(params, {**settings, "step": 0})
         self.schedule = schedule
         for g in self.param_groups:
@@ -90,10 +88,7 @@ class BertAdam(torch.optim.Optimizer):
         ]
 
     @torch.no_grad()
-    def step(
-        self,
-        closure=None,  # computes the loss and its gradient
-    ):  # the closure's loss, or None
+    def step(self, closure=None):  # which computes the loss and its gradient -> its loss, or None
         "One update of every parameter that has a gradient."
         loss = None
         if closure is not None:

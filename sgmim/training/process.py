@@ -41,11 +41,8 @@ def alone(
     folder: str | Path,  # made if it is not there
     name: str = "lock",  # the lock's file
 ):
-    """Hold the lock of a folder: yields True, or False if another run has it.
-
-    Where the system has no such locks (Windows, some network folders), only runs of the same process
-    exclude each other.
-    """
+    """Hold the lock of a folder: yields True, or False if another run has it. Where the system has no such
+    locks (Windows, some network folders), only runs of the same process exclude each other."""
     path = Path(folder).resolve() / name
     if path in _HELD:
         return (yield False)
@@ -95,8 +92,7 @@ def only_run(
 
 # %% ../../nbs/training/04_process.ipynb #78447f22
 class Stop:
-    """While active, SIGINT and SIGTERM set `asked` to their name instead of interrupting. Outside the main
-    thread it does nothing."""
+    "While active, SIGINT and SIGTERM set `asked` to their name (in the main thread), and do not interrupt."
 
     asked = None
 
