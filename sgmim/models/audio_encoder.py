@@ -151,9 +151,7 @@ class HubertParts(nn.Module):
         self.zero_padded_frames, self.valid_frames = zero_padded_frames, valid_frames
         self.padding_matters = padding_matters(config.feat_extract_norm, zero_padded_frames, valid_frames)
         if config.do_stable_layer_norm:
-            raise ConfigError(
-                "this encoder follows HuBERT Base; do_stable_layer_norm (HuBERT Large) is not supported"
-            )
+            raise ConfigError("do_stable_layer_norm (HuBERT Large) is not supported")
         self.hubert, self.freeze_cnn = HubertModel(config), freeze_cnn
         self.width, self.heads = config.hidden_size, config.num_attention_heads
         self.kernels, self.strides = tuple(config.conv_kernel), tuple(config.conv_stride)
@@ -275,10 +273,8 @@ class AudioEncoder(HubertParts):
         z, last_input = self.transform(tokens, nn.functional.pad(frame_mask, (1, 0)))  # [CLS] is never hidden
         if need_attention:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.attention_grad):
-                attention, options = (
-                    self.hubert.encoder.layers[-1].attention,
-                    (self.drop_self, self.renormalise),
-                )
+                attention = self.hubert.encoder.layers[-1].attention
+                options = (self.drop_self, self.renormalise)
                 W = cls_attention(attention, last_input, frame_mask, self.heads, *options)
         return AudioOutput(z[:, 0], z[:, 1:], W, frame_mask)
 

@@ -47,10 +47,8 @@ class ImageEncoder(nn.Module):
     def embed(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, S, S) normalised -> (B, 1+N, D)
         "[CLS] and patches, positional embeddings added."
         if image.shape[1:] != (3, self.image_size, self.image_size):
-            raise DataError(
-                f"this image encoder takes images of shape (B, 3, {self.image_size}, {self.image_size}), got"
-                f" {tuple(image.shape)}"
-            )
+            size = f"(B, 3, {self.image_size}, {self.image_size})"
+            raise DataError(f"this image encoder takes images of shape {size}, got {tuple(image.shape)}")
         x = self.vit.patch_embed(image)
         x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
         return x + self.vit.pos_embed

@@ -20,10 +20,7 @@ def patchify(
     "Cut images into patches $i^n$ (§2.1). Raises `ConfigError` where P does not divide the image."
     B, C, height, width = image.shape
     if height % patch_size or width % patch_size:
-        raise ConfigError(
-            f"patchify: an image of {height}x{width} pixels cannot be cut into patches of {patch_size}; "
-            "choose a patch size that divides both sides"
-        )
+        raise ConfigError(f"patchify: {height}x{width} pixels cannot be cut into patches of {patch_size}")
     rows, cols = height // patch_size, width // patch_size
     grid = image.reshape(B, C, rows, patch_size, cols, patch_size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * cols, -1)
@@ -38,7 +35,7 @@ def unpatchify(
     side, channels = round(N**0.5), dim // patch_size**2
     if side * side != N or channels * patch_size**2 != dim:
         raise ConfigError(
-            f"unpatchify: {N} patches of {dim} numbers are not a square image in patches of {patch_size}"
+            f"unpatchify: {N} patches of {dim} numbers are not a square image (P = {patch_size})"
         )
     grid = patches.reshape(B, side, side, patch_size, patch_size, channels)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, channels, side * patch_size, side * patch_size)
@@ -62,8 +59,7 @@ def random_mask(
     V = round(N * (1 - ratio)) if 0 < ratio < 1 else 0
     if not 0 < V < N:
         raise ConfigError(
-            f"random_mask: mask_ratio {ratio} of {N} patches must hide at least one patch and leave at least"
-            " one visible; the paper hides 0.75"
+            f"random_mask: mask_ratio {ratio} of {N} patches must hide some and leave some visible"
         )
     draw_on = device if generator is None else generator.device  # a generator draws on its own device
     noise = torch.rand(B, N, generator=generator, device=draw_on).to(device)
@@ -82,7 +78,7 @@ def gather_patches(
 # %% ../../nbs/models/00_patches.ipynb #a6ebff82
 def scatter_patches(
     visible: torch.Tensor,  # (B, V, D) features of the visible patches
-    mask: PatchMask,
+    mask: PatchMask,  # which are visible
     fill: torch.Tensor,  # broadcasts to (B, N, D): what stands at the hidden places
 ) -> torch.Tensor:  # (B, N, D)
     "Put visible features back in place, with `fill` at the hidden places."

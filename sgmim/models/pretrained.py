@@ -119,10 +119,8 @@ def check_front_end(
     load = "load_pretrained(model, image=…, audio='facebook/hubert-base-ls960')"
     if "scenes-tiny" in fits:
         load = "load_tiny_backbones(model)"
-    raise ConfigError(
-        f"{fault}. Make model = SGMIM(config), call sgmim.models.pretrained.{load}, and give fit the model;"
-        " or set freeze_cnn=False, and it learns from nothing."
-    )
+    advice = f"load encoders, sgmim.models.pretrained.{load}, and give fit the model; or set freeze_cnn=False"
+    raise ConfigError(f"{fault}: {advice}")
 
 
 def _audio_sizes(config):

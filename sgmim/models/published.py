@@ -34,10 +34,8 @@ def _strip_prefix(state: dict, mark: str, what: str, path) -> tuple:
     "The tensors of the one encoder with a name that matches `mark`: {name: tensor}, the prefix, other names."
     prefixes = sorted({k[: m.start()] for k in state if (m := re.search(rf"(?<![^.]){mark}$", k))})
     if not prefixes:
-        raise CheckpointError(
-            f"{path} holds no {what} under a name known here ({_plain(mark)}); its names are like"
-            f" {', '.join(list(state)[:4])}"
-        )
+        names = f"known here ({_plain(mark)}); its names are like {', '.join(list(state)[:4])}"
+        raise CheckpointError(f"{path} holds no {what} under a name {names}")
     if len(prefixes) > 1:
         under = ", ".join(map(repr, prefixes))
         raise CheckpointError(f"{path} holds more than one {what}, under {under}; name the right entry")
@@ -89,10 +87,9 @@ def _count_layers(tensors: dict, before: str, what: str) -> int:
     "Number of layers, by the indices after `before` in names; `CheckpointError` unless these are 0, 1, 2, …"
     found = {m[1] for k in tensors if (m := re.match(rf"{before}([^.]*)\.", k))}
     if odd := sorted(found - {str(i) for i in range(len(found))}):
-        raise CheckpointError(
-            f"{what}: {len(found)} layers have tensors, so {_plain(before)} must be 0 to {len(found) - 1},"
-            f" but {', '.join(i[:12] for i in odd[:4])} is among them: some are missing, or it is changed"
-        )
+        wrong = ", ".join(i[:12] for i in odd[:4])
+        must = f"so {_plain(before)} must be 0 to {len(found) - 1}, but {wrong} is among them"
+        raise CheckpointError(f"{what}: {len(found)} layers have tensors, {must}")
     return len(found)
 
 
@@ -205,9 +202,8 @@ def _timm_tensors(tensors: dict, what: str) -> dict:
             continue
         parts = [named.get(f"{m[1]}{p}{m[2]}") for p in "qkv"]
         if any(p is None or not p.ndim or p.shape[1:] != v.shape[1:] for p in parts):
-            raise CheckpointError(
-                f"{what}: query, key and value of {m[1]}*{m[2]} are not all there, or of different widths"
-            )
+            wrong = "are not all there, or of different widths"
+            raise CheckpointError(f"{what}: query, key and value of {m[1]}*{m[2]} {wrong}")
         joined.setdefault(f"{m[1]}qkv{m[2]}", parts)
     return {k: torch.cat(v) if isinstance(v, list) else v for k, v in joined.items()}
 
@@ -266,11 +262,8 @@ def image_weights(
     side = sizes.pop("image_size", None)
     _check_fields(what, sizes, wanted)
     if config and side not in (None, config.image_size):
-        raise CheckpointError(
-            f"the positional embedding in {read.name} is for images of {side} pixels "
-            f"a side, the model takes {config.image_size}: it is not resized here. Take weights for "
-            f"{config.image_size} pixels, or set image_size={side}"
-        )
+        sides = f"images of {side} pixels a side, the model takes {config.image_size}: it is not resized here"
+        raise CheckpointError(f"the positional embedding in {read.name} is for {sides}")
     return _keep(state, read, IMAGE_EXTRA, layout)
 
 # %% ../../nbs/models/09_published.ipynb #2d4b875d
@@ -349,9 +342,7 @@ def _vg_args(path: Path) -> tuple:
     content, _, names = read_file(path)
     args = content if isinstance(content, dict) else getattr(content, "state", None)
     if not isinstance(args, dict):
-        raise CheckpointError(
-            f"{path} holds no settings by name; leave it out, and the shapes of the tensors will do"
-        )
+        raise CheckpointError(f"{path} holds no settings by name; leave it out, and the shapes will do")
     _check_fields(f"VG-HuBERT as {path} describes it", args, _VG_FIXED)
     return args, names
 
@@ -368,11 +359,8 @@ def vg_hubert_model(
     state, read = read_state(path, path.name if Path(source).exists() else f"{name}/{path.name}")
     state = {k.removeprefix("module."): v for k, v in state.items()}
     if any(re.search(_AUDIO_MARK + "$", k) for k in state) and not any(k.startswith("trm.") for k in state):
-        raise CheckpointError(
-            f"{path} holds an audio encoder without an image encoder or projections: no whole model. Give it"
-            " as audio weights (hubert_weights; --audio-weights), or take vg-hubert-syllable.pth or"
-            " best_bundle.pth"
-        )
+        advice = "as audio weights (hubert_weights; --audio-weights)"
+        raise CheckpointError(f"{path} holds an audio encoder alone: no whole model. Give it {advice}")
     args, names = _vg_args(path.parent / "args.pkl")
     tensors = {_vg_name(k): v for k, v in state.items() if not k.startswith(_VG_LEFT)}
     check_tensors(tensors, path, read.bytes)

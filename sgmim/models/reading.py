@@ -134,7 +134,7 @@ def _scan_pickle(file) -> None:
             raise pickle.UnpicklingError("it holds a whole number of more than 256 bits")
         if step > _MAX_STEPS or work > _MAX_WORK:
             raise pickle.UnpicklingError(
-                f"it has more than {_MAX_STEPS:,} instructions, or tuples in tuples that hold too many values"
+                "too many instructions, or tuples in tuples that hold too many values"
             )
 
 
@@ -246,10 +246,8 @@ def read_file(
     except Exception as e:  # a damaged or hostile file can fail anywhere in the reader
         names = f"; it names {', '.join(sorted(seen)[:8])}, none of which was run" if seen else ""
         reason = str(e).splitlines()[0][:160] if str(e) else "no details"
-        raise CheckpointError(
-            f"{path} cannot be read as {kind} ({type(e).__name__}: {reason}){names}. It is truncated,"
-            " damaged, or not a checkpoint: fetch it again"
-        ) from e
+        fault = f"cannot be read as {kind} ({type(e).__name__}: {reason}){names}"
+        raise CheckpointError(f"{path} {fault}. It is truncated, damaged, or not a checkpoint") from e
 
 
 def _read_kind(path, kind: str, seen: set):

@@ -206,9 +206,8 @@ def _check_config(c) -> None:
         for name in names.split():
             value = getattr(c, name)
             if not holds(value, c):
-                raise ConfigError(
-                    f"{type(c).__name__}: {name} = {value!r}, but it must be {must.format(c=c)}"
-                )
+                rule = f"it must be {must.format(c=c)}"
+                raise ConfigError(f"{type(c).__name__}: {name} = {value!r}, but {rule}")
 
 # %% ../../nbs/models/05_sgmim.ipynb #a10cdc15
 def paper() -> SGMIMConfig:
@@ -539,10 +538,8 @@ def check_fit(
         layers += config.decoder_depth
     # a layer has at least 12 tensors, a convolution has one
     if 12 * layers + len(config.conv_dim) > len(tensors):
-        raise CheckpointError(
-            f"{where}: {len(tensors):,} tensors do not make up the {layers:,} layers and"
-            f" {len(config.conv_dim):,} convolutions of its configuration: some are missing, or it is changed"
-        )
+        made = f"{layers:,} layers and {len(config.conv_dim):,} convolutions of its configuration"
+        raise CheckpointError(f"{where}: {len(tensors):,} tensors do not make up the {made}")
     try:
         with torch.device("meta"):
             empty = SGMIM(config)
@@ -573,25 +570,10 @@ def load_model(
 
 # %% ../../nbs/models/05_sgmim.ipynb #9e2c3923
 # tensors that a file may have and the model has not, by the beginnings of their names: heads; MAE's decoder
-IMAGE_EXTRA = (
-    "head.",
-    "decoder_",
-    "mask_token",
-    "decoder.",
-    "pooler.",
-    "classifier.",
-    "embeddings.mask_token",
-)
+IMAGE_EXTRA = tuple("head. decoder_ mask_token decoder. pooler. classifier. embeddings.mask_token".split())
 # SpecAugment's vector; heads; VG-HuBERT's [CLS]
-AUDIO_EXTRA = (
-    "masked_spec_embed",
-    "final_proj.",
-    "label_embs_concat",
-    "lm_head.",
-    "projector.",
-    "classifier.",
-)
-AUDIO_EXTRA += ("cls_token",)
+AUDIO_EXTRA = ("masked_spec_embed", "final_proj.", "label_embs_concat", "lm_head.", "projector.")
+AUDIO_EXTRA += ("classifier.", "cls_token")
 
 
 def modern_hubert_name(

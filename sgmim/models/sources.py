@@ -99,10 +99,8 @@ def _from_hub(repo: str, names: tuple, download: bool) -> Path:
             break  # refused, no such repository, …
     address = _OFFICIAL.get(repo, f"https://huggingface.co/{repo}")
     how = "" if download else "allow the download (download=True; --download on the command line), or "
-    raise CheckpointError(
-        f"no weights for {repo}: {why}. To get them, {how}fetch the file yourself from {address}"
-        " and give its path"
-    )
+    address = f"fetch the file yourself from {address} and give its path"
+    raise CheckpointError(f"no weights for {repo}: {why}. To get them, {how}{address}")
 
 # %% ../../nbs/models/08_sources.ipynb #94143f04
 def _in_folder(folder: Path, names: tuple, progress=None) -> Path:
@@ -141,9 +139,9 @@ def _repository(source: str) -> str:
         return _timm_repo(source)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and suffix not in _SUFFIXES[:-1]:
         return source
+    names = f"{PAPER_AUDIO} or {PAPER_IMAGE}"
     raise CheckpointError(
-        f"{source} does not exist. Give the path of a file or folder, or a name on the hub such as"
-        f" {PAPER_AUDIO} or {PAPER_IMAGE}"
+        f"{source} does not exist. Give a file, a folder, or a name on the hub such as {names}"
     )
 
 
@@ -193,10 +191,9 @@ def _find_state(content, path, entry: str | None = None) -> tuple:
     if isinstance(inside, dict):
         state = {k: v.detach() for k, v in inside.items() if isinstance(k, str) and torch.is_tensor(v)}
     if not state:
-        raise CheckpointError(
-            f"{path} holds no tensors by name, neither at its top nor under {', '.join(_ENTRIES)}; "
-            f"at its top are: {has or type(content).__name__}"
-        )
+        places = f"neither at its top nor under {', '.join(_ENTRIES)}"
+        top = has or type(content).__name__
+        raise CheckpointError(f"{path} holds no tensors by name, {places}; at its top are: {top}")
     beside = [str(k) for k in inside if k not in state]
     if entry:
         beside += [str(k) for k in top if k != entry]

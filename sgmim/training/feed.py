@@ -100,10 +100,8 @@ class Feed:
     @property
     def fingerprint(self) -> dict:  # name, pairs, left_out (if any), fingerprint
         "What the data are, for the run record."
-        own, found = (
-            getattr(self.data, "fingerprint", None),
-            {"name": type(self.data).__name__, "pairs": None},
-        )
+        own, found = getattr(self.data, "fingerprint", None), {}
+        found |= {"name": type(self.data).__name__, "pairs": None}
         if self.corpus:
             p, found["pairs"] = self.pairs, len(self.pairs)
             own = own or str(stable_hash(*p.lengths.tolist(), *p.image_of_caption.tolist()))

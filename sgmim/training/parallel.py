@@ -99,10 +99,8 @@ def _own_gpu():
         raise ConfigError("LOCAL_RANK is not set: start with torchrun or accelerate launch")
     local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= there:
-        raise ConfigError(
-            f"process {local} of this machine needs a GPU of its own, and there are {there}: start as many"
-            f" processes (--nproc-per-node {there})"
-        )
+        advice = f"start as many processes (--nproc-per-node {there})"
+        raise ConfigError(f"process {local} of this machine needs a GPU of its own, of {there}: {advice}")
     return torch.device("cuda", local)
 
 

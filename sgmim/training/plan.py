@@ -513,8 +513,7 @@ def _take_steps_apart(spec):
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise SgmimError(
-            f"the steps that were to be measured failed ({last[-300:]}): is there memory for it? Try a"
-            " smaller batch_size, or fewer `seconds`"
+            f"the measured steps failed ({last[-300:]}): is there memory? Try a smaller batch_size"
         )
     return json.loads(done.stdout.splitlines()[-1])
 

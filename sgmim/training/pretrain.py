@@ -112,9 +112,7 @@ def _resume(shots, about, modules, optimiser):
         return 0, [], 0.0
     tensors, meta = found
     if meta["about"] != about:
-        raise CheckpointError(
-            f"{shots.folder} holds another pre-training: choose another folder, or delete it"
-        )
+        raise CheckpointError(f"{shots.folder} holds another pre-training: choose another folder")
     modules.load_state_dict(part_of(tensors, "m."))
     restore_optimiser(optimiser, tensors, meta["optimiser"])
     return meta["step"], meta["history"], meta["seconds"]

@@ -84,9 +84,9 @@ def only_run(
     "Keep other trainings out of a folder; `CheckpointError` if one is there already."
     with alone(folder, _RUNNING) if folder and team.first else contextlib.nullcontext(True) as mine:
         if not all(team.everyone(mine)):
+            owner = _owner(Path(folder) / _RUNNING)
             raise CheckpointError(
-                f"another training runs in {folder} ({_owner(Path(folder) / _RUNNING)}): "
-                "wait until it has ended, stop it, or choose another folder"
+                f"another training runs in {folder} ({owner}): choose another folder, or wait"
             )
         yield
 

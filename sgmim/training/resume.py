@@ -128,12 +128,8 @@ def _pairing(data):
     return str(stable_hash(*map(int, data.image_of_caption))) if is_corpus(data) else None
 
 # %% ../../nbs/training/05_resume.ipynb #af72fd39
-_FREE = (
-    "max_unreadable",
-    "max_skipped",
-    "save_every",
-    "log_every",
-)  # fields of `TrainConfig` that may change
+# fields of `TrainConfig` that may change
+_FREE = ("max_unreadable", "max_skipped", "save_every", "log_every")
 
 
 def _field_differences(was, now, defaults):

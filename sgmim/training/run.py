@@ -105,9 +105,8 @@ def _resume(run, start):
     found = run.shots.latest()
     steps = run.team.everyone(found and found[1]["step"])
     if len(set(steps)) > 1:
-        raise CheckpointError(
-            f"the processes find different checkpoints in {run.folder} (of the steps {steps}): share a folder"
-        )
+        where = f"{run.folder}, which has to be shared"
+        raise CheckpointError(f"the processes find different checkpoints (of the steps {steps}) in {where}")
     if not found:
         return
     tensors, meta = found
@@ -157,10 +156,8 @@ def _compare(run, meta, start):
     repaired = files and (meta.get("unreadable") or (run.folder / "unreadable.json").is_file())
     found += [] if repaired else files
     if found:
-        raise CheckpointError(
-            f"{run.folder} holds another run: {'; '.join(found)}. Choose another folder, or delete it"
-            " (from Python, resume=False starts anew)."
-        )
+        advice = "Choose another folder, or delete it (from Python, resume=False starts anew)."
+        raise CheckpointError(f"{run.folder} holds another run: {'; '.join(found)}. {advice}")
     if repaired:
         reason = "The run goes on, since it met unreadable files; its record says so."
         warnings.warn(f"{run.folder}: {files[0]}. {reason}", stacklevel=5)
@@ -209,12 +206,13 @@ def count_unreadable(
     last = ", ".join(list(run.unreadable.items())[-1])
     fault = f"{lost:,} of {n:,} pairs could not be read by step {run.step} (the last: {last})"
     if lost > most * n:
-        raise DataError(
-            f"{fault}, more than max_unreadable={most:.2%}. sgmim_check_data looks for all of them. Mend the"
-            " files, or allow a higher share: the run goes on."
-        )
+        advice = "Mend the files (sgmim_check_data finds them all), or allow a higher share: the run goes on."
+        raise DataError(f"{fault}, more than max_unreadable={most:.2%}. {advice}")
     if len(batch["index"]) < (2 if run.team.size == 1 else 1):
         raise DataError(f"{fault}, and too few of this batch are left. Is the disk there?")
+
+
+_LOWER = "Lower the learning rate, or look for bad input"
 
 
 def count_skipped(
@@ -229,10 +227,10 @@ def count_skipped(
         return
     gradient = ", but its gradient is not finite," if math.isfinite(losses["loss"]) else ""
     good = f"The last good checkpoint is in {run.shots.folder}. " if run.folder else ""
+    captions = f"captions of the batch: {captions[:10]}"
+    fault = f"the loss is {losses['loss']}{gradient} at step {run.step} ({captions})"
     raise SgmimError(
-        f"the loss is {losses['loss']}{gradient} at step {run.step} (captions of the batch: {captions[:10]}),"
-        f" in {len(run.skipped)} steps so far. Nothing was updated. {good}"
-        "Lower the learning rate, look for bad input, or leave such steps out: max_skipped."
+        f"{fault}, in {len(run.skipped)} steps. {good}{_LOWER}, or leave such steps out: max_skipped."
     )
 
 # %% ../../nbs/training/08_run.ipynb #978d39cc
@@ -250,10 +248,8 @@ def _write(run):
         write_json(run.folder / "unreadable.json", run.unreadable)
     broken = [k for k, p in run.model.named_parameters() if not bool(p.isfinite().all())]
     if broken:
-        raise SgmimError(
-            f"weights are no longer finite at step {run.step} ({broken[0]} …), so they were not saved. The"
-            f" last good checkpoint is in {run.shots.folder}. Lower the learning rate, or look for bad input."
-        )
+        fault = f"weights are no longer finite at step {run.step} ({broken[0]} …), so they were not saved"
+        raise SgmimError(f"{fault}. The last good checkpoint is in {run.shots.folder}. {_LOWER}.")
     tensors, numbers = optimiser_state(run.optimiser)
     tensors |= {f"model.{k}": v for k, v in run.model.state_dict().items()}
     kept = {k: getattr(run, k) for k in _KEPT} | {"seen": run.feed.seen, "seconds": run.seconds}

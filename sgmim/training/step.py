@@ -189,7 +189,7 @@ def _counts(batch, team):
     counts = team.everyone(len(batch["image"]))
     if min(counts) < 1:
         raise DataError(
-            f"a batch of {sum(counts)} pairs cannot be shared by {team.size} processes: each needs one"
+            f"a batch of {sum(counts)} pairs is too small for {team.size} processes: each needs one"
         )
     return counts
 
