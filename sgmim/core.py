@@ -65,9 +65,7 @@ def atomic_write(
         os.replace(tmp, path)
         tmp = None
     except OSError as e:
-        advice = (
-            "Check that the folder is yours to write, and that the disk has room; nothing was left there."
-        )
+        advice = "Check that the folder is yours and that the disk has room; nothing was left there."
         raise SgmimError(f"cannot write {path}: {e.strerror or e}. {advice}") from e
     finally:
         if tmp is not None:
@@ -360,11 +358,9 @@ def check_tensors(
         raise CheckpointError(f"{where} holds tensors that cannot be weights: {_names(bad)}")
     claimed = sum(v.numel() * v.element_size() for v in tensors.values())
     if file_bytes is not None and claimed > file_bytes:
-        raise CheckpointError(
-            f"{where} has {file_bytes:,} bytes, but its tensors claim {claimed:,}: it is damaged"
-        )
+        raise CheckpointError(f"{where} has {file_bytes:,} bytes, and its tensors claim {claimed:,}")
     if bad := [k for k, v in tensors.items() if not _finite(v.float())]:
-        raise CheckpointError(f"{where} holds values that are not finite (in float32), in {_names(bad)}")
+        raise CheckpointError(f"{where} holds values too large for float32 or not finite, in {_names(bad)}")
 
 
 def _finite(v):

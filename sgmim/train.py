@@ -74,11 +74,8 @@ class TrainConfig:
 
 # %% ../nbs/training/10_train.ipynb #ea1f4c1a
 _CHOICES = {"optimiser": ("bertadam", "adamw"), "augment": ("randaugment", "crop", "none")}
-_CHOICES |= {
-    "pad": ("auto", "full", "batch"),
-    "schedule": ("linear", "cosine"),
-    "amp": ("auto", "bf16", "off"),
-}
+_CHOICES |= {"pad": ("auto", "full", "batch"), "schedule": ("linear", "cosine")}
+_CHOICES |= {"amp": ("auto", "bf16", "off")}
 
 
 def _check_config(c):
@@ -237,9 +234,7 @@ def fit(  # noqa: PLR0913  the call that users make: each argument is a choice o
 def _check_start(config, out, team):
     "Raise before the first step, not after an hour."
     if config.batch_size < team.size:
-        raise ConfigError(
-            f"TrainConfig.batch_size = {config.batch_size} is less than the {team.size} processes"
-        )
+        raise ConfigError(f"TrainConfig.batch_size = {config.batch_size} is less than {team.size} processes")
     if out is not None and team.first:
         with atomic_write(Path(out) / "log.jsonl.try"):
             pass

@@ -30,12 +30,11 @@ class ImageEncoder(nn.Module):
         drop_path: float = 0.0,  # stochastic depth of the last layer, rising linearly from 0
     ):
         super().__init__()
-        sizes = dict(
-            img_size=image_size, patch_size=patch_size, embed_dim=width, depth=depth, num_heads=heads
-        )
+        sizes = dict(img_size=image_size, patch_size=patch_size, embed_dim=width, depth=depth)
         norm = partial(nn.LayerNorm, eps=1e-6)  # eps as MAE's
         self.vit = VisionTransformer(
             **sizes,
+            num_heads=heads,
             mlp_ratio=mlp_ratio,
             drop_path_rate=drop_path,
             norm_layer=norm,

@@ -57,9 +57,7 @@ def info_nce(
         shapes = f"{tuple(z_image.shape)} and {tuple(z_audio.shape)}"
         raise DataError(f"info_nce needs as many captions as images, of one width; got {shapes}")
     if B < 2:
-        raise DataError(
-            f"info_nce: a batch of {B} has no negatives. Use 2 or more, and drop a last batch of one"
-        )
+        raise DataError(f"info_nce: a batch of {B} has no negatives. Drop a last batch of one")
     rows, options = own or slice(None), (similarity, temperature)
     right, same_image = torch.arange(B, device=z_image.device)[rows], None
     if image_id is not None and mask_same_image:

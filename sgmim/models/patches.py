@@ -20,7 +20,7 @@ def patchify(
     "Cut images into patches $i^n$ (§2.1). Raises `ConfigError` where P does not divide the image."
     B, C, height, width = image.shape
     if height % patch_size or width % patch_size:
-        raise ConfigError(f"patchify: {height}x{width} pixels cannot be cut into patches of {patch_size}")
+        raise ConfigError(f"{height}x{width} pixels cannot be cut into patches of {patch_size}")
     rows, cols = height // patch_size, width // patch_size
     grid = image.reshape(B, C, rows, patch_size, cols, patch_size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * cols, -1)
@@ -34,9 +34,7 @@ def unpatchify(
     B, N, dim = patches.shape
     side, channels = round(N**0.5), dim // patch_size**2
     if side * side != N or channels * patch_size**2 != dim:
-        raise ConfigError(
-            f"unpatchify: {N} patches of {dim} numbers are not a square image (P = {patch_size})"
-        )
+        raise ConfigError(f"unpatchify: {N} patches of {dim} numbers are not a square image")
     grid = patches.reshape(B, side, side, patch_size, patch_size, channels)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, channels, side * patch_size, side * patch_size)
 
@@ -58,9 +56,7 @@ def random_mask(
     "Hide `ratio` of the patches of each image, chosen independently; `ConfigError` if none or all would be."
     V = round(N * (1 - ratio)) if 0 < ratio < 1 else 0
     if not 0 < V < N:
-        raise ConfigError(
-            f"random_mask: mask_ratio {ratio} of {N} patches must hide some and leave some visible"
-        )
+        raise ConfigError(f"random_mask: mask_ratio {ratio} of {N} patches must hide some, not all")
     draw_on = device if generator is None else generator.device  # a generator draws on its own device
     noise = torch.rand(B, N, generator=generator, device=draw_on).to(device)
     visible_idx = noise.topk(V, dim=1, largest=False, sorted=False).indices.sort(1).values

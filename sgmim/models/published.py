@@ -263,7 +263,9 @@ def image_weights(
     _check_fields(what, sizes, wanted)
     if config and side not in (None, config.image_size):
         sides = f"images of {side} pixels a side, the model takes {config.image_size}: it is not resized here"
-        raise CheckpointError(f"the positional embedding in {read.name} is for {sides}")
+        raise CheckpointError(
+            f"the positional embedding in {read.name} is for {sides}; or set image_size={side}"
+        )
     return _keep(state, read, IMAGE_EXTRA, layout)
 
 # %% ../../nbs/models/09_published.ipynb #2d4b875d
@@ -360,7 +362,7 @@ def vg_hubert_model(
     state = {k.removeprefix("module."): v for k, v in state.items()}
     if any(re.search(_AUDIO_MARK + "$", k) for k in state) and not any(k.startswith("trm.") for k in state):
         advice = "as audio weights (hubert_weights; --audio-weights)"
-        raise CheckpointError(f"{path} holds an audio encoder alone: no whole model. Give it {advice}")
+        raise CheckpointError(f"{path} holds an audio encoder without an image encoder. Give it {advice}")
     args, names = _vg_args(path.parent / "args.pkl")
     tensors = {_vg_name(k): v for k, v in state.items() if not k.startswith(_VG_LEFT)}
     check_tensors(tensors, path, read.bytes)

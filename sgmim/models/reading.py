@@ -133,9 +133,7 @@ def _scan_pickle(file) -> None:
         if isinstance(arg, int) and abs(arg) >> 256:
             raise pickle.UnpicklingError("it holds a whole number of more than 256 bits")
         if step > _MAX_STEPS or work > _MAX_WORK:
-            raise pickle.UnpicklingError(
-                "too many instructions, or tuples in tuples that hold too many values"
-            )
+            raise pickle.UnpicklingError("too many steps, or tuples in tuples that hold too many values")
 
 
 def _taken(op, sizes: list) -> list:
@@ -159,9 +157,7 @@ def _scan_archive(path, data) -> None:
     if any(n.endswith("constants.pkl") for n in names):
         fault = "is a TorchScript archive, which is a program. Save its state_dict"
     elif not any(n.endswith("data.pkl") for n in names):
-        fault = (
-            "cannot be read as torch: it is a zip archive of another kind. Unpack it, and give what is inside"
-        )
+        fault = "cannot be read as torch: a zip archive of another kind. Unpack it, and give what is inside"
     elif packed:
         fault = f"is a compressed archive ({packed[0]}). Unpack it, or save it again with torch"
     elif claimed > len(data) or len(set(names)) < len(names):
@@ -247,7 +243,7 @@ def read_file(
         names = f"; it names {', '.join(sorted(seen)[:8])}, none of which was run" if seen else ""
         reason = str(e).splitlines()[0][:160] if str(e) else "no details"
         fault = f"cannot be read as {kind} ({type(e).__name__}: {reason}){names}"
-        raise CheckpointError(f"{path} {fault}. It is truncated, damaged, or not a checkpoint") from e
+        raise CheckpointError(f"{path} {fault}. It is truncated or damaged: fetch it again") from e
 
 
 def _read_kind(path, kind: str, seen: set):

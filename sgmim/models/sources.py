@@ -141,7 +141,7 @@ def _repository(source: str) -> str:
         return source
     names = f"{PAPER_AUDIO} or {PAPER_IMAGE}"
     raise CheckpointError(
-        f"{source} does not exist. Give a file, a folder, or a name on the hub such as {names}"
+        f"{source} does not exist. Give a file, a folder, or a name on the hub, like {names}"
     )
 
 

@@ -512,9 +512,7 @@ def _take_steps_apart(spec):
     done = subprocess.run([sys.executable, "-c", code], **how)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise SgmimError(
-            f"the measured steps failed ({last[-300:]}): is there memory? Try a smaller batch_size"
-        )
+        raise SgmimError(f"the measured steps failed ({last[-300:]}): try a smaller batch_size")
     return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../../nbs/training/11_plan.ipynb #193f14a0

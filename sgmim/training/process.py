@@ -85,9 +85,7 @@ def only_run(
     with alone(folder, _RUNNING) if folder and team.first else contextlib.nullcontext(True) as mine:
         if not all(team.everyone(mine)):
             owner = _owner(Path(folder) / _RUNNING)
-            raise CheckpointError(
-                f"another training runs in {folder} ({owner}): choose another folder, or wait"
-            )
+            raise CheckpointError(f"another training runs in {folder} ({owner}): wait, or choose another")
         yield
 
 # %% ../../nbs/training/04_process.ipynb #78447f22

@@ -229,9 +229,7 @@ def count_skipped(
     good = f"The last good checkpoint is in {run.shots.folder}. " if run.folder else ""
     captions = f"captions of the batch: {captions[:10]}"
     fault = f"the loss is {losses['loss']}{gradient} at step {run.step} ({captions})"
-    raise SgmimError(
-        f"{fault}, in {len(run.skipped)} steps. {good}{_LOWER}, or leave such steps out: max_skipped."
-    )
+    raise SgmimError(f"{fault}, in {len(run.skipped)} steps. {good}{_LOWER}, or set max_skipped.")
 
 # %% ../../nbs/training/08_run.ipynb #978d39cc
 def save_snapshot(run: Run) -> None:  # the folder gets it
@@ -323,8 +321,7 @@ def make_record(
         "skipped": run.skipped,
         "unreadable": first and {"pairs": len(run.unreadable), "first": first},
     }
-    extra = (
-        {"steps": run.step, "pairs_seen": run.pairs} | (notes or {}) | {k: v for k, v in extra.items() if v}
-    )
+    extra = (notes or {}) | {k: v for k, v in extra.items() if v}
+    extra = {"steps": run.step, "pairs_seen": run.pairs} | extra
     what = {k: run.about[k] for k in ("model", "train")}
     return run_record("train", what, run.config.seed, data, metrics, seconds, device, run.code[0], **extra)

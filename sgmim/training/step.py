@@ -188,9 +188,7 @@ def _counts(batch, team):
     "Rows of each process: fewer where files could not be read."
     counts = team.everyone(len(batch["image"]))
     if min(counts) < 1:
-        raise DataError(
-            f"a batch of {sum(counts)} pairs is too small for {team.size} processes: each needs one"
-        )
+        raise DataError(f"a batch of {sum(counts)} pairs cannot be shared by {team.size} processes")
     return counts
 
 # %% ../../nbs/training/03_step.ipynb #afad922e
