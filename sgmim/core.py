@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'SgmimError', 'ConfigError', 'DataError', 'CheckpointError', 'atomic_write', 'cache_folder',
-           'write_json', 'read_json', 'config_to_dict', 'config_from_dict', 'parse_changes', 'with_changes',
-           'stable_hash', 'rng_for', 'set_seed', 'pick_device', 'save_checkpoint', 'check_header', 'load_checkpoint',
-           'check_tensors', 'check_state', 'load_state', 'code_version', 'run_record', 'peak_memory_mb']
+           'write_json', 'read_json', 'config_to_dict', 'did_you_mean', 'config_from_dict', 'parse_changes',
+           'with_changes', 'stable_hash', 'rng_for', 'set_seed', 'pick_device', 'save_checkpoint', 'check_header',
+           'load_checkpoint', 'check_tensors', 'check_state', 'load_state', 'code_version', 'run_record',
+           'peak_memory_mb']
 
 # %% ../nbs/00_core.ipynb #c35825a9
 import ast
@@ -64,10 +65,8 @@ def atomic_write(
         os.replace(tmp, path)
         tmp = None
     except OSError as e:
-        raise SgmimError(
-            f"cannot write {path}: {e.strerror or e}. Check that the folder exists, is yours to write, "
-            "and that the disk has room; nothing was left under that name."
-        ) from e
+        advice = "Check that the folder is yours and that the disk has room; nothing was left there."
+        raise SgmimError(f"cannot write {path}: {e.strerror or e}. {advice}") from e
     finally:
         if tmp is not None:
             with contextlib.suppress(OSError):
@@ -119,9 +118,8 @@ def read_json(
     except FileNotFoundError as e:
         raise DataError(f"{path} does not exist") from e
     except json.JSONDecodeError as e:
-        raise DataError(
-            f"{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}); the file may be truncated"
-        ) from e
+        place = f"{path}, line {e.lineno}, column {e.colno}"
+        raise DataError(f"{place}: not valid JSON ({e.msg}); the file may be truncated") from e
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"cannot read {path}: {e}") from e
     # a number of thousands of digits, a list in a list in a list, …
@@ -136,6 +134,15 @@ def config_to_dict(
     return _jsonable(dataclasses.asdict(cfg))
 
 
+def did_you_mean(
+    name: str,  # that nothing has
+    names,  # iterable of those there are
+) -> str:  # "; did you mean '…'?", or nothing
+    "The nearest of the names, for the end of a message."
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
 def config_from_dict(
     cls: type,  # a dataclass
     d: dict,  # its fields
@@ -147,8 +154,7 @@ def config_from_dict(
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in d:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(fields)}"
+            hint = did_you_mean(name, fields) or f"; it has: {', '.join(fields)}"
             raise ConfigError(f"{where}: {cls.__name__} has no field '{name}'{hint}")
     nothing = dataclasses.MISSING
     needed = [n for n, f in fields.items() if f.default is nothing and f.default_factory is nothing]
@@ -202,13 +208,10 @@ def with_changes(
     every = [name for _, own in configs for name in own]
     for name in changes:
         if name not in every:
-            near = difflib.get_close_matches(name, every, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, every)
             raise ConfigError(f"{where}: neither SGMIMConfig nor TrainConfig has a field '{name}'{hint}")
-    return tuple(
-        config_from_dict(cls, own | {k: v for k, v in changes.items() if k in own}, where)
-        for cls, own in configs
-    )
+    made = [own | {k: v for k, v in changes.items() if k in own} for _, own in configs]
+    return tuple(config_from_dict(cls, d, where) for (cls, _), d in zip(configs, made, strict=True))
 
 # %% ../nbs/00_core.ipynb #bb64e014
 def stable_hash(
@@ -252,10 +255,8 @@ def pick_device(
     if device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"device '{device}' cannot be computed on here: use 'cpu', 'cuda' or 'cuda:N'")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device '{device}' was asked for, but torch {torch.__version__} sees no CUDA device; "
-            "use device='cpu', or install a CUDA build of torch and its driver"
-        )
+        advice = "use device='cpu', or install a CUDA build of torch and its driver"
+        raise ConfigError(f"device '{device}': torch {torch.__version__} sees no CUDA device; {advice}")
     return device
 
 # %% ../nbs/00_core.ipynb #96b2b6c9
@@ -287,10 +288,7 @@ def check_header(
         head = f.read(8)
     size = int.from_bytes(head, "little")
     if len(head) < 8 or size > _MAX_HEADER:
-        raise CheckpointError(
-            f"{path}: not a safetensors file (its header has {size:,} bytes, and at most {_MAX_HEADER:,}"
-            " are read)"
-        )
+        raise CheckpointError(f"{path}: not a safetensors file (its header has {size:,} bytes)")
 
 
 def load_checkpoint(
@@ -302,10 +300,7 @@ def load_checkpoint(
     folder = Path(folder)
     for name in (WEIGHTS_FILE, _CONFIG_FILE):
         if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} is no checkpoint of this library: {name} is missing. "
-                "Give the folder that holds weights.safetensors and config.json."
-            )
+            raise CheckpointError(f"{folder} is no checkpoint of this library: {name} is missing.")
     try:
         meta = read_json(folder / _CONFIG_FILE)
     except DataError as e:
@@ -313,16 +308,11 @@ def load_checkpoint(
     blob = (folder / WEIGHTS_FILE).read_bytes()
     said = meta.get("weights") if isinstance(meta, dict) else None
     if not isinstance(said, dict):
-        raise CheckpointError(
-            f'{folder / _CONFIG_FILE} was not written by this library: it has no entry "weights"'
-        )
+        raise CheckpointError(f'{folder / _CONFIG_FILE} has no entry "weights": it is not of this library')
     recorded = said.get("bytes")
     if len(blob) != recorded or _digest(blob) != said.get("blake2b"):
-        raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} has {len(blob)} bytes and does not match {_CONFIG_FILE} ({recorded}"
-            " bytes): truncated, changed, or of another checkpoint. Use an earlier checkpoint, or copy it"
-            " again."
-        )
+        what = f"{folder / WEIGHTS_FILE} has {len(blob)} bytes and does not match {_CONFIG_FILE}"
+        raise CheckpointError(f"{what} ({recorded} bytes): truncated, changed, or of another checkpoint.")
     check_header(folder / WEIGHTS_FILE)
     try:
         return load(blob), meta
@@ -365,21 +355,12 @@ def check_tensors(
 ):
     "Raise `CheckpointError` unless tensors can be weights, fit into their file, and are finite in float32."
     if bad := [f"{k} is {fault}" for k, v in tensors.items() if (fault := _tensor_fault(v))]:
-        raise CheckpointError(
-            f"{where} holds tensors that cannot be loaded as weights: {_names(bad)}. "
-            "Save dense floating-point tensors"
-        )
+        raise CheckpointError(f"{where} holds tensors that cannot be weights: {_names(bad)}")
     claimed = sum(v.numel() * v.element_size() for v in tensors.values())
     if file_bytes is not None and claimed > file_bytes:
-        raise CheckpointError(
-            f"{where} has {file_bytes:,} bytes, but its tensors claim {claimed:,}: "
-            "the file is damaged or made up"
-        )
+        raise CheckpointError(f"{where} has {file_bytes:,} bytes, and its tensors claim {claimed:,}")
     if bad := [k for k, v in tensors.items() if not _finite(v.float())]:
-        raise CheckpointError(
-            f"{where} holds values that are not finite, in {_names(bad)}: "
-            "the file is damaged, its training failed, or a number is too large for float32"
-        )
+        raise CheckpointError(f"{where} holds values too large for float32 or not finite, in {_names(bad)}")
 
 
 def _finite(v):
@@ -450,15 +431,9 @@ def _hardware(device=None):
     "What this runs on: processor, cores, memory, device and the versions of what computes."
     import torch
 
-    info = {
-        "machine": platform.machine(),
-        "processor": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": str(device or "cpu"),
-    }
+    info = {"machine": platform.machine(), "processor": _cpu_name(), "cores": os.cpu_count()}
+    info |= {"threads": torch.get_num_threads(), "python": platform.python_version()}
+    info |= {"torch": torch.__version__, "device": str(device or "cpu")}
     if hasattr(os, "sysconf"):
         info["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     if device is not None and torch.device(device).type == "cuda":
@@ -489,20 +464,11 @@ def run_record(
 ) -> dict:  # for JSON
     "A run record: what was run, on which data, by which code, where, how long, and what came out."
     arguments = [Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:]]
-    return dict(
-        kind=kind,
-        config=config,
-        seed=seed,
-        data=data,
-        metrics=metrics,
-        wall_seconds=round(wall_seconds, 1),
-        peak_memory_mb=peak_memory_mb(),
-        code=code or code_version(),
-        hardware=_hardware(device),
-        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=" ".join([Path(sys.argv[0]).name, *arguments]),
-        **extra,
-    )
+    what = dict(kind=kind, config=config, seed=seed, data=data, metrics=metrics)
+    what |= dict(wall_seconds=round(wall_seconds, 1), peak_memory_mb=peak_memory_mb())
+    what |= dict(code=code or code_version(), hardware=_hardware(device))
+    what |= dict(finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    return what | dict(command=" ".join([Path(sys.argv[0]).name, *arguments])) | extra
 
 
 def peak_memory_mb() -> int | None:  # MiB; None where the system does not tell

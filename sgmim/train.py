@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from .core import ConfigError, atomic_write, set_seed, write_json
 from .evaluation.figures import curves_figure, save_figure
 from .evaluation.retrieval import evaluate
+from .models.pretrained import build_model, check_front_end
 from .models.sgmim import PRESETS, SGMIM, SGMIMConfig
-from .training.feed import Feed
+from .training.feed import Feed, prepare_data
 from .training.parallel import join
 from .training.process import Stop, only_run
 from sgmim.training.run import (
@@ -33,7 +34,6 @@ from sgmim.training.run import (
     save_snapshot,
     take_best,
 )
-from .training.setup import build_model, check_front_end, prepare_data
 from .training.step import keep_memory, train_step
 
 # %% ../nbs/training/10_train.ipynb #e912094d
@@ -52,22 +52,16 @@ class TrainConfig:
     clip: float = 1.0  # global norm of the gradient, VG; 0: none
     max_seconds: float = 8.0  # of each caption, VG (18 for Places)
     eval_seconds: float = 10.0  # of each caption in evaluation, VG (25 for Places)
-    # 'randaugment': random crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
-    augment: str = "randaugment"
+    augment: str = "randaugment"  # crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
     speed: float = 0.0  # captions up to this share faster or slower, drawn every time (ours)
-    # 'full': every waveform to max_seconds (VG); 'batch': to the longest of its batch; 'auto': 'full' where
-    # padding matters (VG), else 'batch'
+    # 'full': to max_seconds (VG); 'batch': to the longest caption; 'auto': 'full' where padding matters (VG)
     pad: str = "auto"
     bucket: int = 0  # batches of similar length from pools of so many batches (ours); 0: none
     curriculum: float = 0.0  # share of training in which short captions come first (ours)
     shard_window: int = 16  # shards that a batch is drawn from, where the corpus is in shards (ours)
-    # pairs at a time, by gradient caching: the gradient of the whole batch in the memory of these (ours);
-    # 0: the whole batch at once
-    micro_batch: int = 0
-    # steps with a loss or gradient that is not finite that are left out before training stops (ours)
-    max_skipped: int = 0
-    # share of the pairs that may turn out to be unreadable before training stops (ours)
-    max_unreadable: float = 0.01
+    micro_batch: int = 0  # pairs at a time, by gradient caching (ours); 0: the whole batch at once
+    max_skipped: int = 0  # steps that are left out, for a loss that is not finite, before it stops (ours)
+    max_unreadable: float = 0.01  # share of unreadable pairs before training stops (ours)
     eval_every: float = 1.0  # epochs between evaluations
     save_every: int = 500  # steps between checkpoints
     log_every: int = 50  # steps
@@ -79,13 +73,9 @@ class TrainConfig:
         _check_config(self)
 
 # %% ../nbs/training/10_train.ipynb #ea1f4c1a
-_CHOICES = {
-    "optimiser": ("bertadam", "adamw"),
-    "augment": ("randaugment", "crop", "none"),
-    "pad": ("auto", "full", "batch"),
-    "schedule": ("linear", "cosine"),
-    "amp": ("auto", "bf16", "off"),
-}
+_CHOICES = {"optimiser": ("bertadam", "adamw"), "augment": ("randaugment", "crop", "none")}
+_CHOICES |= {"pad": ("auto", "full", "batch"), "schedule": ("linear", "cosine")}
+_CHOICES |= {"amp": ("auto", "bf16", "off")}
 
 
 def _check_config(c):
@@ -95,9 +85,7 @@ def _check_config(c):
         if not ok:
             raise ConfigError(f"TrainConfig.{field} must be {what}, got {getattr(c, field)!r}")
 
-    for f in ("epochs", "lr", "max_seconds", "eval_seconds"):
-        need(0 < getattr(c, f) < math.inf, f, "greater than 0")
-    for f in ("eval_every", "save_every", "log_every", "shard_window"):
+    for f in "epochs lr max_seconds eval_seconds eval_every save_every log_every shard_window".split():
         need(0 < getattr(c, f) < math.inf, f, "greater than 0")
     alone = "at least 2: the contrastive loss of one pair is 0 whatever the model does"
     need(c.batch_size > 1, "batch_size", alone)
@@ -116,18 +104,8 @@ RECIPES = {
     "paper-facc": TrainConfig(epochs=20.0),  # §3.2: batch 100, 20 epochs
     "vg-hubert": TrainConfig(lr=5e-5, augment="crop"),  # VG: batch 100, 30 epochs, peak 5e-5, no RandAugment
     "scenes-tiny": TrainConfig(
-        epochs=2.25,
-        batch_size=32,
-        optimiser="adamw",
-        lr=1e-3,
-        schedule="cosine",
-        weight_decay=0.05,
-        max_seconds=4.0,
-        eval_seconds=4.0,
-        augment="none",
-        speed=0.12,
-        bucket=16,
-        curriculum=0.3,
+        **dict(epochs=2.25, batch_size=32, optimiser="adamw", lr=1e-3, schedule="cosine", weight_decay=0.05),
+        **dict(max_seconds=4.0, eval_seconds=4.0, augment="none", speed=0.12, bucket=16, curriculum=0.3),
         eval_every=0.5,
     ),
 }
@@ -143,7 +121,7 @@ def recipe(
 
 # %% ../nbs/training/10_train.ipynb #d5ee67e6
 def train_loop(
-    run: Run,
+    run: Run,  # begun or resumed
     pools: dict,  # {name: loader to evaluate on}
     bar,  # `tqdm` of the steps
     watch=None,  # function of the history, called when that has grown
@@ -227,11 +205,10 @@ def fit(  # noqa: PLR0913  the call that users make: each argument is a choice o
     workers: int = 0,  # processes that decode ahead
     notes: dict | None = None,  # further entries of the run record
 ) -> Fitted:
-    """Train a model. A run in `out` goes on only with the configuration, data, dev sets and initial weights
-    that it began with (given a configuration, with whatever weights it began with). Ctrl-C or SIGTERM saves a
-    checkpoint at the end of the step and raises `KeyboardInterrupt`. Raises `ConfigError`, `DataError`,
-    `CheckpointError` (`out` holds another run, or one that still runs), and `SgmimError` for a loss that is
-    not finite."""
+    """Train a model. A run in `out` goes on only with what it began with: configuration, data, dev sets and
+    initial weights (any, if `model` is a configuration). Ctrl-C or SIGTERM saves a checkpoint at the end of
+    the step and raises `KeyboardInterrupt`. Raises `ConfigError`, `DataError`, `CheckpointError` (`out` holds
+    another run, or one that still runs), and `SgmimError` for a loss that is not finite."""
     keep_memory()
     team, device = join(device)
     config = config or (recipe(model) if isinstance(model, str) else TrainConfig())
@@ -257,10 +234,7 @@ def fit(  # noqa: PLR0913  the call that users make: each argument is a choice o
 def _check_start(config, out, team):
     "Raise before the first step, not after an hour."
     if config.batch_size < team.size:
-        raise ConfigError(
-            f"{team.size} processes share a batch, so TrainConfig.batch_size has to be at least that, not"
-            f" {config.batch_size}"
-        )
+        raise ConfigError(f"TrainConfig.batch_size = {config.batch_size} is less than {team.size} processes")
     if out is not None and team.first:
         with atomic_write(Path(out) / "log.jsonl.try"):
             pass

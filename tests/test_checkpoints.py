@@ -1171,7 +1171,7 @@ def test_timm_names(tmp_path, monkeypatch, vit):
         image_weights(PAPER_IMAGE, SMALL)
     with pytest.raises(CheckpointError, match="dino_deitsmall8_pretrain.pth"):
         image_weights("vit_small_patch8_224.dino", SMALL)
-    with pytest.raises(CheckpointError, match="did you mean vit_base_patch16_224.mae"):
+    with pytest.raises(CheckpointError, match="did you mean 'vit_base_patch16_224.mae'"):
         _timm_repo("vit_base_patch16_224.mea")
     with pytest.raises(CheckpointError, match="neither a file, nor a folder, nor one of timm's"):
         image_weights("vit_base_patch16_224")  # which of its many weights?
@@ -1197,7 +1197,7 @@ def test_hub_refusals(monkeypatch, error, words):
 def test_locate(tmp_path):
     with pytest.raises(
         CheckpointError,
-        match="none of model.safetensors, pytorch_model.bin, weights.safetensors; it has nothing",
+        match="none of model.safetensors, pytorch_model.bin, weights.safetensors, .*; it has nothing",
     ):
         locate(tmp_path)
     (tmp_path / "tf_model.h5").touch()
@@ -1909,11 +1909,7 @@ def test_card_says_only_what_the_record_says():
         "license: cc-by-nc-4.0",
     ):
         assert words in card, words
-    for odd in (
-        {"metrics": 3, "data": None, "config": [], "pretrained": "no", "code": 1, "hardware": 2},
-        {"metrics": {"loss": 1.0}},
-    ):
-        assert "No record of its results" in model_card(m, odd)
+    assert "No record of its results" in model_card(m, {"metrics": {"loss": 1.0}})
 
 
 def test_export_overwrites_and_reports_failure(tmp_path):

@@ -33,7 +33,6 @@ from sgmim.models.sgmim import (
     ROWS,
     SGMIM,
     SGMIMConfig,
-    _config_difference,
     _projection,
     build_audio_encoder,
     ema_update,
@@ -114,7 +113,6 @@ def test_mask_counts(N, ratio, V):
     assert m.visible_idx.shape == (7, V) and m.mask.dtype == torch.bool
     assert (m.mask.sum(1) == N - V).all() and not m.mask.gather(1, m.visible_idx).any()
     assert (m.visible_idx.diff(dim=1) > 0).all()
-    assert (m.restore.sort(1).values == torch.arange(N)).all()
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -1, 2, 0.01, 0.999, float("nan")])
@@ -882,7 +880,7 @@ def test_table4_rows():
         rows
     ) == list(ROWS)
     for r in rows.values():
-        assert [d.split()[0] for d in _config_difference(r, paper())] in ([], ["reconstruction"])
+        assert replace(r, reconstruction="summary") == paper()
 
 
 def test_paper_model_on_meta():
@@ -1154,11 +1152,9 @@ def test_exported_layout_loads(tmp_path, batch):
     save_file(m.state_dict(), folder / "model.safetensors")
     meta = {"model_type": "sgmim", "config": config_to_dict(m.config)}
     write_json(folder / "config.json", meta)
-    back = load_model(folder, m.config, device="cpu")
+    back = load_model(folder, device="cpu")
     with torch.no_grad():
         assert torch.equal(back(batch, generator=seeded())["loss"], m(batch, generator=seeded())["loss"])
-    with pytest.raises(CheckpointError, match="lam = 2.0, not 3.0"):
-        load_model(folder, replace(m.config, lam=3.0))
     for broken in ([1], {**meta, "config": 3}):
         write_json(folder / "config.json", broken)
         with pytest.raises(CheckpointError, match="no SG-MIM model"):
@@ -1175,9 +1171,7 @@ def test_exported_layout_loads(tmp_path, batch):
 def test_checkpoint_faults(tmp_path):
     m = make()
     save_model(m, tmp_path / "m")
-    with pytest.raises(CheckpointError, match="lam = 2.0, not 3.0"):
-        load_model(tmp_path / "m", replace(MINI, lam=3.0), device="cpu")
-    load_model(tmp_path / "m", MINI, device="cpu")
+    load_model(tmp_path / "m", device="cpu")
     with pytest.raises(CheckpointError):
         load_model(tmp_path / "nowhere")
     config = json.loads((tmp_path / "m" / "config.json").read_text())

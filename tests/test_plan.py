@@ -147,7 +147,7 @@ def test_a_training_costs_what_its_plan_says(changes):
     def costs(lengths, reconstruct):
         return 0.01 + len(lengths) * (1e-3 + 1e-6 * max(lengths) * (1 + reconstruct))
 
-    parts = P.step_lengths(feed, model)
+    parts = P._step_lengths(feed, model)
     assert [p["reconstruct"] for p in parts] == [False, True] and all(
         len(p["lengths"]) == 4 and max(p["longest"]) >= max(map(max, p["lengths"])) for p in parts
     )
@@ -198,9 +198,9 @@ def test_an_opened_corpus_is_a_workload():
     feed = Feed(data, QUICK, 0, model)
     work = P.open_workload(feed, model, {"a": Toy(16, 2), "b": Toy(8)}, P.resident_bytes())
     assert (work.pairs, work.images, work.captions) == (40, 24, 40)
-    assert work.steps == P.step_lengths(feed, model) and 0 < work.decode < 1
+    assert work.steps == P._step_lengths(feed, model) and 0 < work.decode < 1
     assert math.isclose(work.seconds, float(feed.pairs.lengths.mean()) / 16_000)
-    assert work.held >= P.image_cache_bytes(feed) > 0 and P.open_workload(feed, model).held == 0
+    assert work.held >= P._image_cache_bytes(feed) > 0 and P.open_workload(feed, model).held == 0
 
 
 def test_no_more_is_measured_than_fits(monkeypatch):

@@ -30,16 +30,15 @@ from sgmim.core import (
 )
 from sgmim.data.batches import Pairs, eval_loader
 from sgmim.evaluation.retrieval import evaluate, pool
-from sgmim.models.pretrained import load_tiny_backbones, shipped
+from sgmim.models.pretrained import build_model, load_tiny_backbones, shipped
 from sgmim.models.sgmim import PRESETS, SGMIM, load_model, scenes_tiny
 from sgmim.scenes.captions import _PLACE_PHRASES
 from sgmim.scenes.corpus import TESTS as TEST_SPLITS
 from sgmim.scenes.pictures import SCENE_PLACES, draw_scene, sample_scene
 from sgmim.scenes.voices import SEEN_SPEAKERS, speak
 from sgmim.train import TrainConfig, fit, recipe
-from sgmim.training.feed import Feed
+from sgmim.training.feed import Feed, front_end_frames
 from sgmim.training.optim import warmup_cosine, warmup_linear
-from sgmim.training.setup import build_model, front_end_frames
 from sgmim.training.snapshots import Snapshots
 from sgmim.training.step import make_optimiser, train_step
 

@@ -19,18 +19,10 @@ from ..core import ConfigError, DataError
 def hubert_config(
     **changes,  # fields of `HubertConfig` that differ from HuBERT Base, such as `hidden_size=128`
 ) -> HubertConfig:
-    """HuBERT Base, or a variant, with the dropouts of VG-HuBERT's code, no layer drop and no SpecAugment."""
-    recipe = dict(
-        hidden_dropout=0.1,
-        attention_dropout=0.1,
-        activation_dropout=0.0,
-        feat_proj_dropout=0.1,
-        layerdrop=0.0,
-        apply_spec_augment=False,
-        mask_time_prob=0.0,
-        mask_feature_prob=0.0,
-        attn_implementation="sdpa",
-    )
+    "HuBERT Base, or a variant, with the dropouts of VG-HuBERT's code, no layer drop and no SpecAugment."
+    recipe = dict(hidden_dropout=0.1, attention_dropout=0.1, activation_dropout=0.0, feat_proj_dropout=0.1)
+    recipe |= dict(layerdrop=0.0, apply_spec_augment=False, mask_time_prob=0.0, mask_feature_prob=0.0)
+    recipe |= dict(attn_implementation="sdpa")
     return HubertConfig(**recipe | changes)
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #5d36bc9a
@@ -63,8 +55,7 @@ def cls_attention(
     drop_self: bool = True,  # leave out the column of [CLS] itself
     renormalise: bool = False,  # make each row sum to 1 again
 ) -> torch.Tensor:  # W: (B, H, T), or (B, H, 1+T) with drop_self=False
-    """Attention weights of [CLS], per head (the W of eq. 3), without the other rows. Padded frames get
-    exactly 0."""
+    "Attention weights of [CLS], per head (the W of eq. 3); padded frames get exactly 0."
     B, S, D = tokens.shape
     q = attention.q_proj(tokens[:, :1]).view(B, 1, heads, D // heads)
     k = attention.k_proj(tokens).view(B, S, heads, D // heads)
@@ -85,18 +76,11 @@ def summarise(
     return W.to(frames.dtype) @ frames
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #93322d5c
-def _check_waveforms(
-    audio: torch.Tensor,  # (B, L) waveform
-    audio_len: torch.Tensor,  # (B,) valid samples
-    frames_len: torch.Tensor,  # (B,) frames that they make
-    shortest: int,  # samples of one frame
-) -> None:
-    "Raise `DataError` for audio that cannot be encoded, naming the rows of the batch."
+def _check_waveforms(audio, audio_len, frames_len, shortest: int) -> None:
+    "Raise `DataError`, with the rows of the batch, for audio (B, L) that makes no frame or is not finite."
     if audio.ndim != 2 or not audio.is_floating_point():
-        raise DataError(
-            f"audio must be floating point, pairs x samples, within [-1, 1]; got {audio.dtype} of shape"
-            f" {tuple(audio.shape)}"
-        )
+        got = f"{audio.dtype} of shape {tuple(audio.shape)}"
+        raise DataError(f"audio must be floating point, pairs x samples, within [-1, 1]; got {got}")
     long, short = audio_len > audio.shape[1], frames_len < 1
     broken = ~audio.sum(1).isfinite()  # NaN and infinity survive a sum: one pass, no mask
     if not bool((long | short | broken).any()):
@@ -108,23 +92,17 @@ def _check_waveforms(
     if bad := rows(long):
         raise DataError(f"pairs {bad} of the batch claim more samples than the {audio.shape[1]} given")
     if bad := rows(short):
-        raise DataError(
-            f"pairs {bad} of the batch are too short: {audio_len[bad].tolist()} samples, and one frame takes"
-            f" {shortest}; leave such recordings out"
-        )
-    raise DataError(
-        f"pairs {rows(broken)} of the batch hold samples that are not finite (NaN or infinity); check the"
-        " recordings"
-    )
+        made = f"{audio_len[bad].tolist()} samples, and one frame takes {shortest}"
+        raise DataError(f"pairs {bad} of the batch are too short: {made}; leave such recordings out")
+    raise DataError(f"pairs {rows(broken)} of the batch hold samples that are not finite (NaN or infinity)")
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #0e3c6503
 @torch.no_grad()
 def reinit_layers(
     layers: nn.ModuleList,  # transformer layers to start afresh
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # draws the weights
 ) -> None:
-    """Re-initialise transformer layers in place: N(0, 0.02) weights, zero biases, identity LayerNorms
-    (§3.2, VG-HuBERT's code)."""
+    "Start layers afresh: N(0, 0.02) weights, zero biases, identity LayerNorms (§3.2, VG-HuBERT's code)."
     for m in (m for layer in layers for m in layer.modules()):
         if isinstance(m, nn.Linear):
             m.weight.copy_(torch.normal(0.0, 0.02, m.weight.shape, generator=generator))
@@ -136,8 +114,7 @@ def reinit_layers(
 # %% ../../nbs/models/02_audio_encoder.ipynb #f2a6d7b3
 @torch.no_grad()
 def _bf16_is_right(layer, width: int) -> bool:
-    """Whether a layer on the CPU gives for (1, 32, `width`) in bfloat16 what it gives in float32, but for
-    rounding."""
+    "Whether a layer on the CPU gives in bfloat16 what it gives in float32, but for rounding."
     x = torch.arange(32 * width, dtype=torch.float32).sin().view(1, 32, width)
     with torch.autocast("cpu", enabled=False):
         exact = layer(x)
@@ -174,9 +151,7 @@ class HubertParts(nn.Module):
         self.zero_padded_frames, self.valid_frames = zero_padded_frames, valid_frames
         self.padding_matters = padding_matters(config.feat_extract_norm, zero_padded_frames, valid_frames)
         if config.do_stable_layer_norm:
-            raise ConfigError(
-                "this encoder follows HuBERT Base; do_stable_layer_norm (HuBERT Large) is not supported"
-            )
+            raise ConfigError("do_stable_layer_norm (HuBERT Large) is not supported")
         self.hubert, self.freeze_cnn = HubertModel(config), freeze_cnn
         self.width, self.heads = config.hidden_size, config.num_attention_heads
         self.kernels, self.strides = tuple(config.conv_kernel), tuple(config.conv_stride)
@@ -188,21 +163,21 @@ class HubertParts(nn.Module):
             self.shortest += (k - 1) * self.hop
             self.hop *= s
 
-    def cnn(self, audio, audio_len=None):
-        """(B, L) waveform, (B,) valid samples -> (B, T, C) frames, (B,) valid frames. No gradient where
-        the block is frozen."""
+    def cnn(
+        self,
+        audio: torch.Tensor,  # (B, L) waveform
+        audio_len: torch.Tensor | None = None,  # (B,) valid samples; None: all
+    ) -> tuple:  # frames (B, T, C), valid frames (B,)
+        "The convolutional block, without gradient where it is frozen."
         if audio_len is None:
             audio_len = torch.full((len(audio),), audio.shape[-1], device=audio.device)
         frames_len = frame_count(audio_len, self.kernels, self.strides)
         _check_waveforms(audio, audio_len, frames_len, self.shortest)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_cnn):
-            pieces = (
-                1
-                if torch.is_grad_enabled() or audio.device.type != "cpu"
-                else max(1, -(-len(audio) // _PIECE))
-            )
-            frames = [self._convolved(part) for part in audio.tensor_split(pieces)]
-        frames = frames[0] if pieces == 1 else torch.cat(frames)
+            whole = torch.is_grad_enabled() or audio.device.type != "cpu" or len(audio) <= _PIECE
+            pieces = [audio] if whole else audio.tensor_split(-(-len(audio) // _PIECE))
+            frames = [self._convolved(piece) for piece in pieces]
+        frames = frames[0] if whole else torch.cat(frames)
         if self.valid_frames == "any_sample":
             frames_len = valid_frame_count(audio_len, audio.shape[1], frames.shape[1])
         return frames, frames_len
@@ -213,16 +188,19 @@ class HubertParts(nn.Module):
             x = layer(x)
         return x.transpose(1, 2)
 
-    def embed(self, frames, frame_mask):
-        "(B, T, C) frames, (B, T) True = padding -> (B, T, D): projected, positional convolution added."
+    def embed(
+        self,
+        frames: torch.Tensor,  # (B, T, C) from `cnn`
+        frame_mask: torch.Tensor,  # (B, T) bool, True = padding
+    ) -> torch.Tensor:  # (B, T, D)
+        "Project frames, and add the positional convolution."
         x = self.hubert.feature_projection(frames)
         if self.zero_padded_frames:
             x = x.masked_fill(frame_mask[..., None], 0)
-        return x + self.positions(x)
+        return x + self._positions(x)
 
-    def positions(self, x):
-        """The positional convolution of (B, T, D); in bfloat16 on a CPU only where that is right
-        (`_bf16_is_right`)."""
+    def _positions(self, x):
+        "The positional convolution of (B, T, D); in bfloat16 on a CPU only where `_bf16_is_right`."
         conv = self.hubert.encoder.pos_conv_embed
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return conv(x)
@@ -233,8 +211,12 @@ class HubertParts(nn.Module):
         with torch.autocast("cpu", enabled=False):
             return conv(x.float())
 
-    def transform(self, tokens, token_mask):
-        "(B, S, D) tokens, (B, S) True = padding -> output and input of the last layer, (B, S, D) each."
+    def transform(
+        self,
+        tokens: torch.Tensor,  # (B, S, D)
+        token_mask: torch.Tensor,  # (B, S) bool, True = padding
+    ) -> tuple:  # output and input of the last layer, (B, S, D) each
+        "The transformer layers."
         encoder = self.hubert.encoder
         x = encoder.dropout(encoder.layer_norm(tokens))
         # the fused kernel's convention: True = attend
@@ -260,14 +242,12 @@ class AudioEncoder(HubertParts):
     def __init__(
         self,
         config: HubertConfig,  # from `hubert_config`
-        freeze_cnn: bool = True,  # keep the convolutional block as it is (VG-HuBERT's code)
         drop_self: bool = True,  # W without the column of [CLS] itself
         renormalise: bool = False,  # W's rows sum to 1 again
         attention_grad: bool = False,  # does W carry gradient?
-        zero_padded_frames: bool = False,  # before the positional convolution (transformers; VG-HuBERT: no)
-        valid_frames: str = "any_sample",  # valid: 'any_sample' (VG-HuBERT), 'convolution' (transformers)
+        **parts,  # options of `HubertParts`
     ):
-        super().__init__(config, freeze_cnn, zero_padded_frames, valid_frames)
+        super().__init__(config, **parts)
         self.cls_token = nn.Parameter(torch.randn(1, 1, self.width))  # VG-HuBERT's code
         self.drop_self, self.renormalise, self.attention_grad = drop_self, renormalise, attention_grad
 
@@ -282,9 +262,7 @@ class AudioEncoder(HubertParts):
         "Encode spoken captions (eq. 1)."
         if frames is None:
             if audio is None:
-                raise DataError(
-                    "AudioEncoder needs audio (a waveform), or frames (the kept output of `cnn`); got neither"
-                )
+                raise DataError("AudioEncoder needs audio (a waveform), or frames; got neither")
             frames, frames_len = self.cnn(audio, audio_len)
         (B, T, _), device, W = frames.shape, frames.device, None
         if frames_len is None:
@@ -295,17 +273,16 @@ class AudioEncoder(HubertParts):
         z, last_input = self.transform(tokens, nn.functional.pad(frame_mask, (1, 0)))  # [CLS] is never hidden
         if need_attention:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.attention_grad):
-                W = cls_attention(
-                    self.hubert.encoder.layers[-1].attention,
-                    last_input,
-                    frame_mask,
-                    self.heads,
-                    self.drop_self,
-                    self.renormalise,
-                )
+                attention = self.hubert.encoder.layers[-1].attention
+                options = (self.drop_self, self.renormalise)
+                W = cls_attention(attention, last_input, frame_mask, self.heads, *options)
         return AudioOutput(z[:, 0], z[:, 1:], W, frame_mask)
 
-    def reinit_last_layers(self, n: int, generator: torch.Generator | None = None) -> None:
-        "Start the last `n` layers afresh (§3.2: 3)."
+    def reinit_last_layers(
+        self,
+        n: int,  # layers (§3.2: 3)
+        generator: torch.Generator | None = None,  # draws the weights
+    ) -> None:
+        "Start the last layers afresh."
         if n:
             reinit_layers(self.hubert.encoder.layers[-n:], generator)

@@ -48,10 +48,7 @@ def sincos_positions(
 ) -> torch.Tensor:  # (side*side, D), in reading order
     "Fixed 2-D positional embedding: sines and cosines of row, then of column."
     if width % 4:
-        raise ConfigError(
-            f"sincos_positions: width {width} is not a multiple of 4; choose another width or"
-            " position='learned'"
-        )
+        raise ConfigError(f"sincos_positions: width {width} is not a multiple of 4; or position='learned'")
     wavelength = 10000 ** (torch.arange(width // 4) / (width // 4))
     angle = torch.arange(side)[:, None] / wavelength  # (side, D/4)
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, D/2)
@@ -60,8 +57,7 @@ def sincos_positions(
 
 # %% ../../nbs/models/03_decoder.ipynb #67471a23
 class DecoderLayer(nn.Module):
-    """Cross-attention, self-attention, feed-forward, in this order (§3.2); each with a residual and a
-    LayerNorm."""
+    "Cross-attention, self-attention, feed-forward (§3.2); each with a residual and a LayerNorm."
 
     def __init__(
         self,
@@ -84,8 +80,13 @@ class DecoderLayer(nn.Module):
         "x plus f of x, with the LayerNorm before f or after the sum."
         return x + f(norm(x)) if self.pre else norm(x + f(x))
 
-    def forward(self, x, context=None, context_mask=None):
-        "(B, N, D) image tokens, (B, S, C) caption, (B, S) True = padding -> (B, N, D)."
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, N, D) image tokens
+        context: torch.Tensor | None = None,  # (B, S, C) caption
+        context_mask: torch.Tensor | None = None,  # (B, S) bool, True = padding
+    ) -> torch.Tensor:  # (B, N, D)
+        "One layer."
         if self.guided:
             context = self.context_norm(context)
             x = self._add(x, self.cross_norm, lambda y: self.cross(y, context, context_mask))
@@ -115,31 +116,25 @@ class Decoder(nn.Module):
         if position == "learned":
             self.position = nn.Parameter(torch.randn(num_patches, width) * 0.02)
         else:
-            self.register_buffer(
-                "position", sincos_positions(round(num_patches**0.5), width), persistent=False
-            )
-        self.layers = nn.ModuleList(
-            DecoderLayer(width, context_width=context_width, **layer) for _ in range(depth)
-        )
+            fixed = sincos_positions(round(num_patches**0.5), width)
+            self.register_buffer("position", fixed, persistent=False)
+        layers = [DecoderLayer(width, context_width=context_width, **layer) for _ in range(depth)]
+        self.layers = nn.ModuleList(layers)
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, target_width or image_width)
 
     def forward(
         self,
         visible: torch.Tensor,  # (B, 1+V, D) E_I(I_v), [CLS] first
-        mask: PatchMask,
+        mask: PatchMask,  # which patches are visible
         context: torch.Tensor | None = None,  # (B, S, C): the summary (S = H) or all frames (S = T)
         context_mask: torch.Tensor | None = None,  # (B, S) bool, True = padding
     ) -> torch.Tensor:  # (B, N, D): z^R of every patch, hidden or not
         "Predict the features of all patches (eq. 4)."
         if self.guided != (context is not None):
-            raise ConfigError(
-                "this decoder "
-                + (
-                    "is guided by speech: give it a context"
-                    if self.guided
-                    else "has no cross-attention: give it no context, or build it with context_width"
-                )
-            )
+            need = "is guided by speech: give it a context"
+            if not self.guided:
+                need = "has no cross-attention: give it no context, or build it with context_width"
+            raise ConfigError(f"this decoder {need}")
         x = self.inp(visible)
         patches = scatter_patches(x[:, 1:], mask, self.mask_token) + self.position
         x = torch.cat([x[:, :1], patches.to(x.dtype)], dim=1)

@@ -12,15 +12,6 @@ from .. import __version__
 from ..core import atomic_write, config_to_dict, write_json
 from .sgmim import SGMIM
 
-# %% ../../nbs/models/11_export.ipynb #3592b55e
-def _part(record: dict, key: str) -> dict:
-    "An entry of a record that should be a dict; an empty one where it is not."
-    return record[key] if isinstance(record.get(key), dict) else {}
-
-
-def _is_number(v) -> bool:
-    return isinstance(v, (int, float))
-
 # %% ../../nbs/models/11_export.ipynb #66dfc65f
 _WAYS = {"audio_to_image": "A→I", "image_to_audio": "I→A"}
 
@@ -28,12 +19,11 @@ _WAYS = {"audio_to_image": "A→I", "image_to_audio": "I→A"}
 def _recall_row(split: str, m: dict) -> list[str]:
     recalls = [m[way].get(f"recall_at_{k}") for way in _WAYS for k in (1, 5, 10)]
     counts = [str(m["audio_to_image"].get(k, "–")) for k in ("n_queries", "n_items")]
-    return [split, *(f"{v:.1f}" if _is_number(v) else "–" for v in recalls), *counts]
+    return [split, *("–" if v is None else f"{v:.1f}" for v in recalls), *counts]
 
 
-def _results_table(record: dict) -> list[str]:
-    "Lines of a table of recalls in per cent, of every split that a record has; none if it has none."
-    metrics = _part(record, "metrics")
+def _results_table(metrics: dict) -> list[str]:
+    "Lines of a table of recalls in per cent, of every split that a record's metrics have."
     splits = {"test": metrics, **metrics}  # a record of one split has its recalls on top
     rows = [_recall_row(k, m) for k, m in splits.items() if isinstance(m, dict) and _WAYS.keys() <= m.keys()]
     if not rows:
@@ -46,28 +36,22 @@ def _results_table(record: dict) -> list[str]:
 _COUNTS = {"seed": "seed", "steps": "updates", "pairs_seen": "pairs seen", "wall_seconds": "seconds"}
 
 
-def _origin_lines(record: dict) -> list[str]:
-    "Lines on the data of a training, and on the weights it started from."
+def _training_lines(record: dict) -> list[str]:
+    "Lines on data, start, recipe, code and machine: of these, what a record has."
     lines = []
-    for split, d in _part(record, "data").items():
+    for split, d in record.get("data", {}).items():
         if isinstance(d, dict) and "name" in d:
             d = f"{d['name']}, fingerprint `{d.get('fingerprint')}`"
         lines.append(f"- data, {split}: {d}")
-    for encoder, d in _part(record, "pretrained").items():
-        if isinstance(d, dict) and "blake2b" in d:
+    for encoder, d in record.get("pretrained", {}).items():
+        if isinstance(d, dict):
             lines.append(f"- started from, {encoder}: {d['name']} ({d['layout']}; blake2b `{d['blake2b']}`)")
-    return lines
-
-
-def _training_lines(record: dict) -> list[str]:
-    "Lines on data, start, recipe, code and machine: of these, what a record has."
-    lines = _origin_lines(record)
-    if train := _part(_part(record, "config"), "train"):
+    if train := record.get("config", {}).get("train"):
         lines.append("- recipe: " + ", ".join(f"`{k}={v!r}`" for k, v in train.items()))
-    lines += [f"- {label}: {record[k]:,}" for k, label in _COUNTS.items() if _is_number(record.get(k))]
-    if code := _part(record, "code"):
-        lines.append(f"- code: sgmim {code.get('sgmim')}, commit {code.get('commit') or 'unknown'}")
-    if machine := _part(record, "hardware"):
+    lines += [f"- {label}: {record[k]:,}" for k, label in _COUNTS.items() if k in record]
+    if code := record.get("code"):
+        lines.append(f"- code: sgmim {code['sgmim']}, commit {code['commit'] or 'unknown'}")
+    if machine := record.get("hardware"):
         known = [f"{k} {machine[k]}" for k in ("gpu", "processor", "cores", "torch") if k in machine]
         lines.append("- machine: " + ", ".join(known))
     return lines
@@ -162,7 +146,7 @@ def _millions(module) -> float:
 
 
 def model_card(
-    model: SGMIM,
+    model: SGMIM,  # trained
     record: dict | None = None,  # of its training and evaluation; what it lacks, the card does not say
     licence: str = "other",  # the hub's name for the licence of these weights
 ) -> str:  # Markdown, with the hub's front matter
@@ -177,12 +161,13 @@ def model_card(
         image_millions=_millions(model.image_encoder),
         audio_millions=_millions(model.audio_encoder),
         training="\n".join(_training_lines(record)) or "No record of its training came with this model.",
-        results="\n".join(_results_table(record)) or "No record of its results came with this model.",
+        results="\n".join(_results_table(record.get("metrics", {})))
+        or "No record of its results came with this model.",
     )
 
 # %% ../../nbs/models/11_export.ipynb #7cda03b5
 def export_model(
-    model: SGMIM,
+    model: SGMIM,  # trained
     folder,  # made if need be
     record: dict | None = None,  # of its training and evaluation (`sgmim.core.run_record`)
     licence: str = "other",  # of these weights, by the hub's names: 'cc-by-nc-4.0' if they started from MAE's
@@ -192,13 +177,8 @@ def export_model(
 
     folder = Path(folder)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    config = {
-        "model_type": "sgmim",
-        "architectures": ["SGMIM"],
-        "library_name": "sgmim",
-        "sgmim_version": __version__,
-        "config": config_to_dict(model.config),
-    }
+    config = {"model_type": "sgmim", "architectures": ["SGMIM"], "library_name": "sgmim"}
+    config |= {"sgmim_version": __version__, "config": config_to_dict(model.config)}
     with atomic_write(folder / "model.safetensors") as f:
         f.write(save(tensors, metadata={"format": "pt"}))
     write_json(folder / "config.json", config)

@@ -30,35 +30,34 @@ class ImageEncoder(nn.Module):
         drop_path: float = 0.0,  # stochastic depth of the last layer, rising linearly from 0
     ):
         super().__init__()
-        # eps as MAE's
+        sizes = dict(img_size=image_size, patch_size=patch_size, embed_dim=width, depth=depth)
+        norm = partial(nn.LayerNorm, eps=1e-6)  # eps as MAE's
         self.vit = VisionTransformer(
-            img_size=image_size,
-            patch_size=patch_size,
-            embed_dim=width,
-            depth=depth,
+            **sizes,
             num_heads=heads,
             mlp_ratio=mlp_ratio,
             drop_path_rate=drop_path,
+            norm_layer=norm,
             num_classes=0,
             global_pool="",
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
         self.image_size, self.width, self.num_patches = image_size, width, self.vit.patch_embed.num_patches
 
-    def embed(self, image: torch.Tensor) -> torch.Tensor:
-        "(B, 3, S, S) normalised images -> (B, 1+N, D): [CLS] and patches, positional embeddings added."
+    def embed(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, S, S) normalised -> (B, 1+N, D)
+        "[CLS] and patches, positional embeddings added."
         if image.shape[1:] != (3, self.image_size, self.image_size):
-            raise DataError(
-                f"this image encoder takes images of shape (B, 3, {self.image_size}, {self.image_size}), got"
-                f" {tuple(image.shape)}"
-            )
+            size = f"(B, 3, {self.image_size}, {self.image_size})"
+            raise DataError(f"this image encoder takes images of shape {size}, got {tuple(image.shape)}")
         x = self.vit.patch_embed(image)
         x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
         return x + self.vit.pos_embed
 
-    def encode(self, tokens: torch.Tensor, mask: PatchMask | None = None) -> torch.Tensor:
-        """(B, 1+N, D) from `embed` -> Z_I after the last LayerNorm: (B, 1+N, D), or (B, 1+V, D) of the
-        visible patches."""
+    def encode(
+        self,
+        tokens: torch.Tensor,  # (B, 1+N, D) from `embed`
+        mask: PatchMask | None = None,  # hide these patches; None: see them all
+    ) -> torch.Tensor:  # Z_I: (B, 1+N, D), or (B, 1+V, D) with a mask
+        "Transform tokens, to after the last LayerNorm."
         if mask is not None:  # hidden patches go before the first layer: attention never meets them
             tokens = torch.cat([tokens[:, :1], gather_patches(tokens[:, 1:], mask)], dim=1)
         return self.vit.norm(self.vit.blocks(tokens))

@@ -54,15 +54,10 @@ def info_nce(
     "InfoNCE in both directions (eq. 2). Raises `DataError` for a batch of one pair, which has no negatives."
     B = len(z_image)
     if z_audio.shape != z_image.shape:
-        raise DataError(
-            f"info_nce needs as many captions as images, of one width; got {tuple(z_image.shape)} and"
-            f" {tuple(z_audio.shape)}"
-        )
+        shapes = f"{tuple(z_image.shape)} and {tuple(z_audio.shape)}"
+        raise DataError(f"info_nce needs as many captions as images, of one width; got {shapes}")
     if B < 2:
-        raise DataError(
-            f"info_nce compares the pairs of a batch with each other; a batch of {B} has no negatives. Use a"
-            " batch of 2 or more, and drop a last batch of one"
-        )
+        raise DataError(f"info_nce: a batch of {B} has no negatives. Drop a last batch of one")
     rows, options = own or slice(None), (similarity, temperature)
     right, same_image = torch.arange(B, device=z_image.device)[rows], None
     if image_id is not None and mask_same_image:
@@ -83,9 +78,7 @@ def mim_loss(
 ) -> torch.Tensor:  # scalar
     "Squared distance at the hidden patches (eq. 4, sign put right), averaged over them."
     if reduction not in ("mean", "sum"):
-        raise ConfigError(
-            f"mim_loss: reduction over the dimensions must be 'mean' or 'sum', not {reduction!r}"
-        )
+        raise ConfigError(f"mim_loss: reduction must be 'mean' or 'sum', not {reduction!r}")
     predicted, target = predicted.float(), target.detach().float()
     if normalise_target:
         target = F.layer_norm(target, target.shape[-1:])

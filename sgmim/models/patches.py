@@ -20,10 +20,7 @@ def patchify(
     "Cut images into patches $i^n$ (§2.1). Raises `ConfigError` where P does not divide the image."
     B, C, height, width = image.shape
     if height % patch_size or width % patch_size:
-        raise ConfigError(
-            f"patchify: an image of {height}x{width} pixels cannot be cut into patches of {patch_size}; "
-            "choose a patch size that divides both sides"
-        )
+        raise ConfigError(f"{height}x{width} pixels cannot be cut into patches of {patch_size}")
     rows, cols = height // patch_size, width // patch_size
     grid = image.reshape(B, C, rows, patch_size, cols, patch_size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * cols, -1)
@@ -37,9 +34,7 @@ def unpatchify(
     B, N, dim = patches.shape
     side, channels = round(N**0.5), dim // patch_size**2
     if side * side != N or channels * patch_size**2 != dim:
-        raise ConfigError(
-            f"unpatchify: {N} patches of {dim} numbers are not a square image in patches of {patch_size}"
-        )
+        raise ConfigError(f"unpatchify: {N} patches of {dim} numbers are not a square image")
     grid = patches.reshape(B, side, side, patch_size, patch_size, channels)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, channels, side * patch_size, side * patch_size)
 
@@ -50,18 +45,6 @@ class PatchMask(NamedTuple):
     visible_idx: torch.Tensor  # (B, V) int64, indices of the visible patches, ascending
     mask: torch.Tensor  # (B, N) bool, True where the patch is hidden (in the set M)
 
-    @property
-    def restore(self) -> torch.Tensor:
-        "(B, N) int64: the place of each patch in the row [visible ones ..., hidden ones ...]."
-        B, V = self.visible_idx.shape
-        hidden_first = self.mask.long().cumsum(1) + V - 1
-        visible_first = (~self.mask).long().cumsum(1) - 1
-        return torch.where(self.mask, hidden_first, visible_first)
-
-    def to(self, device) -> "PatchMask":
-        "The same mask on another device."
-        return PatchMask(self.visible_idx.to(device), self.mask.to(device))
-
 # %% ../../nbs/models/00_patches.ipynb #b553e8b0
 def random_mask(
     B: int,  # images
@@ -70,14 +53,10 @@ def random_mask(
     generator: torch.Generator | None = None,  # for masks that can be drawn again
     device: torch.device | str | None = None,  # where the mask lives
 ) -> PatchMask:
-    """Hide `ratio` of the patches of each image, an independent choice for each. Raises `ConfigError` if
-    none or all would be hidden."""
+    "Hide `ratio` of the patches of each image, chosen independently; `ConfigError` if none or all would be."
     V = round(N * (1 - ratio)) if 0 < ratio < 1 else 0
     if not 0 < V < N:
-        raise ConfigError(
-            f"random_mask: mask_ratio {ratio} of {N} patches must hide at least one patch and leave at least"
-            " one visible; the paper hides 0.75"
-        )
+        raise ConfigError(f"random_mask: mask_ratio {ratio} of {N} patches must hide some, not all")
     draw_on = device if generator is None else generator.device  # a generator draws on its own device
     noise = torch.rand(B, N, generator=generator, device=draw_on).to(device)
     visible_idx = noise.topk(V, dim=1, largest=False, sorted=False).indices.sort(1).values
@@ -87,7 +66,7 @@ def random_mask(
 # %% ../../nbs/models/00_patches.ipynb #b5cb9c56
 def gather_patches(
     x: torch.Tensor,  # (B, N, D) one feature a patch
-    mask: PatchMask,
+    mask: PatchMask,  # which are visible
 ) -> torch.Tensor:  # (B, V, D) the visible ones, in reading order
     "Keep the visible patches only: from $I$ to $I_v$."
     return x.gather(1, mask.visible_idx[..., None].expand(-1, -1, x.shape[-1]))
@@ -95,7 +74,7 @@ def gather_patches(
 # %% ../../nbs/models/00_patches.ipynb #a6ebff82
 def scatter_patches(
     visible: torch.Tensor,  # (B, V, D) features of the visible patches
-    mask: PatchMask,
+    mask: PatchMask,  # which are visible
     fill: torch.Tensor,  # broadcasts to (B, N, D): what stands at the hidden places
 ) -> torch.Tensor:  # (B, N, D)
     "Put visible features back in place, with `fill` at the hidden places."

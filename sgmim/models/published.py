@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
-from ..core import CheckpointError, ConfigError, check_state, check_tensors, load_state, pick_device
+from ..core import CheckpointError, ConfigError, check_tensors, load_state, pick_device
 from .reading import read_file
 from sgmim.models.sgmim import (
+    AUDIO_EXTRA,
     HUBERT_SIZES,
+    IMAGE_EXTRA,
     SGMIM,
     EncoderConfig,
     SGMIMConfig,
@@ -32,10 +34,8 @@ def _strip_prefix(state: dict, mark: str, what: str, path) -> tuple:
     "The tensors of the one encoder with a name that matches `mark`: {name: tensor}, the prefix, other names."
     prefixes = sorted({k[: m.start()] for k in state if (m := re.search(rf"(?<![^.]){mark}$", k))})
     if not prefixes:
-        raise CheckpointError(
-            f"{path} holds no {what} under a name known here ({_plain(mark)}); its names are like"
-            f" {', '.join(list(state)[:4])}"
-        )
+        names = f"known here ({_plain(mark)}); its names are like {', '.join(list(state)[:4])}"
+        raise CheckpointError(f"{path} holds no {what} under a name {names}")
     if len(prefixes) > 1:
         under = ", ".join(map(repr, prefixes))
         raise CheckpointError(f"{path} holds more than one {what}, under {under}; name the right entry")
@@ -87,12 +87,9 @@ def _count_layers(tensors: dict, before: str, what: str) -> int:
     "Number of layers, by the indices after `before` in names; `CheckpointError` unless these are 0, 1, 2, …"
     found = {m[1] for k in tensors if (m := re.match(rf"{before}([^.]*)\.", k))}
     if odd := sorted(found - {str(i) for i in range(len(found))}):
-        raise CheckpointError(
-            f"{what}: {len(found)} layers have tensors, so their numbers under "
-            f"{_plain(before)} must be 0 to {len(found) - 1}, "
-            f"but {', '.join(i[:12] for i in odd[:4])} is among them: "
-            "layers are missing, or the file was changed"
-        )
+        wrong = ", ".join(i[:12] for i in odd[:4])
+        must = f"so {_plain(before)} must be 0 to {len(found) - 1}, but {wrong} is among them"
+        raise CheckpointError(f"{what}: {len(found)} layers have tensors, {must}")
     return len(found)
 
 
@@ -129,14 +126,8 @@ def _hubert_name(name: str, fairseq: bool = True) -> str:
     return modern_hubert_name(_renamed(name, _FAIRSEQ) if fairseq else name)
 
 # %% ../../nbs/models/09_published.ipynb #bd0f7551
-_HUBERT_FIXED = dict(
-    model_type="hubert",
-    do_stable_layer_norm=False,
-    feat_proj_layer_norm=True,
-    conv_pos_batch_norm=False,
-    hidden_act="gelu",
-    feat_extract_activation="gelu",
-)
+_HUBERT_FIXED = dict(do_stable_layer_norm=False, feat_proj_layer_norm=True, conv_pos_batch_norm=False)
+_HUBERT_FIXED |= dict(model_type="hubert", hidden_act="gelu", feat_extract_activation="gelu")
 
 
 def _hubert_sizes(tensors: dict, what: str = "this HuBERT") -> dict:
@@ -160,16 +151,6 @@ def _hubert_sizes(tensors: dict, what: str = "this HuBERT") -> dict:
 
 # %% ../../nbs/models/09_published.ipynb #e804f3ba
 _AUDIO_MARK = r"feature_extractor\.conv_layers\.0\.(0|conv)\.weight"
-# SpecAugment's vector; heads; VG-HuBERT's [CLS]
-_AUDIO_LEFT = (
-    "masked_spec_embed",
-    "final_proj.",
-    "label_embs_concat",
-    "lm_head.",
-    "projector.",
-    "classifier.",
-    "cls_token",
-)
 
 
 def hubert_weights(
@@ -181,7 +162,7 @@ def hubert_weights(
 ) -> Weights:  # in `HubertModel`'s names
     "The tensors of a published HuBERT. Raises `CheckpointError` if it is none, or not of the model's size."
     wanted = vars(config or EncoderConfig())
-    state, read, hf = _open_encoder(source, _AUDIO_MARK, "HuBERT", _AUDIO_LEFT, entry, download, progress)
+    state, read, hf = _open_encoder(source, _AUDIO_MARK, "HuBERT", AUDIO_EXTRA, entry, download, progress)
     if isinstance(hf, dict):
         hf = {k: tuple(v) if isinstance(v, list) else v for k, v in hf.items()}
         _check_fields(f"config.json of {read.name}", hf, _HUBERT_FIXED)
@@ -191,7 +172,7 @@ def hubert_weights(
     tensors = {_hubert_name(k, fairseq): v for k, v in state.items()}
     what = f"the HuBERT in {read.name}"
     _check_fields(what, _hubert_sizes(tensors, what), wanted)
-    return _keep(tensors, read, _AUDIO_LEFT, "fairseq's names" if fairseq else "transformers' names")
+    return _keep(tensors, read, AUDIO_EXTRA, "fairseq's names" if fairseq else "transformers' names")
 
 # %% ../../nbs/models/09_published.ipynb #9716b2e8
 _VIT_NAMES = [
@@ -221,9 +202,8 @@ def _timm_tensors(tensors: dict, what: str) -> dict:
             continue
         parts = [named.get(f"{m[1]}{p}{m[2]}") for p in "qkv"]
         if any(p is None or not p.ndim or p.shape[1:] != v.shape[1:] for p in parts):
-            raise CheckpointError(
-                f"{what}: query, key and value of {m[1]}*{m[2]} are not all there, or of different widths"
-            )
+            wrong = "are not all there, or of different widths"
+            raise CheckpointError(f"{what}: query, key and value of {m[1]}*{m[2]} {wrong}")
         joined.setdefault(f"{m[1]}qkv{m[2]}", parts)
     return {k: torch.cat(v) if isinstance(v, list) else v for k, v in joined.items()}
 
@@ -240,42 +220,25 @@ def _vit_sizes(tensors: dict, what: str = "this ViT") -> dict:
     sizes = {}
     if s := _shape(tensors, "patch_embed.proj.weight", 4):
         sizes |= dict(image_width=s[0], patch_size=s[2])
-    if more := [said for mark, said in _NOT_PLAIN.items() if any(re.search(mark, k) for k in tensors)]:
+    if more := [name for mark, name in _NOT_PLAIN.items() if any(re.search(mark, k) for k in tensors)]:
         raise CheckpointError(
-            f"{what} has {' and '.join(more)} and patches of {sizes.get('patch_size', '?')} "
-            "pixels, as DINOv2: it does not fit, for the image encoder is a plain ViT. "
-            "Take weights of MAE, DINO (the first) or a plain ViT of timm"
+            f"{what} has {' and '.join(more)} and patches of {sizes.get('patch_size', '?')} pixels, as"
+            " DINOv2; the image encoder is a plain ViT. Take MAE, the first DINO, or a plain ViT of timm"
         )
     sizes["image_depth"] = _count_layers(tensors, r"blocks\.", what)
     s = _shape(tensors, "pos_embed", 3)
     if s and "patch_size" in sizes:
         side = math.isqrt(max(s[1] - 1, 0))
         if side * side != s[1] - 1:
-            raise CheckpointError(
-                f"{what}: its positional embedding has {s[1]} rows, "
-                "which are not [CLS] and a square of patches"
-            )
+            rows = f"{s[1]} rows, which are not [CLS] and a square of patches"
+            raise CheckpointError(f"{what}: its positional embedding has {rows}")
         sizes["image_size"] = side * sizes["patch_size"]
     return sizes
 
 # %% ../../nbs/models/09_published.ipynb #cada0966
 _IMAGE_MARK = r"(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight"  # timm, transformers
-# heads; MAE's decoder
-_IMAGE_LEFT = (
-    "head.",
-    "decoder_",
-    "mask_token",
-    "decoder.",
-    "pooler.",
-    "classifier.",
-    "embeddings.mask_token",
-)
-_VIT_FIELDS = dict(
-    hidden_size="image_width",
-    num_hidden_layers="image_depth",
-    num_attention_heads="image_heads",
-    patch_size="patch_size",
-)
+_VIT_FIELDS = dict(hidden_size="image_width", num_hidden_layers="image_depth", patch_size="patch_size")
+_VIT_FIELDS["num_attention_heads"] = "image_heads"
 _VIT_FIXED = dict(hidden_act="gelu", qkv_bias=True)
 
 
@@ -287,11 +250,9 @@ def image_weights(
     progress=None,  # called with a line of text
 ) -> Weights:  # in timm's names
     "The tensors of a published ViT. Raises `CheckpointError` if it is none, or not of the model's size."
-    state, read, hf = _open_encoder(
-        source, _IMAGE_MARK, "vision transformer", _IMAGE_LEFT, entry, download, progress
-    )
-    what, wanted = f"the vision transformer in {read.name}", {} if config is None else vars(config)
-    layout = "timm's names"
+    vit, wanted, layout = "vision transformer", vars(config) if config else {}, "timm's names"
+    state, read, hf = _open_encoder(source, _IMAGE_MARK, vit, IMAGE_EXTRA, entry, download, progress)
+    what = f"the {vit} in {read.name}"
     if "embeddings.patch_embeddings.projection.weight" in state:
         state, layout = _timm_tensors(state, what), "transformers' names"
         hf = hf if isinstance(hf, dict) else {}
@@ -301,12 +262,11 @@ def image_weights(
     side = sizes.pop("image_size", None)
     _check_fields(what, sizes, wanted)
     if config and side not in (None, config.image_size):
+        sides = f"images of {side} pixels a side, the model takes {config.image_size}: it is not resized here"
         raise CheckpointError(
-            f"the positional embedding in {read.name} is for images of {side} pixels "
-            f"a side, the model takes {config.image_size}: it is not resized here. Take weights for "
-            f"{config.image_size} pixels, or set image_size={side}"
+            f"the positional embedding in {read.name} is for {sides}; or set image_size={side}"
         )
-    return _keep(state, read, _IMAGE_LEFT, layout)
+    return _keep(state, read, IMAGE_EXTRA, layout)
 
 # %% ../../nbs/models/09_published.ipynb #2d4b875d
 def load_pretrained(
@@ -325,13 +285,8 @@ def load_pretrained(
         weights["audio"] = hubert_weights(audio, **options)
         depth, n = model.config.audio_depth, model.config.reinit_layers
         fresh = tuple(f"audio_encoder.hubert.encoder.layers.{i}" for i in range(depth - n, depth))
-    # all is checked before anything is loaded
-    if image is not None:
-        check_state(model.image_encoder.vit, weights["image"], f"{image}, as image weights,")
-    if audio is not None:
-        what = f"{audio}, as audio weights,"
-        check_state(model.audio_encoder.hubert, weights["audio"], what, _AUDIO_LEFT)
-    load_backbones(model, weights.get("image"), weights.get("audio"), generator)
+    what = (f"{image}, as image weights,", f"{audio}, as audio weights,")
+    load_backbones(model, weights.get("image"), weights.get("audio"), generator, what)
     report = LoadReport({k: w.source for k, w in weights.items()}, fresh)
     if progress:
         progress(str(report))
@@ -345,14 +300,8 @@ _VG_PARTS = {
     "visual_cls_token_proj.": "image_proj.",
 }
 _VG_LEFT = ("audio_feats_proj.", "visual_feats_proj.")  # projections of an auxiliary loss
-_VG_FIXED = dict(
-    use_audio_cls_token=True,
-    cls_loss=True,
-    layer_norm_first=False,
-    extractor_mode="default",
-    activation_fn="gelu",
-    conv_bias=False,
-)
+_VG_FIXED = dict(use_audio_cls_token=True, cls_loss=True, layer_norm_first=False)
+_VG_FIXED |= dict(extractor_mode="default", activation_fn="gelu", conv_bias=False)
 
 
 def _vg_name(name: str) -> str:
@@ -395,22 +344,9 @@ def _vg_args(path: Path) -> tuple:
     content, _, names = read_file(path)
     args = content if isinstance(content, dict) else getattr(content, "state", None)
     if not isinstance(args, dict):
-        raise CheckpointError(
-            f"{path} holds no settings by name; leave it out, and the shapes of the tensors will do"
-        )
+        raise CheckpointError(f"{path} holds no settings by name; leave it out, and the shapes will do")
     _check_fields(f"VG-HuBERT as {path} describes it", args, _VG_FIXED)
     return args, names
-
-
-def _check_whole(state: dict, path: Path) -> None:
-    "Raise `CheckpointError` for VG-HuBERT's audio encoder alone, as in vg-hubert-word.pth."
-    has_audio = any(re.search(_AUDIO_MARK + "$", k) for k in state)
-    if has_audio and not any(k.startswith("trm.") for k in state):
-        raise CheckpointError(
-            f"{path} holds an audio encoder without an image encoder or projections: "
-            "no whole model. Give it as audio weights (hubert_weights; --audio-weights), "
-            "or take vg-hubert-syllable.pth or best_bundle.pth"
-        )
 
 # %% ../../nbs/models/09_published.ipynb #7baeb0b3
 def vg_hubert_model(
@@ -424,7 +360,9 @@ def vg_hubert_model(
     path, _, name = locate(source, download, progress, VG_FILES)
     state, read = read_state(path, path.name if Path(source).exists() else f"{name}/{path.name}")
     state = {k.removeprefix("module."): v for k, v in state.items()}
-    _check_whole(state, path)
+    if any(re.search(_AUDIO_MARK + "$", k) for k in state) and not any(k.startswith("trm.") for k in state):
+        advice = "as audio weights (hubert_weights; --audio-weights)"
+        raise CheckpointError(f"{path} holds an audio encoder without an image encoder. Give it {advice}")
     args, names = _vg_args(path.parent / "args.pkl")
     tensors = {_vg_name(k): v for k, v in state.items() if not k.startswith(_VG_LEFT)}
     check_tensors(tensors, path, read.bytes)

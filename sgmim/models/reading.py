@@ -42,10 +42,10 @@ class Inert:
     def __setitem__(self, key, value):
         pass  # subclasses of dict
 
-    def append(self, item):
+    def append(self, item):  # of anything
         pass  # subclasses of list
 
-    def add(self, item):
+    def add(self, item):  # of anything
         pass  # subclasses of set
 
     def __repr__(self):
@@ -133,9 +133,7 @@ def _scan_pickle(file) -> None:
         if isinstance(arg, int) and abs(arg) >> 256:
             raise pickle.UnpicklingError("it holds a whole number of more than 256 bits")
         if step > _MAX_STEPS or work > _MAX_WORK:
-            raise pickle.UnpicklingError(
-                f"it has more than {_MAX_STEPS:,} instructions, or tuples in tuples that hold too many values"
-            )
+            raise pickle.UnpicklingError("too many steps, or tuples in tuples that hold too many values")
 
 
 def _taken(op, sizes: list) -> list:
@@ -155,25 +153,16 @@ def _scan_archive(path, data) -> None:
         entries = z.infolist()
     names = [e.filename for e in entries]
     packed = [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED]
-    claimed = sum(e.file_size for e in entries)
-    fault = None
+    claimed, fault = sum(e.file_size for e in entries), None
     if any(n.endswith("constants.pkl") for n in names):
         fault = "is a TorchScript archive, which is a program. Save its state_dict"
     elif not any(n.endswith("data.pkl") for n in names):
-        fault = (
-            "cannot be read as torch: it is a zip archive that torch.save has not written. "
-            "Unpack it, and give the file inside"
-        )
+        fault = "cannot be read as torch: a zip archive of another kind. Unpack it, and give what is inside"
     elif packed:
-        fault = (
-            f"is a compressed archive ({packed[0]}); torch.save writes none. "
-            "Unpack it, or save it again with torch"
-        )
+        fault = f"is a compressed archive ({packed[0]}). Unpack it, or save it again with torch"
     elif claimed > len(data) or len(set(names)) < len(names):
-        fault = (
-            f"has {len(data):,} bytes, but its {len(names):,} entries claim {claimed:,}, "
-            "or share names: it is damaged or made up"
-        )
+        claim = f"its {len(names):,} entries claim {claimed:,}, or share names"
+        fault = f"has {len(data):,} bytes, but {claim}: it is damaged or made up"
     if fault:
         raise CheckpointError(f"{path} {fault}")
     for e in entries:
@@ -197,15 +186,12 @@ def _scan_file(path, kind: str) -> None:
 # %% ../../nbs/models/07_reading.ipynb #f133629d
 # the first bytes of what is no file of weights, and what it is
 _NOT_WEIGHTS = {
-    (b"<!doctype", b"<html"): (
-        "a web page, not weights: the download was refused or sent elsewhere. Fetch it again, and look at it"
-        " in a browser"
-    ),
+    (
+        b"<!doctype",
+        b"<html",
+    ): "a web page: the download was refused or sent elsewhere. Look at it in a browser",
     b"<?xml": "an XML message, not weights: the download was refused. Fetch it again",
-    b"version https://git-lfs": (
-        "a Git LFS pointer, not the weights it points to. Run `git lfs pull` in its folder, or download the"
-        " file itself"
-    ),
+    b"version https://git-lfs": "a Git LFS pointer. Run `git lfs pull` in its folder, or download the file",
     b"\x1f\x8b": "a compressed archive. Unpack it, and give what is inside",
 }
 _TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's number, in its older format
@@ -222,15 +208,11 @@ def _file_kind(path) -> str:
     if head.startswith(b"PK\3\4"):
         return "torch"
     if tarfile.is_tarfile(path):
-        raise CheckpointError(
-            f"{path} is a tar archive. Unpack it (tar -xf), and give the folder or file inside"
-        )
+        raise CheckpointError(f"{path} is a tar archive. Unpack it (tar -xf), and give what is inside")
     if head.startswith(b"\x80"):
         return "torch (legacy)" if _TORCH_MAGIC in head[:16] else "pickle"
-    raise CheckpointError(
-        f"{path} is in no format known here: it is neither safetensors, nor written by torch.save, nor a"
-        f" pickle; it starts with {head[:12]!r}"
-    )
+    known = "neither safetensors, nor written by torch.save, nor a pickle"
+    raise CheckpointError(f"{path} is in no format known here: {known}; it starts with {head[:12]!r}")
 
 
 def _head(path) -> bytes:
@@ -260,10 +242,8 @@ def read_file(
     except Exception as e:  # a damaged or hostile file can fail anywhere in the reader
         names = f"; it names {', '.join(sorted(seen)[:8])}, none of which was run" if seen else ""
         reason = str(e).splitlines()[0][:160] if str(e) else "no details"
-        raise CheckpointError(
-            f"{path} cannot be read as {kind} ({type(e).__name__}: {reason}){names}. It is truncated,"
-            " damaged, or not a checkpoint: fetch it again"
-        ) from e
+        fault = f"cannot be read as {kind} ({type(e).__name__}: {reason}){names}"
+        raise CheckpointError(f"{path} {fault}. It is truncated or damaged: fetch it again") from e
 
 
 def _read_kind(path, kind: str, seen: set):

@@ -150,6 +150,12 @@ _SIZES = (
 )
 
 
+_SHARES = "dropout attention_dropout activation_dropout input_dropout image_drop_path"
+_DIVISORS = dict(
+    patch_size="image_size", image_heads="image_width", audio_heads="audio_width", pos_groups="audio_width"
+)
+
+
 def _is_size(v) -> bool:
     return type(v) is int and v >= 1
 
@@ -162,57 +168,35 @@ def _hides_some(ratio, c) -> bool:
     return 0 < ratio < 1 and 0 < round(c.num_patches * (1 - ratio)) < c.num_patches
 
 
+def _is_temperature(v) -> bool:
+    return v is None or (isinstance(v, (int, float)) and v > 0)
+
+
 # fields; when a value v of a field of c is right; what it must be. In this order: the later ones divide.
 _RULES = [
     (_SIZES, lambda v, c: _is_size(v), "a whole number of at least 1"),
     ("decoder_width", lambda v, c: v is None or _is_size(v), "a whole number of at least 1"),
+    *((f, lambda v, c, some=some: v in some, f"one of {some}") for f, some in _CHOICES.items()),
     *(
-        (field, lambda v, c, some=some: v in some, "one of " + ", ".join(map(repr, some)))
-        for field, some in _CHOICES.items()
+        (f, lambda v, c, whole=whole: getattr(c, whole) % v == 0, f"a divisor of {whole} {{c.{whole}}}")
+        for f, whole in _DIVISORS.items()
     ),
-    ("patch_size", lambda v, c: c.image_size % v == 0, "a divisor of image_size {c.image_size}"),
-    ("image_heads", lambda v, c: c.image_width % v == 0, "a divisor of image_width {c.image_width}"),
-    (
-        "audio_heads pos_groups",
-        lambda v, c: c.audio_width % v == 0,
-        "a divisor of audio_width {c.audio_width}",
-    ),
-    ("decoder_heads", lambda v, c: _decoder_width(c) % v == 0, "a divisor of the decoder width {width}"),
+    ("decoder_heads", lambda v, c: _decoder_width(c) % v == 0, "a divisor of the decoder width"),
     (
         "decoder_position",
         lambda v, c: v != "sincos" or _decoder_width(c) % 4 == 0,
-        "'learned', since the decoder width {width} is not a multiple of 4",
+        "'learned', since the decoder width is not a multiple of 4",
     ),
     ("conv_dim conv_kernel conv_stride", lambda v, c: all(_is_size(n) for n in v), "whole numbers above 0"),
-    (
-        "conv_dim",
-        lambda v, c: len(v) == len(c.conv_kernel) == len(c.conv_stride) > 0,
-        "as long as conv_kernel and conv_stride",
-    ),
+    ("conv_kernel conv_stride", lambda v, c: len(v) == len(c.conv_dim) > 0, "as long as conv_dim"),
     ("crop_pct", lambda v, c: 0 < v <= 1, "a share above 0 and up to 1"),
-    (
-        "dropout attention_dropout activation_dropout input_dropout image_drop_path",
-        lambda v, c: 0 <= v < 1,
-        "in [0, 1)",
-    ),
+    (_SHARES, lambda v, c: 0 <= v < 1, "in [0, 1)"),
     ("lam mim_onset margin", lambda v, c: v >= 0, "0 or more"),
     ("image_mlp_ratio decoder_mlp_ratio", lambda v, c: v > 0, "above 0"),
     ("mask_ratio", _hides_some, "such that of {c.num_patches} patches some are hidden and some visible"),
-    (
-        "temperature",
-        lambda v, c: v is None or (isinstance(v, (int, float)) and v > 0),
-        "a number above 0, or None",
-    ),
-    (
-        "momentum_start",
-        lambda v, c: 0 <= v <= c.momentum_end <= 1,
-        "in [0, 1] and at most momentum_end {c.momentum_end}",
-    ),
-    (
-        "reinit_layers",
-        lambda v, c: type(v) is int and 0 <= v <= c.audio_depth,
-        "between 0 and audio_depth {c.audio_depth}",
-    ),
+    ("temperature", lambda v, c: _is_temperature(v), "a number above 0, or None"),
+    ("momentum_start", lambda v, c: 0 <= v <= c.momentum_end <= 1, "in [0, 1], at most momentum_end"),
+    ("reinit_layers", lambda v, c: type(v) is int and 0 <= v <= c.audio_depth, "from 0 to audio_depth"),
 ]
 
 # %% ../../nbs/models/05_sgmim.ipynb #83c8d429
@@ -222,8 +206,8 @@ def _check_config(c) -> None:
         for name in names.split():
             value = getattr(c, name)
             if not holds(value, c):
-                must = must.format(c=c, width=_decoder_width(c))
-                raise ConfigError(f"{type(c).__name__}: {name} = {value!r}, but it must be {must}")
+                rule = f"it must be {must.format(c=c)}"
+                raise ConfigError(f"{type(c).__name__}: {name} = {value!r}, but {rule}")
 
 # %% ../../nbs/models/05_sgmim.ipynb #a10cdc15
 def paper() -> SGMIMConfig:
@@ -234,63 +218,31 @@ def paper() -> SGMIMConfig:
 def scenes_tiny() -> SGMIMConfig:
     """The same model in small (all sizes ours): 96-pixel images of 64 patches, 25 audio frames a second,
     width 128."""
+    image = dict(image_size=96, patch_size=12, crop_pct=1.0, image_width=128, image_depth=4, image_heads=4)
+    audio = dict(audio_width=128, audio_depth=4, audio_heads=4, audio_hidden=512, reinit_layers=0)
+    # 640 samples a frame: 40 ms
+    convs = dict(conv_dim=(32, 96, 128, 128, 128), conv_kernel=(20, 4, 4, 4, 4), conv_stride=(10, 4, 4, 2, 2))
+    # a caption does not depend on its padding
+    convs |= dict(conv_norm="layer", zero_padded_frames=True, valid_frames="convolution")
+    convs |= dict(conv_bias=True, pos_kernel=32, pos_groups=16)
+    dropout = dict(dropout=0.0, attention_dropout=0.0, input_dropout=0.0)
+    # the paper's plain inner product trains too: similarity='dot', temperature=None
+    loss = dict(embed_dim=128, similarity="cosine", temperature=0.07)
     # some thousand updates, not some hundred thousand
-    return SGMIMConfig(
-        image_size=96,
-        crop_pct=1.0,
-        patch_size=12,
-        image_width=128,
-        image_depth=4,
-        image_heads=4,
-        audio_width=128,
-        audio_depth=4,
-        audio_heads=4,
-        audio_hidden=512,
-        conv_dim=(32, 96, 128, 128, 128),
-        conv_kernel=(20, 4, 4, 4, 4),
-        conv_stride=(10, 4, 4, 2, 2),  # 640 samples a frame: 40 ms
-        conv_bias=True,
-        conv_norm="layer",
-        zero_padded_frames=True,
-        valid_frames="convolution",  # a caption does not depend on its padding
-        pos_kernel=32,
-        pos_groups=16,
-        dropout=0.0,
-        attention_dropout=0.0,
-        input_dropout=0.0,
-        reinit_layers=0,
-        decoder_heads=4,
-        embed_dim=128,
-        mim_onset=1.0,
-        similarity="cosine",
-        # ours; the paper's plain inner product trains too: similarity='dot', temperature=None
-        temperature=0.07,
-        momentum_start=0.99,
-    )
+    schedule = dict(mim_onset=1.0, momentum_start=0.99)
+    return SGMIMConfig(**image, **audio, **convs, **dropout, **loss, **schedule, decoder_heads=4)
 
 # %% ../../nbs/models/05_sgmim.ipynb #6d9573f5
 def vg_hubert() -> SGMIMConfig:
     """VG-HuBERT as published (§3.3; VG-HuBERT's code): DINO's ViT-S/8, HuBERT Base, [CLS] against [CLS],
     no reconstruction."""
-    # contrastive learning alone (§3.3); heads fit the width, should one add a decoder
-    return SGMIMConfig(
-        image_size=224,
-        patch_size=8,  # 28 x 28 = 784 patches (§3.3: ViT-S/8; VG-HuBERT's code)
-        image_width=384,
-        image_depth=12,
-        image_heads=6,  # ViT-S (DINO's code, whose weights it inherits)
-        # audio encoder: HuBERT Base (§3.3), which the defaults are
-        reinit_layers=3,  # (VG-HuBERT's code)
-        image_feature="cls",
-        projection="mlp",
-        embed_dim=2048,  # (VG-HuBERT's code)
-        similarity="dot",
-        temperature=None,
-        margin=1.0,
-        mask_same_image=True,  # (VG-HuBERT's code)
-        reconstruction="none",
-        decoder_heads=6,
-    )
+    # ViT-S/8 (§3.3), 28 x 28 = 784 patches, of DINO's sizes; the audio encoder is as in the defaults
+    image = dict(image_size=224, patch_size=8, image_width=384, image_depth=12, image_heads=6)
+    # (VG-HuBERT's code)
+    heads = dict(image_feature="cls", projection="mlp", embed_dim=2048)
+    loss = dict(similarity="dot", temperature=None, margin=1.0, mask_same_image=True)
+    # contrastive learning alone (§3.3); heads that divide the width, should one add a decoder
+    return SGMIMConfig(**image, **heads, **loss, reinit_layers=3, reconstruction="none", decoder_heads=6)
 
 
 PRESETS = {
@@ -336,37 +288,24 @@ def ema_update(
 # %% ../../nbs/models/05_sgmim.ipynb #ed0392d1
 def build_image_encoder(c: EncoderConfig) -> ImageEncoder:  # E_I, freshly initialised
     "The image encoder of a configuration."
-    return ImageEncoder(
-        c.image_size,
-        c.patch_size,
-        c.image_width,
-        c.image_depth,
-        c.image_heads,
-        c.image_mlp_ratio,
-        c.image_drop_path,
-    )
+    sizes = (c.image_size, c.patch_size, c.image_width, c.image_depth, c.image_heads)
+    return ImageEncoder(*sizes, c.image_mlp_ratio, c.image_drop_path)
 
 # %% ../../nbs/models/05_sgmim.ipynb #5695b560
 # fields of transformers' `HubertConfig`, and of `EncoderConfig`: sizes, which a file of weights has too
-HUBERT_SIZES = dict(
-    hidden_size="audio_width",
-    num_hidden_layers="audio_depth",
-    num_attention_heads="audio_heads",
-    intermediate_size="audio_hidden",
-    conv_dim="conv_dim",
-    conv_kernel="conv_kernel",
-    conv_stride="conv_stride",
-    conv_bias="conv_bias",
-    feat_extract_norm="conv_norm",
-    num_conv_pos_embeddings="pos_kernel",
-    num_conv_pos_embedding_groups="pos_groups",
-)
-_HUBERT_DROPOUT = dict(
-    hidden_dropout="dropout",
-    attention_dropout="attention_dropout",
-    activation_dropout="activation_dropout",
-    feat_proj_dropout="input_dropout",
-)
+HUBERT_SIZES = {k: k for k in ("conv_dim", "conv_kernel", "conv_stride", "conv_bias")} | {
+    "hidden_size": "audio_width",
+    "num_hidden_layers": "audio_depth",
+    "num_attention_heads": "audio_heads",
+    "intermediate_size": "audio_hidden",
+    "feat_extract_norm": "conv_norm",
+    "num_conv_pos_embeddings": "pos_kernel",
+    "num_conv_pos_embedding_groups": "pos_groups",
+}
+_HUBERT_DROPOUT = {k: k for k in ("attention_dropout", "activation_dropout")} | {
+    "hidden_dropout": "dropout",
+    "feat_proj_dropout": "input_dropout",
+}
 
 
 def build_audio_encoder(
@@ -374,25 +313,13 @@ def build_audio_encoder(
 ) -> AudioEncoder:  # E_A, freshly initialised
     "The audio encoder of a configuration."
     names = HUBERT_SIZES | _HUBERT_DROPOUT
-    return AudioEncoder(
-        hubert_config(**{theirs: getattr(c, ours) for theirs, ours in names.items()}),
-        c.freeze_cnn,
-        c.drop_self,
-        c.renormalise,
-        c.attention_grad,
-        c.zero_padded_frames,
-        c.valid_frames,
-    )
+    hubert = hubert_config(**{theirs: getattr(c, ours) for theirs, ours in names.items()})
+    parts = {k: getattr(c, k) for k in ("freeze_cnn", "zero_padded_frames", "valid_frames")}
+    return AudioEncoder(hubert, c.drop_self, c.renormalise, c.attention_grad, **parts)
 
 # %% ../../nbs/models/05_sgmim.ipynb #92b30d4b
-def _projection(
-    kind: str,  # 'linear' or 'mlp'
-    width: int,  # of the encoder's feature
-    hidden: int,  # between the two layers of 'mlp'
-    embed_dim: int,  # E
-) -> nn.Module:  # (B, width) -> (B, E)
-    """A projection to the shared space: one linear layer (§3.2), or Linear-GELU-Linear from N(0, 0.02)
-    (VG-HuBERT's code)."""
+def _projection(kind: str, width: int, hidden: int, embed_dim: int) -> nn.Module:
+    "(B, width) -> (B, E): one linear layer (§3.2), or Linear-GELU-Linear from N(0, 0.02) (VG-HuBERT's code)."
     if kind == "linear":
         return nn.Linear(width, embed_dim)
     mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
@@ -405,116 +332,133 @@ def _projection(
 class DualEncoder(nn.Module):
     "$E_I$ and $E_A$ with their projections to $z^I$ and $z^A$ (Fig. 2a)."
 
-    def __init__(self, config: SGMIMConfig):
+    def __init__(
+        self,
+        config: SGMIMConfig,  # sizes and options
+    ):
         super().__init__()
         c = self.config = config
         self.image_encoder, self.audio_encoder = build_image_encoder(c), build_audio_encoder(c)
-        self.image_proj, self.audio_proj = (
-            # VG-HuBERT's code: both by the audio's width
-            _projection(c.projection, width, 2 * c.audio_width, c.embed_dim)
-            for width in (c.image_width, c.audio_width)
-        )
+        hidden = 2 * c.audio_width  # VG-HuBERT's code: for both
+        self.image_proj = _projection(c.projection, c.image_width, hidden, c.embed_dim)
+        self.audio_proj = _projection(c.projection, c.audio_width, hidden, c.embed_dim)
 
-    def pool_image(self, Z: torch.Tensor) -> torch.Tensor:
-        "Z_I (B, 1+N, D) -> z^I (B, E): mean feature, or [CLS], projected (§2.2)."
+    def pool_image(self, Z: torch.Tensor) -> torch.Tensor:  # (B, 1+N, D) -> (B, E)
+        "From Z_I to z^I: mean feature, or [CLS], projected (§2.2)."
         if self.config.image_feature == "cls":
             return self.image_proj(Z[:, 0])
         return self.image_proj((Z if self.config.pool_cls else Z[:, 1:]).mean(1))
 
-    def embed_image(self, image: torch.Tensor) -> torch.Tensor:
-        "(B, 3, S, S) -> z^I (B, E)."
+    def embed_image(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, S, S) -> (B, E)
+        "From images to z^I."
         return self.pool_image(self.image_encoder(image))
 
-    def embed_audio(self, audio=None, audio_len=None, frames=None, frames_len=None) -> torch.Tensor:
-        "(B, L) waveform, or (B, T, C) kept frames -> z^A (B, E)."
-        return self.audio_proj(
-            self.audio_encoder(audio, audio_len, frames, frames_len, need_attention=False).cls
-        )
+    def embed_audio(
+        self,
+        audio=None,  # (B, L) waveform, 16 kHz, zero-padded
+        audio_len=None,  # (B,) int64, valid samples; None: all
+        frames=None,  # (B, T, C) output of the convolutions, given instead of audio
+        frames_len=None,  # (B,) int64, valid frames; None: all
+    ) -> torch.Tensor:  # z^A, (B, E)
+        "From spoken captions to z^A."
+        heard = self.audio_encoder(audio, audio_len, frames, frames_len, need_attention=False)
+        return self.audio_proj(heard.cls)
 
-    def contrast(self, z_image, z_audio, image_id=None, own=None) -> torch.Tensor:
-        "L_NCE of z^I and z^A, (B, E) each (eq. 2), as the configuration says; `own`: the part of these rows."
+    def contrast(
+        self,
+        z_image: torch.Tensor,  # z^I, (B, E)
+        z_audio: torch.Tensor,  # z^A, (B, E)
+        image_id: torch.Tensor | None = None,  # (B,) which image each pair is of
+        own: slice | None = None,  # these rows' part of the loss alone
+    ) -> torch.Tensor:  # scalar
+        "L_NCE (eq. 2), as the configuration says."
         c = self.config
-        return info_nce(
-            z_image, z_audio, image_id, c.similarity, c.temperature, c.margin, c.mask_same_image, own
-        )
+        options = (c.similarity, c.temperature, c.margin, c.mask_same_image)
+        return info_nce(z_image, z_audio, image_id, *options, own)
 
-    def hear(self, batch: dict) -> AudioOutput:
+    def hear(self, batch: dict) -> AudioOutput:  # audio and audio_len, or frames and frames_len
         "E_A on a batch, with W where the decoder needs it."
-        return self.audio_encoder(
-            batch.get("audio"),
-            batch.get("audio_len"),
-            batch.get("frames"),
-            batch.get("frames_len"),
-            need_attention=self.config.reconstruction == "summary",
-        )
+        given = {k: batch.get(k) for k in ("audio", "audio_len", "frames", "frames_len")}
+        return self.audio_encoder(**given, need_attention=self.config.reconstruction == "summary")
 
 # %% ../../nbs/models/05_sgmim.ipynb #3e45c12c
 class SGMIM(DualEncoder):
     "Speech guided masked image modelling: `DualEncoder` with $D_M$ and the momentum encoder (Fig. 2b)."
 
-    def __init__(self, config: SGMIMConfig):
+    def __init__(
+        self,
+        config: SGMIMConfig,  # sizes and options
+    ):
         super().__init__(config)
         c, self.decoder, self.momentum_encoder = config, None, None
-        if c.reconstruction != "none":
-            self.decoder = Decoder(
-                self.image_encoder.num_patches,
-                c.image_width,
-                None if c.reconstruction == "plain" else c.audio_width,
-                c.decoder_width,
-                c.decoder_depth,
-                c.decoder_position,
-                3 * c.patch_size**2 if c.mim_target == "pixels" else None,
-                heads=c.decoder_heads,
-                mlp_ratio=c.decoder_mlp_ratio,
-                norm=c.decoder_norm,
-            )
-            if c.mim_target == "features":
-                self.momentum_encoder = copy.deepcopy(self.image_encoder).requires_grad_(False).eval()
+        if c.reconstruction == "none":
+            return
+        self.decoder = Decoder(
+            self.image_encoder.num_patches,
+            c.image_width,
+            None if c.reconstruction == "plain" else c.audio_width,
+            c.decoder_width,
+            c.decoder_depth,
+            c.decoder_position,
+            3 * c.patch_size**2 if c.mim_target == "pixels" else None,
+            **dict(heads=c.decoder_heads, mlp_ratio=c.decoder_mlp_ratio, norm=c.decoder_norm),
+        )
+        if c.mim_target == "features":
+            self.momentum_encoder = copy.deepcopy(self.image_encoder).requires_grad_(False).eval()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True):  # True: training, False: evaluation
         "As `nn.Module.train`, but the momentum encoder always stays in evaluation mode."
         super().train(mode)
         if self.momentum_encoder is not None:
             self.momentum_encoder.eval()
         return self
 
-    def context(self, heard: AudioOutput) -> tuple:
+    def context(self, heard: AudioOutput) -> tuple:  # (B, S, D), and (B, S) True = padding, or None
         "What the decoder hears, and its padding: the row of Table 4."
         if self.config.reconstruction == "summary":
             return summarise(heard.attention, heard.frames), None  # eq. 3
         return (heard.frames, heard.frame_mask) if self.config.reconstruction == "frames" else (None, None)
 
-    def draw_mask(self, image, generator=None) -> PatchMask:
+    def draw_mask(
+        self,
+        image: torch.Tensor,  # (B, 3, S, S)
+        generator: torch.Generator | None = None,  # for masks that can be drawn again
+    ) -> PatchMask:
         "A random mask for these images (§3.2)."
-        return random_mask(
-            len(image), self.image_encoder.num_patches, self.config.mask_ratio, generator, image.device
-        )
+        N, ratio = self.image_encoder.num_patches, self.config.mask_ratio
+        return random_mask(len(image), N, ratio, generator, image.device)
 
     @torch.no_grad()
-    def target(self, image) -> torch.Tensor:
-        """What the decoder is to predict, (B, N, D): features of the whole image by the momentum encoder
-        (§2.1), or the pixels of each patch, normalised (MAE)."""
+    def target(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, S, S) -> (B, N, D)
+        """What the decoder is to predict: features of the whole image by the momentum encoder (§2.1), or the
+        pixels of each patch, normalised (MAE)."""
         if self.config.mim_target == "features":
             return self.momentum_encoder(image)[:, 1:]
         patches = patchify(image, self.config.patch_size)
         return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
-    def decode(self, image, tokens, heard, mask=None, generator=None) -> dict:
-        "Eq. 4: predicted and target features (B, N, D) of all patches, and the mask (B, N), True = hidden."
-        if mask is None:
-            mask = self.draw_mask(image, generator)
+    def decode(
+        self,
+        image: torch.Tensor,  # (B, 3, S, S)
+        tokens: torch.Tensor,  # (B, 1+N, D), the image embedded
+        heard: AudioOutput,  # the caption
+        mask: PatchMask,  # which patches are visible
+    ) -> dict:  # predicted and target (B, N, D) of all patches; mask (B, N), True = hidden
+        "Eq. 4, but for the distance."
         predicted = self.decoder(self.image_encoder.encode(tokens, mask), mask, *self.context(heard))
         return dict(predicted=predicted, target=self.target(image), mask=mask.mask)
 
     def reconstruct(
-        self, batch: dict, mask: PatchMask | None = None, generator: torch.Generator | None = None
-    ) -> dict:
+        self,
+        batch: dict,  # image; audio + audio_len, or frames + frames_len
+        mask: PatchMask | None = None,  # None: a random one
+    ) -> dict:  # as `decode`
         "Predicted and target features of all patches, and the mask: for figures and analysis."
         if self.decoder is None:
             raise ConfigError("this model has no decoder (reconstruction='none'), so it cannot reconstruct")
-        return self.decode(
-            batch["image"], self.image_encoder.embed(batch["image"]), self.hear(batch), mask, generator
-        )
+        image = batch["image"]
+        tokens, mask = self.image_encoder.embed(image), mask or self.draw_mask(image)
+        return self.decode(image, tokens, self.hear(batch), mask)
 
     def forward(
         self,
@@ -531,58 +475,40 @@ class SGMIM(DualEncoder):
         z_image, z_audio = self.pool_image(self.image_encoder.encode(tokens)), self.audio_proj(heard.cls)
         loss_nce = (contrast or self.contrast)(z_image, z_audio, batch.get("image_id"))
         if reconstruct and self.decoder is not None:
-            loss_mim = mim_loss(
-                **self.decode(image, tokens, heard, mask, generator),
-                reduction=c.mim_reduction,
-                normalise_target=c.mim_normalise_target,
-            )
+            decoded = self.decode(image, tokens, heard, mask or self.draw_mask(image, generator))
+            loss_mim = mim_loss(**decoded, reduction=c.mim_reduction, normalise_target=c.mim_normalise_target)
         loss = total_loss(loss_nce, loss_mim, c.lam if lam is None else lam)
-        return dict(
-            loss=loss,
-            loss_nce=loss_nce,
-            loss_mim=torch.zeros_like(loss_nce) if loss_mim is None else loss_mim,
-            z_image=z_image,
-            z_audio=z_audio,
-        )
+        if loss_mim is None:
+            loss_mim = torch.zeros_like(loss_nce)
+        return dict(loss=loss, loss_nce=loss_nce, loss_mim=loss_mim, z_image=z_image, z_audio=z_audio)
 
-    def update_momentum(self, alpha: float) -> None:
-        """Move the momentum encoder towards the image encoder (§2.1); call after each update. Nothing
-        where there is none."""
+    def update_momentum(self, alpha: float) -> None:  # α, the share that is kept
+        "Move the momentum encoder, if there is one, towards the image encoder (§2.1), after each update."
         if self.momentum_encoder is not None:
             ema_update(self.momentum_encoder, self.image_encoder, alpha)
 
     @classmethod
-    def from_pretrained(cls, path, device=None) -> "SGMIM":
-        """A saved or exported model from its folder, in evaluation mode: `load_model`, by the name that
-        transformers' users look for."""
-        return load_model(path, device=device)
+    def from_pretrained(
+        cls,
+        path,  # folder, saved or exported
+        device=None,  # None: CUDA if there is one, else CPU
+    ) -> "SGMIM":  # in evaluation mode
+        "`load_model`, by the name that transformers' users look for."
+        return load_model(path, device)
 
 # %% ../../nbs/models/05_sgmim.ipynb #4da229f8
-def _config_difference(a: SGMIMConfig, b: SGMIMConfig) -> list[str]:
-    "Fields in which two configurations differ, as text."
-    return [
-        f"{f.name} = {getattr(a, f.name)!r}, not {getattr(b, f.name)!r}"
-        for f in dataclasses.fields(a)
-        if getattr(a, f.name) != getattr(b, f.name)
-    ]
-
-
 # values of fields that older checkpoints lack
 BEFORE = dict(input_dropout=0.0, zero_padded_frames=True, valid_frames="convolution")
 
-
-def _read_config(fields: dict, where: str = "config") -> SGMIMConfig:
-    "The configuration of a saved model; fields that its file is too old to have are those of `BEFORE`."
-    return config_from_dict(SGMIMConfig, {**BEFORE, **fields}, where)
-
 # %% ../../nbs/models/05_sgmim.ipynb #1536e678
-def save_model(model: SGMIM, folder, extra_meta: dict | None = None) -> None:
-    "Write weights and configuration to `folder`; each file is whole or absent."
-    save_checkpoint(
-        folder,
-        model.state_dict(),
-        {"model": "sgmim", "config": config_to_dict(model.config), **(extra_meta or {})},
-    )
+def save_model(
+    model: SGMIM,  # its weights and its configuration are written
+    folder,  # made if need be
+    extra_meta: dict | None = None,  # further entries of config.json
+) -> None:
+    "Write weights and configuration to a folder; each file is whole or absent."
+    meta = {"model": "sgmim", "config": config_to_dict(model.config)}
+    save_checkpoint(folder, model.state_dict(), meta | (extra_meta or {}))
 
 # %% ../../nbs/models/05_sgmim.ipynb #d08f3b62
 def _read_exported(folder) -> tuple[dict, dict]:
@@ -594,9 +520,7 @@ def _read_exported(folder) -> tuple[dict, dict]:
     try:
         tensors = load_file(path)
     except Exception as e:  # of safetensors, of torch, or of the file system
-        raise CheckpointError(
-            f"{path} cannot be read ({e}): truncated, or not a safetensors file. Copy it again."
-        ) from e
+        raise CheckpointError(f"{path}: truncated, or not a safetensors file ({e}). Copy it again") from e
     try:
         return tensors, read_json(path.parent / "config.json")
     except DataError as e:
@@ -614,11 +538,8 @@ def check_fit(
         layers += config.decoder_depth
     # a layer has at least 12 tensors, a convolution has one
     if 12 * layers + len(config.conv_dim) > len(tensors):
-        raise CheckpointError(
-            f"{where}: its configuration has {layers:,} layers and {len(config.conv_dim):,} "
-            f"convolutions, which {len(tensors):,} tensors do not make up: "
-            "tensors are missing, or the configuration was changed"
-        )
+        made = f"{layers:,} layers and {len(config.conv_dim):,} convolutions of its configuration"
+        raise CheckpointError(f"{where}: {len(tensors):,} tensors do not make up the {made}")
     try:
         with torch.device("meta"):
             empty = SGMIM(config)
@@ -629,31 +550,30 @@ def check_fit(
 # %% ../../nbs/models/05_sgmim.ipynb #e6b25d94
 def load_model(
     folder,  # written by `save_model`, or by `sgmim.models.export.export_model`
-    config: SGMIMConfig | None = None,  # if given, the checkpoint must be of this configuration
     device=None,  # None: CUDA if there is one, else CPU
 ) -> SGMIM:  # in evaluation mode
-    "Rebuild a saved model. Raises `CheckpointError` where the folder is broken or of another configuration."
+    "Rebuild a saved model. Raises `CheckpointError` where the folder is broken."
     exported = (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / WEIGHTS_FILE).is_file()
     tensors, meta = _read_exported(folder) if exported else load_checkpoint(folder)
     if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
         raise CheckpointError(f'{folder} holds no SG-MIM model: its config.json has no entry "config"')
     try:
-        saved = _read_config(meta["config"], where=f"{folder}/config.json")
+        config = config_from_dict(SGMIMConfig, BEFORE | meta["config"], f"{folder}/config.json")
     except (ValueError, TypeError, ArithmeticError) as e:  # `ConfigError`, or too large a number
         raise CheckpointError(f"{e}; {folder}/config.json was changed, or written by another version") from e
-    if config is not None and (found := _config_difference(saved, config)):
-        raise CheckpointError(f"the model in {folder} has another configuration: " + "; ".join(found))
     weights = Path(folder) / ("model.safetensors" if exported else WEIGHTS_FILE)
     check_tensors(tensors, weights, weights.stat().st_size)
-    check_fit(saved, tensors, folder)
-    model = SGMIM(saved)
+    check_fit(config, tensors, folder)
+    model = SGMIM(config)
     load_state(model, tensors, what=str(folder))
     return model.to(pick_device(device)).eval()
 
 # %% ../../nbs/models/05_sgmim.ipynb #9e2c3923
-IMAGE_EXTRA = ("head.", "decoder_", "mask_token")  # a classifier; MAE's decoder
-# SpecAugment's vector; HuBERT's pretext heads
-AUDIO_EXTRA = ("masked_spec_embed", "final_proj.", "label_embs_concat")
+# tensors that a file may have and the model has not, by the beginnings of their names: heads; MAE's decoder
+IMAGE_EXTRA = tuple("head. decoder_ mask_token decoder. pooler. classifier. embeddings.mask_token".split())
+# SpecAugment's vector; heads; VG-HuBERT's [CLS]
+AUDIO_EXTRA = ("masked_spec_embed", "final_proj.", "label_embs_concat", "lm_head.", "projector.")
+AUDIO_EXTRA += ("classifier.", "cls_token")
 
 
 def modern_hubert_name(
@@ -667,17 +587,24 @@ def modern_hubert_name(
 
 
 def load_backbones(
-    model: SGMIM,
+    model: SGMIM,  # filled in place
     image_weights: dict | None = None,  # timm's names -> tensors, of a ViT of the model's size
     audio_weights: dict | None = None,  # transformers' `HubertModel` names -> tensors
     generator: torch.Generator | None = None,  # for the layers started afresh
+    what: tuple = ("the image weights", "the audio weights"),  # the two, for messages
 ) -> None:
     "Load pretrained encoders in place (§3.2). Raises `CheckpointError` with a list of all that does not fit."
+    parts = []
     if image_weights is not None:
-        load_state(model.image_encoder.vit, image_weights, what="the image weights", ignore=IMAGE_EXTRA)
-        if model.momentum_encoder is not None:
-            ema_update(model.momentum_encoder, model.image_encoder, alpha=0.0)
+        parts.append((model.image_encoder.vit, image_weights, what[0], IMAGE_EXTRA))
     if audio_weights is not None:
         renamed = {modern_hubert_name(k): v for k, v in audio_weights.items()}
-        load_state(model.audio_encoder.hubert, renamed, what="the audio weights", ignore=AUDIO_EXTRA)
+        parts.append((model.audio_encoder.hubert, renamed, what[1], AUDIO_EXTRA))
+    for part in parts:
+        check_state(*part)  # all is checked before anything is loaded
+    for part in parts:
+        load_state(*part)
+    if image_weights is not None and model.momentum_encoder is not None:
+        ema_update(model.momentum_encoder, model.image_encoder, alpha=0.0)
+    if audio_weights is not None:
         model.audio_encoder.reinit_last_layers(model.config.reinit_layers, generator)

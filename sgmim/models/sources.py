@@ -8,7 +8,6 @@ __all__ = ['PAPER_IMAGE', 'PAPER_AUDIO', 'WEIGHT_FILES', 'VG_HUB', 'VG_FILES', '
 # %% ../../nbs/models/08_sources.ipynb #cc9ba050
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..core import CheckpointError, DataError, read_json
+from ..core import CheckpointError, DataError, did_you_mean, read_json
 from .reading import read_file
 
 # %% ../../nbs/models/08_sources.ipynb #151a215f
@@ -39,12 +38,8 @@ class Source:
             f"{self.name}: {self.tensors} tensors used",
             f"  {self.layout}; {self.bytes / 1e6:.1f} MB, blake2b {self.blake2b}",
         ]
-        lists = {
-            "left out": self.left_out,
-            "also in the file": self.beside,
-            "classes not read": self.not_read,
-        }
-        for label, names in lists.items():
+        labels = ("left out", "also in the file", "classes not read")
+        for label, names in zip(labels, (self.left_out, self.beside, self.not_read), strict=True):
             if names:
                 more = f", … ({len(names)} in all)" if len(names) > 6 else ""
                 lines.append(f"  {label}: {', '.join(names[:6])}{more}")
@@ -104,10 +99,8 @@ def _from_hub(repo: str, names: tuple, download: bool) -> Path:
             break  # refused, no such repository, …
     address = _OFFICIAL.get(repo, f"https://huggingface.co/{repo}")
     how = "" if download else "allow the download (download=True; --download on the command line), or "
-    raise CheckpointError(
-        f"no weights for {repo}: {why}. To get them, {how}fetch the file yourself from {address}"
-        " and give its path"
-    )
+    address = f"fetch the file yourself from {address} and give its path"
+    raise CheckpointError(f"no weights for {repo}: {why}. To get them, {how}{address}")
 
 # %% ../../nbs/models/08_sources.ipynb #94143f04
 def _in_folder(folder: Path, names: tuple, progress=None) -> Path:
@@ -115,18 +108,12 @@ def _in_folder(folder: Path, names: tuple, progress=None) -> Path:
     there = [n for n in names if (folder / n).is_file()]
     snapshots = sorted(p.name for p in folder.glob("snapshot_*.pth") if p.name not in there)
     if not there + snapshots:
-        has = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
-        first = [n for n in names if n in VG_FILES]
-        last = [n for n in names if n not in VG_FILES] or ["snapshot_N.pth"]
-        raise CheckpointError(
-            f"the folder {folder} has no VG-HuBERT ({', '.join(first)}) "
-            f"and none of {', '.join(last)}; it has {has or 'nothing'}"
-        )
+        has = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        wanted = ", ".join((*names, "snapshot_N.pth"))
+        raise CheckpointError(f"the folder {folder} has none of {wanted}; it has {has}")
     models = [n for n in there if n in VG_FILES] + snapshots  # which of these is a choice
     if there[:1] == models[:1] and models[0] not in _VG_WHOLE and len(models) > 1:
-        raise CheckpointError(
-            f"the folder {folder} has {', '.join(models)}: give the path of the one that you mean"
-        )
+        raise CheckpointError(f"the folder {folder} has {', '.join(models)}: give the path of the one")
     took = (there + snapshots)[0]
     if progress and len(models) > 1:
         progress(f"{folder}: took {took} of {', '.join(models)}; give the path of a file to take another")
@@ -152,9 +139,9 @@ def _repository(source: str) -> str:
         return _timm_repo(source)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and suffix not in _SUFFIXES[:-1]:
         return source
+    names = f"{PAPER_AUDIO} or {PAPER_IMAGE}"
     raise CheckpointError(
-        f"{source} does not exist. Give the path of a file or folder, or a name on the hub such as"
-        f" {PAPER_AUDIO} or {PAPER_IMAGE}"
+        f"{source} does not exist. Give a file, a folder, or a name on the hub, like {names}"
     )
 
 
@@ -162,11 +149,9 @@ def _timm_repo(name: str) -> str:
     "The hub repository of a timm model, 'vit_base_patch16_224.mae' -> 'timm/vit_base_patch16_224.mae'."
     import timm
 
-    known = timm.list_pretrained("vit_*")
-    if name in known:
+    if name in (known := timm.list_pretrained("vit_*")):
         return f"timm/{name}"
-    near = difflib.get_close_matches(name, known, 3, 0.7)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(name, known)
     raise CheckpointError(f"{name} is neither a file, nor a folder, nor one of timm's pretrained ViTs{hint}")
 
 # %% ../../nbs/models/08_sources.ipynb #c815e765
@@ -206,10 +191,9 @@ def _find_state(content, path, entry: str | None = None) -> tuple:
     if isinstance(inside, dict):
         state = {k: v.detach() for k, v in inside.items() if isinstance(k, str) and torch.is_tensor(v)}
     if not state:
-        raise CheckpointError(
-            f"{path} holds no tensors by name, neither at its top nor under {', '.join(_ENTRIES)}; "
-            f"at its top are: {has or type(content).__name__}"
-        )
+        places = f"neither at its top nor under {', '.join(_ENTRIES)}"
+        top = has or type(content).__name__
+        raise CheckpointError(f"{path} holds no tensors by name, {places}; at its top are: {top}")
     beside = [str(k) for k in inside if k not in state]
     if entry:
         beside += [str(k) for k in top if k != entry]

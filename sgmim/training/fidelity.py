@@ -63,8 +63,8 @@ def origin(
 
 
 def departures(
-    model: SGMIMConfig,
-    train: TrainConfig,
+    model: SGMIMConfig,  # the model
+    train: TrainConfig,  # its training
     corpus: str = "",  # as in `printed_values`
 ) -> dict:  # {field: (value here, value as printed)}
     "The fields for which the paper prints another value."
@@ -79,8 +79,8 @@ _LOW_RATE = (
 
 
 def origin_lines(
-    model: SGMIMConfig,
-    train: TrainConfig,
+    model: SGMIMConfig,  # the model
+    train: TrainConfig,  # its training
     corpus: str = "",  # as in `printed_values`
 ) -> dict[str, list[str]]:  # {title: lines}
     "Every field of the configuration, under the place that its value comes from, for people to read."

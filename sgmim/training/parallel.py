@@ -30,17 +30,11 @@ class Team:
         "Is this the process that writes and prints?"
         return self.rank == 0
 
-    def rows(
-        self,
-        n: int,  # rows of all processes
-    ) -> slice:
+    def rows(self, n: int) -> slice:  # rows of all processes -> of this one
         "The rows of this process. All have as many, or one more."
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
-    def everyone(
-        self,
-        x,  # anything that can be pickled
-    ) -> list:  # by rank
+    def everyone(self, x) -> list:  # anything that can be pickled -> of each process, by rank
         "The `x` of every process."
         if self.size == 1:
             return [x]
@@ -102,33 +96,26 @@ def _leave():
 def _own_gpu():
     "The GPU of this process on its machine; `ConfigError` if there is none."
     if "LOCAL_RANK" not in os.environ:
-        raise ConfigError(
-            "LOCAL_RANK is not set, so that all processes of a machine would take its first GPU: start"
-            " with torchrun or accelerate launch"
-        )
+        raise ConfigError("LOCAL_RANK is not set: start with torchrun or accelerate launch")
     local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= there:
-        raise ConfigError(
-            f"process {local} of this machine needs a GPU of its own, and there are {there}: start as"
-            f" many processes as GPUs (--nproc-per-node {there})"
-        )
+        advice = f"start as many processes (--nproc-per-node {there})"
+        raise ConfigError(f"process {local} of this machine needs a GPU of its own, of {there}: {advice}")
     return torch.device("cuda", local)
 
 
 def join(
     device=None,  # None: the GPU of this process's number on its machine, else the CPU
 ) -> tuple[Team, torch.device]:  # team and device of this process
-    """Join the training that `torchrun` or `accelerate launch` started, which set RANK, WORLD_SIZE,
-    LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them a team of one. `ConfigError` if some are missing."""
+    """Join the training that `torchrun` or `accelerate launch` started; without their environment variables a
+    team of one. `ConfigError` if some are missing."""
     size, device = int(os.environ.get("WORLD_SIZE", 1)), pick_device(device)
     if size == 1:
         return Team(), device
     missing = [k for k in ("RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
     if missing:
-        raise ConfigError(
-            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start with torchrun or accelerate"
-            " launch"
-        )
+        fault = f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set"
+        raise ConfigError(f"{fault}: start with torchrun or accelerate launch")
     if device.type == "cuda":
         device = _own_gpu()
         torch.cuda.set_device(device)
@@ -141,8 +128,7 @@ def join(
 
 # %% ../../nbs/training/01_parallel.ipynb #f31e7fe6
 class _Gather(torch.autograd.Function):
-    """(b, D) of each process -> (B, D) of all; backward: the sum over processes of the gradient of one's
-    own rows."""
+    "(b, D) of each process -> (B, D) of all; backward: the sum over processes for one's own rows."
 
     @staticmethod
     def forward(ctx, z, counts, rank):
@@ -162,7 +148,7 @@ class _Gather(torch.autograd.Function):
 def gather(
     z: torch.Tensor,  # (b, …) rows of this process
     counts: list,  # rows of each process
-    team: Team,
+    team: Team,  # the processes
 ) -> torch.Tensor:  # (B, …) rows of all processes
     "All-gather with gradient."
     return _Gather.apply(z, counts, team.rank) if team.size > 1 else z

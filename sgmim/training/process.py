@@ -41,11 +41,8 @@ def alone(
     folder: str | Path,  # made if it is not there
     name: str = "lock",  # the lock's file
 ):
-    """Hold the lock of a folder: yields True, or False if another run has it.
-
-    Where the system has no such locks (Windows, some network folders), only runs of the same process
-    exclude each other.
-    """
+    """Hold the lock of a folder: yields True, or False if another run has it. Where the system has no such
+    locks (Windows, some network folders), only runs of the same process exclude each other."""
     path = Path(folder).resolve() / name
     if path in _HELD:
         return (yield False)
@@ -87,16 +84,13 @@ def only_run(
     "Keep other trainings out of a folder; `CheckpointError` if one is there already."
     with alone(folder, _RUNNING) if folder and team.first else contextlib.nullcontext(True) as mine:
         if not all(team.everyone(mine)):
-            raise CheckpointError(
-                f"another training runs in {folder} ({_owner(Path(folder) / _RUNNING)}): "
-                "wait until it has ended, stop it, or choose another folder"
-            )
+            owner = _owner(Path(folder) / _RUNNING)
+            raise CheckpointError(f"another training runs in {folder} ({owner}): wait, or choose another")
         yield
 
 # %% ../../nbs/training/04_process.ipynb #78447f22
 class Stop:
-    """While active, SIGINT and SIGTERM set `asked` to their name instead of interrupting. Outside the main
-    thread it does nothing."""
+    "While active, SIGINT and SIGTERM set `asked` to their name (in the main thread), and do not interrupt."
 
     asked = None
 

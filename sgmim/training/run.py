@@ -29,16 +29,16 @@ from sgmim.core import (
 )
 from ..models.sgmim import save_model
 from .feed import Feed
-from .marks import alike, content_marks, dev_marks, hash_of_marks, weights_marks
 from .parallel import Team
-from .resume import content_differences, recover_best, run_differences
-from sgmim.training.snapshots import (
-    Snapshots,
-    optimiser_state,
-    part_of,
-    replace_folder,
-    restore_optimiser,
+from sgmim.training.resume import (
+    alike,
+    content_differences,
+    hash_of_marks,
+    recover_best,
+    run_differences,
+    run_marks,
 )
+from .snapshots import Snapshots, optimiser_state, part_of, replace_folder, restore_optimiser
 from .step import make_optimiser
 
 # %% ../../nbs/training/08_run.ipynb #457ca9d9
@@ -47,15 +47,14 @@ _KEPT = ("history", "best", "sums", "unreadable", "skipped", "code", "pairs", "c
 
 
 class Run:
-    """A training: what it is (`about`), its model and optimiser, and what has been counted so far. Without a
-    folder nothing is written."""
+    "A training: what it is (`about`), its model and optimiser, and what has been counted so far."
 
     def __init__(
         self,
-        folder: str | Path | None,
+        folder: str | Path | None,  # None: nothing is written
         model,  # `SGMIM`, on its device
         config,  # `TrainConfig`
-        feed: Feed,
+        feed: Feed,  # its batches
         team: Team = Team(),  # its first process writes
     ):
         self.folder = folder and Path(folder)
@@ -83,22 +82,17 @@ class Run:
 
 # %% ../../nbs/training/08_run.ipynb #0d6c77f3
 def begin(
-    run: Run,
+    run: Run,  # of a model with its initial weights
     dev: dict,  # {name: dev set}
     resume: bool = True,  # go on from the last snapshot, if there is one
     start: bool = True,  # compare the initial weights too
 ) -> None:
     "Begin or resume a run. `CheckpointError` if the folder holds another one."
-    said = json.dumps([run.about, str(run.folder)], sort_keys=True, default=str)
-    if len(set(run.team.everyone(said))) > 1:
-        raise ConfigError(
-            f"the {run.team.size} processes were given different runs (model, training, data or folder):"
-            " start one command"
-        )
+    asked = json.dumps([run.about, str(run.folder)], sort_keys=True, default=str)
+    if len(set(run.team.everyone(asked))) > 1:
+        raise ConfigError("the processes were given different runs (model, training, data or folder)")
     if run.folder:
-        content = content_marks(run.feed.data) if run.feed.corpus else None
-        marks = {"start": weights_marks(run.model.state_dict()), "content": content, "dev": dev_marks(dev)}
-        run.about |= run.team.everyone(marks)[0]
+        run.about |= run.team.everyone(run_marks(run.model, run.feed.data, dev))[0]
     if resume and run.folder:
         _resume(run, start)
     elif run.writes:
@@ -111,10 +105,8 @@ def _resume(run, start):
     found = run.shots.latest()
     steps = run.team.everyone(found and found[1]["step"])
     if len(set(steps)) > 1:
-        raise CheckpointError(
-            f"the processes find different checkpoints in {run.folder} (of the steps {steps}): it has to be a"
-            " folder that all machines share"
-        )
+        where = f"{run.folder}, which has to be shared"
+        raise CheckpointError(f"the processes find different checkpoints (of the steps {steps}) in {where}")
     if not found:
         return
     tensors, meta = found
@@ -164,22 +156,18 @@ def _compare(run, meta, start):
     repaired = files and (meta.get("unreadable") or (run.folder / "unreadable.json").is_file())
     found += [] if repaired else files
     if found:
-        raise CheckpointError(
-            f"{run.folder} holds another run: {'; '.join(found[:8])}{'; …' if len(found) > 8 else ''}. "
-            "Choose another folder, or delete it (from Python, resume=False starts anew)."
-        )
+        advice = "Choose another folder, or delete it (from Python, resume=False starts anew)."
+        raise CheckpointError(f"{run.folder} holds another run: {'; '.join(found)}. {advice}")
     if repaired:
-        warnings.warn(
-            f"{run.folder}: {files[0]}. The run goes on, since it met unreadable files; its record says so.",
-            stacklevel=5,
-        )
+        reason = "The run goes on, since it met unreadable files; its record says so."
+        warnings.warn(f"{run.folder}: {files[0]}. {reason}", stacklevel=5)
         meta["changed"] = [*meta.get("changed", []), meta["step"]]
         was["content"] = now["content"]
     run.about = {**run.about, **{k: was[k] for k in ("start", "content", "dev") if k in was}}
 
 # %% ../../nbs/training/08_run.ipynb #7e6c8611
 def count_losses(
-    run: Run,
+    run: Run,  # `run.sums` and `run.pairs` grow
     losses: dict,  # of `train_step`
 ) -> None:
     "Add up the losses of a step (counted already in `run.step`); L_MIM only if it reconstructs."
@@ -191,9 +179,8 @@ def count_losses(
         run.sums[k] = run.sums.get(k, 0) + v
 
 
-def log_losses(run: Run) -> None:
-    """Add the mean of the last steps to the history (nothing, if all were left out). `loss_mim` is the mean
-    of those with reconstruction, and absent if there was none."""
+def log_losses(run: Run) -> None:  # `run.history` grows
+    "Add the mean of the steps since the last time; `loss_mim` is the mean of those with reconstruction."
     if not run.sums:
         return
     n, n_mim, seconds = run.sums.pop("n"), run.sums.pop("n_mim"), run.seconds
@@ -206,8 +193,8 @@ def log_losses(run: Run) -> None:
 
 # %% ../../nbs/training/08_run.ipynb #8cdc82f4
 def count_unreadable(
-    run: Run,
-    batch: dict,
+    run: Run,  # `run.unreadable` grows
+    batch: dict,  # with 'unreadable', if there is something to count
 ) -> None:
     "Count what could not be read of a batch; `DataError` if it is too much."
     if "unreadable" not in batch:
@@ -215,21 +202,22 @@ def count_unreadable(
     run.unreadable.update(batch["unreadable"])
     if run.writes:
         write_json(run.folder / "unreadable.json", run.unreadable)
-    n, most, (what, why) = run.feed.n_pairs, run.config.max_unreadable, list(run.unreadable.items())[-1]
-    lost = len(run.unreadable)
-    said = f"{lost:,} of {n:,} pairs could not be read by step {run.step} (the last: {what}, {why})"
+    n, most, lost = run.feed.n_pairs, run.config.max_unreadable, len(run.unreadable)
+    last = ", ".join(list(run.unreadable.items())[-1])
+    fault = f"{lost:,} of {n:,} pairs could not be read by step {run.step} (the last: {last})"
     if lost > most * n:
-        raise DataError(
-            f"{said}, more than max_unreadable={most:.2%}. sgmim_check_data looks for all of them. Mend the"
-            " files, or allow a higher share: the run goes on."
-        )
+        advice = "Mend the files (sgmim_check_data finds them all), or allow a higher share: the run goes on."
+        raise DataError(f"{fault}, more than max_unreadable={most:.2%}. {advice}")
     if len(batch["index"]) < (2 if run.team.size == 1 else 1):
-        raise DataError(f"{said}, and too few of this batch are left. Is the disk there?")
+        raise DataError(f"{fault}, and too few of this batch are left. Is the disk there?")
+
+
+_LOWER = "Lower the learning rate, or look for bad input"
 
 
 def count_skipped(
-    run: Run,
-    batch: dict,
+    run: Run,  # `run.skipped` grows
+    batch: dict,  # of the step
     losses: dict,  # of `train_step`
 ) -> None:
     "Count a step whose loss or gradient was not finite; `SgmimError` if there are too many."
@@ -238,16 +226,13 @@ def count_skipped(
     if len(run.skipped) <= run.config.max_skipped:
         return
     gradient = ", but its gradient is not finite," if math.isfinite(losses["loss"]) else ""
-    nth = f", the {len(run.skipped)}th such step" if run.config.max_skipped else ""
     good = f"The last good checkpoint is in {run.shots.folder}. " if run.folder else ""
-    raise SgmimError(
-        f"the loss is {losses['loss']}{gradient} at step {run.step} (captions of the batch: {captions[:10]}"
-        f"{' …' if len(captions) > 10 else ''}){nth}. Nothing was updated. {good}"
-        "Lower the learning rate, look for bad input, or leave such steps out: max_skipped."
-    )
+    captions = f"captions of the batch: {captions[:10]}"
+    fault = f"the loss is {losses['loss']}{gradient} at step {run.step} ({captions})"
+    raise SgmimError(f"{fault}, in {len(run.skipped)} steps. {good}{_LOWER}, or set max_skipped.")
 
 # %% ../../nbs/training/08_run.ipynb #978d39cc
-def save_snapshot(run: Run) -> None:
+def save_snapshot(run: Run) -> None:  # the folder gets it
     "Write a snapshot from which the run can go on, with any number of processes."
     for found in run.team.everyone(run.unreadable):
         run.unreadable |= found
@@ -261,11 +246,8 @@ def _write(run):
         write_json(run.folder / "unreadable.json", run.unreadable)
     broken = [k for k, p in run.model.named_parameters() if not bool(p.isfinite().all())]
     if broken:
-        raise SgmimError(
-            f"weights are no longer finite at step {run.step} ({broken[0]} …), so they were not saved."
-            f" The last good checkpoint is in {run.shots.folder}. Lower the learning rate, or look for"
-            " bad input."
-        )
+        fault = f"weights are no longer finite at step {run.step} ({broken[0]} …), so they were not saved"
+        raise SgmimError(f"{fault}. The last good checkpoint is in {run.shots.folder}. {_LOWER}.")
     tensors, numbers = optimiser_state(run.optimiser)
     tensors |= {f"model.{k}": v for k, v in run.model.state_dict().items()}
     kept = {k: getattr(run, k) for k in _KEPT} | {"seen": run.feed.seen, "seconds": run.seconds}
@@ -275,7 +257,7 @@ def _write(run):
 
 # %% ../../nbs/training/08_run.ipynb #dedf7fbf
 def log_recalls(
-    run: Run,
+    run: Run,  # `run.history` and perhaps `run.best` change
     results: dict,  # {name of the dev set: `RetrievalResult`}
 ) -> None:
     "Add the mean recalls on dev to the history; keep the model if they are the best so far."
@@ -301,7 +283,7 @@ def _keep_best(run, dev):
         run.best_state = {k: v.detach().cpu().clone() for k, v in run.model.state_dict().items()}
 
 
-def take_best(run: Run) -> None:
+def take_best(run: Run) -> None:  # `run.model` gets it
     "Put the best weights into the model; without a dev set the last ones are kept as the best."
     run.team.wait()  # for the files of the first process
     if run.best:
@@ -312,15 +294,15 @@ def take_best(run: Run) -> None:
 
 # %% ../../nbs/training/08_run.ipynb #3fefe49c
 def last_entry(
-    history: list,
-    key: str,
+    history: list,  # of a run
+    key: str,  # such as 'loss' or 'recall_at_10'
 ) -> dict | None:
     "The last entry of a history that has `key`."
     return next((h for h in reversed(history) if key in h), None)
 
 
 def make_record(
-    run: Run,
+    run: Run,  # that is done
     seconds: float,  # of training
     device,  # for the hardware
     notes: dict | None = None,  # further entries
@@ -339,17 +321,7 @@ def make_record(
         "skipped": run.skipped,
         "unreadable": first and {"pairs": len(run.unreadable), "first": first},
     }
-    return run_record(
-        "train",
-        {k: run.about[k] for k in ("model", "train")},
-        run.config.seed,
-        data,
-        metrics,
-        seconds,
-        device,
-        run.code[0],
-        steps=run.step,
-        pairs_seen=run.pairs,
-        **(notes or {}),
-        **{k: v for k, v in extra.items() if v},
-    )
+    extra = (notes or {}) | {k: v for k, v in extra.items() if v}
+    extra = {"steps": run.step, "pairs_seen": run.pairs} | extra
+    what = {k: run.about[k] for k in ("model", "train")}
+    return run_record("train", what, run.config.seed, data, metrics, seconds, device, run.code[0], **extra)

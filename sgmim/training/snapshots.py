@@ -16,21 +16,19 @@ from ..core import CheckpointError, load_checkpoint, save_checkpoint
 
 # %% ../../nbs/training/02_snapshots.ipynb #a2c26411
 def optimiser_state(
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer,  # of a training
 ) -> tuple[dict, dict]:  # tensors, named optimiser.<position of the parameter>.<name>; numbers for JSON
     "The state of an optimiser, as a checkpoint can hold it."
     state = optimiser.state_dict()
     flat = {f"optimiser.{i}.{k}": v for i, s in state["state"].items() for k, v in s.items()}
     tensors = {k: v for k, v in flat.items() if torch.is_tensor(v)}
     plain = (int, float, bool, str, type(None))
-    groups = [
-        {k: v for k, v in g.items() if k != "params" and isinstance(v, plain)} for g in state["param_groups"]
-    ]
+    groups = [{k: v for k, v in g.items() if isinstance(v, plain)} for g in state["param_groups"]]
     return tensors, {"state": {k: v for k, v in flat.items() if k not in tensors}, "groups": groups}
 
 
 def restore_optimiser(
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer,  # over the same parameters
     tensors: dict,  # of a checkpoint
     numbers: dict,  # as `optimiser_state` gave them
 ) -> None:
@@ -76,8 +74,8 @@ class Snapshots:
 
     def __init__(
         self,
-        folder: str | Path,
-        keep: int = 2,
+        folder: str | Path,  # of all of them
+        keep: int = 2,  # so many of the newest
     ):
         self.folder, self.keep = Path(folder), keep
 

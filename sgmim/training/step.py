@@ -25,7 +25,7 @@ from .parallel import Team, gather
 @contextlib.contextmanager
 def autocast(
     amp: str,  # `TrainConfig.amp`: 'auto' (bfloat16 on CUDA), 'bf16' or 'off'
-    device: torch.device,
+    device: torch.device,  # that computes
 ):
     "A context that computes in bfloat16 where `amp` asks for it."
     on = amp == "bf16" or (amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
@@ -35,7 +35,7 @@ def autocast(
 
 # %% ../../nbs/training/03_step.ipynb #a568012d
 def make_optimiser(
-    model: torch.nn.Module,
+    model: torch.nn.Module,  # to be trained
     config,  # `TrainConfig`: optimiser, lr, weight_decay
 ) -> torch.optim.Optimizer:
     "The optimiser over all parameters that require a gradient."
@@ -139,7 +139,7 @@ def gradients(
     counts: list,  # rows of each process
     config,  # `TrainConfig`: amp, micro_batch
     seed: int = 0,  # of dropout
-    team: Team = Team(),
+    team: Team = Team(),  # the processes that share the batch
 ) -> dict:  # loss, loss_nce, loss_mim of the whole batch, as numbers
     "Backward pass of eq. 5 over the whole batch; leaves the gradient in the parameters."
     part = _Part(batch, masks, counts, config, seed, team)
@@ -154,12 +154,12 @@ def gradients(
 def train_step(
     net,  # `SGMIM`, or the `DistributedDataParallel` around it
     batch: dict,  # this process's rows of the batch, on any device
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer,  # over the parameters of the model
     step: int,  # number of this step, from 0
     steps: int,  # steps in all
     onset: int,  # the first step with reconstruction
     config,  # `TrainConfig`
-    team: Team = Team(),
+    team: Team = Team(),  # the processes that share the batch
 ) -> dict:  # losses of the whole batch, lr, alpha, `pairs` in it; `finite`: False if nothing was updated
     "One update of the model, its momentum encoder and the optimiser."
     model = getattr(net, "module", net)
@@ -188,9 +188,7 @@ def _counts(batch, team):
     "Rows of each process: fewer where files could not be read."
     counts = team.everyone(len(batch["image"]))
     if min(counts) < 1:
-        raise DataError(
-            f"a batch of {sum(counts)} pairs cannot be shared by {team.size} processes: each needs one"
-        )
+        raise DataError(f"a batch of {sum(counts)} pairs cannot be shared by {team.size} processes")
     return counts
 
 # %% ../../nbs/training/03_step.ipynb #afad922e
