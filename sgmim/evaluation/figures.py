@@ -9,7 +9,6 @@ __all__ = ['INK', 'RIGHT', 'Picture', 'picture', 'colours', 'save_figure', 'gall
 # %% ../../nbs/evaluation/00_figures.ipynb #a397dc66
 import io
 import textwrap
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +49,15 @@ class Picture(Figure):
         return out.getvalue()
 
 # %% ../../nbs/evaluation/00_figures.ipynb #e22e4f55
-def _array(x):
-    "Tensor (any device, with or without gradient) or array or list → float64 array."
-    return np.asarray(x.detach().cpu().double() if torch.is_tensor(x) else x, np.float64)
+def _finite(x, name, axes):
+    "Tensor, array or list → float64 array with `axes`, one letter each; `DataError` unless it can be drawn."
+    x = np.asarray(x.detach().cpu().double() if torch.is_tensor(x) else x, np.float64)
+    if x.ndim != len(axes) or not x.size or not np.isfinite(x).all():
+        bad = int((~np.isfinite(x)).sum())
+        raise DataError(
+            f"{name} to draw is ({', '.join(axes)}), not empty and finite, not {x.shape} with {bad} bad values"
+        )
+    return x
 
 
 def picture(
@@ -71,7 +76,7 @@ _OKABE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8
 
 
 def colours(
-    n: int,
+    n: int,  # how many
 ) -> list:  # n colours for matplotlib
     "Colours that people with any kind of colour vision can tell apart, neighbour from neighbour."
     if n <= len(_OKABE):
@@ -82,9 +87,9 @@ def colours(
 
 # %% ../../nbs/evaluation/00_figures.ipynb #3af9fb39
 def save_figure(
-    fig: Figure,
+    fig: Figure,  # what to save
     path,  # .png, .svg or .pdf
-    dpi: int = 150,
+    dpi: int = 150,  # dots per inch
 ):
     "Write a figure to a file, atomically."
     kind = Path(path).suffix[1:]
@@ -113,8 +118,8 @@ def _card(ax, x, size=8, width=20):
 # %% ../../nbs/evaluation/00_figures.ipynb #5b609ae2
 def gallery(
     images,  # a list, or a batch (B, 3, S, S)
-    titles=None,  # a text per image
-    columns: int = 6,
+    titles=None,  # a text per image; None: no titles
+    columns: int = 6,  # images in a row
     cell: float = 1.5,  # inches per image
 ) -> Picture:
     "Images in rows."
@@ -126,9 +131,9 @@ def gallery(
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
-    for i, (ax, im) in enumerate(zip(axes, images, strict=False)):
-        ax.imshow(picture(im))
-        lines = textwrap.wrap(str(titles[i]), int(15 * cell), max_lines=3, placeholder=" …") if titles else []
+    for ax, image, title in zip(axes, images, titles or [""] * len(images), strict=False):
+        ax.imshow(picture(image))
+        lines = textwrap.wrap(str(title), int(15 * cell), max_lines=3, placeholder=" …")
         ax.set_title("\n".join(lines), fontsize=7.5, color=INK)
     return fig
 
@@ -163,31 +168,19 @@ def _draw_words(axes, words, seconds, width, title):
             for t in {start, end}:
                 ax.axvline(t, color="#888888", lw=0.5, alpha=0.6)
         axes[0].text((start + end) / 2, 1.04, word, transform=above, **style)
-    longest = max((len(w) for w, _, _ in words), default=0)
     if title:
-        pad = 18 + 4.5 * longest * crowded if words else 6
-        axes[0].set_title(title, fontsize=10, color=INK, pad=pad)
+        room = 18 + 4.5 * crowded * max(len(w) for w, _, _ in words) if words else 6
+        axes[0].set_title(title, fontsize=10, color=INK, pad=room)
 
 # %% ../../nbs/evaluation/00_figures.ipynb #5fcd3f9e
-def _checked_wave(wave):
-    "A waveform (L,) that can be drawn."
-    wave = _array(wave)
-    if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
-        raise DataError(
-            f"a waveform to draw is (L,), not empty and finite, not {wave.shape} with"
-            f" {int((~np.isfinite(wave)).sum())} bad samples"
-        )
-    return wave
-
-
 def spectrogram_figure(
     wave,  # (L,)
     words=(),  # (word, start s, end s) each
     rate: int = RATE,  # samples per second
-    title: str | None = None,
+    title: str | None = None,  # above the words
 ) -> Picture:
     "Waveform and log-mel spectrogram, one above the other, with the words on top."
-    wave, fig = _checked_wave(wave), Picture(8, 3.2)
+    wave, fig = _finite(wave, "a waveform", "L"), Picture(8, 3.2)
     top, bottom = axes = fig.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     _draw_sound(top, wave, rate, False)
     _draw_sound(bottom, wave, rate, True)
@@ -195,16 +188,6 @@ def spectrogram_figure(
     bottom.set_xlabel("seconds", fontsize=8)
     bottom.tick_params(labelsize=8)
     return fig
-
-# %% ../../nbs/evaluation/00_figures.ipynb #918f1865
-def _checked_attention(attention):
-    "Weights (H,T), finite and >= 0."
-    w = _array(attention)
-    if w.ndim != 2 or not w.size:
-        raise DataError(f"attention to draw is (H,T), not {w.shape}; take one item of the batch")
-    if not np.isfinite(w).all() or w.min() < 0:
-        raise DataError("attention holds NaN, infinite or negative weights: take it after the softmax")
-    return w
 
 # %% ../../nbs/evaluation/00_figures.ipynb #93679916
 def attention_figure(
@@ -215,10 +198,12 @@ def attention_figure(
     hop_seconds: float = 0.02,  # from frame to frame, and width of a frame; HuBERT: .02
     first: float | None = None,  # middle of frame 0 in seconds; None: half a hop
     spectrogram: bool = False,  # instead of the waveform
-    title: str | None = None,
+    title: str | None = None,  # above the words
 ) -> Picture:
     "The paper's Fig. 3: a waveform, its words on top, and the attention of each head below."
-    wave, w = _checked_wave(wave), _checked_attention(attention)
+    wave, w = _finite(wave, "a waveform", "L"), _finite(attention, "attention of one caption", "HT")
+    if w.min() < 0:
+        raise DataError("attention holds negative weights: take it after the softmax")
     edges = np.arange(w.shape[1] + 1) * hop_seconds + (0 if first is None else first - hop_seconds / 2)
     fig = Picture(8, 1.9 + 0.3 * len(w))
     axes = fig.subplots(1 + len(w), 1, sharex=True, height_ratios=[4] + [1] * len(w))
@@ -242,13 +227,10 @@ def attention_figure(
 # %% ../../nbs/evaluation/00_figures.ipynb #1f45339c
 def _frame(ax, right, rank):
     "Mark a found item: a thick green frame and a tick, or a thin grey one; its rank above."
-    line, text = (
-        (dict(lw=4, ec=RIGHT), dict(color=RIGHT, weight="bold"))
-        if right
-        else (dict(lw=0.8, ec="#bbbbbb"), dict(color="#777777"))
-    )
-    ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, clip_on=False, **line))
-    ax.set_title(f"{rank} ✓" if right else str(rank), fontsize=9, **text)
+    width, colour = (4, RIGHT) if right else (0.8, "#bbbbbb")
+    box = Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, clip_on=False, lw=width, ec=colour)
+    ax.add_patch(box)
+    ax.set_title(f"{rank} ✓" if right else str(rank), fontsize=9, color=RIGHT if right else "#777777")
 
 # %% ../../nbs/evaluation/00_figures.ipynb #c0bc7015
 def retrieval_gallery(
@@ -257,7 +239,7 @@ def retrieval_gallery(
     found,  # (Q, k) rows of `items`, best first, as from `top_k`
     right,  # for each query the row of its right item, or several
     ranks=None,  # (Q,) rank of the right item, told under the query
-    title: str | None = None,
+    title: str | None = None,  # above all
     cell: float = 1.35,  # inches per item
 ) -> Picture:
     "Each query with the items found for it; the right ones framed."
@@ -308,31 +290,41 @@ def _masked_picture(image, mask, grid):
     hidden = mask.reshape(grid, grid).repeat(s, 0).repeat(s, 1)[: image.shape[0], : image.shape[1]]
     return np.where(hidden[..., None], np.uint8(235), image)
 
+
+def _checked_patches(mask, features):
+    "mask (N,) bool and {name: features (N, D)} as arrays; `DataError` unless they go together."
+    mask = _finite(mask, "a mask", "N").astype(bool)
+    features = {k: _finite(x, k, "ND") for k, x in features.items()}
+    shapes = {x.shape for x in features.values()}
+    if len(shapes) > 1 or {n for n, _ in shapes} != {len(mask)}:
+        given = ", ".join(f"{k} {x.shape}" for k, x in features.items())
+        raise DataError(
+            f"all features are (N, D) of the same N patches; the mask has {len(mask)}, not {given}"
+        )
+    if round(len(mask) ** 0.5) ** 2 != len(mask) or not mask.any():
+        raise DataError(
+            f"a square grid and some hidden patches are needed: {mask.sum()} of {len(mask)} hidden"
+        )
+    return mask, features
+
 # %% ../../nbs/evaluation/00_figures.ipynb #d928e47b
 def reconstruction_figure(
     image,  # (S, S, 3), or what `picture` takes
     mask,  # (N,) bool, True = hidden
     target,  # (N, D) features
     predictions: dict,  # label → (N, D), such as with the right caption, a wrong one, and none
-    title: str | None = None,
+    title: str | None = None,  # above all
     cell: float = 1.6,  # inches per panel
 ) -> Picture:
     "Features of the hidden patches as colours, and the error of each; visible patches are left pale."
-    mask, target = np.asarray(torch.as_tensor(mask).cpu()).astype(bool).ravel(), _array(target)
-    image, predictions = picture(image), {k: _array(v) for k, v in predictions.items()}
-    _check_features(mask, {"target": target, **predictions}, target.shape[-1])
-    N, grid, to_rgb = len(mask), round(len(mask) ** 0.5), _pca_rgb(target)
-    errors = {k: ((x - target) ** 2).mean(1) for k, x in predictions.items()}
+    mask, features = _checked_patches(mask, {"target": target, **predictions})
+    image, target, (N, grid) = picture(image), features.pop("target"), (len(mask), round(len(mask) ** 0.5))
+    to_rgb, errors = _pca_rgb(target), {k: ((x - target) ** 2).mean(1) for k, x in features.items()}
     top = max(np.quantile(e[mask], 0.98) for e in errors.values())
     fig = Picture(cell * (2 + len(errors)), 2 * cell + 0.85)
     upper, lower = fig.subplots(2, 2 + len(errors))
-    texts = [
-        "image",
-        "target features",
-        *predictions,
-        f"what $E_I$ sees\n({(~mask).sum()} of {N} patches)",
-        "",
-    ]
+    seen = f"what $E_I$ sees\n({(~mask).sum()} of {N} patches)"
+    texts = ["image", "target features", *features, seen, ""]
     texts += [f"mean error {e[mask].mean():.3g}" for e in errors.values()]
     for ax, text in zip([*upper, *lower], texts, strict=True):
         _bare(ax)
@@ -340,27 +332,14 @@ def reconstruction_figure(
     upper[0].imshow(image)
     lower[0].imshow(_masked_picture(image, mask, grid))
     _patch_map(upper[1], to_rgb(target), np.ones(N, bool), grid)
-    for ax, low, (name, x) in zip(upper[2:], lower[2:], predictions.items(), strict=True):
-        _patch_map(ax, to_rgb(x), mask, grid)
+    for ax, low, name in zip(upper[2:], lower[2:], features, strict=True):
+        _patch_map(ax, to_rgb(features[name]), mask, grid)
         heat = _patch_map(low, errors[name], mask, grid, cmap="magma_r", vmin=0, vmax=top)
     bar = fig.colorbar(heat, cax=lower[1].inset_axes([0.7, 0.02, 0.1, 0.9]))
     bar.ax.tick_params(labelsize=7)
     bar.set_label("squared error,\nmean over D", fontsize=8)
     bar.ax.yaxis.set_label_position("left")
     return fig.titled(title)
-
-
-def _check_features(mask, features, D):
-    "`DataError` unless features {name: (N, D)} and the mask (N,) can be drawn."
-    N = len(mask)
-    for name, x in features.items():
-        if x.shape != (N, D) or not np.isfinite(x).all():
-            raise DataError(f"{name} is {x.shape} and has to be ({N}, D), finite")
-    if round(N**0.5) ** 2 != N or not mask.any():
-        raise DataError(
-            f"mask has {N} patches, {int(mask.sum())} hidden: a square grid and some hidden patches are"
-            " needed"
-        )
 
 # %% ../../nbs/evaluation/00_figures.ipynb #aaa09a94
 def _series(history, key):
@@ -370,16 +349,16 @@ def _series(history, key):
         value = record
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            found.append((record["step"], float(value)))
+        # a loss of 0 is one that was not computed yet
+        if value is not None and (value or not key.startswith("loss")):
+            found.append((record["step"], value))
     return tuple(np.array(found, float).reshape(-1, 2).T)
 
 
 def _smooth(y, window):
-    "Mean of the values up to `window` places around each: (n,) → (n,)."
-    total, at = np.concatenate([[0], np.cumsum(y)]), np.arange(len(y))
-    low, high = np.clip(at - window // 2, 0, None), np.clip(at + window // 2 + 1, None, len(y))
-    return (total[high] - total[low]) / (high - low)
+    "Mean of the values up to half of `window` places around each: (n,) → (n,)."
+    kernel = np.ones(2 * (window // 2) + 1)
+    return np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same")
 
 # %% ../../nbs/evaluation/00_figures.ipynb #5426da0e
 _NAMES = {
@@ -389,69 +368,59 @@ _NAMES = {
     "audio_to_image.recall_at_1": "A → I R@1",
     "image_to_audio.recall_at_1": "I → A R@1",
 }
-_PANELS = (
-    ("contrastive loss, $L_{NCE}$", ("loss_nce",)),
-    ("reconstruction loss, $L_{MIM}$", ("loss_mim",)),
-    ("recall in %", tuple(_NAMES)),
-    ("learning rate", ("lr",)),
-)
-_DASHES = ("-", "--", ":", "-.")
+_PANELS = {
+    "contrastive loss, $L_{NCE}$": ("loss_nce",),
+    "reconstruction loss, $L_{MIM}$": ("loss_mim",),
+    "recall in %": tuple(_NAMES),
+    "learning rate": ("lr",),
+}
 
 
-def _draw_series(ax, x, y, colour, dash, label, noisy):
-    "One curve: many noisy points as a pale line under their running mean, few as dots and a line."
-    if noisy and len(x) > 60:
-        ax.plot(x, y, color=colour, lw=0.6, alpha=0.25)
-        y = _smooth(y, len(y) // 30)
-    ax.plot(x, y, color=colour, ls=dash, lw=1.6, marker=None if len(x) > 25 else "o", ms=3, label=label)
-
-# %% ../../nbs/evaluation/00_figures.ipynb #d41ed0de
-def curves_figure(
-    history,  # records (dicts with 'step'), or {name: records} to compare runs
-    title: str | None = None,
-) -> Picture:
-    "A run's losses, recalls and learning rate over its steps; of several runs each panel's first key alone."
-    runs = history if isinstance(history, dict) else {"": history}
-    panels = []
-    for text, keys in _PANELS:
-        data = {key: {name: _values(h, key) for name, h in runs.items()} for key in keys}
-        data = {key: of for key, of in data.items() if any(len(x) for x, _ in of.values())}
-        if data:
-            panels.append((text, data if len(runs) == 1 else dict([next(iter(data.items()))])))
-    if not panels:
-        raise DataError(
-            "the history has none of the measured keys: loss_nce, loss_mim, lr, " + ", ".join(_NAMES)
-        )
-    fig = Picture(3.1 * len(panels), 2.7)
-    for ax, (text, data) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw_panel(ax, text, data, len(runs) > 1)
-    return fig.titled(title)
+def _measured(runs, keys):
+    "[(key, run, x, y)] of what was measured: all keys of a single run, the first one of several runs."
+    lines = [(key, name, *_series(h, key)) for key in keys for name, h in runs.items()]
+    lines = [line for line in lines if len(line[2])]
+    return lines if len(runs) == 1 else [line for line in lines if line[0] == lines[0][0]]
 
 
-def _values(history, key):
-    "`_series`; of a loss without zeros, by which older runs say 'not computed' (before `mim_onset`)."
-    x, y = _series(history, key)
-    if not key.startswith("loss") or not len(y):
-        return x, y
-    return x[y != 0], y[y != 0]
-
-
-def _draw_panel(ax, text, data, several):
-    "One panel of `curves_figure`: {key: {run: (x, y)}}; a colour per run, or per key of a single run."
-    lines = [(key, name, xy) for key, of in data.items() for name, xy in of.items()]
-    for j, ((key, name, (x, y)), colour) in enumerate(zip(lines, colours(len(lines)), strict=True)):
-        dash, label = ("-", name) if several else (_DASHES[j % 4], _NAMES.get(key, key))
-        if len(x):
-            _draw_series(ax, x, y, colour, dash, label, noisy=key.startswith("loss"))
-    if several and lines[0][0] in _NAMES:
-        text = f"{_NAMES[lines[0][0]]} in %"
-    ax.set_title(text, fontsize=9.5, color=INK)
+def _draw_panel(ax, text, lines, runs):
+    "One panel of `curves_figure`; a colour per run, or per key of a single run."
+    for j, (key, name, x, y) in enumerate(lines):
+        if len(runs) > 1:
+            colour, dash, label = colours(len(runs))[list(runs).index(name)], "-", name
+        else:
+            colour, dash, label = colours(len(lines))[j], ("-", "--", ":", "-.")[j % 4], _NAMES.get(key, key)
+        if key.startswith("loss") and len(x) > 60:  # noisy: pale, under the running mean
+            ax.plot(x, y, color=colour, lw=0.6, alpha=0.25)
+            y = _smooth(y, len(y) // 30)
+        ax.plot(x, y, color=colour, ls=dash, lw=1.6, marker=None if len(x) > 25 else "o", ms=3, label=label)
+    first = lines[0][0]
+    ax.set_title(
+        f"{_NAMES[first]} in %" if len(runs) > 1 and first in _NAMES else text, fontsize=9.5, color=INK
+    )
     ax.set_xlabel("step", fontsize=8)
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="#eeeeee")
     if len(lines) > 1:
         ax.legend(frameon=False, fontsize=7.5)
+
+# %% ../../nbs/evaluation/00_figures.ipynb #d41ed0de
+def curves_figure(
+    history,  # records (dicts with 'step'), or {name: records} to compare runs
+    title: str | None = None,  # above all
+) -> Picture:
+    "A run's losses, recalls and learning rate over its steps; of several runs each panel's first key alone."
+    runs = history if isinstance(history, dict) else {"": history}
+    panels = {text: lines for text, keys in _PANELS.items() if (lines := _measured(runs, keys))}
+    if not panels:
+        raise DataError(
+            "the history has none of the measured keys: loss_nce, loss_mim, lr, " + ", ".join(_NAMES)
+        )
+    fig = Picture(3.1 * len(panels), 2.7)
+    for ax, (text, lines) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _draw_panel(ax, text, lines, runs)
+    return fig.titled(title)
 
 # %% ../../nbs/evaluation/00_figures.ipynb #5e47fab6
 # what comes from the image, from speech, and what is compared
@@ -464,98 +433,98 @@ def _rounded(ax, x, y, width, height, size, **style):
     ax.add_patch(FancyBboxPatch((x, y), width, height, **style))
 
 
-def _block(ax, x, y, symbol, colour, dashed=False):
-    "A rounded block of `colour` with the symbol of a network, its centre at (x, y)."
-    ls, face, ink = ("--", "white", colour) if dashed else ("-", colour, "white")
-    _rounded(ax, x - 4, y - 4, 8, 8, 1.8, lw=1.6, ls=ls, fc=face, ec=colour)
+def _block(ax, x, y, symbol, colour, line="-"):
+    "A rounded block with the symbol of a network, its centre at (x, y)."
+    face, ink = (colour, "white") if line == "-" else ("white", colour)
+    _rounded(ax, x - 4, y - 4, 8, 8, 1.8, lw=1.6, ls=line, fc=face, ec=colour)
     ax.text(x, y - 0.3, symbol, ha="center", va="center", fontsize=14, color=ink)
 
 
-def _arrow(ax, *points, colour=INK, dashed=False, head="-|>"):
+def _arrow(ax, colour, *points, line="-", head="-|>"):
     "A line through `points` (x, y) with a head at its end."
-    *start, last = points
-    style = dict(color=colour, lw=1.7, ls="--" if dashed else "-")
-    if len(start) > 1:
-        ax.plot(*zip(*start, strict=True), **style)
-    style |= dict(arrowstyle=head, shrinkA=0, shrinkB=0, mutation_scale=11)
-    ax.annotate("", last, start[-1], arrowprops=style)
+    ax.plot(*zip(*points[:-1], strict=True), color=colour, lw=1.7, ls=line)
+    style = dict(color=colour, lw=1.7, ls=line, arrowstyle=head, shrinkA=0, shrinkB=0, mutation_scale=11)
+    ax.annotate("", points[-1], points[-2], arrowprops=style)
 
 
-def _note(ax, x, y, text, colour=INK, size=8.5, **kwargs):
+def _note(ax, x, y, text, colour=INK, size=8.5, **style):
     "A few words in the schematic."
-    style = dict(ha="center", va="center", linespacing=1.2) | kwargs
-    ax.text(x, y, text, fontsize=size, color=colour, **style)
+    ax.text(
+        x, y, text, fontsize=size, color=colour, **dict(ha="center", va="center", linespacing=1.2) | style
+    )
 
 
-def _vector(ax, x, y, n, colour, upright=True):
-    "n small squares around (x, y): a vector standing, or n vectors side by side."
-    for i in range(n):
-        at, alpha = (i - n / 2) * 2, 0.45 + 0.55 * ((i * 7) % n) / n
+def _vector(ax, x, y, colour, upright=True):
+    "Four small squares around (x, y): a vector standing, or vectors side by side."
+    for at, alpha in zip((-4, -2, 0, 2), (0.45, 0.8625, 0.725, 0.5875), strict=True):
         corner = (x - 1, y + at) if upright else (x + at, y - 1)
         ax.add_patch(Rectangle(corner, 2, 2, fc=colour, ec="white", lw=1, alpha=alpha))
 
+
+def _panel(ax, x, y, width, height):
+    "Bare axes at a place given in the schematic's units."
+    inner = ax.inset_axes((x, y, width, height), transform=ax.transData)
+    _bare(inner)
+    inner.patch.set_alpha(0)
+    return inner
+
 # %% ../../nbs/evaluation/00_figures.ipynb #6f21d5c6
-def _draw_inputs(ax, panel, image, wave, mask):
-    "The left of the schematic: image, recording, the image with most patches hidden, the image again."
-    seen = _masked_picture(image, mask, round(len(mask) ** 0.5))
-    parts = np.array_split(wave, min(len(wave), 120))
-    for y, shown in ((58, image), (23, seen), (8.2, image)):
-        panel(6, y - 6.5, 13, 13).imshow(shown)
-    low, high = [p.min() for p in parts], [p.max() for p in parts]
-    panel(6, 37.5, 13, 10).fill_between(range(len(parts)), low, high, color=_HEARS, lw=0.4)
-    texts = ((58, "image $I$"), (42.5, "speech $A$"), (23, f"{mask.mean():.0%} hidden"), (8.2, "all of it"))
-    for y, text in texts:
-        _note(ax, 3.6, y, text, rotation=90)
-    _note(ax, 29, 51, "[CLS]", _HEARS, 8)
-    _arrow(ax, (29, 49.8), (29, 47.6), colour=_HEARS)
+_ROWS = {58: ("$E_I$", _SEES, "-"), 42.5: ("$E_A$", _HEARS, "-"), 23: ("$E_I$", _SEES, "-")}
+_ROWS[8.2] = (r"$\bar{E}_I$", _SEES, "--")
+_ARROWS = (
+    (_HEARS, (29, 49.8), (29, 47.6)),
+    (_SEES, (34.2, 58), (61, 58)),
+    (_HEARS, (34.2, 44.5), (61, 44.5)),
+    (_SEES, (65, 58), (69, 58), (69, 53.6)),
+    (_HEARS, (65, 44.5), (69, 44.5), (69, 48.9)),
+    (_HEARS, (34.2, 40), (53, 40), (53, 28.2)),
+    (_SEES, (34.2, 23), (47.8, 23)),
+    (_FILLS, (58.2, 23), (76.5, 23)),
+    (INK, (71.4, 51.25), (75.3, 51.25)),
+)
+_NOTES = (
+    (29, 51, "[CLS]", _HEARS, 8),
+    (57.5, 60.2, "$z^I$", _SEES, 12),
+    (57.5, 46.7, "$z^A$", _HEARS, 12),
+    (41, 25, "what is left", _SEES, 8),
+    (55, 10.2, "$E_I$ averaged over time", _SEES, 8),
+    (84.5, 61.8, "images", _SEES, 8),
+    (84.5, 40.5, "framed: right pairs", _FILLS, 8),
+)
+_LEFT_NOTES = (
+    (58.5, 33.6, r"$W\cdot Z_A$", _HEARS, 12),
+    (58.5, 30.3, "what was said, in short", _HEARS),
+    (91.6, 23, "predicted\nfeatures", INK, 8),
+    (91.6, 8.2, "wanted\nfeatures", INK, 8),
+)
 
 
-def _draw_networks(ax):
-    "The middle: the encoders, the decoder and what goes between them."
-    encoders = (
-        (58, "$E_I$", _SEES),
-        (42.5, "$E_A$", _HEARS),
-        (23, "$E_I$", _SEES),
-        (8.2, r"$\bar{E}_I$", _SEES),
-    )
-    for y, symbol, colour in encoders:
-        dashed = y == 8.2
-        _arrow(ax, (20, y), (23.8, y), colour=colour, dashed=dashed)
-        _block(ax, 29, y, symbol, colour, dashed)
+def _draw_diagram(ax):
+    "The schematic without its example."
+    for y, height, text in (
+        (36.6, 33, "Which caption belongs to which image?"),
+        (0.4, 34.6, "What is hidden, given the caption?"),
+    ):
+        _rounded(ax, 1.4, y + 1, 97.2, height - 2, 2, fc="#f5f3ee", ec="none", zorder=0)
+        _note(ax, 3, y + height - 2.6, text, size=10.5, weight="bold", ha="left")
+    for y, (symbol, colour, line) in _ROWS.items():
+        _arrow(ax, colour, (20, y), (23.8, y), line=line)
+        _block(ax, 29, y, symbol, colour, line)
     _block(ax, 53, 23, "$D_M$", _FILLS)
-    for y, to, colour, z in ((58, 53.6, _SEES, "$z^I$"), (44.5, 48.9, _HEARS, "$z^A$")):
-        _arrow(ax, (34.2, y), (61, y), colour=colour)
-        _vector(ax, 63, y, 4, colour)
-        _arrow(ax, (65, y), (69, y), (69, to), colour=colour)
-        _note(ax, 57.5, y + 2.2, z, colour, 12)
-    _arrow(ax, (34.2, 40), (53, 40), (53, 28.2), colour=_HEARS)
-    _vector(ax, 53, 32.6, 4, _HEARS, upright=False)
-    _note(ax, 58.5, 33.6, r"$W\cdot Z_A$", _HEARS, 12, ha="left")
-    _note(ax, 58.5, 30.3, "what was said, in short", _HEARS, ha="left")
-    _arrow(ax, (34.2, 23), (47.8, 23), colour=_SEES)
-    _note(ax, 41, 25, "what is left", _SEES, 8)
-    _arrow(ax, (58.2, 23), (76.5, 23), colour=_FILLS)
-    _arrow(ax, (34.2, 8.2), (76.5, 8.2), colour=_SEES, dashed=True)
-    _note(ax, 55, 10.2, "$E_I$ averaged over time", _SEES, 8)
-
-# %% ../../nbs/evaluation/00_figures.ipynb #9275204d
-def _draw_outputs(ax, panel, mask, target, predicted, similarity):
-    "The right: how well each caption goes with each image, and the features predicted and wanted."
-    grid, rgb, low, high = round(len(mask) ** 0.5), _pca_rgb(target), similarity.min(), similarity.max()
-    match = panel(76, 43, 17, 17)
-    match.imshow(similarity, cmap="Greys", vmin=low, vmax=high * 1.2 - low * 0.2)
-    for i in range(len(similarity)):
-        match.add_patch(Rectangle((i - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=_FILLS, lw=2.4))
+    for arrow in _ARROWS:
+        _arrow(ax, *arrow)
+    _arrow(ax, _SEES, (34.2, 8.2), (76.5, 8.2), line="--")
+    _arrow(ax, _FILLS, (93, 12.5), (93, 18.9), head="<|-|>")
+    for note in _NOTES:
+        _note(ax, *note)
+    for note in _LEFT_NOTES:
+        _note(ax, *note, ha="left")
+    _note(ax, 94.6, 51.5, "captions", _HEARS, 8, rotation=270)
+    _vector(ax, 63, 58, _SEES)
+    _vector(ax, 63, 44.5, _HEARS)
+    _vector(ax, 53, 32.6, _HEARS, upright=False)
     ax.add_patch(Circle((69, 51.25), 2.2, fc="white", ec=INK, lw=1.4))
     ax.plot(69, 51.25, "o", ms=3.5, color=INK)
-    _arrow(ax, (71.4, 51.25), (75.3, 51.25))
-    _note(ax, 84.5, 61.8, "images", _SEES, 8)
-    _note(ax, 94.6, 51.5, "captions", _HEARS, 8, rotation=270)
-    _note(ax, 84.5, 40.5, "framed: right pairs", _FILLS, 8)
-    for y, x, shown, text in ((23, predicted, mask, "predicted"), (8.2, target, mask | True, "wanted")):
-        _patch_map(panel(77.5, y - 6.5, 13, 13), rgb(x), shown, grid)
-        _note(ax, 91.6, y, f"{text}\nfeatures", size=8, ha="left")
-    _arrow(ax, (93, 12.5), (93, 18.9), colour=_FILLS, head="<|-|>")
 
 # %% ../../nbs/evaluation/00_figures.ipynb #e0440b21
 def method_figure(
@@ -567,36 +536,34 @@ def method_figure(
     similarity,  # (B, B) of a few captions (rows) and images, pairs on the diagonal
 ) -> Picture:
     "The method (Fig. 2) in one picture, around one example."
-    image, wave, mask = picture(image), _checked_wave(wave), _array(mask).astype(bool).ravel()
-    target, predicted, similarity = _array(target), _array(predicted), _array(similarity)
-    if similarity.ndim != 2 or len(set(similarity.shape)) > 1:
-        raise DataError(f"similarity is (B,B), captions by images, not {similarity.shape}")
-    if target.shape != predicted.shape or len(target) != len(mask) or not mask.any():
-        raise DataError(
-            f"mask (N,) with something hidden, target and predicted (N,D) go together, not {mask.shape},"
-            f" {target.shape} and {predicted.shape}"
-        )
-    fig = Picture(7, 4.9)
+    image, wave, similarity = (
+        picture(image),
+        _finite(wave, "a waveform", "L"),
+        _finite(similarity, "similarity", "BB"),
+    )
+    if len(set(similarity.shape)) > 1:
+        raise DataError(f"similarity is (B, B), captions by images, not {similarity.shape}")
+    mask, features = _checked_patches(mask, {"target": target, "predicted": predicted})
+    fig, grid = Picture(7, 4.9), round(len(mask) ** 0.5)
     fig.set_layout_engine("none")
     fig.set_facecolor("white")
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 100), ylim=(0, 70))
     ax.axis("off")
-    for y, height, text in (
-        (36.6, 33, "Which caption belongs to which image?"),
-        (0.4, 34.6, "What is hidden, given the caption?"),
-    ):
-        _rounded(ax, 1.4, y + 1, 97.2, height - 2, 2, fc="#f5f3ee", ec="none", zorder=0)
-        _note(ax, 3, y + height - 2.6, text, size=10.5, weight="bold", ha="left")
-    _draw_inputs(ax, partial(_panel, ax), image, wave, mask)
-    _draw_networks(ax)
-    _draw_outputs(ax, partial(_panel, ax), mask, target, predicted, similarity)
+    _draw_diagram(ax)
+    texts = ("image $I$", "speech $A$", f"{mask.mean():.0%} hidden", "all of it")
+    for y, text in zip(_ROWS, texts, strict=True):
+        _note(ax, 3.6, y, text, rotation=90)
+    for y, shown in ((58, image), (23, _masked_picture(image, mask, grid)), (8.2, image)):
+        _panel(ax, 6, y - 6.5, 13, 13).imshow(shown)
+    parts = np.array_split(wave, min(len(wave), 120))
+    low, high = [p.min() for p in parts], [p.max() for p in parts]
+    _panel(ax, 6, 37.5, 13, 10).fill_between(range(len(parts)), low, high, color=_HEARS, lw=0.4)
+    match, low, high = _panel(ax, 76, 43, 17, 17), similarity.min(), similarity.max()
+    match.imshow(similarity, cmap="Greys", vmin=low, vmax=high * 1.2 - low * 0.2)
+    for i in range(len(similarity)):
+        match.add_patch(Rectangle((i - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=_FILLS, lw=2.4))
+    rgb = _pca_rgb(features["target"])
+    for y, name, shown in ((23, "predicted", mask), (8.2, "target", mask | True)):
+        _patch_map(_panel(ax, 77.5, y - 6.5, 13, 13), rgb(features[name]), shown, grid)
     return fig
-
-
-def _panel(ax, x, y, width, height):
-    "Bare axes at a place given in the schematic's units."
-    inner = ax.inset_axes((x, y, width, height), transform=ax.transData)
-    _bare(inner)
-    inner.patch.set_alpha(0)
-    return inner
