@@ -281,10 +281,10 @@ class Searcher:
             if name not in self.features:
                 words = [SpokenWord(0, 0, w, "", s, e) for w, s, e in query.parts]
                 self.features[name] = word_features(
-                    self.model, query.batch, [0] * len(words), words, (DEFAULT_VARIANT.speech,)
-                )[DEFAULT_VARIANT.speech]
+                    self.model, query.batch, [0] * len(words), words, DEFAULT_VARIANT[:1]
+                )[DEFAULT_VARIANT[0]]
             patches = patch_features(self.model, normalise(np.asarray(picture)[None]).to(device))[0]
-            maps = heat_maps(patches, self.features[name], DEFAULT_VARIANT.similarity).float().cpu().numpy()
+            maps = heat_maps(patches, self.features[name], DEFAULT_VARIANT[1]).float().cpu().numpy()
         return {
             "grid": round(maps.shape[1] ** 0.5),
             "values": np.round(maps.astype(float), 5).tolist(),

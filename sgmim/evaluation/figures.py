@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'RIGHT', 'Picture', 'picture', 'colours', 'save_figure', 'gallery', 'spectrogram_figure', 'attention_figure',
-           'retrieval_gallery', 'reconstruction_figure', 'curves_figure', 'method_figure']
+           'retrieval_gallery', 'reconstruction_figure', 'curves_figure']
 
 # %% ../../nbs/evaluation/00_figures.ipynb #a397dc66
 import io
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 from ..core import DataError, atomic_write
 from ..data.audio import RATE, log_mel
@@ -54,8 +54,9 @@ def _finite(x, name, axes):
     x = np.asarray(x.detach().cpu().double() if torch.is_tensor(x) else x, np.float64)
     if x.ndim != len(axes) or not x.size or not np.isfinite(x).all():
         bad = int((~np.isfinite(x)).sum())
+        form = f"({', '.join(axes)})"
         raise DataError(
-            f"{name} to draw is ({', '.join(axes)}), not empty and finite, not {x.shape} with {bad} bad values"
+            f"{name} to draw is {form}, not empty and finite, not {x.shape} with {bad} bad values"
         )
     return x
 
@@ -421,149 +422,3 @@ def curves_figure(
     for ax, (text, lines) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw_panel(ax, text, lines, runs)
     return fig.titled(title)
-
-# %% ../../nbs/evaluation/00_figures.ipynb #5e47fab6
-# what comes from the image, from speech, and what is compared
-_SEES, _HEARS, _FILLS = _OKABE[0], _OKABE[5], _OKABE[2]
-
-
-def _rounded(ax, x, y, width, height, size, **style):
-    "A rectangle with round corners."
-    style["boxstyle"] = f"round,pad=1,rounding_size={size}"
-    ax.add_patch(FancyBboxPatch((x, y), width, height, **style))
-
-
-def _block(ax, x, y, symbol, colour, line="-"):
-    "A rounded block with the symbol of a network, its centre at (x, y)."
-    face, ink = (colour, "white") if line == "-" else ("white", colour)
-    _rounded(ax, x - 4, y - 4, 8, 8, 1.8, lw=1.6, ls=line, fc=face, ec=colour)
-    ax.text(x, y - 0.3, symbol, ha="center", va="center", fontsize=14, color=ink)
-
-
-def _arrow(ax, colour, *points, line="-", head="-|>"):
-    "A line through `points` (x, y) with a head at its end."
-    ax.plot(*zip(*points[:-1], strict=True), color=colour, lw=1.7, ls=line)
-    style = dict(color=colour, lw=1.7, ls=line, arrowstyle=head, shrinkA=0, shrinkB=0, mutation_scale=11)
-    ax.annotate("", points[-1], points[-2], arrowprops=style)
-
-
-def _note(ax, x, y, text, colour=INK, size=8.5, **style):
-    "A few words in the schematic."
-    ax.text(
-        x, y, text, fontsize=size, color=colour, **dict(ha="center", va="center", linespacing=1.2) | style
-    )
-
-
-def _vector(ax, x, y, colour, upright=True):
-    "Four small squares around (x, y): a vector standing, or vectors side by side."
-    for at, alpha in zip((-4, -2, 0, 2), (0.45, 0.8625, 0.725, 0.5875), strict=True):
-        corner = (x - 1, y + at) if upright else (x + at, y - 1)
-        ax.add_patch(Rectangle(corner, 2, 2, fc=colour, ec="white", lw=1, alpha=alpha))
-
-
-def _panel(ax, x, y, width, height):
-    "Bare axes at a place given in the schematic's units."
-    inner = ax.inset_axes((x, y, width, height), transform=ax.transData)
-    _bare(inner)
-    inner.patch.set_alpha(0)
-    return inner
-
-# %% ../../nbs/evaluation/00_figures.ipynb #6f21d5c6
-_ROWS = {58: ("$E_I$", _SEES, "-"), 42.5: ("$E_A$", _HEARS, "-"), 23: ("$E_I$", _SEES, "-")}
-_ROWS[8.2] = (r"$\bar{E}_I$", _SEES, "--")
-_ARROWS = (
-    (_HEARS, (29, 49.8), (29, 47.6)),
-    (_SEES, (34.2, 58), (61, 58)),
-    (_HEARS, (34.2, 44.5), (61, 44.5)),
-    (_SEES, (65, 58), (69, 58), (69, 53.6)),
-    (_HEARS, (65, 44.5), (69, 44.5), (69, 48.9)),
-    (_HEARS, (34.2, 40), (53, 40), (53, 28.2)),
-    (_SEES, (34.2, 23), (47.8, 23)),
-    (_FILLS, (58.2, 23), (76.5, 23)),
-    (INK, (71.4, 51.25), (75.3, 51.25)),
-)
-_NOTES = (
-    (29, 51, "[CLS]", _HEARS, 8),
-    (57.5, 60.2, "$z^I$", _SEES, 12),
-    (57.5, 46.7, "$z^A$", _HEARS, 12),
-    (41, 25, "what is left", _SEES, 8),
-    (55, 10.2, "$E_I$ averaged over time", _SEES, 8),
-    (84.5, 61.8, "images", _SEES, 8),
-    (84.5, 40.5, "framed: right pairs", _FILLS, 8),
-)
-_LEFT_NOTES = (
-    (58.5, 33.6, r"$W\cdot Z_A$", _HEARS, 12),
-    (58.5, 30.3, "what was said, in short", _HEARS),
-    (91.6, 23, "predicted\nfeatures", INK, 8),
-    (91.6, 8.2, "wanted\nfeatures", INK, 8),
-)
-
-
-def _draw_diagram(ax):
-    "The schematic without its example."
-    for y, height, text in (
-        (36.6, 33, "Which caption belongs to which image?"),
-        (0.4, 34.6, "What is hidden, given the caption?"),
-    ):
-        _rounded(ax, 1.4, y + 1, 97.2, height - 2, 2, fc="#f5f3ee", ec="none", zorder=0)
-        _note(ax, 3, y + height - 2.6, text, size=10.5, weight="bold", ha="left")
-    for y, (symbol, colour, line) in _ROWS.items():
-        _arrow(ax, colour, (20, y), (23.8, y), line=line)
-        _block(ax, 29, y, symbol, colour, line)
-    _block(ax, 53, 23, "$D_M$", _FILLS)
-    for arrow in _ARROWS:
-        _arrow(ax, *arrow)
-    _arrow(ax, _SEES, (34.2, 8.2), (76.5, 8.2), line="--")
-    _arrow(ax, _FILLS, (93, 12.5), (93, 18.9), head="<|-|>")
-    for note in _NOTES:
-        _note(ax, *note)
-    for note in _LEFT_NOTES:
-        _note(ax, *note, ha="left")
-    _note(ax, 94.6, 51.5, "captions", _HEARS, 8, rotation=270)
-    _vector(ax, 63, 58, _SEES)
-    _vector(ax, 63, 44.5, _HEARS)
-    _vector(ax, 53, 32.6, _HEARS, upright=False)
-    ax.add_patch(Circle((69, 51.25), 2.2, fc="white", ec=INK, lw=1.4))
-    ax.plot(69, 51.25, "o", ms=3.5, color=INK)
-
-# %% ../../nbs/evaluation/00_figures.ipynb #e0440b21
-def method_figure(
-    image,  # (S, S, 3), or what `picture` takes
-    wave,  # (L,) its recording
-    mask,  # (N,) bool, True = hidden
-    target,  # (N, D) features
-    predicted,  # (N, D) features
-    similarity,  # (B, B) of a few captions (rows) and images, pairs on the diagonal
-) -> Picture:
-    "The method (Fig. 2) in one picture, around one example."
-    image, wave, similarity = (
-        picture(image),
-        _finite(wave, "a waveform", "L"),
-        _finite(similarity, "similarity", "BB"),
-    )
-    if len(set(similarity.shape)) > 1:
-        raise DataError(f"similarity is (B, B), captions by images, not {similarity.shape}")
-    mask, features = _checked_patches(mask, {"target": target, "predicted": predicted})
-    fig, grid = Picture(7, 4.9), round(len(mask) ** 0.5)
-    fig.set_layout_engine("none")
-    fig.set_facecolor("white")
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 100), ylim=(0, 70))
-    ax.axis("off")
-    _draw_diagram(ax)
-    texts = ("image $I$", "speech $A$", f"{mask.mean():.0%} hidden", "all of it")
-    for y, text in zip(_ROWS, texts, strict=True):
-        _note(ax, 3.6, y, text, rotation=90)
-    for y, shown in ((58, image), (23, _masked_picture(image, mask, grid)), (8.2, image)):
-        _panel(ax, 6, y - 6.5, 13, 13).imshow(shown)
-    parts = np.array_split(wave, min(len(wave), 120))
-    low, high = [p.min() for p in parts], [p.max() for p in parts]
-    _panel(ax, 6, 37.5, 13, 10).fill_between(range(len(parts)), low, high, color=_HEARS, lw=0.4)
-    match, low, high = _panel(ax, 76, 43, 17, 17), similarity.min(), similarity.max()
-    match.imshow(similarity, cmap="Greys", vmin=low, vmax=high * 1.2 - low * 0.2)
-    for i in range(len(similarity)):
-        match.add_patch(Rectangle((i - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec=_FILLS, lw=2.4))
-    rgb = _pca_rgb(features["target"])
-    for y, name, shown in ((23, "predicted", mask), (8.2, "target", mask | True)):
-        _patch_map(_panel(ax, 77.5, y - 6.5, 13, 13), rgb(features[name]), shown, grid)
-    return fig
