@@ -19,8 +19,11 @@ from sgmim.evaluation.grounding import (
     _boxes_on_patches,
     _chance_maps,
     _choice,
+    _choose_variant,
     _cut_out,
     _frames_of_words,
+    _ground,
+    _grounding_scores,
     _iou,
     _pointing,
     _scored_words,
@@ -30,11 +33,8 @@ from sgmim.evaluation.grounding import (
     _without,
     caption_figure,
     caption_maps,
-    choose_variant,
-    ground,
     grounding_figure,
     grounding_record,
-    grounding_scores,
     heat_maps,
     patch_features,
     scores_figure,
@@ -59,7 +59,7 @@ def dev(scenes):
 
 @pytest.fixture(scope="module")
 def grounded(trained, dev):
-    return ground(trained, dev)
+    return _ground(trained, dev)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_captions_of_other_corpora():
     with pytest.raises(DataError, match="caption 1 has no word times"):
         spoken_words(corpus, 1)
     with pytest.raises(DataError, match="knows no boxes.*caption_maps"):
-        ground(None, corpus)
+        _ground(None, corpus)
 
 
 def test_maps_without_boxes(trained, dev):
@@ -157,7 +157,7 @@ def test_maps_without_boxes(trained, dev):
     assert [w.word for w in words] == [w.word for w in own] and np.allclose(maps, same, atol=1e-4)
     assert caption_figure(trained, plain, j).axes
     with pytest.raises(DataError, match="knows no boxes"):
-        ground(trained, plain)
+        _ground(trained, plain)
 
 
 def test_captions_that_speak_of_what_is_not_there_have_no_scores(trained, dev):
@@ -168,7 +168,7 @@ def test_captions_that_speak_of_what_is_not_there_have_no_scores(trained, dev):
             self.scene = lambda i: Scene("sea", (Thing("hat", "red", None, (0, 0, 0.5, 0.5)),), 0)
 
     with pytest.raises(DataError, match="no caption says a word of a thing"):
-        ground(trained, Elsewhere(dev), 4, ("frames",))
+        _ground(trained, Elsewhere(dev), 4, ("frames",))
 
 
 # ---- features
@@ -275,7 +275,7 @@ def test_maps_by_both_similarities():
 def test_any_model_can_be_asked(dev, change):
     torch.manual_seed(0)
     model = SGMIM(micro(image_size=96, patch_size=12, **change))
-    g = ground(model, dev, 6)
+    g = _ground(model, dev, 6)
     assert set(g.features) == set(_SPEECH) and all(
         f.isfinite().all() and len(f) == len(g.words) for f in g.features.values()
     )
@@ -346,7 +346,7 @@ def test_the_truth_of_a_split(grounded, dev, trained):
         assert (
             g.inside[q] | ~g.shown[q]
         ).mean() > 0.9  # a thing is in its box, but for patches that only touch it
-    two = ground(trained, dev, 2, ("frames",))
+    two = _ground(trained, dev, 2, ("frames",))
     assert (
         [w.caption for w in two.words] == sorted(w.caption for w in two.words)
         and {w.caption for w in two.words} == {0, 1}
@@ -392,10 +392,10 @@ def oracle(g):
 
 def test_a_map_that_is_the_truth_scores_one(grounded, dev):
     g = oracle(grounded)
-    chosen = choose_variant(g, resamples=50)
+    chosen = _choose_variant(g, resamples=50)
     assert chosen["variant"] == ("without", "dot") and chosen["variants"]["without, dot"]["mean"] == 1
     assert all(d["mean"] < 0.6 for v, d in chosen["variants"].items() if not v.startswith("without"))
-    found = grounding_scores(g, chosen, resamples=50)
+    found = _grounding_scores(g, chosen, resamples=50)
     for kind in ("thing", "colour", "size"):
         assert found["kind"][kind]["pointing"]["model"] == {
             "value": 1.0,
@@ -428,7 +428,7 @@ def test_features_that_mean_nothing_score_like_chance(grounded, dev, seed):
         features={"without": torch.randn(grounded.features["without"].shape, generator=draw)},
         patches=torch.randn(grounded.patches.shape, generator=draw),
     )
-    found = grounding_scores(blind, chosen_by_hand(), resamples=200)["kind"]["thing"]
+    found = _grounding_scores(blind, chosen_by_hand(), resamples=200)["kind"]["thing"]
     for score in ("pointing", "choice"):
         for who in ("uniform", "another_word"):
             low, high = found[score][f"minus_{who}"]["interval"]
@@ -440,15 +440,15 @@ def test_features_that_mean_nothing_score_like_chance(grounded, dev, seed):
 
 
 def test_captions_dealt_out_anew_score_like_chance(trained, dev):
-    dealt = ground(trained, Dealt(dev), 70, ("without",))
-    found = grounding_scores(dealt, chosen_by_hand(), resamples=200)["kind"]["thing"]
+    dealt = _ground(trained, Dealt(dev), 70, ("without",))
+    found = _grounding_scores(dealt, chosen_by_hand(), resamples=200)["kind"]["thing"]
     for score in found:
         assert found[score]["minus_another_word"]["interval"][0] <= 0, (score, found[score])
     assert abs(found["choice"]["model"]["value"] - found["choice"]["uniform"]["value"]) < 0.12
 
 
 def test_the_shipped_model_points(grounded, dev):
-    found = grounding_scores(grounded, chosen_by_hand(), resamples=200)
+    found = _grounding_scores(grounded, chosen_by_hand(), resamples=200)
     thing = found["kind"]["thing"]
     for score in ("pointing", "iou", "choice"):
         for who in (*_CHANCE, "beside"):

@@ -20,11 +20,13 @@ from sgmim.evaluation.words import (
     Heard,
     _boundary_counts,
     _boundary_scores,
+    _choose_quantile,
     _content_class,
     _even_boundaries,
     _exchanged_boundaries,
     _found_boundaries,
     _matches,
+    _quantile_table,
     _random_boundaries,
     _scores_of_counts,
     _scores_with_chance,
@@ -35,7 +37,6 @@ from sgmim.evaluation.words import (
     before_training,
     boundaries,
     chance_figure,
-    choose_quantile,
     class_shares,
     cls_attention_of,
     discovery_figure,
@@ -43,7 +44,6 @@ from sgmim.evaluation.words import (
     discovery_table,
     favour,
     frame_times,
-    quantile_table,
     segments,
     word_discovery,
     word_of_frames,
@@ -568,13 +568,13 @@ def test_content_and_function():
 
 
 def test_choice_is_by_dev(model, scenes):
-    table = quantile_table(model, scenes["dev"], [1, -1], (0.5, 0.8))
+    table = _quantile_table(model, scenes["dev"], [1, -1], (0.5, 0.8))
     assert [(r["layer"], r["at"], r["quantile"]) for r in table] == [
         (k, at, q) for k in (1, 3) for at in ("middles", "edges") for q in (0.5, 0.8)
     ]
-    best = choose_quantile(table)
+    best = _choose_quantile(table)
     assert best["r_value"] == max(r["r_value"] for r in table if r["at"] == "middles")
-    assert choose_quantile(table, layer=-1, at="edges", by="f1")["layer"] == 3
+    assert _choose_quantile(table, layer=-1, at="edges", by="f1")["layer"] == 3
     [h] = [h for h in [cls_attention_of(model, scenes["dev"], layer=1)]]
     row = next(r for r in table if r["layer"] == 1 and r["quantile"] == 0.8 and r["at"] == "edges")
     assert row["r_value"] == pytest.approx(
@@ -582,7 +582,7 @@ def test_choice_is_by_dev(model, scenes):
     )
     for wrong in ({"layer": 0}, {"at": "ends"}, {"by": "recal"}):
         with pytest.raises(ConfigError, match="nothing to choose from"):
-            choose_quantile(table, **wrong)
+            _choose_quantile(table, **wrong)
 
 
 def test_spokencocos_aligned_files(model, corpus, heard, tmp_path):
@@ -616,7 +616,7 @@ def test_a_corpus_without_word_times_says_so(model, corpus, tmp_path):
     assert [h.words for h in cls_attention_of(model, facc)] == [(), (), ()]  # to draw, one needs none
     for run in (
         lambda: word_discovery(model, facc, 0.7),
-        lambda: quantile_table(model, facc),
+        lambda: _quantile_table(model, facc),
         lambda: _with_words([], facc),
     ):
         with pytest.raises(DataError, match="tells no word times.*aligned variants"):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_VARIANT', 'SpokenWord', 'spoken_words', 'patch_features', 'word_features', 'heat_maps', 'caption_maps',
-           'grounding_figure', 'model_view', 'caption_figure', 'Grounded', 'ground', 'choose_variant',
-           'grounding_scores', 'grounding_tables', 'scores_figure', 'grounding_record']
+           'grounding_figure', 'model_view', 'caption_figure', 'grounding_tables', 'scores_figure', 'grounding_record']
 
 # %% ../../nbs/evaluation/07_grounding.ipynb #a926a2a2
 import itertools
@@ -25,7 +24,7 @@ from sgmim.evaluation.analysis import (
     ratio_estimate,
     start_analysis,
 )
-from .dependence import frame_middles, mentions, patch_shares, silence
+from .dependence import mentions, patch_shares, silence
 from .figures import INK, Picture, picture
 from .retrieval import evaluation_cut
 from ..models.inputs import corpus_pairs, image_transform
@@ -76,7 +75,7 @@ DEFAULT_VARIANT = ("without", "dot")  # what stands for the word, and the simila
 # %% ../../nbs/evaluation/07_grounding.ipynb #f8be31b5
 def _frames_of_words(encoder, words, T):
     "Which of T frames belong to each word, (Q, T) bool: those whose middle is within it, or the nearest one."
-    middle = frame_middles(encoder, T)[None]
+    middle = (np.arange(T)[None] * encoder.hop + encoder.shortest / 2) / RATE
     start, end = (np.array([getattr(w, k) for w in words])[:, None] for k in ("start", "end"))
     within, nearest = (middle >= start) & (middle < end), np.abs(middle - (start + end) / 2).argmin(1)
     within[np.arange(len(words)), nearest] |= ~within.any(1)
@@ -274,7 +273,7 @@ def _choice(maps, shares, thing):
     return found
 
 # %% ../../nbs/evaluation/07_grounding.ipynb #19e58203
-class Grounded(NamedTuple):
+class _Grounded(NamedTuple):
     "The scored words of a split, Q, with their features and the truth, on the CPU."
 
     words: list  # Q `SpokenWord`s
@@ -291,12 +290,8 @@ class Grounded(NamedTuple):
         "Class of each word, (Q,)."
         return np.array([w.kind for w in self.words])
 
-    def maps(
-        self,
-        variant,  # (what stands for a word, similarity)
-        swap=slice(None),  # (Q,): the map of word swap[q] over the image of word q
-    ) -> np.ndarray:  # (Q, N)
-        "Heat maps of each word over its image."
+    def maps(self, variant, swap=slice(None)):
+        "Heat maps (Q, N) of each word, or of word swap[q], over the image of word q."
         way, similarity = variant
         return heat_maps(self.patches[self.row], self.features[way][swap], similarity).numpy()
 
@@ -315,13 +310,8 @@ def _scored_words(corpus, j):
     ]
 
 # %% ../../nbs/evaluation/07_grounding.ipynb #e7bce0c3
-def ground(
-    model,  # put in evaluation mode
-    corpus,  # the embedded corpus; `DataError` for one without boxes
-    pairs: int = 1000,  # the first captions of the corpus
-    speech=_SPEECH,  # ways to stand for a word
-) -> Grounded:
-    "The words that are said of things, with their features, the patches and the truth."
+def _ground(model, corpus, pairs=1000, speech=_SPEECH):
+    "The words that the first captions say of things, with features for the ways `speech`, patches and truth."
     if not hasattr(corpus, "scene"):
         raise DataError(
             f"{corpus!r} knows no boxes, so where a word should point is not known: draw its maps with"
@@ -348,11 +338,11 @@ def ground(
     features, row = {k: torch.cat(v) for k, v in features.items()}, [images.index(w.image) for w in words]
     scenes = [corpus.scene(i) for i in images]
     truth = _truth(scenes, row, words, model.config)
-    return Grounded(words, features, torch.cat(patches), scenes, np.array(row), *truth)
+    return _Grounded(words, features, torch.cat(patches), scenes, np.array(row), *truth)
 
 
 def _truth(scenes, row, words, config):
-    "`inside`, `shown` and `shares` of `Grounded`."
+    "`inside`, `shown` and `shares` of `_Grounded`."
     boxes, shares = ([of(s, config) for s in scenes] for of in (_boxes_on_patches, patch_shares))
     inside, own = (
         np.stack([m[r][w.thing] for r, w in zip(row, words, strict=True)]) for m in (boxes, shares)
@@ -434,12 +424,9 @@ def _scores(g, maps, threshold):
     }
 
 
-def choose_variant(
-    g: Grounded,  # of a dev split
-    resamples: int = 1000,  # of the bootstrap over images
-    seed: int = 0,  # of resamples and chance
-) -> dict:  # {'variant', 'threshold', 'chance_thresholds', 'ways': {way: its better similarity}, 'variants'}
-    "The variant that points best, averaged over words of things and of colours, and the best thresholds."
+def _choose_variant(g, resamples=1000, seed=0):
+    """What points best on a dev split, averaged over words of things and colours: the 'variant', and each of
+    the 'ways' with its better similarity; the best thresholds, also of chance, and all 'variants' tried."""
     draws, tried = Resamples(g.row, resamples, seed), {}
     for v in itertools.product((way for way in _SPEECH if way in g.features), _SIMILARITIES):
         scores = _scores(g, g.maps(v), 0.0)
@@ -468,13 +455,9 @@ def _score_table(all_scores, draws, use):
     return table
 
 # %% ../../nbs/evaluation/07_grounding.ipynb #923f8b20
-def grounding_scores(
-    g: Grounded,  # of a test split
-    chosen: dict,  # of `choose_variant`
-    resamples: int = 1000,  # of the bootstrap over images
-    seed: int = 0,  # of resamples and chance
-) -> dict:  # {'kind', 'ways', 'things' (by their number), 'category', 'words', 'images'}
-    "Scores by class of words, beside chance; 'minus_beside': less what words beside those of things score."
+def _grounding_scores(g, chosen, resamples=1000, seed=0):
+    """Scores of a test split with what was chosen: by 'kind' of word, beside chance, by 'ways', by the number
+    of 'things' and by 'category'; 'minus_beside': less what words beside those of things score."""
     draws, kind, kinds = Resamples(g.row, resamples, seed), g.kind, (*_SCORED, "beside")
     maps = {"model": g.maps(chosen["variant"]), **_chance_maps(g, chosen["variant"], seed)}
     thresholds = {"model": chosen["threshold"], **chosen["chance_thresholds"]}
@@ -503,7 +486,7 @@ def grounding_scores(
 
 # %% ../../nbs/evaluation/07_grounding.ipynb #6d84109d
 def grounding_tables(
-    found: dict,  # of `grounding_scores`
+    found: dict,  # of `_grounding_scores`
 ) -> dict:  # {'scores', 'ways'}
     "Scores beside chance, and those of all ways, in Markdown."
     who = ("model", *_CHANCE)
@@ -519,7 +502,7 @@ _PANELS = {"pointing": "pointing accuracy", "iou": "IoU", "choice": "choice amon
 
 
 def scores_figure(
-    found: dict,  # of `grounding_scores`
+    found: dict,  # of `_grounding_scores`
     title: str | None = None,  # above all
 ) -> Picture:
     "Bars of pointing, IoU and choice by class of words, beside chance, with 95 % intervals."
@@ -542,12 +525,12 @@ def grounding_record(
     resamples: int = 1000,  # of the bootstrap over images
     about: dict | None = None,  # more for the config, such as the checkpoint
 ) -> dict:
-    "`grounding_scores` of several splits as a run record, with what was chosen, and metrics[split]."
+    "`_grounding_scores` of several splits as a run record, with what was chosen, and metrics[split]."
     finish = start_analysis("grounding", model, {"dev": dev, **splits}, seed)
-    chosen = choose_variant(ground(model, dev, dev_pairs), resamples, seed)
+    chosen = _choose_variant(_ground(model, dev, dev_pairs), resamples, seed)
     tried = chosen.pop("variants")
     metrics = {
-        k: grounding_scores(ground(model, c, pairs), chosen, resamples, seed) for k, c in splits.items()
+        k: _grounding_scores(_ground(model, c, pairs), chosen, resamples, seed) for k, c in splits.items()
     }
     config = dict(row=model.config.reconstruction, dev_pairs=min(dev_pairs, len(dev)), pairs=pairs)
     return finish({**(about or {}), **config, "resamples": resamples, **chosen}, metrics, chosen_from=tried)

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['Heard', 'frame_times', 'layer_attention', 'layer_numbers', 'cls_attention_of', 'segments', 'boundaries',
-           'word_of_frames', 'class_shares', 'favour', 'attention_share', 'quantile_table', 'choose_quantile',
-           'word_discovery', 'discovery_figure', 'discovery_record', 'coverage_table', 'discovery_table',
-           'chance_figure', 'before_training']
+           'word_of_frames', 'class_shares', 'favour', 'attention_share', 'word_discovery', 'discovery_figure',
+           'discovery_record', 'coverage_table', 'discovery_table', 'chance_figure', 'before_training']
 
 # %% ../../nbs/evaluation/06_words.ipynb #7b966d74
 from dataclasses import dataclass
@@ -164,7 +163,7 @@ def _words_before(words, seconds):
 def segments(
     attention,  # (H, T)
     quantile: float = 0.7,  # each head keeps about (1 - quantile) T frames; .7 is VG-HuBERT's
-    seconds_per_frame: float = 0.02,
+    seconds_per_frame: float = 0.02,  # HuBERT's
     first: float | None = None,  # middle of frame 0 in seconds; None: half a frame
 ) -> np.ndarray:  # (S, 2) start and end in seconds
     "Segments of the frames that some head attends to most (VG-HuBERT's code)."
@@ -421,15 +420,8 @@ def _found_boundaries(heard, quantile, at="middles"):
     return [boundaries(segments(h.attention, quantile, h.hop, h.first), h.duration, at) for h in heard]
 
 
-def quantile_table(
-    model,  # `SGMIM` or `AudioEncoder`
-    dev,  # corpus with word times
-    layers=None,  # None: all
-    quantiles=_QUANTILES,  # to try
-    captions: int = 1000,  # the first of the corpus
-    unreadable: list | None = None,  # see `cls_attention_of`
-) -> list[dict]:  # a row each: 'layer', 'at', 'quantile' and the scores
-    "Boundary scores on a dev corpus, at 20 ms, for each layer, reading and quantile."
+def _quantile_table(model, dev, layers=None, quantiles=_QUANTILES, captions=1000, unreadable=None):
+    "Boundary scores at 20 ms of a dev corpus, a row {'layer', 'at', 'quantile', …} for each combination."
     depth = len(getattr(model, "audio_encoder", model).hubert.encoder.layers)
     layers, first = range(depth) if layers is None else layers, range(min(captions, len(dev)))
     heard = cls_attention_of(model, dev, first, layers, unreadable=unreadable)
@@ -443,13 +435,8 @@ def quantile_table(
     ]
 
 
-def choose_quantile(
-    table: list,  # of `quantile_table`
-    layer: int | None = None,  # -1: the last of the table; None: chosen too
-    at: str = "middles",  # or 'edges', see `boundaries`
-    by: str = "r_value",  # the score to choose by
-) -> dict:  # the best row of the table
-    "The quantile, and the layer, with the best score."
+def _choose_quantile(table, layer=None, at="middles", by="r_value"):
+    "The row of a `_quantile_table` with the best score, of all layers (None) or of the last (-1)."
     if layer == -1:
         layer = max(r["layer"] for r in table)
     rows = [r for r in table if r["at"] == at and layer in (None, r["layer"]) and by in r]
@@ -464,7 +451,7 @@ _TOLERANCES = (0.02, 0.06)  # seconds
 def word_discovery(
     model,  # `SGMIM` or `AudioEncoder`
     corpus,  # with word times, else `DataError`
-    quantile: float,  # this, `layer` and `at` are chosen on dev: `choose_quantile`
+    quantile: float,  # this, `layer` and `at` are chosen on dev: `_choose_quantile`
     layer: int = -1,  # -1: the last
     at: str = "middles",  # see `boundaries`
     draws: int = 100,  # of random boundaries
@@ -493,7 +480,7 @@ def word_discovery(
 def discovery_figure(
     wave,  # (L,)
     heard: Heard,  # what [CLS] attended to in it
-    quantile: float,
+    quantile: float,  # see `segments`
     tolerance: float = 0.02,  # seconds; boundaries this near to a true one are green
     at: str = "middles",  # see `boundaries`
     title: str | None = None,  # above the words
@@ -518,7 +505,7 @@ def discovery_figure(
 
 # %% ../../nbs/evaluation/06_words.ipynb #720ad391
 def _nested(table):
-    "The R-values of `quantile_table` as {at: {layer: {quantile: R-value}}}: short enough for a record."
+    "The R-values of `_quantile_table` as {at: {layer: {quantile: R-value}}}: short enough for a record."
     found = {}
     for r in table:
         of_layer = found.setdefault(r["at"], {}).setdefault(str(r["layer"]), {})
@@ -572,11 +559,11 @@ def discovery_record(
 ) -> dict:
     "`word_discovery` of several splits as a run record, with metrics[split][reading]."
     finish, lost = start_analysis("words", model, {"dev": dev, **splits}, seed), []
-    table = quantile_table(model, dev, captions=dev_captions, unreadable=lost)
+    table = _quantile_table(model, dev, captions=dev_captions, unreadable=lost)
     dev_captions = min(dev_captions, len(dev))
     _check_readable(lost, dev_captions, "dev", max_unreadable)
     entries, metrics = {"dev": _words_entry(dev, lost)}, {}
-    chosen = {name: choose_quantile(table, **reading) for name, reading in _READINGS.items()}
+    chosen = {name: _choose_quantile(table, **reading) for name, reading in _READINGS.items()}
     chosen = {name: {k: c[k] for k in ("layer", "at", "quantile")} for name, c in chosen.items()}
     layers = [c["layer"] for c in chosen.values()]
     for split, corpus in splits.items():
