@@ -154,7 +154,7 @@ def hear(model, sound: np.ndarray, max_seconds: float = 10.0, words=()) -> Query
     out = encoder(**batch)
     T = int((~out.frame_mask[0]).sum())
     W = out.attention[0, :, -out.frames.shape[1] :][:, :T].float().cpu().numpy()
-    first, hop = frame_times(encoder, n, T)
+    first, hop = frame_times(encoder)
     said = tuple((w, s, min(e, n / RATE)) for w, s, e in words if s < n / RATE)
     return Query(
         batch,

@@ -180,7 +180,7 @@ def attention_of(model, wave, layer: int = -1) -> tuple:
     finally:
         encoder.train(training)
     T = int(frames[0])
-    return W[layer][0, :, :T].float().cpu().numpy(), *frame_times(encoder, len(wave), T)
+    return W[layer][0, :, :T].float().cpu().numpy(), *frame_times(encoder)
 
 
 def above(attention, quantile: float) -> np.ndarray:

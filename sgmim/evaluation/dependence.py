@@ -48,9 +48,7 @@ def _check_listens(model):
     "`ConfigError` unless the decoder is guided by speech: the rows + Speech-Guided and + Summary of Table 4."
     row = model.config.reconstruction
     if row not in ("frames", "summary"):
-        raise ConfigError(
-            f"this decoder hears nothing (reconstruction='{row}'): captions cannot be exchanged"
-        )
+        raise ConfigError(f"the decoder hears nothing (reconstruction='{row}'): no caption to exchange")
 
 # %% ../../nbs/evaluation/03_dependence.ipynb #b5532dfd
 def _exchange(model, heard, caption, image_id):
@@ -112,9 +110,7 @@ def _contexts(model, corpus, batch, names):
     "Yield (name, (context, padding)) for each of the conditions `names`."
     if "alone" in names and model.config.reconstruction != "plain":
         row = model.config.reconstruction
-        raise ConfigError(
-            f"'alone' is for a model that never heard (+ Recon, reconstruction='plain'), not '{row}'"
-        )
+        raise ConfigError(f"'alone' is for a model of the row + Recon (reconstruction='plain'), not '{row}'")
     if any(n != "alone" for n in names):
         _check_listens(model)
         heard = model.hear(batch)
@@ -229,9 +225,7 @@ def mentions(
 ) -> list[Mention]:  # in the order of speech
     "What a spoken caption says of things: their names, colours and sizes."
     if not hasattr(caption, "things"):
-        raise DataError(
-            "this caption does not say what it speaks of: only captions of the embedded corpus do"
-        )
+        raise DataError("only captions of the embedded corpus say what they speak of")
     spoken = [(word, e) for e, (text, _, _) in enumerate(caption.words) for word in text.lower().split()]
     words, found, at = [word for word, _ in spoken], [], 0
     for category, _, _ in caption.things:
@@ -258,9 +252,7 @@ def _find_name(said, category, at):
     names = [n.split() for n in thing_names(category)]
     found = [(i, -len(n)) for n in names for i in range(at, len(said)) if said[i : i + len(n)] == n]
     if not found:
-        raise DataError(
-            f"the words {' '.join(said)!r} do not name the {category} that this caption is said to speak of"
-        )
+        raise DataError(f"the words {' '.join(said)!r} do not name the {category} of this caption")
     return min(found)[0], -min(found)[1]
 
 # %% ../../nbs/evaluation/03_dependence.ipynb #12723eca
@@ -403,9 +395,7 @@ def speech_dependence(
     if recon is not None:
         alone = _patch_errors(recon, corpus, ("alone",), pairs, seed, batch_size)
         if not np.array_equal(errors.hidden, alone.hidden):
-            raise ConfigError(
-                "the + Recon model hides other patches: its sizes and mask_ratio have to be the same"
-            )
+            raise ConfigError("the + Recon model hides other patches: sizes and mask_ratio have to agree")
         errors = errors._replace(error={**errors.error, **alone.error})
     draws = Resamples(errors.image, resamples, seed)
     found = {"overall": _compare(errors, draws), "pairs": len(errors.caption)}

@@ -53,10 +53,9 @@ def _finite(x, name, axes):
     "Tensor, array or list → float64 array with `axes`, one letter each; `DataError` unless it can be drawn."
     x = np.asarray(x.detach().cpu().double() if torch.is_tensor(x) else x, np.float64)
     if x.ndim != len(axes) or not x.size or not np.isfinite(x).all():
-        bad = int((~np.isfinite(x)).sum())
-        form = f"({', '.join(axes)})"
+        form, bad = f"({', '.join(axes)})", int((~np.isfinite(x)).sum())
         raise DataError(
-            f"{name} to draw is {form}, not empty and finite, not {x.shape} with {bad} bad values"
+            f"{name} to draw is {form}, not empty, finite; got {x.shape}, {bad} values not finite"
         )
     return x
 
@@ -229,10 +228,8 @@ def retrieval_gallery(
     "Each query with the items found for it; the right ones framed."
     found = np.asarray(found)
     if found.ndim != 2 or len(found) != len(queries) or len(right) != len(queries):
-        raise DataError(
-            f"{len(queries)} queries need found (Q,k) and right (Q,); found is {found.shape}, right has"
-            f" {len(right)}"
-        )
+        given = f"found is {found.shape}, right has {len(right)}"
+        raise DataError(f"{len(queries)} queries need found (Q, k) and right (Q,); {given}")
     rows, k = found.shape
     fig = Picture(cell * (k + 1.25), rows * (cell + 0.22) + (0.3 if title else 0))
     axes = fig.subplots(rows, k + 1, squeeze=False)
@@ -282,13 +279,9 @@ def _checked_patches(mask, features):
     shapes = {x.shape for x in features.values()}
     if len(shapes) > 1 or {n for n, _ in shapes} != {len(mask)}:
         given = ", ".join(f"{k} {x.shape}" for k, x in features.items())
-        raise DataError(
-            f"all features are (N, D) of the same N patches; the mask has {len(mask)}, not {given}"
-        )
+        raise DataError(f"all features are (N, D) of the same N patches; the mask has {len(mask)}, {given}")
     if round(len(mask) ** 0.5) ** 2 != len(mask) or not mask.any():
-        raise DataError(
-            f"a square grid and some hidden patches are needed: {mask.sum()} of {len(mask)} hidden"
-        )
+        raise DataError(f"a mask is square and hides something, not {mask.sum()} of {len(mask)} patches")
     return mask, features
 
 # %% ../../nbs/evaluation/00_figures.ipynb #d928e47b
@@ -398,9 +391,7 @@ def curves_figure(
     runs = history if isinstance(history, dict) else {"": history}
     panels = {text: lines for text, keys in _PANELS.items() if (lines := _measured(runs, keys))}
     if not panels:
-        raise DataError(
-            "the history has none of the measured keys: loss_nce, loss_mim, lr, " + ", ".join(_NAMES)
-        )
+        raise DataError(f"the history has none of the measured keys: loss_nce, loss_mim, lr, {[*_NAMES]}")
     fig = Picture(3.1 * len(panels), 2.7)
     for ax, (text, lines) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw_panel(ax, text, lines, runs)

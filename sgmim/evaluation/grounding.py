@@ -181,9 +181,7 @@ def grounding_figure(
     "The image, and a heat map for each word, all on one scale; a ring marks the patch pointed at."
     image, maps = picture(image), np.asarray(maps)
     if maps.shape != (len(words), round(maps.shape[1] ** 0.5) ** 2):
-        raise DataError(
-            f"{len(words)} words need maps ({len(words)}, N), N a square number, not {maps.shape}"
-        )
+        raise DataError(f"{len(words)} words need maps ({len(words)}, N), N a square, not {maps.shape}")
     columns = min(columns, 1 + len(words))
     rows = -(-(1 + len(words)) // columns)
     fig = Picture(cell * columns + 0.5, rows * (cell + 0.25) + 0.3 * bool(title))
@@ -313,10 +311,7 @@ def _scored_words(corpus, j):
 def _ground(model, corpus, pairs=1000, speech=_SPEECH):
     "The words that the first captions say of things, with features for the ways `speech`, patches and truth."
     if not hasattr(corpus, "scene"):
-        raise DataError(
-            f"{corpus!r} knows no boxes, so where a word should point is not known: draw its maps with"
-            " caption_maps or caption_figure; scores need the embedded corpus"
-        )
+        raise DataError(f"{corpus!r} knows no boxes, so nothing can be scored: draw caption_maps instead")
     model.eval()
     device, data = next(model.parameters()).device, corpus_pairs(corpus, evaluation_cut(corpus), model.config)
     words, patches, images, features = [], [], [], {k: [] for k in speech}

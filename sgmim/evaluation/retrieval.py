@@ -112,9 +112,7 @@ def _checked(z, name):
     z = z.float() if z.dtype != torch.float64 else z
     if bad := (~z.isfinite().all(1)).nonzero()[:, 0].tolist():
         rows = f"{len(bad)} of {len(z)} rows, the first is row {bad[0]}"
-        raise DataError(
-            f"{name} holds NaN or infinite values in {rows}: the model diverged, or an input is broken"
-        )
+        raise DataError(f"{name} holds NaN or infinite values in {rows}: a diverged model or a broken input")
     return z
 
 
@@ -140,9 +138,7 @@ def _checked_pool(z_image, z_audio, image_of_caption, similarity):
     z_image, z_audio = _for_similarity(z_image, z_audio, similarity)
     largest = z_image.norm(dim=1).max().double() * z_audio.norm(dim=1).max().double()
     if largest > torch.finfo(z_image.dtype).max / 2:
-        raise DataError(
-            "inner products of such large embeddings overflow: give float64, or similarity='cosine'"
-        )
+        raise DataError("inner products of such embeddings overflow: give float64, or similarity='cosine'")
     return z_image, z_audio.to(z_image), owner.long()
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #624ddd98
@@ -162,11 +158,10 @@ def retrieval_metrics(
     used = torch.bincount(owner, minlength=len(z_image)) > 0
     dropped = int((~used).sum())
     if dropped and without_caption != "drop":
-        first = int((~used).nonzero()[0])
-        raise DataError(
-            f"{dropped} of {len(used)} images have no caption, the first is row {first}; do images and"
-            " captions belong together? without_caption='drop' leaves these images out"
+        images = (
+            f"{dropped} of {len(used)} images have no caption, the first is row {int((~used).nonzero()[0])}"
         )
+        raise DataError(f"{images}: correct image_of_caption, or drop them (without_caption='drop')")
     z_image, owner = z_image[used], (used.cumsum(0) - 1)[owner]
     a2i, i2a = _ranks(z_image, z_audio, owner, block, team)
     both = Direction.from_ranks(a2i, len(z_image)), Direction.from_ranks(i2a, len(z_audio))
@@ -241,9 +236,7 @@ class Embeddings:
         stored = meta["about"]
         wrong = [f"{k} is {stored.get(k)!r}, not {v!r}" for k, v in about.items() if stored.get(k) != v]
         if wrong:
-            raise CheckpointError(
-                f"the embeddings in {folder} are of something else: {'; '.join(wrong)}. Use another folder"
-            )
+            raise CheckpointError(f"the embeddings in {folder} are of something else: {'; '.join(wrong)}")
         return cls(**tensors, unreadable=tuple(map(tuple, meta["unreadable"])))
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #03cfd275
@@ -329,9 +322,7 @@ def _check_parts(images, captions, lost, max_unreadable):
             f" {max_unreadable:.0%}. Is the disk there, and are the paths right?"
         )
     if not captions or not images:
-        raise DataError(
-            "the loader gave no batch: the split is empty, or smaller than a batch with drop_last"
-        )
+        raise DataError("the loader gave no batch: the split is empty, or smaller than one (drop_last)")
     if twice := len(captions) - len(set(captions)):
         raise DataError(f"{twice} captions came twice: evaluate with a loader that neither repeats nor draws")
 

@@ -52,13 +52,8 @@ class Heard:
 # %% ../../nbs/evaluation/06_words.ipynb #e99e7e6a
 def frame_times(
     encoder,  # an `AudioEncoder`
-    samples: int,  # of the recording
-    frames: int,  # that the encoder makes of them
-    stretched: bool = False,  # True: frames fill the recording evenly (VG-HuBERT's code)
 ) -> tuple:  # (middle of frame 0, step from frame to frame) in seconds
     "When the frames of a recording are."
-    if stretched:
-        return samples / RATE / frames / 2, samples / RATE / frames
     return encoder.shortest / 2 / RATE, encoder.hop / RATE
 
 # %% ../../nbs/evaluation/06_words.ipynb #45192609
@@ -90,9 +85,7 @@ def layer_numbers(
     "Layer numbers without negative ones."
     depth = len(encoder.hubert.encoder.layers)
     if wrong := [k for k in layers if not -depth <= k < depth]:
-        raise ConfigError(
-            f"there is no layer {wrong[0]}: layers are numbered 0 to {depth - 1} (-1: the last)"
-        )
+        raise ConfigError(f"no layer {wrong[0]}: layers are numbered 0 to {depth - 1} (-1: the last)")
     return [k % depth for k in layers]
 
 # %% ../../nbs/evaluation/06_words.ipynb #63d9d161
@@ -103,7 +96,6 @@ def cls_attention_of(
     layer=-1,  # from 0, -1 the last; or several
     batch_size: int | None = None,  # None: 32, or 1 where frames depend on the padding (HuBERT Base)
     max_seconds: float = 60.0,  # of each caption
-    stretched: bool = False,  # VG-HuBERT's frame times
     unreadable: list | None = None,  # takes (caption, why) of what cannot be read; None: it is a `DataError`
 ):  # list of `Heard`; for several layers {layer: list}
     "The attention of [CLS] over captions of a corpus."
@@ -115,7 +107,7 @@ def cls_attention_of(
     encoder.eval()
     try:
         for batch in _sound_batches(encoder, corpus, captions, batch_size, max_seconds, unreadable):
-            for k, h in _heard_in(encoder, corpus, batch, layers, stretched):
+            for k, h in _heard_in(encoder, corpus, batch, layers):
                 heard[k][h.caption] = h
     finally:
         encoder.train(training)
@@ -142,17 +134,17 @@ def _sound_batches(encoder, corpus, captions, batch_size, max_seconds, unreadabl
             yield batch
 
 
-def _heard_in(encoder, corpus, batch, layers, stretched):
+def _heard_in(encoder, corpus, batch, layers):
     "Yield (layer, `Heard`) for each caption of a batch."
     device = next(encoder.parameters()).device
     W, frames = layer_attention(encoder, {k: batch[k].to(device) for k in ("audio", "audio_len")}, layers)
     W = {k: w.float().cpu().numpy() for k, w in W.items()}
     numbers = (batch["index"].tolist(), batch["audio_len"].tolist(), frames.tolist())
     for i, (j, samples, T) in enumerate(zip(*numbers, strict=True)):
-        times, seconds = frame_times(encoder, samples, T, stretched), samples / RATE
-        words = _words_before(corpus.captions[j].words, seconds)
+        words = _words_before(corpus.captions[j].words, samples / RATE)
+        rest = (*frame_times(encoder), samples / RATE, words)
         for k in layers:
-            yield k, Heard(j, int(corpus.image_of_caption[j]), W[k][i, :, :T], *times, seconds, words)
+            yield k, Heard(j, int(corpus.image_of_caption[j]), W[k][i, :, :T], *rest)
 
 
 def _words_before(words, seconds):
@@ -238,9 +230,7 @@ def _scores_of_counts(counts):
     "`_segmentation_scores` from matched, found and true boundaries (…, 3); finding nothing has precision 0."
     matched, found, true = np.moveaxis(np.asarray(counts, float), -1, 0)
     if not np.all(true):
-        raise DataError(
-            "there is nothing to find: no caption has a word boundary between its first and its last"
-        )
+        raise DataError("there is nothing to find: no caption has an inner word boundary")
     return _segmentation_scores(matched / np.maximum(found, 1e-9), matched / true, found / true - 1)
 
 
@@ -408,9 +398,8 @@ def _with_words(heard, corpus):
     known = [h for h in heard if h.words]
     if not known:
         raise DataError(
-            f"{corpus!r} tells no word times, so there is nothing to compare with. The embedded corpus and"
-            " its exports have them, SpokenCOCO and Places Audio in the aligned variants of their files"
-            ' ("text_alignment", as in "…_with_alignments.json"); Flickr8k Audio has none'
+            f"{corpus!r} tells no word times. The embedded corpus and its exports do, SpokenCOCO and Places"
+            ' Audio in the aligned variants of their files ("…_with_alignments.json"), Flickr8k Audio never'
         )
     return known
 
@@ -519,11 +508,8 @@ _MAX_SECONDS = 60.0  # of each caption
 def _check_readable(lost, n, split, max_unreadable):
     "`DataError` if more than the share `max_unreadable` of n captions are in the list of what is unreadable."
     if len(lost) > max_unreadable * n:
-        raise DataError(
-            f"{split}: {len(lost):,} of {n:,} captions could not be read, more than {max_unreadable:.1%}"
-            f" (caption {lost[0][0]}: {lost[0][1]}). Mend the files, or allow more: max_unreadable,"
-            " --max-unreadable"
-        )
+        (first, why), share = lost[0], f"{len(lost):,} of {n:,} captions could not be read"
+        raise DataError(f"{split}: {share}, more than {max_unreadable:.1%} (caption {first}: {why})")
 
 
 def _words_entry(corpus, lost=(), heard=None):
