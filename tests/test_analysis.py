@@ -28,9 +28,9 @@ from sgmim.evaluation.dependence import (
     _word_spans,
     _wrong_captions,
     caption_dependence,
-    category_figure,
     dependence_figure,
     dependence_record,
+    dependence_tables,
     mentions,
     patch_shares,
     reconstruct_with,
@@ -636,10 +636,11 @@ def test_records_and_figures(scenes, trained, tmp_path):
     for name, figure in (
         ("a", dependence_figure(made["metrics"]["dev"], "title")),
         ("b", dependence_figure(made["metrics"]["train"])),
-        ("c", category_figure(made["metrics"]["dev"])),
     ):
         save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    assert set(dependence_tables(made["metrics"]["dev"])) == {"patches", "categories", "silenced", "said"}
+    assert set(dependence_tables(made["metrics"]["train"])) == {"patches"}
 
 
 # ---- whose gradient

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CAPTIONS', 'WORD_CLASSES', 'reconstruct_with', 'caption_dependence', 'patch_shares', 'Mention', 'mentions', 'silence',
-           'speech_dependence', 'dependence_tables', 'dependence_figure', 'category_figure', 'dependence_record']
+           'speech_dependence', 'dependence_tables', 'dependence_figure', 'dependence_record']
 
 # %% ../../nbs/evaluation/03_dependence.ipynb #407a9455
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from sgmim.evaluation.analysis import (
     ratio_estimate,
     start_analysis,
 )
-from .figures import INK, Picture, colours
+from .figures import INK, Picture
 from .retrieval import evaluation_cut
 from ..models.inputs import corpus_pairs
 from ..models.patches import PatchMask
@@ -426,12 +426,16 @@ def _count(compared):
 
 def dependence_tables(
     found: dict,  # of `speech_dependence`
-) -> dict:  # {'patches', 'silenced', 'said'}; 'patches' alone for a corpus without scenes
+) -> dict:  # {'patches', 'categories', 'silenced', 'said'}; 'patches' alone for a corpus without scenes
     "The errors as tables in Markdown."
     names = [n for n in _COLUMNS if n in found["overall"]]
-    groups = {"all": found["overall"], **found.get("patch", {})}
-    rows = [[k, f"{_count(d):,}", *(d[n] for n in names)] for k, d in groups.items() if _count(d)]
-    tables = {"patches": markdown_table(["patches", "hidden", *names], rows)}
+    groups = {"patches": {"all": found["overall"], **found.get("patch", {})}}
+    if "category" in found:
+        groups["categories"] = found["category"]
+    tables = {}
+    for what, group in groups.items():
+        rows = [[k, f"{_count(d):,}", *(d[n] for n in names)] for k, d in group.items() if _count(d)]
+        tables[what] = markdown_table([what, "hidden", *names], rows)
     if "silenced" in found:
         spoken = found["silenced"].items()
         rows = [[k, d["captions"], f"{d['seconds']:.2f}", *(d[p] for p in _PARTS)] for k, d in spoken]
@@ -474,30 +478,6 @@ def dependence_figure(
         groups = {k.replace(" ", "\n"): v for k, v in silenced.items()}
         _bar_panel(ax, groups, _HARMED, "added by taking words out")
         ax.set_xlabel("words taken out", fontsize=8.5)
-    return fig.titled(title)
-
-# %% ../../nbs/evaluation/03_dependence.ipynb #20cf23d5
-def category_figure(
-    found: dict,  # of `speech_dependence`
-    title: str | None = None,  # above all
-) -> Picture:
-    "Error of each category by caption, sorted by the harm of a wrong one; points with 95 % intervals."
-    there = {k: d for k, d in found["category"].items() if d["right"]}
-    rows = sorted(there, key=lambda k: there[k]["wrong_minus_right"]["value"])
-    fig, names = Picture(5.2, 0.7 + 0.19 * len(rows)), [k for k in _SHOWN if k in found["overall"]]
-    ax = fig.subplots()
-    for i, (name, colour, mark) in enumerate(zip(names, colours(len(names)), "osD^", strict=False)):
-        y = np.arange(len(rows)) + 0.22 * ((len(names) - 1) / 2 - i)
-        low, high = np.array([there[k][name]["interval"] for k in rows]).T
-        ax.hlines(y, low, high, color=colour, lw=0.9)
-        ax.plot([there[k][name]["value"] for k in rows], y, mark, color=colour, ms=3, label=_SHOWN[name])
-    ax.set_yticks(range(len(rows)), rows, fontsize=7.5)
-    ax.tick_params(axis="x", labelsize=8)
-    ax.grid(axis="y", color="#eeeeee")
-    ax.set_xlabel("error / variance, at patches that show it", fontsize=8.5)
-    ax.set_ylim(-1, len(rows))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=7.5, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=4)
     return fig.titled(title)
 
 # %% ../../nbs/evaluation/03_dependence.ipynb #ef16b82c
