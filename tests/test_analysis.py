@@ -17,37 +17,35 @@ from sgmim.evaluation.dependence import (
     _BACKGROUND,
     _EDGE,
     _TAKEN,
-    _WAYS,
     CAPTIONS,
     _compare,
+    _patch_errors,
     _patch_owner,
     _PatchTruth,
     _remove_words,
     _said_or_not,
     _taken_spans,
+    _word_spans,
     _wrong_captions,
     caption_dependence,
-    category_figure,
     dependence_figure,
     dependence_record,
-    frame_middles,
+    dependence_tables,
     mentions,
-    patch_errors,
     patch_shares,
     reconstruct_with,
     speech_dependence,
-    word_spans,
 )
 from sgmim.evaluation.figures import save_figure
-from sgmim.evaluation.gradients import _part_of, gradient_split, gradient_table, loss_gradients
+from sgmim.evaluation.gradients import _loss_gradients, _part_of, gradient_split, gradient_table
 from sgmim.evaluation.mistakes import (
     _MISTAKES,
+    _retrieved,
     contradicted_words,
     mistake_shares,
     mistakes_figure,
     mistakes_record,
     mistakes_tables,
-    retrieved,
 )
 from sgmim.models.patches import patchify, random_mask
 from sgmim.models.pretrained import shipped
@@ -363,9 +361,9 @@ def test_every_thing_that_is_said_is_found_in_its_caption(scenes):
 
 def test_word_spans_fill_the_caption_and_do_not_overlap(scenes):
     for c in scenes["dev"].captions:
-        spans = sorted(t for times in word_spans(c).values() for t in times)
+        spans = sorted(t for times in _word_spans(c).values() for t in times)
         assert [(s, e) for _, s, e in c.words] == spans
-        assert bool(word_spans(c)["place"]) == (c.place is not None)
+        assert bool(_word_spans(c)["place"]) == (c.place is not None)
 
 
 def test_mentions_of_what_is_no_caption_of_this_corpus():
@@ -386,7 +384,7 @@ def test_merged_and_repeated_words():
         ("tree", "size", "small", 1.2, 2.0),
         ("tree", "thing", "tree", 1.2, 2.0),
     ]
-    assert {k: v for k, v in word_spans(c).items() if v} == {
+    assert {k: v for k, v in _word_spans(c).items() if v} == {
         "thing": [(0, 0.5), (0.5, 1.0), (1.2, 2.0)],
         "other": [(1.0, 1.2)],
     }
@@ -484,7 +482,7 @@ def test_a_model_that_hears_names_alone_is_found_out(scenes):
 
 def test_sorted_errors_add_up(scenes, trained):
     corpus = scenes["dev"]
-    errors = patch_errors(trained, corpus)
+    errors = _patch_errors(trained, corpus)
     truth, weights = _PatchTruth(corpus, errors, trained.config), Resamples(errors.image, 50)
     parts = [_compare(errors, weights, w) for w in (truth.thing, truth.edge, truth.background)]
     whole = _compare(errors, weights)
@@ -523,35 +521,34 @@ def test_a_decoder_that_speech_does_not_reach_depends_on_nothing(scenes, row):
     for layer in model.decoder.layers:
         nn.init.zeros_(layer.cross.out.weight)
         nn.init.zeros_(layer.cross.out.bias)
-    for way in _WAYS:
-        found = speech_dependence(model, scenes["dev"], pairs=40, resamples=50, way=way)
-        gaps = [
-            d[f"{c}_minus_right"]
-            for d in (found["overall"], *found["patch"].values(), *found["category"].values())
-            for c in ("wrong", "none")
-        ]
-        gaps += [
-            d[k]
-            for d in found["silenced"].values()
-            for k in (
-                "own",
-                "other_things",
-                "background",
-                "all",
-                "own_minus_other_things",
-                "own_minus_background",
-            )
-        ] + [d["gain_said_minus_unsaid"] for d in found["said"].values()]
-        for g in gaps:
-            assert g is None or g["interval"] == [0, 0], g
-        assert not _above_0(found["overall"]["wrong_minus_right"])
+    found = speech_dependence(model, scenes["dev"], pairs=40, resamples=50)
+    gaps = [
+        d[f"{c}_minus_right"]
+        for d in (found["overall"], *found["patch"].values(), *found["category"].values())
+        for c in ("wrong", "none")
+    ]
+    gaps += [
+        d[k]
+        for d in found["silenced"].values()
+        for k in (
+            "own",
+            "other_things",
+            "background",
+            "all",
+            "own_minus_other_things",
+            "own_minus_background",
+        )
+    ] + [d["gain_said_minus_unsaid"] for d in found["said"].values()]
+    for g in gaps:
+        assert g is None or g["interval"] == [0, 0], g
+    assert not _above_0(found["overall"]["wrong_minus_right"])
 
 
 def test_captions_dealt_out_anew_leave_no_dependence(scenes, trained):
     "The falsified case, class by class."
     dealt = exchanged(scenes["dev"])
     dealt.scene = scenes["dev"].scene
-    errors = patch_errors(trained, dealt)
+    errors = _patch_errors(trained, dealt)
     truth, weights = _PatchTruth(dealt, errors, trained.config), Resamples(errors.image)
 
     def holds_0(where):
@@ -579,28 +576,6 @@ def test_taking_words_out(scenes, trained):
             ours = _remove_words(trained, corpus, batch, heard, kind)
             for a, b in zip(plain, ours, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-            inside = _remove_words(trained, corpus, batch, heard, kind, "frames")
-            assert torch.equal(inside.cls, heard.cls) and torch.equal(inside.attention, heard.attention)
-            for row, times in enumerate(spans):
-                at = frame_middles(trained.audio_encoder, heard.frames.shape[1])
-                gone = [any(s <= t < e for s, e in times) for t in at]
-                assert torch.equal(
-                    inside.frames[row], heard.frames[row].masked_fill(torch.tensor(gone)[:, None], 0)
-                )
-    with pytest.raises(ConfigError, match="not 'memory'"):
-        _remove_words(trained, corpus, batch, heard, "thing", "memory")
-
-
-def test_frame_times_agree_with_the_convolutions(trained):
-    "A click in silence changes just the frames whose stretch of sound holds it."
-    encoder, at = trained.audio_encoder, 9000
-    quiet, click = torch.zeros(1, 20000), torch.zeros(1, 20000)
-    click[0, at] = 1
-    with torch.no_grad():
-        changed = (encoder.cnn(quiet)[0] != encoder.cnn(click)[0]).any(-1)[0].numpy()
-    middle = frame_middles(encoder, len(changed))
-    assert changed.any() and (np.abs(middle[changed] * 16000 - at) <= encoder.shortest / 2).all()
-    assert changed[np.abs(middle * 16000 - at).argmin()]
 
 
 def test_with_the_recon_row(scenes):
@@ -609,7 +584,7 @@ def test_with_the_recon_row(scenes):
         SGMIM(micro(image_size=96, patch_size=12, reconstruction=r)) for r in ("summary", "plain")
     )
     found = speech_dependence(guided, scenes["dev"], pairs=30, resamples=50, recon=recon)
-    alone = patch_errors(recon, scenes["dev"], ("alone",), 30)
+    alone = _patch_errors(recon, scenes["dev"], ("alone",), 30)
     assert found["overall"]["alone"]["value"] == pytest.approx(
         alone.error["alone"].sum() / alone.hidden.sum(), abs=1e-5
     )
@@ -625,7 +600,7 @@ def test_with_the_recon_row(scenes):
             recon=SGMIM(micro(image_size=96, patch_size=12, reconstruction="plain", mask_ratio=0.5)),
         )
     with pytest.raises(ConfigError, match="'alone' is for a model"):
-        patch_errors(guided, scenes["dev"], ("alone",), 30)
+        _patch_errors(guided, scenes["dev"], ("alone",), 30)
     for row in ("none", "plain"):
         with pytest.raises(ConfigError, match="hears nothing"):
             speech_dependence(SGMIM(micro(image_size=96, patch_size=12, reconstruction=row)), scenes["dev"])
@@ -661,10 +636,11 @@ def test_records_and_figures(scenes, trained, tmp_path):
     for name, figure in (
         ("a", dependence_figure(made["metrics"]["dev"], "title")),
         ("b", dependence_figure(made["metrics"]["train"])),
-        ("c", category_figure(made["metrics"]["dev"])),
     ):
         save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    assert set(dependence_tables(made["metrics"]["dev"])) == {"patches", "categories", "silenced", "said"}
+    assert set(dependence_tables(made["metrics"]["train"])) == {"patches"}
 
 
 # ---- whose gradient
@@ -695,7 +671,7 @@ def test_the_gradients_of_both_losses_are_those_of_training(row):
     torch.manual_seed(0)
     model = SGMIM(micro(reconstruction=row, dropout=0.0, lam=3.0))
     batch = batch_of(Toy(), 8)
-    found = loss_gradients(model, batch, torch.Generator().manual_seed(1))
+    found = _loss_gradients(model, batch, torch.Generator().manual_seed(1))
     out = model(batch, generator=torch.Generator().manual_seed(1))
     out["loss"].backward()
     for part, (nce, mim) in found.items():
@@ -872,7 +848,7 @@ def test_several_models_are_their_mean(scenes):
 
 def test_the_shipped_model_hears_places_and_things(scenes, trained, tmp_path):
     corpus = scenes["dev"]
-    assert (retrieved(trained, corpus) == corpus.image_of_caption).mean() > 0.2
+    assert (_retrieved(trained, corpus) == corpus.image_of_caption).mean() > 0.2
     dealt = exchanged(corpus)
     # what was said is not what is heard
     dealt.scene, dealt.scenes, dealt.captions = (corpus.scene, corpus.scenes, corpus.captions)
@@ -888,7 +864,7 @@ def test_the_shipped_model_hears_places_and_things(scenes, trained, tmp_path):
         and all(found["trained"][k]["less_chance"]["interval"][1] < 0 for k in ("place", "thing", "extra"))
         and found["trained"]["thing"]["of_all_less_base"]["interval"][1] < 0
     )
-    dealt = mistake_shares(dealt, retrieved(trained, dealt))
+    dealt = mistake_shares(dealt, _retrieved(trained, dealt))
     off = [
         k
         for k in ("place", "thing", "extra", "nothing")

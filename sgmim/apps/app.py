@@ -160,7 +160,7 @@ def _hear(model, sound: np.ndarray, max_seconds: float = 10.0, words=()) -> _Que
     out = encoder(**batch)
     T = int((~out.frame_mask[0]).sum())
     W = out.attention[0, :, -out.frames.shape[1] :][:, :T].float().cpu().numpy()
-    first, hop = frame_times(encoder, n, T)
+    first, hop = frame_times(encoder)
     said = tuple((w, s, min(e, n / RATE)) for w, s, e in words if s < n / RATE)
     return _Query(
         batch,
@@ -307,10 +307,10 @@ class Searcher:
             if name not in self.features:
                 words = [SpokenWord(0, 0, w, "", s, e) for w, s, e in query.parts]
                 self.features[name] = word_features(
-                    self.model, query.batch, [0] * len(words), words, (DEFAULT_VARIANT.speech,)
-                )[DEFAULT_VARIANT.speech]
+                    self.model, query.batch, [0] * len(words), words, DEFAULT_VARIANT[:1]
+                )[DEFAULT_VARIANT[0]]
             patches = patch_features(self.model, normalise(np.asarray(picture)[None]).to(device))[0]
-            maps = heat_maps(patches, self.features[name], DEFAULT_VARIANT.similarity).float().cpu().numpy()
+            maps = heat_maps(patches, self.features[name], DEFAULT_VARIANT[1]).float().cpu().numpy()
         return {
             "grid": round(maps.shape[1] ** 0.5),
             "values": np.round(maps.astype(float), 5).tolist(),

@@ -156,7 +156,7 @@ def _attention_of(model, wave, layer=-1):
     batch = {"audio": audio, "audio_len": torch.tensor([len(wave)], device=device)}
     W, frames = layer_attention(encoder, batch, [layer])
     T = int(frames[0])
-    return W[layer][0, :, :T].float().cpu().numpy(), *frame_times(encoder, len(wave), T)
+    return W[layer][0, :, :T].float().cpu().numpy(), *frame_times(encoder)
 
 
 def _above(attention, quantile):

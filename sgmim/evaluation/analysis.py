@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Resamples', 'percentile_interval', 'ratio_estimate', 'format_estimate', 'markdown_table', 'estimate_bars',
-           'AnalysisStart', 'corpus_entry']
+           'start_analysis']
 
 # %% ../../nbs/evaluation/01_analysis.ipynb #an000003
 import time
-from typing import NamedTuple
 
 import numpy as np
 
@@ -85,11 +84,17 @@ def format_estimate(
 
 def markdown_table(
     head,  # titles of the columns; '_' becomes a space
-    rows,  # sequences of cells
+    rows,  # sequences of cells: texts, numbers, and estimates or None, which `format_estimate` formats
+    **options,  # of `format_estimate`
 ) -> str:
     "A table in Markdown. All columns but the first are aligned to the right."
-    lines = [[h.replace("_", " ") for h in head], ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+    def text(cell):
+        return format_estimate(cell, **options) if cell is None or isinstance(cell, dict) else str(cell)
+
+    lines = [[h.replace("_", " ") for h in head], ["---"] + ["---:"] * (len(head) - 1)]
+    lines += [[text(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../../nbs/evaluation/01_analysis.ipynb #an000016
 def estimate_bars(
@@ -114,34 +119,18 @@ def estimate_bars(
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../../nbs/evaluation/01_analysis.ipynb #an000019
-class AnalysisStart(NamedTuple):
-    "When an analysis began, and with which code."
+def start_analysis(
+    kind: str,  # name of the analysis
+    model,  # its device is recorded
+    splits: dict,  # {name: corpus} of what is read
+    seed: int,  # of all draws
+):  # function (config, metrics, **extra) that returns the run record, see `sgmim.core.run_record`
+    "Note the time and the version of the code; the function returned makes the record at the end."
+    started, code, device = time.perf_counter(), code_version(), next(model.parameters()).device
+    data = {k: {"name": repr(c), "fingerprint": getattr(c, "fingerprint", None)} for k, c in splits.items()}
 
-    seconds: float  # of `time.perf_counter`
-    code: dict  # `code_version()`
+    def finish(config, metrics, **extra):
+        seconds = time.perf_counter() - started
+        return run_record(kind, config, seed, data, metrics, seconds, device, code, **extra)
 
-    @classmethod
-    def now(cls):
-        "The start of an analysis that begins now."
-        return cls(time.perf_counter(), code_version())
-
-    def record(
-        self,
-        kind: str,  # name of the analysis
-        config: dict,  # what was asked for: model, sizes, what was chosen on dev
-        seed: int,  # of all draws
-        data: dict,  # {split: `corpus_entry`}
-        metrics: dict,  # {split: numbers}
-        device=None,  # the model's
-        **extra,  # further entries of the record
-    ) -> dict:
-        "The run record of the analysis, see `sgmim.core.run_record`."
-        seconds = time.perf_counter() - self.seconds
-        return run_record(kind, config, seed, data, metrics, seconds, device, self.code, **extra)
-
-
-def corpus_entry(
-    corpus,  # any corpus
-) -> dict:  # {'name', 'fingerprint'}; the fingerprint is None for a corpus without one
-    "What a run record says about a corpus."
-    return {"name": repr(corpus), "fingerprint": getattr(corpus, "fingerprint", None)}
+    return finish

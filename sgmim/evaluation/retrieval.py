@@ -12,6 +12,7 @@ import itertools
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ..core import CheckpointError, ConfigError, DataError, load_checkpoint, save_checkpoint
 from ..data.batches import check_batches, is_corpus, pool_loader
@@ -56,7 +57,7 @@ class Direction:
     recall_at_5: float  # per cent
     recall_at_10: float  # per cent
     median_rank: float  # the best is 1
-    n_queries: int
+    n_queries: int  # captions, or images
     n_items: int  # candidates per query
     ranks: np.ndarray = dataclasses.field(repr=False, compare=False)  # (n_queries,), the best is 1
 
@@ -94,21 +95,13 @@ class RetrievalResult:
 
     def to_dict(self) -> dict:
         "Plain numbers, for JSON."
-        return dict(
-            audio_to_image=_numbers(self.audio_to_image),
-            image_to_audio=_numbers(self.image_to_audio),
-            mean={f"recall_at_{k}": r for k, r in zip((1, 5, 10), self.mean, strict=True)},
-            images_dropped=self.images_dropped,
-            unreadable=self.unreadable,
-        )
+        sides = ("audio_to_image", "image_to_audio")
+        numbers = {s: {k: v for k, v in vars(getattr(self, s)).items() if k != "ranks"} for s in sides}
+        mean = {f"recall_at_{k}": r for k, r in zip((1, 5, 10), self.mean, strict=True)}
+        return {**numbers, "mean": mean, "images_dropped": self.images_dropped, "unreadable": self.unreadable}
 
     def __str__(self):
         return format_table([("", self)])
-
-
-def _numbers(d):
-    "The fields of a `Direction` without its ranks."
-    return {f.name: getattr(d, f.name) for f in dataclasses.fields(d) if f.name != "ranks"}
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #d2ff1f49
 def _checked(z, name):
@@ -117,42 +110,35 @@ def _checked(z, name):
     if z.ndim != 2 or not len(z):
         raise DataError(f"{name} has to be a matrix (n, D) with n >= 1, not {tuple(z.shape)}")
     z = z.float() if z.dtype != torch.float64 else z
-    bad = (~z.isfinite().all(1)).nonzero()[:, 0]
-    if len(bad):
-        raise DataError(
-            f"{name} holds NaN or infinite values in {len(bad)} of {len(z)} rows, the first is row"
-            f" {int(bad[0])}: the model diverged, or an input is broken"
-        )
+    if bad := (~z.isfinite().all(1)).nonzero()[:, 0].tolist():
+        rows = f"{len(bad)} of {len(z)} rows, the first is row {bad[0]}"
+        raise DataError(f"{name} holds NaN or infinite values in {rows}: a diverged model or a broken input")
     return z
 
-# %% ../../nbs/evaluation/02_retrieval.ipynb #644f3efb
-def _checked_pool(z_image, z_audio, image_of_caption, similarity):
-    "Two checked matrices of one width, L2-normalised for 'cosine', and owners (n_captions,) that exist."
-    z_image, z_audio = _checked(z_image, "z_image"), _checked(z_audio, "z_audio")
-    owner = torch.as_tensor(image_of_caption, device=z_image.device)
-    if z_image.shape[1] != z_audio.shape[1]:
-        raise DataError(
-            f"z_image is {z_image.shape[1]} wide and z_audio {z_audio.shape[1]}: they need one space"
-        )
-    if owner.shape != (len(z_audio),) or owner.is_floating_point():
-        raise DataError(
-            f"image_of_caption has to hold {len(z_audio)} row numbers, one a caption, not"
-            f" {tuple(owner.shape)} of {owner.dtype}"
-        )
-    if owner.min() < 0 or owner.max() >= len(z_image):
-        raise DataError(
-            f"image_of_caption runs from {int(owner.min())} to {int(owner.max())}, and there are"
-            f" {len(z_image)} images"
-        )
+
+def _for_similarity(a, b, similarity):
+    "Both as they are for 'dot', L2-normalised for 'cosine'."
     if similarity not in ("dot", "cosine"):
         raise ConfigError(f"similarity is {similarity!r}; choose 'dot' (the paper) or 'cosine' (SpeechCLIP)")
-    if similarity == "cosine":
-        z_image, z_audio = (torch.nn.functional.normalize(z, dim=1) for z in (z_image, z_audio))
+    return (a, b) if similarity == "dot" else (F.normalize(a, dim=1), F.normalize(b, dim=1))
+
+
+def _checked_pool(z_image, z_audio, image_of_caption, similarity):
+    "Two checked matrices of one width, and owners (n_captions,) that exist."
+    z_image, z_audio = _checked(z_image, "z_image"), _checked(z_audio, "z_audio")
+    owner, n, images = torch.as_tensor(image_of_caption, device=z_image.device), len(z_audio), len(z_image)
+    if z_image.shape[1] != z_audio.shape[1]:
+        raise DataError(f"z_image is {z_image.shape[1]} wide and z_audio {z_audio.shape[1]}: not one space")
+    if owner.shape != (n,) or owner.is_floating_point():
+        given = f"{tuple(owner.shape)} of {owner.dtype}"
+        raise DataError(f"image_of_caption has to hold {n} row numbers, one per caption, not {given}")
+    if owner.min() < 0 or owner.max() >= images:
+        given = f"from {int(owner.min())} to {int(owner.max())}"
+        raise DataError(f"image_of_caption runs {given}, and there are {images} images")
+    z_image, z_audio = _for_similarity(z_image, z_audio, similarity)
     largest = z_image.norm(dim=1).max().double() * z_audio.norm(dim=1).max().double()
     if largest > torch.finfo(z_image.dtype).max / 2:
-        raise DataError(
-            "the embeddings are so large that inner products overflow: give float64, or similarity='cosine'"
-        )
+        raise DataError("inner products of such embeddings overflow: give float64, or similarity='cosine'")
     return z_image, z_audio.to(z_image), owner.long()
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #624ddd98
@@ -172,11 +158,10 @@ def retrieval_metrics(
     used = torch.bincount(owner, minlength=len(z_image)) > 0
     dropped = int((~used).sum())
     if dropped and without_caption != "drop":
-        raise DataError(
-            f"{dropped} of {len(z_image)} images have no caption, the first is row"
-            f" {int((~used).nonzero()[0])}; do images and captions belong together? without_caption='drop'"
-            " leaves these images out"
+        images = (
+            f"{dropped} of {len(used)} images have no caption, the first is row {int((~used).nonzero()[0])}"
         )
+        raise DataError(f"{images}: correct image_of_caption, or drop them (without_caption='drop')")
     z_image, owner = z_image[used], (used.cumsum(0) - 1)[owner]
     a2i, i2a = _ranks(z_image, z_audio, owner, block, team)
     both = Direction.from_ranks(a2i, len(z_image)), Direction.from_ranks(i2a, len(z_audio))
@@ -185,9 +170,9 @@ def retrieval_metrics(
 # %% ../../nbs/evaluation/02_retrieval.ipynb #1042baf8
 def bootstrap(
     ranks,  # (Q,) of one direction
-    ks=(1, 5, 10),
+    ks=(1, 5, 10),  # of R@k
     n: int = 1000,  # resamples of the queries
-    seed: int = 0,
+    seed: int = 0,  # of the resamples
     groups=None,  # (Q,): queries that are drawn together, such as the image of each caption
     minus=None,  # (Q,) ranks of another model on the same queries: the interval of the difference in R@k
     level: float = 0.95,  # coverage
@@ -230,19 +215,18 @@ class Embeddings:
 
     def save(
         self,
-        folder,
+        folder,  # created if it is missing
         **about,  # what the pool is of, for `load`
     ):
         "Write the pool to `folder` (safetensors and JSON)."
         tensors = {k: v for k, v in vars(self).items() if k != "unreadable"}
-        save_checkpoint(
-            folder, tensors, {"embeddings": 1, "about": about, "unreadable": list(self.unreadable)}
-        )
+        meta = {"embeddings": 1, "about": about, "unreadable": list(self.unreadable)}
+        save_checkpoint(folder, tensors, meta)
 
     @classmethod
     def load(
         cls,
-        folder,
+        folder,  # that `save` wrote
         **about,  # what the pool has to be of
     ):
         "Read what `save` wrote; `CheckpointError` if it is damaged, or of something else."
@@ -252,10 +236,7 @@ class Embeddings:
         stored = meta["about"]
         wrong = [f"{k} is {stored.get(k)!r}, not {v!r}" for k, v in about.items() if stored.get(k) != v]
         if wrong:
-            raise CheckpointError(
-                f"the embeddings in {folder} are of something else: {'; '.join(wrong)}. Choose another"
-                " folder, or delete this one."
-            )
+            raise CheckpointError(f"the embeddings in {folder} are of something else: {'; '.join(wrong)}")
         return cls(**tensors, unreadable=tuple(map(tuple, meta["unreadable"])))
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #03cfd275
@@ -266,19 +247,18 @@ _SOUND = ("audio", "audio_len", "frames", "frames_len")  # a waveform, or the ca
 def embed(
     model,  # used in evaluation mode; its mode is put back
     loader,  # batches (dicts) with image_id (B,); image, or index (B,) and sound, or both; perhaps unreadable
-    device="cpu",
+    device="cpu",  # that the model is on
     max_unreadable: float = 0.01,  # share of images and captions; more is a `DataError`
     team=None,  # a `Team`, whose processes share the batches; all get the whole
 ) -> Embeddings:
     "Embed every image (once by id) and every caption; `DataError` if a caption is repeated, or has no image."
-    alone, parts, seen, was_training = team is None or team.size == 1, [], set(), model.training
+    seen, was_training = set(), model.training
     model.eval()
     try:
-        for batch in loader if alone else _share(loader, team):
-            parts.append(_embed_batch(model, batch, seen, device))
+        parts = [_embed_batch(model, batch, seen, device) for batch in _share(loader, team)]
     finally:
         model.train(was_training)
-    if not alone:
+    if team is not None and team.size > 1:
         parts = [b for turn in itertools.zip_longest(*team.everyone(parts)) for b in turn if b is not None]
     return _pool(parts, max_unreadable)
 
@@ -301,6 +281,8 @@ def _embed_batch(model, batch, seen, device):
 
 def _share(loader, team):
     "The batches that are this process's, in turn."
+    if team is None or team.size == 1:
+        return loader
     if hasattr(loader, "deal"):
         return loader.deal(team.rank, team.size)
     return itertools.islice(loader, team.rank, None, team.size)
@@ -316,9 +298,7 @@ def _pool(parts, max_unreadable):
     row_of = {i: row for row, i in enumerate(sorted(place, key=place.get))}
     homeless = [j for j, i in zip(captions, owners, strict=True) if i not in row_of]
     if homeless and not lost:
-        raise DataError(
-            f"{len(homeless)} captions came without their image, the first is caption {homeless[0]}"
-        )
+        raise DataError(f"{len(homeless)} captions came without their image, first caption {homeless[0]}")
     lost += [(f"caption {j}", "its image could not be read") for j in homeless]
     keep = torch.tensor([i in row_of for i in owners])
     z_image, z_audio = (torch.cat([b[k] for b in parts if b[k] is not None]) for k in ("z_image", "z_audio"))
@@ -336,23 +316,19 @@ def _check_parts(images, captions, lost, max_unreadable):
     "`DataError` unless nearly all could be read, and every caption came once."
     total = len(set(images)) + len(captions) + len(lost)
     if lost and len(lost) > max_unreadable * total:
+        first, why = lost[0]
         raise DataError(
-            f"{len(lost)} of {total} images and captions could not be"
-            f" read ({lost[0][0]}: {lost[0][1]}), more than {max_unreadable:.0%}. Is the disk there, and are"
-            " the paths right?"
+            f"{len(lost)} of {total} images and captions could not be read ({first}: {why}), more than"
+            f" {max_unreadable:.0%}. Is the disk there, and are the paths right?"
         )
     if not captions or not images:
-        raise DataError(
-            "the loader gave no batch: the split is empty, or smaller than one batch with drop_last=True"
-        )
+        raise DataError("the loader gave no batch: the split is empty, or smaller than one (drop_last)")
     if twice := len(captions) - len(set(captions)):
-        raise DataError(
-            f"{twice} captions came twice; evaluate with a loader that neither repeats nor draws at random"
-        )
+        raise DataError(f"{twice} captions came twice: evaluate with a loader that neither repeats nor draws")
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #cea32e4c
 def evaluation_cut(
-    corpus,
+    corpus,  # any corpus
 ) -> float:
     "Seconds of each caption that count in evaluation: 25 for Places Audio, else 10 (VG-HuBERT's code)."
     return float(CAPS.get(getattr(corpus, "name", ""), (8, 10))[1])
@@ -360,9 +336,9 @@ def evaluation_cut(
 
 def pool(
     model,  # the model's config
-    corpus,
+    corpus,  # any corpus
     max_seconds: float | None = None,  # of each caption; None: `evaluation_cut`
-    batch_size: int = 64,
+    batch_size: int = 64,  # images, and captions
     workers: int = 0,  # processes that read
 ) -> pool_loader:
     "The loader of a retrieval test: every image once, every caption once."
@@ -372,10 +348,10 @@ def pool(
 
 
 def evaluate(
-    model,
+    model,  # `SGMIM`
     data,  # a corpus, or a loader of batches
     device=None,  # None: the model's
-    batch_size: int = 64,
+    batch_size: int = 64,  # images, and captions
     max_seconds: float | None = None,  # of each caption; None: `evaluation_cut`
     workers: int = 0,  # processes that read
     max_unreadable: float = 0.01,  # share of the files
@@ -394,14 +370,12 @@ def evaluate(
 def top_k(
     z_query,  # (Q, D)
     z_item,  # (n, D)
-    k: int = 5,
+    k: int = 5,  # items per query
     similarity: str = "dot",  # or 'cosine'
     block: int = 1024,  # queries scored at a time
 ) -> tuple:  # row numbers (Q, k) and scores (Q, k), arrays
     "The k best items of each query, best first."
-    q, z = _checked(z_query, "z_query"), _checked(z_item, "z_item")
-    if similarity == "cosine":
-        q, z = (torch.nn.functional.normalize(v, dim=1) for v in (q, z))
+    q, z = _for_similarity(_checked(z_query, "z_query"), _checked(z_item, "z_item"), similarity)
     best = [(b @ z.T).topk(min(k, len(z)), dim=1) for b in q.split(block)]
     rows, scores = torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
     return rows.cpu().numpy(), scores.cpu().numpy()
@@ -412,10 +386,8 @@ def format_table(
     markdown: bool = False,  # False: plain text
 ) -> str:
     "A table of retrieval results."
-    body = [
-        [name] + [f"{x:.1f}" for x in (r.row if isinstance(r, RetrievalResult) else r)] for name, r in rows
-    ]
-    if short := [b[0] for b in body if len(b) != 7]:
+    body = [[name, *(f"{x:.1f}" for x in getattr(r, "row", r))] for name, r in rows]
+    if short := [name for name, *numbers in body if len(numbers) != 6]:
         raise DataError(f"the row {short[0]!r} needs six numbers: R@1, R@5, R@10 of A → I, then of I → A")
     if markdown:
         return markdown_table(["", *(f"{d} R@{k}" for d in ("A → I", "I → A") for k in (1, 5, 10))], body)

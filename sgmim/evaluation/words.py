@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Heard', 'frame_times', 'layer_attention', 'layer_numbers', 'cls_attention_of', 'segments', 'boundaries',
-           'true_boundaries', 'segmentation_scores', 'boundary_scores', 'word_of_frames', 'class_shares', 'favour',
-           'attention_share', 'quantile_table', 'choose_quantile', 'word_discovery', 'discovery_figure',
+           'word_of_frames', 'class_shares', 'favour', 'attention_share', 'word_discovery', 'discovery_figure',
            'discovery_record', 'coverage_table', 'discovery_table', 'chance_figure', 'before_training']
 
 # %% ../../nbs/evaluation/06_words.ipynb #7b966d74
@@ -20,13 +19,12 @@ from ..data.audio import RATE
 from ..data.batches import Pairs, collate
 from ..data.corpus import Corpus, measure
 from sgmim.evaluation.analysis import (
-    AnalysisStart,
     Resamples,
-    corpus_entry,
     estimate_bars,
     format_estimate,
     markdown_table,
     percentile_interval,
+    start_analysis,
 )
 from .dependence import WORD_CLASSES
 from .figures import RIGHT, Picture, attention_figure, colours
@@ -54,13 +52,8 @@ class Heard:
 # %% ../../nbs/evaluation/06_words.ipynb #e99e7e6a
 def frame_times(
     encoder,  # an `AudioEncoder`
-    samples: int,  # of the recording
-    frames: int,  # that the encoder makes of them
-    stretched: bool = False,  # True: frames fill the recording evenly (VG-HuBERT's code)
 ) -> tuple:  # (middle of frame 0, step from frame to frame) in seconds
     "When the frames of a recording are."
-    if stretched:
-        return samples / RATE / frames / 2, samples / RATE / frames
     return encoder.shortest / 2 / RATE, encoder.hop / RATE
 
 # %% ../../nbs/evaluation/06_words.ipynb #45192609
@@ -87,27 +80,22 @@ def layer_attention(
 
 def layer_numbers(
     encoder,  # an `AudioEncoder`
-    layers,  # -1 is the last
-) -> list[int]:
-    "Layer numbers counted from 0; `ConfigError` if there is no such layer."
+    layers,  # -1 is the last; `ConfigError` if there is no such layer
+) -> list[int]:  # from 0
+    "Layer numbers without negative ones."
     depth = len(encoder.hubert.encoder.layers)
-    for k in layers:
-        if not -depth <= k < depth:
-            raise ConfigError(
-                f"there is no layer {k}: this audio encoder has {depth}, numbered 0 to {depth - 1} (-1: the"
-                " last)"
-            )
+    if wrong := [k for k in layers if not -depth <= k < depth]:
+        raise ConfigError(f"no layer {wrong[0]}: layers are numbered 0 to {depth - 1} (-1: the last)")
     return [k % depth for k in layers]
 
 # %% ../../nbs/evaluation/06_words.ipynb #63d9d161
 def cls_attention_of(
     model,  # `SGMIM` or `AudioEncoder`; read in evaluation mode
-    corpus,
+    corpus,  # any corpus
     captions=None,  # numbers; None: all
     layer=-1,  # from 0, -1 the last; or several
     batch_size: int | None = None,  # None: 32, or 1 where frames depend on the padding (HuBERT Base)
     max_seconds: float = 60.0,  # of each caption
-    stretched: bool = False,  # VG-HuBERT's frame times
     unreadable: list | None = None,  # takes (caption, why) of what cannot be read; None: it is a `DataError`
 ):  # list of `Heard`; for several layers {layer: list}
     "The attention of [CLS] over captions of a corpus."
@@ -119,15 +107,13 @@ def cls_attention_of(
     encoder.eval()
     try:
         for batch in _sound_batches(encoder, corpus, captions, batch_size, max_seconds, unreadable):
-            for k, h in _heard_in(encoder, corpus, batch, layers, stretched):
+            for k, h in _heard_in(encoder, corpus, batch, layers):
                 heard[k][h.caption] = h
     finally:
         encoder.train(training)
     if unreadable and not heard[layers[0]]:
-        raise DataError(
-            f"not one of {len(captions):,} captions could be read (caption {unreadable[-1][0]}:"
-            f" {unreadable[-1][1]})"
-        )
+        lost, why = unreadable[-1]
+        raise DataError(f"not one of {len(captions):,} captions could be read (caption {lost}: {why})")
     lists = {k: [found[j] for j in captions if j in found] for k, found in heard.items()}
     return lists[layers[0]] if isinstance(layer, int) else lists
 
@@ -148,17 +134,17 @@ def _sound_batches(encoder, corpus, captions, batch_size, max_seconds, unreadabl
             yield batch
 
 
-def _heard_in(encoder, corpus, batch, layers, stretched):
+def _heard_in(encoder, corpus, batch, layers):
     "Yield (layer, `Heard`) for each caption of a batch."
     device = next(encoder.parameters()).device
     W, frames = layer_attention(encoder, {k: batch[k].to(device) for k in ("audio", "audio_len")}, layers)
     W = {k: w.float().cpu().numpy() for k, w in W.items()}
     numbers = (batch["index"].tolist(), batch["audio_len"].tolist(), frames.tolist())
     for i, (j, samples, T) in enumerate(zip(*numbers, strict=True)):
-        times, seconds = frame_times(encoder, samples, T, stretched), samples / RATE
-        words = _words_before(corpus.captions[j].words, seconds)
+        words = _words_before(corpus.captions[j].words, samples / RATE)
+        rest = (*frame_times(encoder), samples / RATE, words)
         for k in layers:
-            yield k, Heard(j, int(corpus.image_of_caption[j]), W[k][i, :, :T], *times, seconds, words)
+            yield k, Heard(j, int(corpus.image_of_caption[j]), W[k][i, :, :T], *rest)
 
 
 def _words_before(words, seconds):
@@ -169,7 +155,7 @@ def _words_before(words, seconds):
 def segments(
     attention,  # (H, T)
     quantile: float = 0.7,  # each head keeps about (1 - quantile) T frames; .7 is VG-HuBERT's
-    seconds_per_frame: float = 0.02,
+    seconds_per_frame: float = 0.02,  # HuBERT's
     first: float | None = None,  # middle of frame 0 in seconds; None: half a frame
 ) -> np.ndarray:  # (S, 2) start and end in seconds
     "Segments of the frames that some head attends to most (VG-HuBERT's code)."
@@ -204,11 +190,8 @@ def boundaries(
     return np.r_[starts[0] / 2, (ends[:-1] + starts[1:]) / 2, (ends[-1] + duration) / 2]
 
 
-def true_boundaries(
-    words,  # ((word, start s, end s), …)
-    duration: float = np.inf,  # seconds; words after it are left out
-) -> np.ndarray:  # seconds, ascending, each once
-    "Where words begin and end: a pause between two words counts twice (VG-HuBERT's code)."
+def _true_boundaries(words, duration=np.inf):
+    "Where words begin and end until `duration`: a pause between two words counts twice (VG-HuBERT's code)."
     return np.unique([min(t, duration) for _, start, end in words if start < duration for t in (start, end)])
 
 # %% ../../nbs/evaluation/06_words.ipynb #0a6ae244
@@ -234,12 +217,8 @@ def _boundary_counts(found, true, tolerance=0.02):
     return np.array(counts, float).reshape(-1, 3)
 
 # %% ../../nbs/evaluation/06_words.ipynb #ab11a909
-def segmentation_scores(
-    precision,  # number or array of any shape, as shares of 1
-    recall,
-    over=None,  # over-segmentation, if known; None: recall / precision - 1
-) -> dict:  # {'precision', 'recall', 'f1', 'over_segmentation', 'r_value'}
-    "F1, over-segmentation and R-value of a segmentation."
+def _segmentation_scores(precision, recall, over=None):
+    "F1, over-segmentation (if it is not known) and R-value from shares of 1, numbers or arrays."
     p, r = np.asarray(precision, float), np.asarray(recall, float)
     over = r / p - 1 if over is None else np.asarray(over, float)
     f1 = 2 * p * r / np.where(p + r > 0, p + r, 1)
@@ -248,23 +227,16 @@ def segmentation_scores(
 
 
 def _scores_of_counts(counts):
-    "`segmentation_scores` from matched, found and true boundaries (…, 3); finding nothing has precision 0."
+    "`_segmentation_scores` from matched, found and true boundaries (…, 3); finding nothing has precision 0."
     matched, found, true = np.moveaxis(np.asarray(counts, float), -1, 0)
-    return segmentation_scores(matched / np.maximum(found, 1e-9), matched / true, found / true - 1)
+    if not np.all(true):
+        raise DataError("there is nothing to find: no caption has an inner word boundary")
+    return _segmentation_scores(matched / np.maximum(found, 1e-9), matched / true, found / true - 1)
 
 
-def boundary_scores(
-    found,  # for each caption all boundaries in seconds, ascending; the first and the last are left out
-    true,  # the same of the true ones
-    tolerance: float = 0.02,  # seconds
-) -> dict:  # see `segmentation_scores`
-    "Scores of boundaries, pooled over captions; `DataError` if there is nothing to find."
+def _boundary_scores(found, true, tolerance=0.02):
+    "Scores of the boundaries of captions, see `_boundary_counts`, pooled over captions."
     total = _boundary_counts(found, true, tolerance).sum(0)
-    if not total[2]:
-        raise DataError(
-            f"there is nothing to find: none of the {len(true)} captions has a word boundary between its"
-            " first and its last"
-        )
     return {k: float(v) for k, v in _scores_of_counts(total).items()}
 
 # %% ../../nbs/evaluation/06_words.ipynb #9a9d2fc6
@@ -316,24 +288,20 @@ def _interval(draws):
 
 def _scores_with_chance(heard, found, tolerance=0.02, draws=100, seed=0):
     "Scores of the boundaries found with intervals over images, those of the baselines, and the gains in F1."
-    durations, true = [h.duration for h in heard], [true_boundaries(h.words, h.duration) for h in heard]
+    durations, true = [h.duration for h in heard], [_true_boundaries(h.words, h.duration) for h in heard]
     counts = {"found": _boundary_counts(found, true, tolerance)}
     counts |= _chance_counts(found, true, durations, tolerance, draws, seed)
     table = np.stack(list(counts.values()), axis=1)  # (captions, systems, 3)
-    total = table[:, 0].sum(0).astype(int).tolist()
-    if not total[2]:
-        raise DataError(
-            "there is nothing to find: no caption has a word boundary between its first and its last"
-        )
     images = Resamples([h.image for h in heard], seed=seed)
     point, drawn = _scores_of_counts(table.sum(0)), _scores_of_counts(np.maximum(images.sums(table), 1e-9))
-    result, gain = {}, {}
+    result, gain, f1 = {}, {}, drawn["f1"]
     for i, name in enumerate(counts):
         intervals = {k: _interval(v[:, i]) for k, v in drawn.items() if name == "found" or k == "f1"}
         result[name] = {**{k: round(float(v[i]), 5) for k, v in point.items()}, "interval": intervals}
         if i:
-            more, f1 = point["f1"][0] - point["f1"][i], drawn["f1"]
-            gain[name] = {"f1": round(float(more), 5), "interval": _interval(f1[:, 0] - f1[:, i])}
+            more = round(float(point["f1"][0] - point["f1"][i]), 5)
+            gain[name] = {"f1": more, "interval": _interval(f1[:, 0] - f1[:, i])}
+    total = table[:, 0].sum(0).astype(int).tolist()
     return {**result, "gain": gain, "boundaries": dict(zip(("matched", "found", "true"), total, strict=True))}
 
 # %% ../../nbs/evaluation/06_words.ipynb #0a779935
@@ -399,25 +367,26 @@ def favour(
 def attention_share(
     heard,  # list of `Heard`
     kind=word_class,  # function from a word to one of `names`
-    names=WORD_CLASSES,
+    names=WORD_CLASSES,  # classes
     seed: int = 0,  # of the resamples of images
 ) -> dict:  # {class: {'time', 'attention', 'favour', 'interval', 'heads': favour of each, 'words': number}}
     "Shares of time and attention of each class of words that occurs, mean over heads, with 95 % intervals."
     time, weight = class_shares(heard, kind, names)
     both = Resamples([h.image for h in heard], seed=seed).sums(np.stack([time, weight.mean(1)], axis=1))
-    words = [names.index(kind(w)) for h in heard for w, _, _ in h.words]
+    words = [kind(w) for h in heard for w, _, _ in h.words]
     heads, drawn = favour(time, weight), both[:, 1] / np.maximum(both[:, 0], 1e-9)
-    found = {}
-    for c, name in enumerate(names):
-        if time[:, c].any():
-            numbers = (time[:, c].mean(), weight[..., c].mean(), heads[:, c].mean())
-            found[name] = {
-                **dict(zip(("time", "attention", "favour"), np.round(numbers, 5).tolist(), strict=True)),
-                "interval": _interval(drawn[:, c]),
-                "heads": np.round(heads[:, c], 5).tolist(),
-                "words": words.count(c),
-            }
-    return found
+    return {
+        name: {
+            "time": round(float(time[:, c].mean()), 5),
+            "attention": round(float(weight[..., c].mean()), 5),
+            "favour": round(float(heads[:, c].mean()), 5),
+            "interval": _interval(drawn[:, c]),
+            "heads": np.round(heads[:, c], 5).tolist(),
+            "words": words.count(name),
+        }
+        for c, name in enumerate(names)
+        if time[:, c].any()
+    }
 
 # %% ../../nbs/evaluation/06_words.ipynb #e10816b8
 # of VG-HuBERT's code: .6 to .99
@@ -429,9 +398,8 @@ def _with_words(heard, corpus):
     known = [h for h in heard if h.words]
     if not known:
         raise DataError(
-            f"{corpus!r} tells no word times, so there is nothing to compare with. The embedded corpus and"
-            " its exports have them, SpokenCOCO and Places Audio in the aligned variants of their files"
-            ' ("text_alignment", as in "…_with_alignments.json"); Flickr8k Audio has none'
+            f"{corpus!r} tells no word times. The embedded corpus and its exports do, SpokenCOCO and Places"
+            ' Audio in the aligned variants of their files ("…_with_alignments.json"), Flickr8k Audio never'
         )
     return known
 
@@ -441,49 +409,28 @@ def _found_boundaries(heard, quantile, at="middles"):
     return [boundaries(segments(h.attention, quantile, h.hop, h.first), h.duration, at) for h in heard]
 
 
-def quantile_table(
-    model,
-    dev,  # corpus with word times
-    layers=None,  # None: all
-    quantiles=_QUANTILES,
-    tolerance: float = 0.02,  # seconds
-    captions: int = 1000,  # the first of the corpus
-    **options,  # of `cls_attention_of`
-) -> list[dict]:  # a row each: 'layer', 'at', 'quantile' and the scores
-    "Boundary scores on a dev corpus for each layer, reading and quantile."
+def _quantile_table(model, dev, layers=None, quantiles=_QUANTILES, captions=1000, unreadable=None):
+    "Boundary scores at 20 ms of a dev corpus, a row {'layer', 'at', 'quantile', …} for each combination."
     depth = len(getattr(model, "audio_encoder", model).hubert.encoder.layers)
     layers, first = range(depth) if layers is None else layers, range(min(captions, len(dev)))
-    heard = cls_attention_of(model, dev, first, layers, **options)
+    heard = cls_attention_of(model, dev, first, layers, unreadable=unreadable)
     heard = {k: _with_words(h, dev) for k, h in heard.items()}
-    true = [true_boundaries(h.words, h.duration) for h in next(iter(heard.values()))]
+    true = [_true_boundaries(h.words, h.duration) for h in next(iter(heard.values()))]
     return [
-        {"layer": k, "at": at, "quantile": q, **boundary_scores(_found_boundaries(h, q, at), true, tolerance)}
+        {"layer": k, "at": at, "quantile": q, **_boundary_scores(_found_boundaries(h, q, at), true)}
         for k, h in heard.items()
         for at in ("middles", "edges")
         for q in quantiles
     ]
 
-# %% ../../nbs/evaluation/06_words.ipynb #1f5d2ace
-def choose_quantile(
-    model,
-    dev,  # corpus with word times
-    layer: int | None = None,  # None: chosen too
-    at: str = "middles",  # or 'edges', see `boundaries`
-    by: str = "r_value",  # the score to choose by
-    table: list | None = None,  # of `quantile_table`; None: made
-    **options,  # of `quantile_table`
-) -> dict:  # the best row of the table
-    "The quantile, and the layer, with the best score on a dev corpus."
-    if layer is not None:
-        [layer] = layer_numbers(getattr(model, "audio_encoder", model), [layer])
-    if table is None:
-        table = quantile_table(model, dev, None if layer is None else [layer], **options)
-    rows = [r for r in table if r["at"] == at and layer in (None, r["layer"])]
-    if not rows or by not in rows[0]:
-        raise ConfigError(
-            f"nothing to choose from: layer {layer}, at {at!r}, by {by!r}; at is 'middles' or 'edges', by a"
-            " score such as 'r_value' or 'f1'"
-        )
+
+def _choose_quantile(table, layer=None, at="middles", by="r_value"):
+    "The row of a `_quantile_table` with the best score, of all layers (None) or of the last (-1)."
+    if layer == -1:
+        layer = max(r["layer"] for r in table)
+    rows = [r for r in table if r["at"] == at and layer in (None, r["layer"]) and by in r]
+    if not rows:
+        raise ConfigError(f"nothing to choose from in the table: layer {layer}, at {at!r}, by {by!r}")
     return max(rows, key=lambda r: r[by])
 
 # %% ../../nbs/evaluation/06_words.ipynb #f9d4e908
@@ -491,22 +438,20 @@ _TOLERANCES = (0.02, 0.06)  # seconds
 
 
 def word_discovery(
-    model,
+    model,  # `SGMIM` or `AudioEncoder`
     corpus,  # with word times, else `DataError`
-    quantile: float,  # this, `layer` and `at` are chosen on dev: `choose_quantile`
-    layer: int = -1,
-    at: str = "middles",
+    quantile: float,  # this, `layer` and `at` are chosen on dev: `_choose_quantile`
+    layer: int = -1,  # -1: the last
+    at: str = "middles",  # see `boundaries`
     draws: int = 100,  # of random boundaries
-    seed: int = 0,
-    heard=None,  # what `cls_attention_of` gave for that layer; None: made with `options`
-    **options,  # of `cls_attention_of`
+    seed: int = 0,  # of baselines and resamples
+    heard=None,  # what `cls_attention_of` gave for that layer; None: made
 ) -> dict:  # {'captions', 'without_words', 'layer', 'quantile', 'at', 'segments', 'boundaries', 'attention'}
     "Boundaries beside chance, at 20 and 60 ms, and shares of attention by class of words."
     [layer] = layer_numbers(getattr(model, "audio_encoder", model), [layer])
-    heard = cls_attention_of(model, corpus, layer=layer, **options) if heard is None else heard
+    heard = cls_attention_of(model, corpus, layer=layer) if heard is None else heard
     known = _with_words(heard, corpus)
     found = _found_boundaries(known, quantile, at)
-    scores = {f"{1000 * t:.0f} ms": _scores_with_chance(known, found, t, draws, seed) for t in _TOLERANCES}
     return {
         "captions": len(known),
         "without_words": len(heard) - len(known),
@@ -514,7 +459,9 @@ def word_discovery(
         "quantile": quantile,
         "at": at,
         "segments": round(float(np.mean([len(segments(h.attention, quantile)) for h in known])), 2),
-        "boundaries": scores,
+        "boundaries": {
+            f"{1000 * t:.0f} ms": _scores_with_chance(known, found, t, draws, seed) for t in _TOLERANCES
+        },
         "attention": attention_share(known, *_word_classes(corpus), seed),
     }
 
@@ -522,14 +469,13 @@ def word_discovery(
 def discovery_figure(
     wave,  # (L,)
     heard: Heard,  # what [CLS] attended to in it
-    quantile: float,
+    quantile: float,  # see `segments`
     tolerance: float = 0.02,  # seconds; boundaries this near to a true one are green
     at: str = "middles",  # see `boundaries`
-    title: str | None = None,
+    title: str | None = None,  # above the words
 ) -> Picture:
     "`attention_figure` with the frames that each head keeps, the segments (shaded) and the boundaries found."
-    times = dict(hop_seconds=heard.hop, first=heard.first)
-    fig = attention_figure(wave, heard.attention, heard.words, **times, title=title)
+    fig = attention_figure(wave, heard.attention, heard.words, RATE, heard.hop, heard.first, title=title)
     top, *lanes = fig.axes
     found = segments(heard.attention, quantile, heard.hop, heard.first)
     for ax in fig.axes:
@@ -539,7 +485,7 @@ def discovery_figure(
         kept = heard.middles[row >= np.quantile(row, quantile)]
         ax.hlines([1.03] * len(kept), kept - heard.hop / 2, kept + heard.hop / 2, color=colour, lw=2.2)
     marks = boundaries(found, heard.duration, at)[1:-1]
-    right = {i for i, _ in _matches(marks, true_boundaries(heard.words, heard.duration)[1:-1], tolerance)}
+    right = {i for i, _ in _matches(marks, _true_boundaries(heard.words, heard.duration)[1:-1], tolerance)}
     style = dict(transform=top.get_xaxis_transform(), ms=8, zorder=5, clip_on=False)
     for i, t in enumerate(marks):
         face, edge = (RIGHT, RIGHT) if i in right else ("white", "#D55E00")
@@ -547,28 +493,28 @@ def discovery_figure(
     return fig
 
 # %% ../../nbs/evaluation/06_words.ipynb #720ad391
-def _nested(table, by="r_value"):
-    "A score of `quantile_table` as {at: {layer: {quantile: score}}}: short enough for a record."
+def _nested(table):
+    "The R-values of `_quantile_table` as {at: {layer: {quantile: R-value}}}: short enough for a record."
     found = {}
     for r in table:
-        found.setdefault(r["at"], {}).setdefault(str(r["layer"]), {})[f"{r['quantile']:g}"] = round(r[by], 4)
+        of_layer = found.setdefault(r["at"], {}).setdefault(str(r["layer"]), {})
+        of_layer[f"{r['quantile']:g}"] = round(r["r_value"], 4)
     return found
 
 # %% ../../nbs/evaluation/06_words.ipynb #a40a25b9
+_MAX_SECONDS = 60.0  # of each caption
+
+
 def _check_readable(lost, n, split, max_unreadable):
     "`DataError` if more than the share `max_unreadable` of n captions are in the list of what is unreadable."
     if len(lost) > max_unreadable * n:
-        raise DataError(
-            f"{split}: {len(lost):,} of {n:,} captions could not be read, more than {max_unreadable:.1%}"
-            f" (caption {lost[0][0]}: {lost[0][1]}). Mend the files, or allow more: max_unreadable,"
-            " --max-unreadable"
-        )
+        (first, why), share = lost[0], f"{len(lost):,} of {n:,} captions could not be read"
+        raise DataError(f"{split}: {share}, more than {max_unreadable:.1%} (caption {first}: {why})")
 
 
-def _words_entry(corpus, lost=(), heard=None, max_seconds=60.0):
-    "`corpus_entry`, and how many captions could not be read, have no word times, were cut."
+def _words_entry(corpus, lost=(), heard=None):
+    "How many captions could not be read, have no word times, were cut."
     entry = {
-        **corpus_entry(corpus),
         "left_out": getattr(getattr(corpus, "skipped", None), "counts", {}),
         "unreadable": {str(j): why for j, why in lost[:20]},
         "unread": len(lost),
@@ -576,7 +522,7 @@ def _words_entry(corpus, lost=(), heard=None, max_seconds=60.0):
     if heard is not None:
         entry["captions"] = len(corpus)
         entry["without_words"] = sum(not h.words for h in heard)
-        entry["cut"] = sum(h.duration >= max_seconds - 1e-9 for h in heard)
+        entry["cut"] = sum(h.duration >= _MAX_SECONDS - 1e-9 for h in heard)
     return entry
 
 # %% ../../nbs/evaluation/06_words.ipynb #52f9fa6c
@@ -588,41 +534,41 @@ _READINGS = {
 
 
 def discovery_record(
-    model,
+    model,  # `SGMIM` or `AudioEncoder`
     dev,  # corpus on which `_READINGS` are chosen
     splits: dict,  # {name: corpus}
     about: dict | None = None,  # more for the config, such as the checkpoint
     draws: int = 100,  # of random boundaries
-    seed: int = 0,
+    seed: int = 0,  # of baselines and resamples
     dev_captions: int = 1000,  # the first of dev
     max_unreadable: float = 0.01,  # share of captions; more is a `DataError`
-    **options,  # of `cls_attention_of`
 ) -> dict:
     "`word_discovery` of several splits as a run record, with metrics[split][reading]."
-    start, lost = AnalysisStart.now(), []
-    table = quantile_table(model, dev, captions=dev_captions, unreadable=lost, **options)
+    finish, lost = start_analysis("words", model, {"dev": dev, **splits}, seed), []
+    table = _quantile_table(model, dev, captions=dev_captions, unreadable=lost)
     dev_captions = min(dev_captions, len(dev))
     _check_readable(lost, dev_captions, "dev", max_unreadable)
-    chosen = {
-        name: choose_quantile(model, dev, **reading, table=table) for name, reading in _READINGS.items()
-    }
-    metrics, data = {}, {"dev": _words_entry(dev, lost)}
+    entries, metrics = {"dev": _words_entry(dev, lost)}, {}
+    chosen = {name: _choose_quantile(table, **reading) for name, reading in _READINGS.items()}
+    chosen = {name: {k: c[k] for k in ("layer", "at", "quantile")} for name, c in chosen.items()}
+    layers = [c["layer"] for c in chosen.values()]
     for split, corpus in splits.items():
-        layers, lost = [c["layer"] for c in chosen.values()], []
-        heard = cls_attention_of(model, corpus, layer=layers, unreadable=lost, **options)
+        heard = cls_attention_of(
+            model, corpus, layer=layers, max_seconds=_MAX_SECONDS, unreadable=(lost := [])
+        )
         _check_readable(lost, len(corpus), split, max_unreadable)
-        data[split] = _words_entry(corpus, lost, heard[layers[0]], options.get("max_seconds", 60.0))
+        entries[split] = _words_entry(corpus, lost, heard[layers[0]])
         metrics[split] = {
-            name: word_discovery(
-                model, corpus, c["quantile"], c["layer"], c["at"], draws, seed, heard[c["layer"]]
-            )
+            name: word_discovery(model, corpus, **c, draws=draws, seed=seed, heard=heard[c["layer"]])
             for name, c in chosen.items()
         }
-    config = {**(about or {}), "tolerances": _TOLERANCES, "draws": draws, "dev_captions": dev_captions}
-    config |= {"chosen_by": "r_value", **options}
-    config["readings"] = {name: {k: c[k] for k in ("layer", "at", "quantile")} for name, c in chosen.items()}
-    device = next(model.parameters()).device
-    return start.record("words", config, seed, data, metrics, device, chosen_from=_nested(table))
+    config = dict(
+        tolerances=_TOLERANCES, draws=draws, dev_captions=dev_captions, chosen_by="r_value", readings=chosen
+    )
+    made = finish({**(about or {}), **config}, metrics, chosen_from=_nested(table))
+    for name, entry in entries.items():
+        made["data"][name] |= entry
+    return made
 
 # %% ../../nbs/evaluation/06_words.ipynb #aea5400a
 def coverage_table(
@@ -640,6 +586,12 @@ def coverage_table(
     return markdown_table(head, rows)
 
 # %% ../../nbs/evaluation/06_words.ipynb #782d51d6
+def _f1_estimate(score):
+    "The F1 of a score, or of a gain, as an estimate."
+    interval = score["interval"]
+    return {"value": score["f1"], "interval": interval["f1"] if isinstance(interval, dict) else interval}
+
+
 def discovery_table(
     record: dict,  # of `discovery_record`
     tolerance: str = "20 ms",  # or '60 ms'
@@ -649,26 +601,15 @@ def discovery_table(
     for split, readings in record["metrics"].items():
         for name, r in readings.items():
             s = r["boundaries"][tolerance]
-            f, gain = s["found"], s["gain"].get("exchanged")
-            row = [
-                split,
-                name,
-                r["layer"],
-                f"{r['quantile']:g}",
-                f"{f['precision']:.3f}",
-                f"{f['recall']:.3f}",
-            ]
-            row += [_format_f1(f["f1"], f["interval"]["f1"]), f"{f['over_segmentation']:+.2f}"]
-            row += [f"{f['r_value']:.3f}", *(f"{s[b]['f1']:.3f}" if b in s else "" for b in _BASELINES)]
-            rows.append([*row, _format_f1(gain["f1"], gain["interval"], "+") if gain else ""])
+            found, gain = s["found"], s["gain"].get("exchanged")
+            row = [split, name, r["layer"], f"{r['quantile']:g}"]
+            row += [f"{found['precision']:.3f}", f"{found['recall']:.3f}", _f1_estimate(found)]
+            row += [f"{found['over_segmentation']:+.2f}", f"{found['r_value']:.3f}"]
+            row += [f"{s[b]['f1']:.3f}" if b in s else "" for b in _BASELINES]
+            rows.append([*row, format_estimate(_f1_estimate(gain), sign="+") if gain else ""])
     head = ["split", "reading", "layer", "quantile", "P", "R", "F1", "OS", "R-value"]
     chance = [f"F1 {name}" for name in _BASELINES]
     return markdown_table([*head, *chance, "gain over exchanged"], rows)
-
-
-def _format_f1(value, interval, sign=""):
-    "An F1, or a difference, with its interval."
-    return format_estimate({"value": value, "interval": interval}, 3, 1, sign)
 
 # %% ../../nbs/evaluation/06_words.ipynb #08d56fbb
 _BARS = {"found": "found", "exchanged": "another caption's", "even": "even", "random": "random"}
@@ -676,13 +617,11 @@ _BARS = {"found": "found", "exchanged": "another caption's", "even": "even", "ra
 
 def chance_figure(
     result: dict,  # of `word_discovery`
-    title: str | None = None,
+    title: str | None = None,  # above all
 ) -> Picture:
     "Bars of the boundary F1 beside the baselines, at each tolerance, with 95 % intervals."
-    groups = {
-        f"within {t}": {k: {"value": s[k]["f1"], "interval": s[k]["interval"]["f1"]} for k in _BARS if k in s}
-        for t, s in result["boundaries"].items()
-    }
+    scores = result["boundaries"].items()
+    groups = {f"within {t}": {k: _f1_estimate(s[k]) for k in _BARS if k in s} for t, s in scores}
     fig = Picture(6.4, 2.7)
     estimate_bars(ax := fig.subplots(), groups, _BARS, ("#0072B2", "#8c8c8c", "#b3b3b3", "#d9d9d9"))
     ax.set_ylabel("boundary $F_1$", fontsize=8)
