@@ -33,7 +33,7 @@ from sgmim.data.corpora import (
     splits_of,
     subfolders,
 )
-from .corpus import REMEDY, Listing, file_faults, in_order, of_system, overlap, unclear
+from .corpus import REMEDY, Listing, file_faults, in_order, overlap, unclear
 from .image import open_image
 from .shards import Shards, verify_shards
 
@@ -235,7 +235,7 @@ def _check_files(report, corpus, find=None, max_unreadable=0.01):
             do = "unpack or download them again; if they stay empty, they are left out in training."
             report.add(severity, said, do, (names[k] for k in np.flatnonzero(empty)))
         if spelt := corpus.spelt(_FIELDS[what]):
-            said = f"{corpus.split}: {_are(spelt, what)} spelt otherwise on the disk than in the lists"
+            said = f"{corpus.split}: {_n(spelt, what)} {_be(spelt)} spelt otherwise on the disk than in the lists"
             do = "nothing: they are found here. For other programs, rename them or correct the lists."
             report.add("note", said, do, (f"{listed} is {there}" for listed, there in spelt.items()))
     return there
@@ -258,9 +258,12 @@ def _tell_missing(report, corpus, severity, find, what, missing):
     report.add(severity, said, do, (name + unclear(listing, name) for name in lost))
 
 # %% ../../nbs/data/05_check.ipynb #33670575
-def _are(things, what):
-    "'1 image is', '2 images are'."
-    return f"{len(things):,} {what}{'s are' if len(things) != 1 else ' is'}"
+def _n(things, what):
+    return f"{len(things):,} {what}{'s' * (len(things) != 1)}"
+
+
+def _be(things):
+    return "is" if len(things) == 1 else "are"
 
 
 def _share(corpus, which, what):
@@ -455,7 +458,10 @@ def _judge_sounds(report, corpus, seen):
     _check_alignments(report, corpus, {j: x["seconds"] for j, x in seen.items()})
 
 
-_INTEGERS = "nothing: they are divided by the range of these integers. Write them again between -1 and 1 if that is wrong."
+_INTEGERS = (
+    "nothing: they are divided by the range of these integers. Write them again between -1 and 1 if that is"
+    " wrong."
+)
 _SOUNDS = {  # severity, what was found, what to do
     "low": ("warning", "sampled below {rate:,} Hz ({rates})", "look for a better copy: high tones are lost."),
     "other": ("note", "not sampled at {rate:,} Hz ({rates})", "nothing: they are converted on reading."),
@@ -529,7 +535,7 @@ def _check_alignments(report, corpus, seconds):
             late.append(f"{corpus.uttids[j]}: the words end at {end:g} s, the recording at {s:.2f} s")
     if late:
         said = f"{corpus.split}: {len(late):,} of {len(seconds):,} opened recordings end before the last word"
-        do = "look whether the alignments are of these recordings, and in seconds; training does not need them."
+        do = "look whether the alignments are of these recordings, and in seconds; no training needs them."
         report.add("warning", f"{said} of their alignment", do, late)
 
 # %% ../../nbs/data/05_check.ipynb #44b1f75a
@@ -550,7 +556,7 @@ def _check_lists(report, corpus, told=None):
     for said in corpus.notes:
         report.add("note", f"{corpus.split}: {said}", "nothing: training takes them so.")
     if twice := [name for name, n in Counter(corpus.audio_names).items() if n > 1]:
-        said = f"{corpus.split}: {_are(twice, 'recording')} listed more than once"
+        said = f"{corpus.split}: {_n(twice, 'recording')} {_be(twice)} listed more than once"
         report.add("warning", said, "look which caption each belongs to.", twice)
 
 
@@ -595,7 +601,7 @@ def _check_overlap(report, corpora):
                 severity, do = "error", f"{take}: what was trained on cannot be tested on."
                 if of_2020 and "val" in (a, b):  # two ways to split one corpus
                     severity, do = "note", "do not mix the older split with those of 2020."
-                said = f"{a} and {b} share {_are(both, what).rpartition(' ')[0]}"
+                said = f"{a} and {b} share {_n(both, what)}"
                 report.add(severity, said, do, both)
     for split, corpus in corpora.items() if "train" in corpora else ():
         if split != "train" and report.stats["splits"][split]["speakers"]:
@@ -629,7 +635,7 @@ def _check_copies(report, opened):
         within = [g for g in copies if len(set(g.values())) == 1]
         of = f"of the opened {what}s"
         if across:
-            said = f"{len(across):,} {of} {_are(across, '').split()[1]} in two splits under different names"
+            said = f"{len(across):,} {of} {_be(across)} in two splits under different names"
             report.add("error", said, "take them out of one of the splits.", map(" = ".join, across))
         if within:
             have = "has" if len(within) == 1 else "have"
