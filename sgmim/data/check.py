@@ -94,10 +94,7 @@ class CorpusReport:
         "Note a finding."
         self.findings.append(Finding(severity, what, tuple(map(str, itertools.islice(where, 3))), do))
 
-    def of(
-        self,
-        severity,  # 'error', 'warning' or 'note'
-    ):  # list of `Finding`
+    def of(self, severity) -> list:  # 'error', 'warning' or 'note'
         "The findings of one severity."
         return [f for f in self.findings if f.severity == severity]
 
@@ -244,11 +241,8 @@ def _check_files(report, corpus, find=None, max_unreadable=0.01):
 def _tell_missing(report, corpus, severity, find, what, missing):
     "Note which files are missing, and where they may be."
     root, names = (getattr(corpus, f"{_FIELDS[what]}_{part}") for part in ("root", "names"))
-    lost, option = (
-        [names[k] for k in np.flatnonzero(missing)[:: missing.sum() // 50 + 1]],
-        f"--{_FIELDS[what]}-root",
-    )
-    do, folder, listing = "", (root / lost[0]).parent, Listing(root)
+    lost = [names[k] for k in np.flatnonzero(missing)[:: missing.sum() // 50 + 1]]
+    do, folder, listing, option = "", (root / lost[0]).parent, Listing(root), f"--{_FIELDS[what]}-root"
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         do = f"you may not read the folder {folder}: have its rights changed (chmod -R u+rX)."
     elif find and missing.mean() > 0.5:
@@ -792,9 +786,7 @@ def check_data(
     return report
 
 # %% ../../nbs/data/05_check.ipynb #b3d8a369
-def report_figure(
-    report,  # `CorpusReport`
-):  # matplotlib figure
+def report_figure(report):  # `CorpusReport`
     "Plot the lengths of the opened recordings, with the cut of the training, and the captions per speaker."
     import matplotlib.pyplot as plt
 

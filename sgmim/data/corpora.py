@@ -29,6 +29,7 @@ from sgmim.data.corpus import (
     Columns,
     Corpus,
     Listing,
+    Skip,
     Skips,
     Strings,
     is_plain,
@@ -264,7 +265,7 @@ class _Rows:
         return plain[:1] == "/" and field in self.below and self.below[field](plain) or plain
 
     def skip(self, kind, at, why, do=""):
-        self.skips.add(kind, self.where(at), why, do)
+        self.skips.append(Skip(kind, self.where(at), why, do))
 
     def add(self, at, record, listed=None):
         "Take a record, or note why not. `listed`: the record without what was filled in by its reader."
@@ -443,10 +444,8 @@ def _names(folder, folders=False):
         return []
 
 
-def subfolders(
-    folder,  # to look into
-):  # list of paths
-    "The folders in a folder; none if it cannot be read."
+def subfolders(folder) -> list:  # to look into
+    "The folders in a folder as paths; none if it cannot be read."
     return [Path(folder) / name for name in _names(folder, folders=True)]
 
 
@@ -466,18 +465,14 @@ def _kind_of_file(path):
         return "spokencoco" if re.search(r'"captions?"\s*:', head) else "places"
 
 
-def has_lists(
-    folder,  # to look into, without those in it
-):  # bool
+def has_lists(folder) -> bool:  # to look into, without those in it
     "Whether a folder has lists of a spoken corpus, as `recognise` knows them."
     names = _names(folder)
     heads = [name for name in names if name.lower().endswith(".json")][20:]  # enough were read
     return any(_kind_of_file(Path(folder) / name) for name in names if name not in heads)
 
 # %% ../../nbs/data/04_corpora.ipynb #28072169
-def canonical(
-    split,  # name of a split
-):  # str
+def canonical(split) -> str:  # name of a split
     "A split's name for comparison: 'val-seen' -> 'dev_seen'."
     tokens = re.split("[-_]", str(split).lower())
     return "_".join("dev" if t in ("val", "valid", "validation") else t for t in tokens)
@@ -1074,10 +1069,9 @@ def _tables(folder):
     return {p.stem: p for p in paths if p.is_file()}
 
 # %% ../../nbs/data/04_corpora.ipynb #718e23b3
-def recognise(
-    path,  # folder or file
-):  # 'places', 'spokencoco', 'facc', 'shards' or 'pairs'
-    "What kind of corpus a path holds. `DataError` says what was looked for, and what is there."
+def recognise(path) -> str:  # folder or file
+    """What kind of corpus a path holds: 'places', 'spokencoco', 'facc', 'shards' or 'pairs'. `DataError` says
+    what was looked for, and what is there."""
     path = Path(path)
     if path.is_file():
         if kind := _kind_of_file(path):
