@@ -232,7 +232,7 @@ def _check_files(report, corpus, find=None, max_unreadable=0.01):
             do = "unpack or download them again; if they stay empty, they are left out in training."
             report.add(severity, said, do, (names[k] for k in np.flatnonzero(empty)))
         if spelt := corpus.spelt(_FIELDS[what]):
-            said = f"{corpus.split}: {_n(spelt, what)} {_be(spelt)} spelt otherwise on the disk than in the lists"
+            said = f"{corpus.split}: {_n(spelt, what)} {_be(spelt)} spelt otherwise on the disk than listed"
             do = "nothing: they are found here. For other programs, rename them or correct the lists."
             report.add("note", said, do, (f"{listed} is {there}" for listed, there in spelt.items()))
     return there
