@@ -46,9 +46,7 @@ def is_corpus(data) -> bool:  # what was given to train or to evaluate on
         missing = "; ".join(f"{name} ({form})" for name, form in lacks.items())
         why = f"data ({kind}) is no complete corpus. Missing: {missing}"
     elif isinstance(data, (list, tuple)) and data and hasattr(data[0], "image_of_caption"):
-        why = (
-            f"data is a {kind} of {len(data)} corpora; give one corpus. As dev, give a dict {{name: corpus}}"
-        )
+        why = f"data is a {kind} of {len(data)} corpora; give one corpus. As dev, give a dict of corpora"
     elif lacks and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         why = f"data is of type {kind}; give a corpus, or batches (a DataLoader or a list of dicts)"
     if why:
@@ -68,10 +66,8 @@ def _check_corpus(corpus) -> tuple:
     samples = [getattr(caption, "samples", None) for caption in captions]
     if None in samples:
         j = samples.index(None)
-        raise DataError(
-            f"captions[{j}] ({type(captions[j]).__name__}) has no attribute `samples`: the length of its "
-            "recording in samples at 16 kHz, 0 if unknown. For a dict: types.SimpleNamespace(**caption)"
-        )
+        why = "the length of its recording at 16 kHz, 0 if unknown. For a dict: SimpleNamespace(**caption)"
+        raise DataError(f"captions[{j}] ({type(captions[j]).__name__}) has no attribute `samples`: {why}")
     return images, _whole_numbers(samples, "the `samples` of captions")
 
 
@@ -104,7 +100,7 @@ _MAX_CHANNELS = 8  # of a waveform with two axes: the shorter one holds the chan
 
 
 def _as_picture(image, what: str = "the image") -> np.ndarray:
-    """A PIL image, or a uint8 array or tensor, of (H, W, 3), (3, H, W), grey (H, W), or with alpha (laid over
+    """A PIL image, or a uint8 array or tensor, (H, W, 3), (3, H, W), grey (H, W), or with alpha (laid over
     white) → uint8 (H, W, 3). `DataError` for floats: their scale is unknown."""
     if isinstance(image, Image.Image):
         return np.array(to_rgb(image, what))

@@ -119,16 +119,12 @@ class CorpusReport:
     def __str__(self):
         splits = self.stats["splits"]
         folders = {"audio_root": "recordings below", "image_root": "images below", "shards": "shards in"}
-        roots = dict.fromkeys(
-            f"{what} {s[k]}" for s in splits.values() for k, what in folders.items() if k in s
-        )
+        roots = [f"{what} {s[k]}" for s in splits.values() for k, what in folders.items() if k in s]
         text = list(_paragraphs(self.findings))
         if (more := len(text) - self.lines) > 0:
-            text[self.lines :] = [
-                f"{'':9} … and {more} more lines (CorpusReport.findings, or --json FILE, has all)"
-            ]
+            text[self.lines :] = [f"{'':9} … and {more} more lines (`findings`, or --json FILE, has all)"]
         heading = f"{self.path} ({self.kind or 'not recognised'})"
-        return "\n".join([heading, *list(roots)[:4], *_table(splits)[:8], *text, self.verdict])
+        return "\n".join([heading, *list(dict.fromkeys(roots))[:4], *_table(splits)[:8], *text, self.verdict])
 
 # %% ../../nbs/data/05_check.ipynb #97a8c6ec
 _HEADING = "split,images,captions,an image,speakers,hours,median,cut,opened,bad in the rest"
@@ -265,40 +261,36 @@ def _share(corpus, which, what):
     return f"{corpus.split}: {'all' if which.all() else f'{which.sum():,} of'} {len(which):,} {what}s"
 
 # %% ../../nbs/data/05_check.ipynb #1f2e5005
-def _seek(names, starts, accept=lambda folder, share: True, seconds=5.0, depth=7):
-    """(folder, None): some of the relative paths `names` can be joined to it; (None, path) of a file with
-    such a name; or (None, None). Breadth first below `starts`, at most `depth` levels and `seconds` long.
-    `accept(folder, share)`: may it be this one, where a `share` of the paths is? 0: one name alone."""
-    deadline, queue = time.monotonic() + seconds, deque((Path(s), 0) for s in starts)
+def _seek(names, starts, home=None, seconds=5.0, depth=7):
+    """(folder, None): the relative paths `names` can be joined to it; (None, path) of a file with such a
+    name; or (None, None). Breadth first below `starts`, at most `depth` levels and `seconds` long. Below
+    `home`, the folder of the corpus, one path is enough, elsewhere nearly all have to be there."""
+    deadline, queue = time.monotonic() + seconds, deque((Path(os.path.abspath(s)), 0) for s in starts)
     bases, seen, elsewhere = {Path(n).name for n in names}, set(), None
     while queue and time.monotonic() < deadline:
         folder, level = queue.popleft()
-        if (real := os.path.realpath(folder)) in seen:
+        real, inside = os.path.realpath(folder), home in (None, folder, *folder.parents)
+        if real in seen or _foreign(folder, home):
             continue
         seen.add(real)
         share = np.mean([os.path.isfile(folder / n) for n in names])
-        if share and accept(folder, share):
+        if share >= 0.9 or share and inside:
             return folder, None
+        same = [folder / base for base in bases if inside and os.path.isfile(folder / base)]
+        elsewhere = elsewhere or next(iter(same), None)
         if level < depth:
             queue.extend((f, level + 1) for f in subfolders(folder))
-        same = next((name for name in Listing(folder).files("") if name in bases), None)
-        if same and not elsewhere and accept(folder, 0):
-            elsewhere = folder / same
     return None, elsewhere
 
-# %% ../../nbs/data/05_check.ipynb #84e56a56
-def _own(folder, home):
-    "Whether files in `folder` can be of the corpus in `home`: no lists of another are in or beside it."
-    for f in (folder, *folder.parents):
-        if f == home:
-            return True
-        around = f in home.parents
-        if has_lists(f) or not around and any(map(has_lists, subfolders(f)[:50])):
-            return False
-        if around:
-            return True
 
-# %% ../../nbs/data/05_check.ipynb #17c44b74
+def _foreign(folder, home):
+    "Whether lists of another corpus than that in `home` are in a folder or beside its files."
+    if home in (None, folder):
+        return False
+    around = folder in home.parents
+    return has_lists(folder) or not around and any(map(has_lists, subfolders(folder)[:50]))
+
+# %% ../../nbs/data/05_check.ipynb #84e56a56
 _LISTS_IN = ("metadata", "flickr_audio", "placesaudio_2020_splits")  # folders of a corpus for its lists
 
 
@@ -308,20 +300,16 @@ def _advice(path):
     home = home if home.is_dir() else home.parent
     home = home.parent if home.name in _LISTS_IN else home
 
-    def accept(folder, share):  # outside the own folder, nearly all files have to be there
-        folder = Path(os.path.abspath(folder))
-        return (share >= 0.9 or home in (folder, *folder.parents)) and _own(folder, home)
-
     def find(names, root, option):
         if (root, option) not in known:
-            known[root, option] = _seek(names[:10], [home, home.parent, root.parent], accept)
+            known[root, option] = _seek(names[:10], [home, home.parent, root.parent], home)
         folder, elsewhere = known[root, option]
         if folder and folder != root:
             return f"they seem to be below another folder: add {option} {shlex.quote(str(folder))}"
         if elsewhere:
+            why = f"a file of this name is {elsewhere}: the folders in between are not as listed"
             return (
-                f"a file of this name is {elsewhere}: the folders in between are not as listed. Unpack the"
-                f" archive again, with its folders, and name the top one with {option} DIR."
+                f"{why}. Unpack the archive again, with its folders, and name the top one with {option} DIR."
             )
 
     return find
@@ -452,10 +440,7 @@ def _judge_sounds(report, corpus, seen):
     _check_alignments(report, corpus, {j: x["seconds"] for j, x in seen.items()})
 
 
-_INTEGERS = (
-    "nothing: they are divided by the range of these integers. Write them again between -1 and 1 if that is"
-    " wrong."
-)
+_INTEGERS = "nothing: they are divided by the range of these integers; write them again if that is wrong."
 _SOUNDS = {  # severity, what was found, what to do
     "low": ("warning", "sampled below {rate:,} Hz ({rates})", "look for a better copy: high tones are lost."),
     "other": ("note", "not sampled at {rate:,} Hz ({rates})", "nothing: they are converted on reading."),
@@ -497,17 +482,12 @@ def _judge_images(report, corpus, seen):
     }
     for key in ("mode", "format"):
         s[f"image_{key}"] = dict(Counter(x[key] for x in seen).most_common())
-    other, opened = (
-        {m: n for m, n in s["image_mode"].items() if m != "RGB"},
-        f"of {len(seen):,} opened images",
-    )
-    if other:
-        said = f"{corpus.split}: {sum(other.values()):,} {opened} not RGB ({_tally(other)})"
+    opened = f"{corpus.split}: {{:,}} of {len(seen):,} opened images"
+    if other := {m: n for m, n in s["image_mode"].items() if m != "RGB"}:
+        said = f"{opened.format(sum(other.values()))} not RGB ({_tally(other)})"
         report.add("note", said, "nothing: they are converted on reading.")
     if small := (short < 224).sum():
-        said = (
-            f"{corpus.split}: {small:,} {opened} with a short side below 224 pixels (down to {short.min()})"
-        )
+        said = f"{opened.format(small)} with a short side below 224 pixels (down to {short.min()})"
         report.add("note", said, "nothing: they are enlarged where a model needs it.")
 
 
@@ -645,12 +625,8 @@ def _check_shards(report, corpus, whole=False):
     "Compare the digests of the shards of a split. Returns which recordings and images can be tried: all."
     size = sum(p.stat().st_size for p in corpus.folder.glob(f"{corpus.split}-*.tar"))
     digests = whole or size <= _DIGEST_BYTES
-    report.stats["splits"][corpus.split] |= {
-        "shards": str(corpus.folder),
-        "settings": corpus.settings,
-        "shard_bytes": size,
-        "digests": digests,
-    }
+    facts = {"shards": str(corpus.folder), "settings": corpus.settings}
+    report.stats["splits"][corpus.split] |= facts | {"shard_bytes": size, "digests": digests}
     if digests:
         try:
             verify_shards(corpus.folder, corpus.split)
@@ -662,16 +638,11 @@ def _check_shards(report, corpus, whole=False):
     return [np.ones(len(corpus), bool), np.ones(corpus.n_images, bool)]
 
 # %% ../../nbs/data/05_check.ipynb #33f378ac
-_ROLES = {  # what to do without a split of this role; without a part of it
+_LAST = "tell sgmim_train so with --dev-split and no name after it: then the last checkpoint is kept."
+_ROLES = {  # what to do without a split of this role; what a part of it is for
     "train": ("it is needed only for training.", ""),
-    "dev": (
-        "tell sgmim_train so with --dev-split and no name after it: then the last checkpoint is kept.",
-        "the best checkpoint is chosen by the mean of dev_seen and dev_unseen.",
-    ),
-    "test": (
-        "without it there is nothing to report on.",
-        "the tables report test_seen and test_unseen, each by itself.",
-    ),
+    "dev": (_LAST, "the best checkpoint is chosen by the mean of dev_seen and dev_unseen."),
+    "test": ("without it there is nothing to report on.", "the tables report test_seen and test_unseen."),
 }
 
 
@@ -689,9 +660,9 @@ def _check_layout(report, there):
             do = WITHOUT_KARPATHY if (report.kind, role) == ("spokencoco", "test") else without
             report.add(severity, f"there is no {role} split {splits}", do)
             continue
-        official = protocol_splits(report.kind, role)
-        if report.kind == "places" and set(taken) < set(official):
-            for name in (n for n in official if n not in taken):
+        official = set(protocol_splits(report.kind, role))
+        if report.kind == "places" and set(taken) < official:
+            for name in sorted(official - set(taken)):
                 report.add("warning", f"the split {name} is not there {splits}", part)
 
 
@@ -715,8 +686,6 @@ def _splits_there(report, options):
         if there := splits_of(report.path, report.kind, **options):
             return there
         raise DataError(f"{report.path} holds no split of the kind {report.kind}")
-    except ConfigError:
-        raise
     except (DataError, OSError) as e:
         do = "mend the list" if report.kind else "give the folder that the archive was unpacked into"
         report.add("error", str(e), f"{do}; data_manifests/README.md shows how each corpus lies.")
@@ -729,8 +698,6 @@ def _loaded(report, split, options, told):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was left out will be reported
             return load_corpus(report.path, split, report.kind, **options)
-    except ConfigError:
-        raise
     except (DataError, OSError) as e:
         what, _, do = str(e).partition(REMEDY)
         if str(e) not in told:
@@ -745,10 +712,8 @@ def _check_media(report, corpus, opening, find):
         return []
     there = _check_files(report, corpus, find, opening.max_unreadable)
     sounds, pictures = _check_opened(report, corpus, there, opening)
-    return [
-        *((corpus.split, "recording", corpus.audio_path(j)) for j in sounds),
-        *((corpus.split, "image", corpus.image_path(i)) for i in pictures),
-    ]
+    files = {"recording": map(corpus.audio_path, sounds), "image": map(corpus.image_path, pictures)}
+    return [(corpus.split, what, path) for what, paths in files.items() for path in paths]
 
 # %% ../../nbs/data/05_check.ipynb #6b12cdea
 def check_data(
@@ -791,9 +756,8 @@ def report_figure(report):  # `CorpusReport`
     import matplotlib.pyplot as plt
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7), layout="constrained")
-    cut = max(
-        (s["seconds"]["train_cut"] for s in report.stats["splits"].values() if "seconds" in s), default=8
-    )
+    cuts = [s["seconds"]["train_cut"] for s in report.stats["splits"].values() if "seconds" in s]
+    cut = max(cuts, default=8)
     longest = max([cut, *(t.max() for t in report.seconds.values())])
     for split, t in report.seconds.items():
         left.hist(t, np.linspace(0, longest, 41), density=True, histtype="step", linewidth=1.4, label=split)

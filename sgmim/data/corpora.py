@@ -187,21 +187,22 @@ class _Column(Strings):
 
 # %% ../../nbs/data/04_corpora.ipynb #a39bc6ea
 UNKNOWN = "unknown"  # the speaker where none is known
+_RELATIVE = "List the paths relative to the folder of the files."
 _OUTSIDE = "Name the folder that the absolute paths lie below with {}, or list relative paths."
 
 
 def _path_fault(path, below=None):
     """(why, what to do) of a listed path that cannot be used; ('', '') if it can. `below`: the `Below` of
     its folder."""
-    plain = plain_path(path) if isinstance(path, str) else ""
+    if not isinstance(path, str):
+        return path_fault(path), ""
+    plain = plain_path(path)
     if re.match("[A-Za-z]:/|//", plain):
-        return (
-            f"'{path}' is absolute, a path of Windows",
-            "List the paths relative to the folder of the files.",
-        )
-    if plain[:1] != "/" or ".." in plain.split("/"):
-        why = path_fault(plain.lstrip("/") if plain else path) or ""
-        return why.replace(repr(plain.lstrip("/")), repr(path)), ""
+        return f"'{path}' is absolute, a path of Windows", _RELATIVE
+    if ".." in plain.split("/"):
+        return f"'{path}' climbs out of its root", ""
+    if plain[:1] != "/":
+        return (path_fault(plain) or "").replace(repr(plain), repr(path)), ""
     if below and below(plain):
         return "", ""
     return f"'{path}' is absolute" + (f", and not below {below.root}" if below else ""), _OUTSIDE
@@ -316,16 +317,9 @@ class _Rows:
             notes.append(f"{self.blank:,} of {len(self.audio):,} captions have an empty text")
         if len(self.audio):
             self.skips.settle(strict, f"{name}, split {split}")
-        columns = Columns(
-            images=self.image_names,
-            image_of_caption=self.image_of_caption,
-            audio=self.audio,
-            uttids=self.uttids,
-            speakers=self.speakers,
-            texts=self.texts if self.texts.packed else None,
-            alignments=self.alignments if self.alignments.packed else None,
-            labels=self.labels if any(self.labels) else None,
-        )
+        texts, alignments = (c if c.packed else None for c in (self.texts, self.alignments))
+        needed = self.image_names, self.image_of_caption, self.audio, self.uttids, self.speakers
+        columns = Columns(*needed, texts, alignments, self.labels if any(self.labels) else None)
         return Corpus(name, split, *roots, columns, self.skips, notes)
 
 # %% ../../nbs/data/04_corpora.ipynb #4c3319fe
@@ -372,9 +366,7 @@ def _settle(rows, image_root, audio_root):
             if name[:1] != "/" and os.path.basename(as_listed) in listing.files(os.path.dirname(as_listed)):
                 plain = as_listed
             if plain != name:
-                how = (
-                    "with backslashes, as on Windows" if "\\" in name else "with blanks, quotes, './' or '//'"
-                )
+                how = "with backslashes (Windows)" if "\\" in name else "with blanks, quotes, './' or '//'"
                 changed.setdefault("absolute" if name[:1] == "/" else how, []).append((name, plain))
             yield plain
 
@@ -413,17 +405,14 @@ def _find_root(guesses, names, other=lambda folder: False):
     or else in another spelling), else the first that is there. `other(folder)`: is it of another corpus?"""
     folders = [Path(g) for g in guesses if os.path.isdir(g)] or [Path(guesses[-1])]
     some = [names[i] for i in range(min(20, len(names)))]
-    for there in (_is_file, lambda folder, name: Listing(folder).alike(plain_path(name))):
+    for alike in (False, True):
         for folder in folders:
-            inside = f"{os.path.abspath(folder)}/"
-            here = [n for n in some if n[:1] != "/" or n.startswith(inside)]
-            if any(there(folder, n) for n in here) and not other(folder):
+            listing, inside = Listing(folder), f"{os.path.abspath(folder)}/"
+            here = {p for n in some if n[:1] != "/" or n.startswith(inside) for p in (n, plain_path(n))}
+            there = map(listing.alike, here) if alike else (os.path.isfile(folder / p) for p in here)
+            if any(there) and not other(folder):
                 return folder
     return folders[0]
-
-
-def _is_file(folder, name):
-    return os.path.isfile(folder / name) or os.path.isfile(folder / plain_path(name))
 
 # %% ../../nbs/data/04_corpora.ipynb #29d183b7
 def _folder(root):
@@ -499,15 +488,11 @@ def _pick_split(split, there, where, advice=""):
     raise DataError(f"{said} {advice}".strip())
 
 # %% ../../nbs/data/04_corpora.ipynb #3c43b8f8
-_PLACES = dict(
-    uttid="uttid",
-    audio="wav",
-    image="image",
-    speaker="speaker",
-    text="asr_text",
-    alignment="text_alignment",
-    label="scenelabel",
+# the key of a record that holds each field
+_COCO = dict(
+    uttid="uttid", audio="wav", image="image", speaker="speaker", text="text", alignment="text_alignment"
 )
+_PLACES = _COCO | dict(text="asr_text", label="scenelabel")
 _PLACES_SPLITS = ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen", "val")
 _PLACES_FOLDERS = ("metadata", "", "placesaudio_2020_splits", "placesaudio_2020_splits/metadata")
 
@@ -566,9 +551,6 @@ def places_audio(
     return rows.corpus("places", split, strict, image=images, audio=sounds)
 
 # %% ../../nbs/data/04_corpora.ipynb #605084fc
-_COCO = dict(
-    uttid="uttid", audio="wav", image="image", speaker="speaker", text="text", alignment="text_alignment"
-)
 _KARPATHY = ("train", "val", "test")
 WITHOUT_KARPATHY = (
     "SpokenCOCO's own files have no test set: that of the tables is Karpathy's. Put his dataset_coco.json (in"
@@ -672,10 +654,9 @@ def _misspelt_captions(rows, k, entry):
         yield (k,), entry
         return
     meant = entry.get(_near("captions", entry))
-    key = "caption" if type(meant) in (dict, str) else "captions"
-    places = [(k, j) for j in range(len(meant))] if type(meant) is list else [(k,)]
-    for at in places:
-        rows.skip("missing key", at, _missing(entry, key))
+    why = _missing(entry, "caption" if type(meant) in (dict, str) else "captions")
+    for at in [(k, j) for j in range(len(meant))] if type(meant) is list else [(k,)]:
+        rows.skip("missing key", at, why)
 
 
 def _of_another_image(caption):
@@ -764,8 +745,7 @@ def spokencoco(
 
 # %% ../../nbs/data/04_corpora.ipynb #afea08d5
 _FACC_LISTS = (
-    "The lists Flickr_8k.<split>Images.txt come in Flickr8k_text.zip, with the images of Flickr8k; put them"
-    " into"
+    "The lists Flickr_8k.<split>Images.txt come in Flickr8k_text.zip, with the images; put them into"
 )
 
 

@@ -140,9 +140,7 @@ def parse_words(
         except ValueError:
             start = end = word = None
         if not word or not 0 <= start <= end < float("inf"):
-            raise DataError(
-                f"{where}: the alignment holds '{token}', which is no start__WORD__end in seconds"
-            )
+            raise DataError(f"{where}: the alignment holds '{token}', no start__WORD__end in seconds")
         words.append((word, start, end))
     return tuple(words)
 
@@ -338,14 +336,11 @@ class _Captions(Sequence):
         if not -len(c) <= j < len(c):
             raise IndexError(f"caption {j} of {len(c)}")
         j %= len(c)
-        return Caption(
-            image=int(c.image_of_caption[j]),
-            uttid=c.uttids[j],
-            speaker=c.speakers[c.speaker_of_caption[j]],
-            text=c.texts[j] if c.texts else "",
-            words=parse_words(c.alignments[j], c.uttids[j]) if c.alignments else (),
-            samples=None if c.samples is None else int(c.samples[j]),
-        )
+        text = c.texts[j] if c.texts else ""
+        words = parse_words(c.alignments[j], c.uttids[j]) if c.alignments else ()
+        samples = None if c.samples is None else int(c.samples[j])
+        speaker = c.speakers[c.speaker_of_caption[j]]
+        return Caption(int(c.image_of_caption[j]), c.uttids[j], speaker, text, words, samples)
 
 # %% ../../nbs/data/02_corpus.ipynb #b991dd40
 class Corpus:
@@ -399,10 +394,8 @@ class Corpus:
         return len(self.audio_names)
 
     def __repr__(self):
-        return (
-            f"Corpus({self.name}, {self.split}: {self.n_images:,} images, {len(self):,} captions,"
-            f" {len(self.speakers):,} speakers)"
-        )
+        sizes = f"{self.n_images:,} images, {len(self):,} captions, {len(self.speakers):,} speakers"
+        return f"Corpus({self.name}, {self.split}: {sizes})"
 
     def _path(self, what, name):
         "Where a listed file is: its folder is looked through only if it is not there as it is listed."
@@ -491,24 +484,18 @@ def select(
     keep = np.asarray(keep, bool)
     if keep.shape != (len(corpus),):
         raise DataError(f"keep has shape {keep.shape}, and the corpus {len(corpus)} captions")
-    images, codes = np.unique(corpus.image_of_caption[keep], return_inverse=True)
-    used = np.zeros(corpus.n_images, bool)
-    used[images] = True
+    needed, codes = np.unique(corpus.image_of_caption[keep], return_inverse=True)
+    used = np.isin(np.arange(corpus.n_images), needed)
 
     def taken(column, which):
         return None if column is None else list(compress(column, which))
 
     speakers = list(corpus.speakers)
-    columns = Columns(
-        images=taken(corpus.image_names, used),
-        image_of_caption=codes,
-        audio=taken(corpus.audio_names, keep),
-        uttids=taken(corpus.uttids, keep),
-        speakers=[speakers[s] for s in corpus.speaker_of_caption[keep]],
-        texts=taken(corpus.texts, keep),
-        alignments=taken(corpus.alignments, keep),
-        labels=taken(corpus.labels, used),
-    )
+    names = [speakers[s] for s in corpus.speaker_of_caption[keep]]
+    images, labels = (taken(c, used) for c in (corpus.image_names, corpus.labels))
+    per_caption = (corpus.audio_names, corpus.uttids, corpus.texts, corpus.alignments)
+    audio, uttids, *optional = (taken(c, keep) for c in per_caption)
+    columns = Columns(images, codes, audio, uttids, names, *optional, labels)
     roots, faults = (corpus.image_root, corpus.audio_root), [*corpus.skipped, *skipped]
     out = Corpus(corpus.name, corpus.split, *roots, columns, faults, corpus.notes)
     if corpus.samples is not None:
@@ -556,9 +543,7 @@ def _absence(corpus, what, k, listing, uttid):
     path = corpus._path(what, name := getattr(corpus, f"{what}_names")[k])
     if not listing:
         return Skip(f"empty {noun}", uttid, f"{path} has {path.stat().st_size} bytes")
-    do = (
-        f"If they lie elsewhere, name the folder that holds the {noun}s: --{what}-root DIR ({what}_root=DIR)."
-    )
+    do = f"If they lie elsewhere, name the folder of the {noun}s: --{what}-root DIR ({what}_root=DIR)."
     return Skip(f"missing {noun}", uttid, f"{path} is not there{unclear(listing, name)}", do)
 
 # %% ../../nbs/data/02_corpus.ipynb #a6e20252

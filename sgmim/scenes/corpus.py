@@ -299,7 +299,7 @@ def load_scenes(
     if split not in SPLITS:
         raise ConfigError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if n_images < 1 or not 1 <= captions <= 5:
-        raise ConfigError(f"need an image or more and 1 to 5 captions each, got {n_images} and {captions}")
+        raise ConfigError(f"need at least one image and 1 to 5 captions each, got {n_images}, {captions}")
     corpus = Path(cache or cache_folder()) / f"{RECIPE}-{size}px-seed{seed}"
     folder, n_chunks = corpus / f"{split}-{n_images}x{captions}", -(-n_images // _CHUNK)
     args = dict(split=split, n_images=n_images, captions=captions, seed=seed, size=size)
