@@ -863,6 +863,9 @@ def test_the_image_in_an_uttid(tmp_path, uttid, good):
     }
     write_json(tmp_path / "SpokenCOCO_val.json", {"data": [entry]})
     assert spokencoco(tmp_path, "val").skipped.counts == ({} if good else {"uttid of another image": 1})
+    # an image without a number says nothing
+    write_json(tmp_path / "SpokenCOCO_val.json", {"data": [{**entry, "image": "val2014/photo.jpg"}]})
+    assert not spokencoco(tmp_path, "val").skipped
 
 
 def test_restval(few, copy):
