@@ -59,15 +59,11 @@ def check_audio(
     return found
 
 # %% ../../nbs/data/00_audio.ipynb #299e7386
-def to_mono(
-    wave: np.ndarray,  # floats, (L,) or (L, channels)
-) -> np.ndarray:  # float32 (L,)
-    "Mean of the channels. Raises `DataError` for other shapes and for integer samples."
+def to_mono(wave: np.ndarray) -> np.ndarray:  # floats, (L,) or (L, channels)
+    "Mean of the channels, float32 (L,). Raises `DataError` for other shapes and for integer samples."
     wave = np.asarray(wave)
     if not np.issubdtype(wave.dtype, np.floating):
-        raise DataError(
-            f"samples are {wave.dtype}; give floats in [-1, 1] (16-bit integers: divide by 32768)"
-        )
+        raise DataError(f"samples are {wave.dtype}; give floats in [-1, 1] (of 16 bits: divide by 32768)")
     if wave.ndim == 2:
         wave = wave.mean(axis=1)
     if wave.ndim != 1:
@@ -91,19 +87,22 @@ def resample(
     return soxr.resample(wave, from_rate, to_rate, quality="HQ")
 
 # %% ../../nbs/data/00_audio.ipynb #e1cea516
-def _wav_bytes_missing(path) -> int:
-    """Bytes that a RIFF wav's data chunk promises and the file does not have; 0 for other formats and for
-    streamed files."""
+def _wav_chunks(blob: bytes):
+    "Yield (name, position, size) of the chunks of a wav, as far as they go."
+    at = 12
+    while len(blob) >= at + 8:
+        name, n = struct.unpack("<4sI", blob[at : at + 8])
+        yield name, at, n
+        at += 8 + n + n % 2  # chunks begin at even bytes
+
+
+def _wav_end(path) -> int:
+    "Where the sound of a RIFF wav ends, by its header; the size of the file for streams and other formats."
     size = os.path.getsize(path)
     with open(path, "rb") as f:
-        if f.read(12)[:4] != b"RIFF":
-            return 0
-        while len(head := f.read(8)) == 8:
-            name, n = struct.unpack("<4sI", head)
-            if name == b"data":
-                return 0 if n >= 0x7FFF0000 else max(0, f.tell() + n - size)
-            f.seek(n + n % 2, 1)  # chunks begin at even bytes
-    return 0
+        head = f.read(65_536)
+    chunks = _wav_chunks(head) if head[:4] == b"RIFF" else ()
+    return next((at + 8 + n for name, at, n in chunks if name == b"data" and n < 0x7FFF0000), size)
 
 # %% ../../nbs/data/00_audio.ipynb #de11dd77
 def _check_ogg(path, blob=None) -> None:
@@ -118,19 +117,14 @@ def _check_ogg(path, blob=None) -> None:
                 raise DataError(_CUT.format(path))
             first, last = head[5] & 2, head[5] & 4
             if first and data:
-                raise DataError(
-                    f"{path} holds several recordings one after the other, and only the first would be read."
-                    " Split it, or convert it."
-                )
+                raise DataError(f"{path} holds several recordings one after the other. Split it.")
             data, at = data or not first, end
             f.seek(at)
     if head and b"OggS".startswith(head):
         raise DataError(_CUT.format(path))
     if last == 0:
-        warnings.warn(
-            f"{path} does not mark its last page as the last: it may have been cut between two pages",
-            stacklevel=2,
-        )
+        said = "does not mark its last page as the last: it may have been cut between two pages"
+        warnings.warn(f"{path} {said}", stacklevel=2)
 
 
 _CUT = "{} is truncated: it ends before its sound does. Download or copy it again."
@@ -156,13 +150,10 @@ def _mp3_frame(head: bytes) -> tuple | None:
     rate, speed, pad = head[2] >> 2 & 3, head[2] >> 4, head[2] >> 1 & 1
     if version is None or layer == 4 or rate == 3 or speed in (0, 15):
         return None
-    hertz = (44_100, 48_000, 32_000)[rate] // (1 if version == 1 else 2 if version == 2 else 4)
+    hertz = (44_100, 48_000, 32_000)[rate] // {1: 1, 2: 2, 2.5: 4}[version]
     bits = 1000 * _KBPS[1 if version == 1 else 2, layer][speed]
-    if layer == 1:
-        length = (12 * bits // hertz + pad) * 4
-    else:
-        length = (144 if layer == 2 or version == 1 else 72) * bits // hertz + pad
-    return length, (version, layer, hertz)
+    slots = {1: 12, 2: 144, 3: 144 if version == 1 else 72}[layer]
+    return (slots * bits // hertz + pad) * (4 if layer == 1 else 1), (version, layer, hertz)
 
 # %% ../../nbs/data/00_audio.ipynb #4a39598f
 def _count_mp3(blob: bytes) -> tuple:
@@ -176,36 +167,24 @@ def _count_mp3(blob: bytes) -> tuple:
         end = at + frame[0] if fits else 0
         if fits and end > size:
             return first, n, n > 0
-        if fits and (
-            end > size - 4
-            or blob[end : end + 3] in (b"TAG", b"APE", b"LYR")
-            or _same_kind(blob, end, frame[1])
-        ):
+        tag = blob[end : end + 3] in (b"TAG", b"APE", b"LYR")
+        if fits and (end > size - 4 or tag or _followed(blob, at, frame, 1)):
             first, kind, n, at = (at if first is None else first), frame[1], n + 1, end
-        elif (
-            first is not None
-            and frame
-            and _same_kind(blob, at + frame[0], frame[1])
-            and _third(blob, at, frame)
-        ):
-            raise DataError(
-                "an mp3 of several recordings of different rates or kinds, of which only the first would be"
-                " read"
-            )
+        elif first is not None and frame and _followed(blob, at, frame, 2):  # two more: no chance
+            raise DataError("an mp3 of several recordings of different rates or kinds")
         else:
             at = (blob.find(b"\xff", at + 1) + size + 1) % (size + 1)  # -1, not found: the end
     return first, n, False
 
 
-def _third(blob, at, frame):
-    "Whether two more frames of the kind of `frame` follow it: no chance."
-    second = _mp3_frame(blob[at + frame[0] : at + frame[0] + 4])
-    return _same_kind(blob, at + frame[0] + second[0], frame[1])
-
-
-def _same_kind(blob, at, kind):
-    frame = _mp3_frame(blob[at : at + 4])
-    return frame is not None and frame[1] == kind
+def _followed(blob, at, frame, times) -> bool:
+    "Whether a frame at a byte is followed by this many frames of its kind."
+    for _ in range(times):
+        at, kind = at + frame[0], frame[1]
+        frame = _mp3_frame(blob[at : at + 4])
+        if frame is None or frame[1] != kind:
+            return False
+    return True
 
 
 def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
@@ -234,15 +213,13 @@ def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
 
 def _xing(head: bytes, frames: int) -> bytes:
     "A frame without sound of the kind of `head`, with the number of frames."
-    # mono or stereo, MPEG 1 or 2
-    side = (17 if head[3] >> 6 == 3 else 32) if head[1] & 8 else (9 if head[3] >> 6 == 3 else 17)
+    side = {(1, 1): 17, (1, 0): 32, (0, 1): 9, (0, 0): 17}[head[1] >> 3 & 1, int(head[3] >> 6 == 3)]
     for speed in range(1, 15):
         new = bytes([head[0], head[1] | 1, speed << 4 | head[2] & 0x0C, head[3]])
         if (length := _mp3_frame(new)[0]) >= 4 + side + 12:
             break
-    return (new + bytes(side) + b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")).ljust(
-        length, b"\0"
-    )
+    tag = b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
+    return (new + bytes(side) + tag).ljust(length, b"\0")
 
 # %% ../../nbs/data/00_audio.ipynb #09924051
 def _id3_bytes(blob: bytes) -> int:
@@ -252,15 +229,6 @@ def _id3_bytes(blob: bytes) -> int:
         size = blob[at + 6 : at + 10]
         at += 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]) + 10 * (blob[at + 5] >> 4 & 1)
     return at
-
-
-def _wav_chunks(blob: bytes):
-    "Yield (name, position, size) of the chunks of a wav, as far as they go."
-    at = 12
-    while len(blob) >= at + 8:
-        name, n = struct.unpack("<4sI", blob[at : at + 8])
-        yield name, at, n
-        at += 8 + n + n % 2
 
 
 def _past_chunks(blob: bytes, at: int) -> int:
@@ -284,14 +252,11 @@ def _wav_to_its_end(blob: bytes) -> bytes | None:
 
 def _rest_of_wav(path) -> int:
     "Bytes of a wav behind its sound that are no chunks; up to 4 kB count as none, and are not read."
-    size = os.path.getsize(path)
+    end = _wav_end(path)
+    if os.path.getsize(path) - end <= 4096:
+        return 0
     with open(path, "rb") as f:
-        end = next(
-            (at + 8 + n + n % 2 for name, at, n in _wav_chunks(f.read(65_536)) if name == b"data"), size
-        )
-        if size - end <= 4096:
-            return 0
-        f.seek(end)
+        f.seek(end + end % 2)
         blob = f.read()
     return max(0, len(blob) - _past_chunks(blob, 0))
 
@@ -334,9 +299,7 @@ def _open_sound(path):
     with contextlib.ExitStack() as opened:
         f = opened.enter_context(_sound_file(path, blob := _repaired(path)))
         if f.format not in _SOUND_FORMATS:
-            raise DataError(
-                f"{path} is in the format {f.format}, which is not read here. Convert it to wav or flac."
-            )
+            raise DataError(f"{path} is in the format {f.format}, not read here. Convert it to wav or flac.")
         if f.format == "MP3" and (whole := _with_mp3_header(blob or Path(path).read_bytes(), path)):
             f = opened.enter_context(_sound_file(path, whole))
         f.seekable = lambda: False  # reading goes forward alone: FLAC of unknown length cannot be sought in
@@ -380,7 +343,9 @@ def _is_short(path, f) -> bool:
         return bool(said) and int(said[1]) > f.frames
     # libsndfile's log
     sizes = re.findall(r"(?:data|SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)", f.extra_info)
-    return any(int(there) < int(said) < 0x7FFF0000 for said, there in sizes) or _wav_bytes_missing(path) > 0
+    return any(int(there) < int(said) < 0x7FFF0000 for said, there in sizes) or _wav_end(
+        path
+    ) > os.path.getsize(path)
 
 
 def _decode(path, max_seconds):
@@ -399,10 +364,8 @@ def _decode(path, max_seconds):
         if (known and left > slack) or _is_short(path, f):
             raise DataError(_CUT.format(path))
     if whole and blob is None and f.format in ("WAV", "WAVEX") and (rest := _rest_of_wav(path)):
-        warnings.warn(
-            f"{path} holds {rest:,} bytes behind its sound that were not read: its header may be wrong",
-            stacklevel=2,
-        )
+        said = f"{path} holds {rest:,} bytes behind its sound that were not read: its header may be wrong"
+        warnings.warn(said, stacklevel=2)
     wave = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
     return _in_range(wave, path) if floating else wave, f.samplerate
 
@@ -413,16 +376,11 @@ def _in_range(wave, path):
     peak = np.abs(wave).max(initial=0)
     if not peak > MAX_PEAK or not np.isfinite(peak):
         return wave
-    full = next((b for b in (15, 23, 31) if peak <= 2.0**b), None)
+    full, said = next((b for b in (15, 23, 31) if peak <= 2.0**b), None), f"{path} holds float samples up to"
     if full is None:
-        raise DataError(
-            f"{path} holds float samples up to {peak:.3g}; they belong between -1 and 1. Convert it."
-        )
-    warnings.warn(
-        f"{path} holds float samples up to {peak:,.0f}: read as {full + 1}-bit integers and divided by"
-        f" {2**full:,}",
-        stacklevel=2,
-    )
+        raise DataError(f"{said} {peak:.3g}; they belong between -1 and 1. Convert it.")
+    how = f"read as {full + 1}-bit integers and divided by {2**full:,}"
+    warnings.warn(f"{said} {peak:,.0f}: {how}", stacklevel=2)
     return wave / np.float32(2**full)
 
 # %% ../../nbs/data/00_audio.ipynb #ec0b688f
@@ -440,18 +398,14 @@ def load_audio(
     if not os.path.isfile(path):
         raise DataError(f"{path} is not there. Check the audio folder that the paths are joined to.")
     if path.stat().st_size == 0:
-        raise DataError(
-            f"{path} is empty (0 bytes). Some recordings of Places Audio are: leave the record out."
-        )
+        raise DataError(f"{path} is empty (0 bytes), as some of Places Audio are: leave the record out.")
     try:
         wave, native = _decode(path, max_seconds)
     except OSError as e:
         raise DataError(f"{path} cannot be opened: {e.strerror or e}") from e
     except RuntimeError as e:  # soundfile's errors are RuntimeErrors
-        raise DataError(
-            f"{path} cannot be read as sound ({getattr(e, 'error_string', e)}). It is damaged, or no wav,"
-            " flac, mp3 or ogg file."
-        ) from e
+        why = f"cannot be read as sound ({getattr(e, 'error_string', e)})"
+        raise DataError(f"{path} {why}. It is damaged, or no wav, flac, mp3 or ogg file.") from e
     if not np.isfinite(wave).all() or not wave.size:
         check_audio(wave.ravel(), path, min_samples=1)
     mono = resample(to_mono(wave), native, rate)

@@ -32,55 +32,42 @@ _CORPUS_PARTS = {
 _SEE = 'See the page "Your own dataset"'
 
 
-def is_corpus(
-    data,  # what was given to train or to evaluate on
-) -> bool:  # False: an iterable of batches
-    """Whether `data` is a corpus. Raises `ConfigError` for what is neither a corpus nor batches: a path, a
-    class, a list of corpora, an incomplete corpus."""
-    kind = type(data).__name__
-    if isinstance(data, (str, os.PathLike)):
-        raise ConfigError(
-            f"data is the path {str(data)!r}; open it first: load_corpus(path) of sgmim.data.corpora"
-        )
-    if isinstance(data, type):
-        raise ConfigError(f"data is the class {data.__name__}; give an instance: {data.__name__}(…)")
-    has = [name for name in _CORPUS_PARTS if hasattr(data, name)]
-    if len(has) == len(_CORPUS_PARTS):
-        return True
+def is_corpus(data) -> bool:  # what was given to train or to evaluate on
+    """Whether `data` is a corpus; False: an iterable of batches. Raises `ConfigError` for what is neither: a
+    path, a class, a list of corpora, an incomplete corpus."""
+    kind, why = type(data).__name__, ""
+    lacks = {name: form for name, form in _CORPUS_PARTS.items() if not hasattr(data, name)}
     reads = callable(getattr(data, "image", None)) and callable(getattr(data, "audio", None))
-    if reads or "image_of_caption" in has:
-        lacks = "; ".join(f"{name} ({what})" for name, what in _CORPUS_PARTS.items() if name not in has)
-        raise ConfigError(f"data ({kind}) is no complete corpus. Missing: {lacks}. {_SEE}.")
-    if isinstance(data, (list, tuple)) and data and hasattr(data[0], "image_of_caption"):
-        raise ConfigError(
-            f"data is a {kind} of {len(data)} corpora; give one corpus. As dev, give a dict {{name: corpus}}"
-        )
-    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        raise ConfigError(
-            f"data is of type {kind}; give a corpus, or batches (a DataLoader or a list of dicts). {_SEE}."
-        )
-    return False
+    if isinstance(data, (str, os.PathLike)):
+        why = f"data is the path {str(data)!r}; open it first: load_corpus(path) of sgmim.data.corpora"
+    elif isinstance(data, type):
+        why = f"data is the class {data.__name__}; give an instance: {data.__name__}(…)"
+    elif lacks and (reads or "image_of_caption" not in lacks):
+        missing = "; ".join(f"{name} ({form})" for name, form in lacks.items())
+        why = f"data ({kind}) is no complete corpus. Missing: {missing}"
+    elif isinstance(data, (list, tuple)) and data and hasattr(data[0], "image_of_caption"):
+        why = f"data is a {kind} of {len(data)} corpora; give one corpus. As dev, give a dict of corpora"
+    elif lacks and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        why = f"data is of type {kind}; give a corpus, or batches (a DataLoader or a list of dicts)"
+    if why:
+        raise ConfigError(f"{why}. {_SEE}.")
+    return not lacks
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a13
 def _check_corpus(corpus) -> tuple:
     "`image_of_caption` (n,) and `samples` (n,) of your own corpus, as int arrays, or `DataError`."
-    images = _whole_numbers(corpus.image_of_caption, "image_of_caption")
+    images, captions = _whole_numbers(corpus.image_of_caption, "image_of_caption"), corpus.captions
     if not len(images):
         raise DataError("the corpus has no captions: image_of_caption is empty")
-    captions = corpus.captions
     if not hasattr(captions, "__len__"):
         raise DataError(f"captions is of type {type(captions).__name__}; give a list")
-    if len(captions) != len(images):
-        raise DataError(
-            f"the corpus has {len(captions)} captions, and image_of_caption has {len(images)} entries"
-        )
+    if (n := len(captions)) != len(images):
+        raise DataError(f"the corpus has {n} captions, and image_of_caption has {len(images)} entries")
     samples = [getattr(caption, "samples", None) for caption in captions]
     if None in samples:
         j = samples.index(None)
-        raise DataError(
-            f"captions[{j}] ({type(captions[j]).__name__}) has no attribute `samples`: the length of its "
-            "recording in samples at 16 kHz, 0 if unknown. For a dict: types.SimpleNamespace(**caption)"
-        )
+        why = "the length of its recording at 16 kHz, 0 if unknown. For a dict: SimpleNamespace(**caption)"
+        raise DataError(f"captions[{j}] ({type(captions[j]).__name__}) has no attribute `samples`: {why}")
     return images, _whole_numbers(samples, "the `samples` of captions")
 
 
@@ -88,9 +75,7 @@ def _whole_numbers(values, what):
     "Integers >= 0 as an array (n,), or `DataError`."
     x = _array(values, what)
     if x.ndim != 1 or (x.dtype.kind not in "iu" and x.size):
-        raise DataError(
-            f"{what} has to hold whole numbers, one per caption, not {x.dtype} of shape {x.shape}"
-        )
+        raise DataError(f"{what} has to hold whole numbers, not {x.dtype} of shape {x.shape}")
     if x.size and x.min() < 0:
         raise DataError(f"{what} is {x.min()} at caption {int(x.argmin())}: it must be 0 or more")
     return x
@@ -110,20 +95,19 @@ def _array(x, what):
         raise DataError(f"{what} ({type(x).__name__}) is no array of numbers ({e}); {expected}") from e
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a14
+_IN_RANGE = "give floats in [-1, 1] (16-bit integers: divide by 32768)"
 _MAX_CHANNELS = 8  # of a waveform with two axes: the shorter one holds the channels
 
 
 def _as_picture(image, what: str = "the image") -> np.ndarray:
-    """A PIL image, or a uint8 array or tensor, of (H, W, 3), (3, H, W), grey (H, W), or with alpha (laid over
+    """A PIL image, or a uint8 array or tensor, (H, W, 3), (3, H, W), grey (H, W), or with alpha (laid over
     white) → uint8 (H, W, 3). `DataError` for floats: their scale is unknown."""
     if isinstance(image, Image.Image):
         return np.array(to_rgb(image, what))
     x = _array(image, what)
     if x.dtype != np.uint8:
-        raise DataError(
-            f"{what} is {x.dtype} of shape {x.shape}; give uint8, 0 to 255, not normalised "
-            "(floats in [0, 1]: multiply by 255, round, convert to uint8)"
-        )
+        form = "give uint8, 0 to 255, not normalised (floats in [0, 1]: multiply by 255 and round)"
+        raise DataError(f"{what} is {x.dtype} of shape {x.shape}; {form}")
     if x.ndim == 3 and x.shape[2] not in (1, 3, 4):
         x = np.moveaxis(x, 0, 2)
     if x.ndim == 2:
@@ -141,9 +125,7 @@ def _as_waveform(wave, what: str = "the waveform") -> np.ndarray:
     if not x.size:
         raise DataError(f"{what} has no samples: leave this caption out")
     if x.dtype.kind != "f":
-        raise DataError(
-            f"{what} holds {x.dtype} samples; give floats in [-1, 1] (16-bit integers: divide by 32768)"
-        )
+        raise DataError(f"{what} holds {x.dtype} samples; {_IN_RANGE}")
     with np.errstate(over="ignore"):
         x = x.astype(np.float32, copy=False)
     if x.ndim == 2 and min(x.shape) <= _MAX_CHANNELS:
@@ -154,9 +136,7 @@ def _as_waveform(wave, what: str = "the waveform") -> np.ndarray:
     if not np.isfinite(peak):
         raise DataError(f"{what} is not finite: it holds NaN or infinite samples")
     if peak > MAX_PEAK:
-        raise DataError(
-            f"{what} has a peak of {peak:,.0f}; give floats in [-1, 1] (16-bit samples: divide by 32768)"
-        )
+        raise DataError(f"{what} has a peak of {peak:,.0f}; {_IN_RANGE}")
     return x
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a16
@@ -209,10 +189,8 @@ def _check_entry(batch, key, ndim, form, what):
 
 
 def _is_list_of_pairs(x):
-    def pair(u):
-        return isinstance(u, (list, tuple)) and len(u) == 2
-
-    return isinstance(x, (list, tuple)) and len(x) > 0 and all(map(pair, x))
+    kinds = (list, tuple)
+    return isinstance(x, kinds) and len(x) > 0 and all(isinstance(u, kinds) and len(u) == 2 for u in x)
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a28
 def check_batch(
@@ -235,26 +213,19 @@ def check_batch(
     uneven = {k: tuple(v.shape) for k, v in tensors.items() if not v.ndim or len(v) != rows}
     _need(not uneven, f"{what} has {rows} pairs, and other lengths in {uneven}")
     enough = not train or rows >= least or "unreadable" in batch
-    _need(
-        enough,
-        f"{what} has {rows} pair(s), and the contrastive loss takes two (a DataLoader: drop_last=True)",
-    )
+    _need(enough, f"{what} has {rows} pair(s); the contrastive loss takes two (a DataLoader: drop_last=True)")
     listed = "unreadable" not in batch or _is_list_of_pairs(batch["unreadable"])
     _need(listed, f"{what} has an 'unreadable' that is no list of (what, why)")
 
 
-def check_batches(
-    batches,  # an iterable
-):  # yields them
-    "Check the batches of an evaluation one by one; `DataError` if there is none."
+def check_batches(batches):  # an iterable
+    "Yield the batches of an evaluation, checked one by one; `DataError` if there is none."
     k = -1
     for k, batch in enumerate(batches):
         check_batch(batch, f"batch {k}", train=False)
         yield batch
     if k < 0:
-        raise DataError(
-            "the loader gave no batch: it is empty, or a generator that was used up (give a list)"
-        )
+        raise DataError("the loader gave no batch: it is empty, or a used up generator (give a list)")
 
 # %% ../../nbs/data/06_batches.ipynb #6d260df2
 class Pairs(torch.utils.data.Dataset):
@@ -293,25 +264,33 @@ class Pairs(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.image_of_caption)
 
-    def collate(self, items):
+    def collate(self, items) -> dict:  # of these pairs
         "`collate` with the padding of these pairs."
         return collate(items, self.max_samples if self.pad else None)
 
-    def image(self, i, draw=None):
-        "Image `i`, uint8 (S, S, 3), transformed; decoded once if kept."
-        image = self._kept.get(i) if self._kept is not None else None
+    def image(
+        self,
+        i,  # number of the image
+        draw=None,  # seed of the augmentation; None: leave that to the caller
+    ):  # uint8 (S, S, 3)
+        "Image `i`, transformed; decoded once if kept."
+        image = (self._kept or {}).get(i)
         if image is None:
             image = self.corpus.image(i, self.side) if self.files else read_item(self.corpus, "image", i)
-            if self._kept is not None:
-                self._kept[i] = image
+        if self._kept is not None:
+            self._kept[i] = image
         if self.transform is None or image.shape[:2] == self.as_they_are:
             return image
         if draw is not None:
             torch.manual_seed(draw)
         return self.transform(image)
 
-    def sound(self, j, draw=None):
-        "{'audio': waveform of caption `j`}, its speed changed if `draw` is given; or {'frames': …}."
+    def sound(
+        self,
+        j,  # number of the caption
+        draw=None,  # seed of its speed; None: as it was spoken
+    ):  # {'audio': waveform} or {'frames': (T, C)}
+        "Caption `j`, as it is heard."
         if self.frames is not None:
             if self.frames[j] is None:
                 raise DataError(f"caption {j}: its recording could not be read")
@@ -324,12 +303,14 @@ class Pairs(torch.utils.data.Dataset):
             wave = resample(wave, round(RATE * (1 + change)), RATE)
         wave = wave[: self.max_samples]
         if len(wave) < self.shortest:
-            raise DataError(
-                f"caption {j} has {len(wave)} samples, and one frame takes {self.shortest}: leave it out"
-            )
+            raise DataError(f"caption {j} has {len(wave)} samples, and one frame takes {self.shortest}")
         return {"audio": wave}
 
-    def attempt(self, what, read):
+    def attempt(
+        self,
+        what,  # is read
+        read,  # function without arguments
+    ):  # what `read` returns
         "`read()`; with `skip` what cannot be read becomes an entry of the batch's `unreadable`."
         try:
             return read()
@@ -394,10 +375,8 @@ class Order:
         groups=None,  # (n,) the shard of each caption; None: any caption may meet any other
         window: int = 16,  # groups that captions are drawn from at a time
     ):
-        self.lengths = np.asarray(lengths)
-        self.n = len(lengths)
-        self.batch_size = batch_size
-        self.steps = steps
+        self.lengths, self.n = np.asarray(lengths), len(lengths)
+        self.batch_size, self.steps = batch_size, steps
         self.groups = None if groups is None else np.array(groups)
         self.seed, self.bucket, self.window = seed, bucket, window
         if not 1 < batch_size <= self.n:
@@ -405,7 +384,7 @@ class Order:
         self.warm = round(curriculum * steps)
         # the rest of an epoch, less than a batch, is dropped; another rest each epoch
         self.per_epoch = self.n // batch_size
-        self._epoch, self._batches = None, None
+        self._epoch = self._batches = self._by_length = None
 
     def __len__(self):
         return self.steps
@@ -423,7 +402,7 @@ class Order:
     def _easy(self, step):
         share = _EASY_START + (1 - _EASY_START) * step / self.warm
         pool = max(self.batch_size, round(share * self.n))
-        if not hasattr(self, "_by_length"):
+        if self._by_length is None:
             self._by_length = np.argsort(self.lengths, kind="stable")
         return self._by_length[rng_for(self.seed, "easy", step).choice(pool, self.batch_size, replace=False)]
 
@@ -484,11 +463,9 @@ def train_loader(
     )
 
 
-def ahead(
-    batches,  # an iterable
-):  # yields the same batches
-    """Take each batch in a thread while the one before it is in use: opening what a worker hands over takes
-    time (a DataLoader does as much where it pins memory)."""
+def ahead(batches):  # an iterable
+    """Yield batches, each taken in a thread while the one before it is in use: opening what a worker hands
+    over takes time (a DataLoader does as much where it pins memory)."""
     it = iter(batches)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, it, None)
@@ -508,12 +485,12 @@ def eval_loader(
     workers: int = 0,  # processes that decode ahead; 0: none
 ) -> torch.utils.data.DataLoader:  # of batches
     "All pairs once, the shortest first (least padding)."
-    return torch.utils.data.DataLoader(
-        pairs,
-        batch_sampler=_batches(np.argsort(pairs.lengths, kind="stable"), batch_size),
-        collate_fn=pairs.collate,
-        num_workers=workers,
-    )
+    batches = _batches(np.argsort(pairs.lengths, kind="stable"), batch_size)
+    return _loader(pairs, batches, pairs.collate, workers)
+
+
+def _loader(data, batches, collate, workers):
+    return torch.utils.data.DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
 
 
 def _batches(order, size):
@@ -548,15 +525,14 @@ class pool_loader:
         images = _batches(np.unique(pairs.image_of_caption), batch_size)
         captions = _batches(np.argsort(pairs.lengths, kind="stable"), batch_size)
         captions = captions[(rank - len(images)) % size :: size]
-        self.loaders = [self._loader(True, images[rank::size]), self._loader(False, captions)]
+        parts = (_Part(pairs, True), images[rank::size]), (_Part(pairs, False), captions)
+        self.loaders = [_loader(part, batches, pairs.collate, workers) for part, batches in parts]
 
-    def _loader(self, images, batches):
-        part, collate = _Part(self.pairs, images), self.pairs.collate
-        return torch.utils.data.DataLoader(
-            part, batch_sampler=batches, collate_fn=collate, num_workers=self.workers
-        )
-
-    def deal(self, rank: int, size: int):
+    def deal(
+        self,
+        rank: int,  # of this share, from 0
+        size: int,  # how many shares
+    ):  # `pool_loader`
         "One of `size` shares: every `size`th batch of the whole, from the `rank`th on."
         return pool_loader(self.pairs, self.batch_size, self.workers, (rank, size))
 

@@ -32,10 +32,7 @@ from .image import load_image
 class Strings(Sequence):
     "An immutable list of strings in two tensors: UTF-8 bytes, and where each string starts, (n+1,)."
 
-    def __init__(
-        self,
-        items,  # iterable of str; `Strings` are shared, not copied
-    ):
+    def __init__(self, items):  # iterable of str; `Strings` are shared, not copied
         if isinstance(items, Strings):
             self.bytes, self.starts = items.bytes, items.starts
             return
@@ -77,16 +74,6 @@ class Skips(list):
     # of these the caption stays, without its speaker, text or word times
     kept = ("no speaker", "no text", "bad alignment", "misspelt key", "wrong number")
 
-    def add(
-        self,
-        kind,  # of fault
-        where,  # file and entry
-        why,  # what is wrong
-        do="",  # what to do about it
-    ):
-        "Note a fault."
-        self.append(Skip(kind, where, why, do))
-
     @property
     def counts(self):
         "{kind: how many}, the commonest first."
@@ -105,12 +92,15 @@ class Skips(list):
     def __str__(self):
         if not self:
             return "nothing was left out"
-        kept = {k: n for k, n in self.counts.items() if k in self.kept}
-        parts = [_sum_of(self.left_out, "left out"), _sum_of(kept, "kept in part")]
+        sums = []
+        for what, kept in (("left out", False), ("kept in part", True)):
+            kinds = {k: n for k, n in self.counts.items() if (k in self.kept) == kept}
+            each = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
+            sums += [f"{sum(kinds.values()):,} {what} ({each})"] if kinds else []
         first = list({s.kind: s for s in reversed(self)}.values())[::-1][:3]  # one example of a kind
         examples = [f"{s.where}: {s.why}" for s in first] + ["…"] * (len(self) > len(first))
         remedy = f".{REMEDY}{self.remedy}" if self.remedy else ""
-        return f"{', '.join(filter(None, parts))}: {'; '.join(examples)}{remedy}"
+        return f"{', '.join(sums)}: {'; '.join(examples)}{remedy}"
 
     def settle(
         self,
@@ -123,12 +113,6 @@ class Skips(list):
             raise DataError(f"{said} Mend the files, or pass strict=False to go on without these records.")
         if self.left_out:
             warnings.warn(f"{said} The attribute skipped lists all.", stacklevel=4)
-
-
-def _sum_of(kinds, what):
-    "'3 left out (2 duplicate, 1 bad path)'; '' if there are none."
-    each = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
-    return f"{sum(kinds.values()):,} {what} ({each})" if kinds else ""
 
 # %% ../../nbs/data/02_corpus.ipynb #5f5a4e99
 @dataclass(frozen=True)
@@ -156,17 +140,13 @@ def parse_words(
         except ValueError:
             start = end = word = None
         if not word or not 0 <= start <= end < float("inf"):
-            raise DataError(
-                f"{where}: the alignment holds '{token}', which is no start__WORD__end in seconds"
-            )
+            raise DataError(f"{where}: the alignment holds '{token}', no start__WORD__end in seconds")
         words.append((word, start, end))
     return tuple(words)
 
 # %% ../../nbs/data/02_corpus.ipynb #e9abb59f
-def path_fault(
-    path,  # as it is listed
-):  # words, or None
-    "What is wrong with a listed path: it has to be relative, and to stay below its root."
+def path_fault(path) -> str | None:  # as it is listed
+    "What is wrong with a listed path, in words: it has to be relative, and to stay below its root."
     if not isinstance(path, str) or not path.strip() or "\0" in path:
         return f"is no path: {path!r}"
     if re.match(r"[A-Za-z][\w+.-]+:/", path):
@@ -182,50 +162,37 @@ _ZERO_WIDTH = "\u200b\u200e\u200f\u202a\ufeff"
 _ODD = re.compile(rf"\\|//|\./|:|\0|^[\s/~\"'{_ZERO_WIDTH}]|[\s/.\"'{_ZERO_WIDTH}]\Z")
 
 
-def is_plain(
-    path,  # as it is listed
-):  # bool
+def is_plain(path) -> bool:  # as it is listed
     "Whether a listed path certainly is in plain form. Quick: it is asked of every path of a corpus."
     return path != "" and not _ODD.search(path)
 
 
-def plain_path(
-    path,  # as it is listed
-):  # str; an absolute path stays so: file:///a/b is /a/b, ~/b is below the home folder
+def plain_path(path) -> str:  # as it is listed; file:///a/b becomes /a/b, and ~/b is below the home folder
     "A path with slashes, without blanks and quotes around it, './' and doubled slashes."
     path = path.strip(f"{_ZERO_WIDTH} \t\r\n\xa0").strip()
     if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'":
         path = path[1:-1].strip()
     if path[:7].lower() == "file://":
-        path = _path_of_url(path)
+        path = unquote(path[7:].removeprefix("localhost"))
+        if re.match("/[A-Za-z]:", path):
+            path = path[1:]  # file:///C:/a
+        elif not path.startswith("/"):
+            path = f"//{path}"  # file://server/a
     path = path.replace("\\", "/")
     if path.startswith("~/"):
         path = os.path.expanduser(path)
     start = path[: 2 if path.startswith("//") else path.startswith("/")]  # //server/b keeps both slashes
     return start + "/".join(part for part in path.split("/") if part not in ("", "."))
 
-
-def _path_of_url(url):
-    "file:///C:/a is C:/a, file:///a is /a, file://server/a is //server/a."
-    path = unquote(url[7:].removeprefix("localhost"))
-    if re.match("/[A-Za-z]:", path):
-        return path[1:]
-    return path if path.startswith("/") else f"//{path}"
-
 # %% ../../nbs/data/02_corpus.ipynb #ca251fe5
 class Below:
     "Makes absolute paths relative to a folder."
 
-    def __init__(
-        self,
-        root,  # the folder
-    ):
+    def __init__(self, root):  # the folder
         self.root, self.real, self._seen = os.path.abspath(root), os.path.realpath(root), {}
 
-    def __call__(
-        self,
-        path,  # an absolute path
-    ):  # the same path relative to `root`; None if it does not lie below it, symbolic links followed
+    def __call__(self, path):  # an absolute path
+        "The path relative to `root`; None if it does not lie below it, symbolic links followed."
         inside = [b.rstrip("/") + "/" for b in (self.root, self.real)]
         base = next((b for b in inside if path.startswith(b)), None)
         if base is None or ".." in path.split("/"):
@@ -243,9 +210,7 @@ _SYSTEM_FILES = set(
 _SAME_SUFFIX = {".jpeg": ".jpg", ".jpe": ".jpg", ".tiff": ".tif"}
 
 
-def of_system(
-    name,  # of a file or folder
-):  # bool
+def of_system(name) -> bool:  # of a file or folder
     "Whether it belongs to the operating system or an editor: hidden, a lock, a backup, thumbnails."
     return name[:1] == "." or name[:2] in ("~$", ".~") or name[-1:] == "~" or name.lower() in _SYSTEM_FILES
 
@@ -259,51 +224,29 @@ def _spelling(name):
 class Listing:
     "The folders below `root`, each listed once, when it is asked for."
 
-    def __init__(
-        self,
-        root,  # the top folder
-    ):
+    def __init__(self, root):  # the top folder
         self.root, self._files, self._folders, self._names = Path(root), {}, {"": ""}, {}
 
-    def files(
-        self,
-        folder,  # path relative to `root`
-    ):  # {name: bytes}
-        "The files of a folder."
+    def files(self, folder):  # path relative to `root`
+        "{name: bytes} of the files of a folder."
         if folder not in self._files:
             sizes = _scan(self.root / folder, lambda e: e.stat().st_size if e.is_file() else None)
             self._files[folder] = sizes
         return self._files[folder]
 
-    def folder(
-        self,
-        path,  # of a folder, as it is listed
-    ):  # the path on the disk; None if there is no such folder, or more than one
-        "The folder that is meant by a listed one."
-        if path not in self._folders:
-            found = [path] if os.path.isdir(self.root / path) else self._alike(path, folders=True)
-            self._folders[path] = found[0] if len(found) == 1 else None
-        return self._folders[path]
-
-    def alike(
-        self,
-        path,  # as it is listed, and not there
-    ):  # the path on the disk; None if there is no such file, or more than one
-        "The file that is meant by a listed path."
-        found = self.resembling(path)
-        return found[0] if len(found) == 1 else None
+    def alike(self, path):  # as it is listed, and not there
+        "The path on the disk that is meant by a listed one; None if there is no such file, or more than one."
+        paths = self.resembling(path)
+        return paths[0] if len(paths) == 1 else None
 
     def resembling(
         self,
         path,  # as it is listed
+        folders=False,  # look for folders instead of files
     ):  # list of paths
         "All files whose paths differ from a listed one in spelling alone."
-        return self._alike(path)
-
-    def _alike(self, path, folders=False):
         up, _, base = path.rpartition("/")
-        folder = self.folder(up)
-        if folder is None:
+        if (folder := self._folder(up)) is None:
             return []
         if (folder, folders) not in self._names:
             is_folder = lambda e: e.is_dir() or None  # noqa: E731
@@ -313,6 +256,14 @@ class Listing:
                 by_spelling.setdefault(_spelling(name), []).append(name)
         same = self._names[folder, folders].get(_spelling(base), [])
         return [f"{folder}/{name}".lstrip("/") for name in sorted(same)]
+
+    def _folder(self, path):
+        "The folder on the disk that is meant by a listed one; None if there is none, or more than one."
+        if path not in self._folders:
+            there = os.path.isdir(self.root / path)
+            paths = [path] if there else self.resembling(path, folders=True)
+            self._folders[path] = paths[0] if len(paths) == 1 else None
+        return self._folders[path]
 
 
 def _scan(folder, what):
@@ -326,10 +277,13 @@ def _scan(folder, what):
 # %% ../../nbs/data/02_corpus.ipynb #4c19a58e
 def _look_up(root, names):
     "(bytes of each file (n,), -1 where there is none; {listed path: path on the disk} if spelt otherwise)"
-    listing, sizes = Listing(root), np.empty(len(names), np.int64)
-    for k, name in enumerate(names):
+    listing = Listing(root)
+
+    def size(name):
         folder, _, base = name.rpartition("/")
-        sizes[k] = listing.files(folder).get(base, -1)
+        return listing.files(folder).get(base, -1)
+
+    sizes = np.fromiter(map(size, names), np.int64, len(names))
     gone = np.flatnonzero(sizes < 0)
     if not len(gone):
         return sizes, {}
@@ -339,10 +293,7 @@ def _look_up(root, names):
         if (other := listing.alike(name)) and other not in listed:
             meant.setdefault(other, []).append(name)
     spelt = {those[0]: other for other, those in meant.items() if len(those) == 1}
-    for k in gone:
-        if other := spelt.get(names[k]):
-            folder, _, base = other.rpartition("/")
-            sizes[k] = listing.files(folder)[base]
+    sizes[gone] = [size(spelt.get(names[k], names[k])) for k in gone]
     return sizes, spelt
 
 
@@ -351,11 +302,10 @@ def unclear(
     name,  # a listed path that is not there
 ):  # words, or ''
     "Which files a missing one may be, where it is not clear which."
-    found = listing.resembling(name)
-    if not found:
-        return ""
-    be = "is" if len(found) == 1 else "are"
-    return f" (there {be} {' and '.join(found)}, and it is not clear which listed file is meant)"
+    paths = listing.resembling(name)
+    be = "is" if len(paths) == 1 else "are"
+    said = f" (there {be} {' and '.join(paths)}, and it is not clear which listed file is meant)"
+    return said if paths else ""
 
 # %% ../../nbs/data/02_corpus.ipynb #65dd62b1
 @dataclass(frozen=True)
@@ -386,14 +336,11 @@ class _Captions(Sequence):
         if not -len(c) <= j < len(c):
             raise IndexError(f"caption {j} of {len(c)}")
         j %= len(c)
-        return Caption(
-            image=int(c.image_of_caption[j]),
-            uttid=c.uttids[j],
-            speaker=c.speakers[c.speaker_of_caption[j]],
-            text=c.texts[j] if c.texts else "",
-            words=parse_words(c.alignments[j], c.uttids[j]) if c.alignments else (),
-            samples=None if c.samples is None else int(c.samples[j]),
-        )
+        text = c.texts[j] if c.texts else ""
+        words = parse_words(c.alignments[j], c.uttids[j]) if c.alignments else ()
+        samples = None if c.samples is None else int(c.samples[j])
+        speaker = c.speakers[c.speaker_of_caption[j]]
+        return Caption(int(c.image_of_caption[j]), c.uttids[j], speaker, text, words, samples)
 
 # %% ../../nbs/data/02_corpus.ipynb #b991dd40
 class Corpus:
@@ -422,8 +369,9 @@ class Corpus:
         self.image_names, self.audio_names = Strings(columns.images), Strings(columns.audio)
         self.uttids = Strings(columns.uttids)
         self._image_of_caption = torch.as_tensor(np.asarray(columns.image_of_caption, np.int64))
-        self.speakers, codes = _factorise(columns.speakers)
-        self._speaker_of_caption = torch.from_numpy(codes)
+        self.speakers = Strings(sorted(set(columns.speakers)))
+        code = {s: k for k, s in enumerate(self.speakers)}
+        self._speaker_of_caption = torch.tensor([code[s] for s in columns.speakers])
         optional = (columns.texts, columns.alignments, columns.labels)
         self.texts, self.alignments, self.labels = (c if c is None else Strings(c) for c in optional)
         self._samples = None
@@ -446,10 +394,8 @@ class Corpus:
         return len(self.audio_names)
 
     def __repr__(self):
-        return (
-            f"Corpus({self.name}, {self.split}: {self.n_images:,} images, {len(self):,} captions,"
-            f" {len(self.speakers):,} speakers)"
-        )
+        sizes = f"{self.n_images:,} images, {len(self):,} captions, {len(self.speakers):,} speakers"
+        return f"Corpus({self.name}, {self.split}: {sizes})"
 
     def _path(self, what, name):
         "Where a listed file is: its folder is looked through only if it is not there as it is listed."
@@ -458,34 +404,22 @@ class Corpus:
             return root / name
         return root / self.spelt(what).get(name, name)
 
-    def image_path(
-        self,
-        i,  # index of an image
-    ):  # Path
+    def image_path(self, i) -> Path:  # index of an image
         "Where image `i` lies."
         return self._path("image", self.image_names[i])
 
-    def audio_path(
-        self,
-        j,  # index of a caption
-    ):  # Path
+    def audio_path(self, j) -> Path:  # index of a caption
         "Where the recording of caption `j` lies."
         return self._path("audio", self.audio_names[j])
 
-    def spelt(
-        self,
-        what,  # 'image' or 'audio'
-    ):  # {listed path: path on the disk}
-        "The files that the disk spells otherwise than the lists (`_look_up`)."
+    def spelt(self, what) -> dict:  # 'image' or 'audio'
+        "{listed path: path on the disk} of the files that the disk spells otherwise than the lists."
         if what not in (self._spelt or {}):
             self.file_sizes(what)
         return self._spelt[what]
 
-    def file_sizes(
-        self,
-        what,  # 'image' or 'audio'
-    ):  # (n,) or (m,) int64; -1 where there is no file
-        "Bytes of each listed file. Lists the folders."
+    def file_sizes(self, what) -> np.ndarray:  # 'image' or 'audio'
+        "Bytes of each listed file, (n,) or (m,) int64; -1 where there is no file. Lists the folders."
         sizes, spelt = _look_up(getattr(self, f"{what}_root"), getattr(self, f"{what}_names"))
         self._spelt = {**(self._spelt or {}), what: spelt}
         return sizes
@@ -524,23 +458,13 @@ class Corpus:
     def marks(self):
         """What a training compares when it goes on: `content`, then hashes of the bytes of up to 128 images
         and 128 recordings, always the same ones (None for a file that cannot be read)."""
-        files = (self.image_path, self.n_images), (self.audio_path, len(self))
-        paths = [
-            path(k)
-            for path, n in files
-            for k in sorted(np.random.default_rng(n).permutation(n)[:128].tolist())
-        ]
+        paths = []
+        for path, n in ((self.image_path, self.n_images), (self.audio_path, len(self))):
+            paths += map(path, sorted(np.random.default_rng(n).permutation(n)[:128].tolist()))
         with ThreadPoolExecutor(8) as pool:
             return [self.content, *pool.map(_bytes_hash, paths)]
 
 # %% ../../nbs/data/02_corpus.ipynb #4e1a9c27
-def _factorise(names):
-    "List of names -> (sorted distinct names as `Strings`, codes (n,) int64)."
-    distinct = sorted(set(names))
-    code = {s: k for k, s in enumerate(distinct)}
-    return Strings(distinct), np.fromiter((code[s] for s in names), np.int64, len(names))
-
-
 def _bytes_hash(path):
     "A hash of the content of a file; None if it cannot be read."
     try:
@@ -560,24 +484,18 @@ def select(
     keep = np.asarray(keep, bool)
     if keep.shape != (len(corpus),):
         raise DataError(f"keep has shape {keep.shape}, and the corpus {len(corpus)} captions")
-    images, codes = np.unique(corpus.image_of_caption[keep], return_inverse=True)
-    used = np.zeros(corpus.n_images, bool)
-    used[images] = True
+    needed, codes = np.unique(corpus.image_of_caption[keep], return_inverse=True)
+    used = np.isin(np.arange(corpus.n_images), needed)
 
     def taken(column, which):
         return None if column is None else list(compress(column, which))
 
     speakers = list(corpus.speakers)
-    columns = Columns(
-        images=taken(corpus.image_names, used),
-        image_of_caption=codes,
-        audio=taken(corpus.audio_names, keep),
-        uttids=taken(corpus.uttids, keep),
-        speakers=[speakers[s] for s in corpus.speaker_of_caption[keep]],
-        texts=taken(corpus.texts, keep),
-        alignments=taken(corpus.alignments, keep),
-        labels=taken(corpus.labels, used),
-    )
+    names = [speakers[s] for s in corpus.speaker_of_caption[keep]]
+    images, labels = (taken(c, used) for c in (corpus.image_names, corpus.labels))
+    per_caption = (corpus.audio_names, corpus.uttids, corpus.texts, corpus.alignments)
+    audio, uttids, *optional = (taken(c, keep) for c in per_caption)
+    columns = Columns(images, codes, audio, uttids, names, *optional, labels)
     roots, faults = (corpus.image_root, corpus.audio_root), [*corpus.skipped, *skipped]
     out = Corpus(corpus.name, corpus.split, *roots, columns, faults, corpus.notes)
     if corpus.samples is not None:
@@ -613,21 +531,20 @@ def present(
     for j in np.flatnonzero(drop):
         what, k = ("audio", j) if bad["audio"][j] else ("image", corpus.image_of_caption[j])
         missing = faults[what][1][k]
-        skips.add(*_absence(corpus, what, k, missing and listings[what], corpus.uttids[j]))
+        skips.append(_absence(corpus, what, k, missing and listings[what], corpus.uttids[j]))
     if not drop.all():
         skips.settle(strict, f"{corpus.name}, split {corpus.split}")  # else `select` says it
     return select(corpus, ~drop, skips) if skips else corpus
 
 
 def _absence(corpus, what, k, listing, uttid):
-    "(kind, where, why, what to do) of file `k`, missing (`listing`: where it was looked for) or empty."
+    "The `Skip` of file `k`, missing (`listing`: where it was looked for) or empty."
     noun = {"audio": "recording", "image": "image"}[what]
     path = corpus._path(what, name := getattr(corpus, f"{what}_names")[k])
     if not listing:
-        return f"empty {noun}", uttid, f"{path} has {path.stat().st_size} bytes"
-    folder = f"name the folder that holds the {noun}s: --{what}-root DIR ({what}_root=DIR)."
-    why = f"{path} is not there{unclear(listing, name)}"
-    return f"missing {noun}", uttid, why, f"If they lie elsewhere, {folder}"
+        return Skip(f"empty {noun}", uttid, f"{path} has {path.stat().st_size} bytes")
+    do = f"If they lie elsewhere, name the folder of the {noun}s: --{what}-root DIR ({what}_root=DIR)."
+    return Skip(f"missing {noun}", uttid, f"{path} is not there{unclear(listing, name)}", do)
 
 # %% ../../nbs/data/02_corpus.ipynb #a6e20252
 def measure(
@@ -665,8 +582,8 @@ def _lengths(corpus, workers, progress):
         return round(frames * RATE / rate)
 
     with ThreadPoolExecutor(workers) as pool:
-        found = in_order(pool, samples, range(len(corpus)))
-        return list(tqdm(found, total=len(corpus), desc="lengths", disable=not progress, leave=False))
+        each = in_order(pool, samples, range(len(corpus)))
+        return list(tqdm(each, total=len(corpus), desc="lengths", disable=not progress, leave=False))
 
 
 def in_order(

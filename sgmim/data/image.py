@@ -51,13 +51,9 @@ def _check_size(size, where):
     "Refuse images that are absurdly large or long, before they are decoded."
     w, h = size
     if w * h > _MAX_PIXELS:
-        raise DataError(
-            f"{where} is {w} × {h}: more than {_MAX_PIXELS:,} pixels. Shrink it, or leave it out."
-        )
+        raise DataError(f"{where} is {w} × {h}: more than {_MAX_PIXELS:,} pixels. Shrink it.")
     if max(w, h) > _MAX_ASPECT * min(w, h):
-        raise DataError(
-            f"{where} is {w} × {h}: a strip, longer than {_MAX_ASPECT} times its width. Leave it out."
-        )
+        raise DataError(f"{where} is {w} × {h}: a strip, longer than {_MAX_ASPECT} times its width.")
 
 # %% ../../nbs/data/01_image.ipynb #62e28c43
 # not EPS, WMF (other programs), GRIB, HDF5, BUFR, MPEG (no decoder), IPTC (opens what it holds), FITS
@@ -68,10 +64,8 @@ _FORMATS = (
 ).split()
 
 
-def open_image(
-    file,  # path or open binary file
-) -> Image.Image:  # not decoded yet
-    "Open an image file of a format that Pillow decodes without another program."
+def open_image(file) -> Image.Image:  # path or open binary file
+    "Open an image file of a format that Pillow decodes without another program; it is not decoded yet."
     Image.init()
     return Image.open(file, formats=[f for f in _FORMATS if f in Image.OPEN])
 
@@ -87,10 +81,8 @@ _TURNS = {
 }
 
 
-def orientation(
-    im: Image.Image,  # as opened
-) -> int:  # 1 (upright) to 8; 1 where there is none, or none that can be read
-    "The orientation in the EXIF data of an image."
+def orientation(im: Image.Image) -> int:  # as opened
+    "The orientation in the EXIF data of an image, 1 (upright) to 8; 1 where none can be read."
     try:
         value = im.getexif().get(0x0112, 1)
     except Exception:
@@ -112,10 +104,8 @@ def _first_orientation(block: bytes) -> int:
     return 1
 
 
-def upright(
-    im: Image.Image,  # as opened
-) -> Image.Image:  # as it is to be looked at
-    "Turn an image as its EXIF data say."
+def upright(im: Image.Image) -> Image.Image:  # as opened
+    "Turn an image as its EXIF data say, so that it is as it is to be looked at."
     turn = _TURNS.get(orientation(im))
     return im if turn is None else im.transpose(turn)
 
@@ -147,10 +137,8 @@ def load_image(
     except PermissionError as e:
         raise DataError(f"{path} cannot be opened: {e.strerror}") from e
     except Exception as e:  # a damaged file can make a decoder raise anything
-        raise DataError(
-            f"{path} cannot be decoded ({type(e).__name__}: {e}). It is truncated or damaged: "
-            "download or copy it again."
-        ) from e
+        why = f"{path} cannot be decoded ({type(e).__name__}: {e})"
+        raise DataError(f"{why}. It is truncated or damaged: download or copy it again.") from e
 
 # %% ../../nbs/data/01_image.ipynb #88726dab
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue
@@ -162,11 +150,9 @@ def _channels(values, like: torch.Tensor):
     return torch.tensor(values, device=like.device, dtype=torch.float32).view(3, 1, 1)
 
 # %% ../../nbs/data/01_image.ipynb #aae97213
-def normalise(
-    images,  # uint8 array or tensor, (B,H,W,3) or (B,3,H,W); or one image without B
-) -> torch.Tensor:  # float32 (B,3,H,W) or (3,H,W)
-    """Normalise colours by the mean and deviation of ImageNet. Raises `DataError` for other shapes and
-    types."""
+def normalise(images) -> torch.Tensor:  # uint8 array or tensor, (B,H,W,3) or (B,3,H,W); or without B
+    """Normalise colours by the mean and deviation of ImageNet: float32 (B,3,H,W) or (3,H,W). Raises
+    `DataError` for other shapes and types."""
     x = torch.as_tensor(images)
     if x.dtype != torch.uint8:
         raise DataError(f"images to normalise have to be uint8, 0 to 255, not {x.dtype}")
@@ -179,10 +165,8 @@ def normalise(
     return x.div_(255).sub_(_channels(_IMAGENET_MEAN, x)).div_(_channels(_IMAGENET_STD, x))
 
 # %% ../../nbs/data/01_image.ipynb #109e2a5d
-def denormalise(
-    images: torch.Tensor,  # float (B,3,H,W) or (3,H,W), normalised
-) -> torch.Tensor:  # uint8 (B,H,W,3) or (H,W,3), clipped to 0 to 255
-    "The inverse of `normalise`, for pictures."
+def denormalise(images: torch.Tensor) -> torch.Tensor:  # float (B,3,H,W) or (3,H,W), normalised
+    "The inverse of `normalise`, for pictures: uint8 (B,H,W,3) or (H,W,3), clipped to 0 to 255."
     if images.ndim not in (3, 4) or images.shape[-3] != 3:
         raise DataError(f"normalised images have shape (B,3,H,W), not {tuple(images.shape)}")
     x = images.detach().float() * _channels(_IMAGENET_STD, images) + _channels(_IMAGENET_MEAN, images)
@@ -196,11 +180,8 @@ def _as_pil(im):
 
 def _compose(steps, normalised):
     "PIL → PIL steps, then float32 (3,S,S) normalised, or a uint8 array (S,S,3)."
-    to_tensor = [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(_IMAGENET_MEAN, _IMAGENET_STD),
-    ]
+    scale, normal = v2.ToDtype(torch.float32, scale=True), v2.Normalize(_IMAGENET_MEAN, _IMAGENET_STD)
+    to_tensor = [v2.PILToTensor(), scale, normal]
     return v2.Compose([_as_pil, *steps, *(to_tensor if normalised else [np.array])])
 
 # %% ../../nbs/data/01_image.ipynb #248179ba
@@ -218,11 +199,9 @@ def train_transform(
     if not 0 <= flip <= 1:
         raise ConfigError(f"flip is {flip}; give a probability")
     bicubic = v2.InterpolationMode.BICUBIC
-    steps = [
-        v2.Resize((size, size), bicubic)
-        if crop_scale is None
-        else v2.RandomResizedCrop(size, crop_scale, interpolation=bicubic)
-    ]
+    steps = [v2.Resize((size, size), bicubic)]
+    if crop_scale is not None:
+        steps = [v2.RandomResizedCrop(size, crop_scale, interpolation=bicubic)]
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))
     if randaugment is not None:

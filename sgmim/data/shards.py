@@ -532,31 +532,24 @@ def _write_index(out, about, job, records):
     if not keep.all():
         images, about = images[np.isin(images[:, 0], about.image_of_caption[keep])], select(about, keep)
     about._samples = torch.from_numpy(sounds[:, 1].copy())
-    columns = {
-        "image": images[:, 0],
-        "image_at": images[:, 1:],
-        "sound_at": sounds[:, 2:],
-        **_to_arrays(about),
-    }
+    at = {"image": images[:, 0], "image_at": images[:, 1:], "sound_at": sounds[:, 2:]}
     npz, split = io.BytesIO(), job["split"]
-    np.savez_compressed(npz, **columns)
+    np.savez_compressed(npz, **at, **_to_arrays(about))
     with atomic_write(out / _index_name(split, ".npz")) as f:
         f.write(npz.getvalue())
-    write_json(
-        out / _index_name(split),
-        {
-            **job,
-            "fingerprint": about.fingerprint,
-            "images": about.n_images,
-            "captions": len(about),
-            "rate": RATE,
-            "hours": float(about.samples.sum() / RATE / 3600),
-            "shards": [{k: r[k] for k in ("file", "bytes", "blake2b", "stop")} for r in records],
-            "columns": {"bytes": npz.tell(), "blake2b": _digest_of(npz.getvalue())},
-            "skipped": faults,
-            "skipped_before": before,
-        },
-    )
+    index = {
+        **job,
+        "fingerprint": about.fingerprint,
+        "images": about.n_images,
+        "captions": len(about),
+        "rate": RATE,
+        "hours": float(about.samples.sum() / RATE / 3600),
+        "shards": [{k: r[k] for k in ("file", "bytes", "blake2b", "stop")} for r in records],
+        "columns": {"bytes": npz.tell(), "blake2b": _digest_of(npz.getvalue())},
+        "skipped": faults,
+        "skipped_before": before,
+    }
+    write_json(out / _index_name(split), index)
     for p in _files_of(out, split)[0]:
         if p.suffix == ".part":
             p.unlink()
@@ -795,7 +788,16 @@ class Shards(Corpus):
     `shard_of_image` (m,), `shard_of_caption` (n,) int64, by which batches can be drawn from few shards
     at a time; `settings` of the writing; `source_fingerprint` of the corpus that was written."""
 
-    def __init__(self, reader, columns, image_at, sound_at, image, settings, source_fingerprint):
+    def __init__(
+        self,
+        reader,  # of the bytes: read(shard, offset, size)
+        columns,  # plain `Corpus` without files
+        image_at,  # (m, 4) int64: shard, offset, size and CRC of each image
+        sound_at,  # (n, 4) int64: the same of each recording
+        image,  # (m,) int64: number of each image in the corpus that was written
+        settings,  # dict: what `write_shards` was called with
+        source_fingerprint,  # of the corpus that was written
+    ):
         vars(self).update({k: v for k, v in vars(columns).items() if not k.endswith("_root")})
         self.reader, self._image_at, self._sound_at, self._image = reader, image_at, sound_at, image
         self.settings, self.source_fingerprint = settings, source_fingerprint
@@ -846,11 +848,11 @@ class Shards(Corpus):
                 " call write_shards again, which makes it anew."
             ) from e
 
-    def image_bytes(self, i):
+    def image_bytes(self, i) -> bytes:  # index of an image
         "The file of image `i`, as bytes."
         return self._named(self._image_at[i], i, "image", lambda: self._bytes(self._image_at[i]))
 
-    def sound_bytes(self, j):
+    def sound_bytes(self, j) -> bytes:  # index of a caption
         "The file of caption `j`, as bytes."
         return self._named(
             self._sound_at[j],
@@ -859,14 +861,22 @@ class Shards(Corpus):
             lambda: self._bytes(self._sound_at[j]),
         )
 
-    def image(self, i, size=None):
+    def image(
+        self,
+        i,  # index of an image
+        size=None,  # the short side that will be needed; None: all pixels
+    ):
         """Image `i`, uint8 (H, W, 3). `size`: the short side that will be needed (large JPEGs are then
         decoded smaller, never below it)."""
         return self._named(
             self._image_at[i], i, "image", lambda: _decode_image(self._bytes(self._image_at[i]), size)
         )
 
-    def audio(self, j, max_seconds=None):
+    def audio(
+        self,
+        j,  # index of a caption
+        max_seconds=None,  # read no more than this
+    ):
         """Waveform of caption `j`, float32 (L,), 16 kHz; only the first `max_seconds`, and little more
         than these is read."""
         row, n = self._sound_at[j], int(self._samples[j])
@@ -887,7 +897,11 @@ class Shards(Corpus):
                 pass
         return _decode_sound(self._bytes(row), n)[:want]
 
-    def select(self, keep, skipped=()):
+    def select(
+        self,
+        keep,  # (n,) bool, which captions
+        skipped=(),  # `Skip`s of the others
+    ):
         """The shards with only the captions `keep` (n,) bool, and only the images they need. Nothing is
         written: they point into the same files."""
         columns, keep = select(_plain_corpus(self), keep, skipped), np.asarray(keep, bool)
@@ -902,13 +916,13 @@ class Shards(Corpus):
             self.source_fingerprint,
         )
 
-    def present(self, strict=False):
+    def present(self, strict=False):  # without effect: shards hold all their files
         return self  # what cannot be read was left out when they were written
 
-    def image_path(self, i):
+    def image_path(self, i):  # index of an image
         raise DataError(self._no_files)
 
-    def audio_path(self, j):
+    def audio_path(self, j):  # index of a caption
         raise DataError(self._no_files)
 
     image_root = audio_root = property(lambda self: self.image_path(0))

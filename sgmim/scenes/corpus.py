@@ -67,11 +67,9 @@ SPLITS = {
 # %% ../../nbs/scenes/03_corpus.ipynb #386843f8
 def _held_out(things):
     "Does a tuple of (category, colour, …) hold a combination that training never shows?"
-    coloured = [t[:2] for t in things if t[1]]
-    pairs = combinations(sorted(t[0] for t in things), 2)
-    return any(stable_hash("held out", *c) % 10 == 0 for c in coloured) or any(
-        stable_hash("held out", *p) % 12 == 0 for p in pairs
-    )
+    coloured, pairs = [t[:2] for t in things if t[1]], combinations(sorted(t[0] for t in things), 2)
+    held = [stable_hash("held out", *c) % 10 == 0 for c in coloured]
+    return any(held) or any(stable_hash("held out", *p) % 12 == 0 for p in pairs)
 
 
 def _bucket(kind, key):
@@ -132,9 +130,7 @@ def _flac(wave):
 
 def _append(data, blob):
     "Write `blob` to the end of `data`; [offset, size]."
-    at = data.tell()
-    data.write(blob)
-    return [at, len(blob)]
+    return [data.tell(), data.write(blob)]
 
 
 def _make_chunk(folder, k, split, n_images, captions, seed, size):
@@ -143,19 +139,11 @@ def _make_chunk(folder, k, split, n_images, captions, seed, size):
     for i in range(_CHUNK * k, min(_CHUNK * (k + 1), n_images)):
         scene, spoken = make_item(split, i, captions, seed)
         images.append({"scene": scene_to_dict(scene), "at": _append(data, _jpeg(draw_scene(scene, size)))})
-        utterances += [
-            {
-                "image": i,
-                "text": said.text,
-                "place": said.place,
-                "things": said.things,
-                "speaker": speaker.name,
-                "samples": len(uttered.wave),
-                "words": [[w, round(s, 4), round(e, 4)] for w, s, e in uttered.words],
-                "at": _append(data, _flac(uttered.wave)),
-            }
-            for said, speaker, uttered in spoken
-        ]
+        for said, speaker, uttered in spoken:
+            facts = {"image": i, "text": said.text, "place": said.place, "things": said.things}
+            words = [[w, round(s, 4), round(e, 4)] for w, s, e in uttered.words]
+            sound = {"samples": len(uttered.wave), "words": words, "at": _append(data, _flac(uttered.wave))}
+            utterances.append({**facts, "speaker": speaker.name, **sound})
     with atomic_write(folder / f"{k:05d}.bin") as f:
         f.write(data.getvalue())
     write_json(folder / f"{k:05d}.json", {"bytes": data.tell(), "images": images, "captions": utterances})
@@ -191,10 +179,8 @@ def _make(folder, args, workers, progress):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise SgmimError(
-            f"cannot make {folder} for the embedded corpus: {e.strerror}. Choose another cache folder with"
-            " $SGMIM_CACHE or cache=."
-        ) from e
+        why = f"cannot make {folder} for the embedded corpus: {e.strerror}"
+        raise SgmimError(f"{why}. Choose another cache folder with $SGMIM_CACHE or cache=.") from e
     workers = max(1, min(workers, len(todo)))
     run = [_start_worker(folder, todo[w::workers], args) for w in range(workers)]
     try:
@@ -213,9 +199,7 @@ def _check_worker(process, errors, folder):
     errors.seek(0)
     said = errors.read().decode(errors="replace").strip().splitlines()
     why = said[-1] if said else f"a worker ended with status {process.returncode} (out of memory?)"
-    raise SgmimError(
-        f"making the embedded corpus in {folder} failed: {why}. The same call goes on from there."
-    )
+    raise SgmimError(f"making the embedded corpus in {folder} failed: {why}. Call again to go on from there.")
 
 
 def _watch(run, folder, todo, split, progress):
@@ -274,11 +258,11 @@ class Scenes:
     def __repr__(self):
         return f"Scenes({self.name}: {len(self.scenes)} images, {len(self)} captions)"
 
-    def scene(self, i: int):
+    def scene(self, i: int):  # number of an image
         "The `Scene` that image `i` shows."
         return self.scenes[i]
 
-    def image(self, i: int):
+    def image(self, i: int):  # number of an image
         "Image `i`, uint8 (size, size, 3)."
         return np.asarray(Image.open(io.BytesIO(self._read(self._image_at[i]))))
 
@@ -288,7 +272,7 @@ class Scenes:
             f.seek(start)
             return f.read(size)
 
-    def audio(self, j: int):
+    def audio(self, j: int):  # number of a caption
         "Waveform of caption `j`, float32 (L,), 16 kHz."
         import soundfile
 
@@ -315,9 +299,7 @@ def load_scenes(
     if split not in SPLITS:
         raise ConfigError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if n_images < 1 or not 1 <= captions <= 5:
-        raise ConfigError(
-            f"need at least one image and 1 to 5 captions an image, got {n_images} and {captions}"
-        )
+        raise ConfigError(f"need at least one image and 1 to 5 captions each, got {n_images}, {captions}")
     corpus = Path(cache or cache_folder()) / f"{RECIPE}-{size}px-seed{seed}"
     folder, n_chunks = corpus / f"{split}-{n_images}x{captions}", -(-n_images // _CHUNK)
     args = dict(split=split, n_images=n_images, captions=captions, seed=seed, size=size)
@@ -392,10 +374,8 @@ def demo_splits(
 ) -> dict:  # {'train': Scenes, 'dev': …, 'test-seen': …, 'test-unseen': …, 'test-novel': …}
     "The splits of the demo, made on first use."
     sizes = {"train": (data.train, data.captions), "dev": (data.dev, 1), **{t: (data.test, 1) for t in TESTS}}
-    return {
-        name: load_scenes(name, n, captions=k, seed=data.seed, cache=cache, progress=progress)
-        for name, (n, k) in sizes.items()
-    }
+    options = dict(seed=data.seed, cache=cache, progress=progress)
+    return {name: load_scenes(name, n, captions=k, **options) for name, (n, k) in sizes.items()}
 
 # %% ../../nbs/scenes/03_corpus.ipynb #7b297f29
 def _write_files(scenes, folder, images, wavs):
@@ -425,18 +405,12 @@ def export_places(
         images = [f"{place[0]}/{place}/{name}_{i:06d}.jpg" for i, place in enumerate(places)]
         wavs = [f"wavs/{j // 1000}/utterance_{name}_{j:06d}.wav" for j in range(len(scenes))]
         _write_files(scenes, folder, [f"images/{image}" for image in images], wavs)
-        data = [
-            {
-                "uttid": f"{c.speaker.upper()}-{name.upper()}_{j:06d}",
-                "speaker": c.speaker.upper(),
-                "asr_text": c.text.lower().replace(",", ""),
-                "wav": wavs[j],
-                "image": images[c.image],
-                "scenelabel": places[c.image],
-                "text_alignment": _alignment(c),
-            }
-            for j, c in enumerate(scenes.captions)
-        ]
+        data = []
+        for j, c in enumerate(scenes.captions):
+            speaker, text = c.speaker.upper(), c.text.lower().replace(",", "")
+            what = {"uttid": f"{speaker}-{name.upper()}_{j:06d}", "speaker": speaker, "asr_text": text}
+            files = {"wav": wavs[j], "image": images[c.image], "scenelabel": places[c.image]}
+            data.append({**what, **files, "text_alignment": _alignment(c)})
         roots = {"image_base_path": str(folder / "images"), "audio_base_path": str(folder)}
         write_json(folder / "metadata" / f"{name}_2020.json", {**roots, "data": data})
 
@@ -483,11 +457,8 @@ def export_spokencoco(
         images[name] = _write_coco(name, scenes, folder, first, karpathy)
     every = [image for each in images.values() for image in each]
     for name in ("train", "val") if karpathy else splits:
-        data = [
-            {"image": image["path"], "captions": [said for _, said, _ in image["captions"]]}
-            for image in every
-            if image["own"] == name
-        ]
+        own = [image for image in every if image["own"] == name]
+        data = [{"image": im["path"], "captions": [said for _, said, _ in im["captions"]]} for im in own]
         write_json(folder / f"SpokenCOCO_{name}.json", {"data": data})
     if karpathy:
         _write_karpathy(images, folder)
@@ -507,24 +478,13 @@ def _write_karpathy(images, folder):
 
 
 def _karpathy_image(image):
-    sentences = [
-        {
-            "tokens": said["text"].lower().replace(",", "").split(),
-            "raw": said["text"],
-            "imgid": image["number"],
-            "sentid": k,
-        }
-        for k, said, _ in image["captions"]
-    ]
-    return {
-        "filepath": Path(image["path"]).parent.name,
-        "sentids": [s["sentid"] for s in sentences],
-        "filename": Path(image["path"]).name,
-        "imgid": image["number"],
-        "split": image["karpathy"],
-        "sentences": sentences,
-        "cocoid": image["number"],
-    }
+    number, path, sentences = image["number"], Path(image["path"]), []
+    for k, said, _ in image["captions"]:
+        tokens = said["text"].lower().replace(",", "").split()
+        sentences.append({"tokens": tokens, "raw": said["text"], "imgid": number, "sentid": k})
+    numbers = {"sentids": [s["sentid"] for s in sentences], "imgid": number, "cocoid": number}
+    names = {"filepath": path.parent.name, "filename": path.name, "split": image["karpathy"]}
+    return {**names, **numbers, "sentences": sentences}
 
 # %% ../../nbs/scenes/03_corpus.ipynb #cad5829c
 def export_facc(

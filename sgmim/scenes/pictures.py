@@ -64,7 +64,7 @@ class _Tile:
         self.image = Image.new("RGBA", (self.w, self.h))
         self.draw = ImageDraw.Draw(self.image)
         self.short = min(self.w, self.h)
-        self.stroke = max(1, round(0.021 * self.short))
+        self.stroke = self.width(0.021)
 
     def done(self):
         return self.image.reduce(_SUPERSAMPLE)
@@ -80,14 +80,16 @@ class _Tile:
     def ink(self, c):
         return c if len(c) == 4 else tuple(min(255, int(v * self.gain)) for v in c)
 
+    def width(self, w):
+        return max(1, round(w * self.short))
+
     def style(self, fill, edge):
         """How Pillow should fill and outline; `edge`: True for a darker shade of `fill`, False for none,
         or a colour."""
         if edge is False:
             return dict(fill=self.ink(fill), width=0)
-        return dict(
-            fill=self.ink(fill), outline=self.ink(_dark(fill) if edge is True else edge), width=self.stroke
-        )
+        edge = _dark(fill) if edge is True else edge
+        return dict(fill=self.ink(fill), outline=self.ink(edge), width=self.stroke)
 
 # %% ../../nbs/scenes/00_pictures.ipynb #c288876c
 class _Pen(_Tile):
@@ -106,14 +108,10 @@ class _Pen(_Tile):
         self.draw.pieslice(self.around(x, y, rx, ry), start, stop, **self.style(fill, edge))
 
     def arc(self, x, y, rx, start, stop, fill, w=0.02, ry=None):
-        self.draw.arc(
-            self.around(x, y, rx, ry), start, stop, fill=self.ink(fill), width=max(1, round(w * self.short))
-        )
+        self.draw.arc(self.around(x, y, rx, ry), start, stop, self.ink(fill), self.width(w))
 
     def line(self, points, fill, w=0.02):
-        self.draw.line(
-            self.xy(points), fill=self.ink(fill), width=max(1, round(w * self.short)), joint="curve"
-        )
+        self.draw.line(self.xy(points), self.ink(fill), self.width(w), joint="curve")
 
     def poly(self, points, fill, edge=True):
         points, style = self.xy(points), self.style(fill, edge)
@@ -122,9 +120,8 @@ class _Pen(_Tile):
             self.draw.line(points + points[:2], fill=style["outline"], width=self.stroke)
 
     def box(self, x0, y0, x1, y1, fill, r=0.0, edge=True):
-        self.draw.rounded_rectangle(
-            [x0 * self.w, y0 * self.h, x1 * self.w, y1 * self.h], r * self.short, **self.style(fill, edge)
-        )
+        corners = [x0 * self.w, y0 * self.h, x1 * self.w, y1 * self.h]
+        self.draw.rounded_rectangle(corners, r * self.short, **self.style(fill, edge))
 
     def blob(self, discs, fill):
         "A union of discs (x, y, r) with one outline around all of them."
@@ -175,7 +172,6 @@ def _rays(n, x, y, r, inner, turn=0.0):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #d4b5b5ea
 def _draw_sun(p, c):
-    "A sun in sunglasses."
     p.poly(_rays(12, 0.5, 0.5, 0.5, 0.34), (244, 120, 32))
     p.disc(0.5, 0.5, 0.32, (255, 206, 54), edge=(236, 130, 30))
     p.disc(0.4, 0.3, 0.09, (255, 234, 150), edge=False)
@@ -188,24 +184,16 @@ def _draw_sun(p, c):
 
 
 def _draw_moon(p, c):
-    "A sleepy moon in a nightcap."
     outer = [(0.52 + 0.46 * cos(a), 0.53 + 0.46 * sin(a)) for a in np.linspace(0.16 * pi, 1.55 * pi, 26)]
     inner = [(0.74 + 0.32 * cos(a), 0.45 + 0.32 * sin(a)) for a in np.linspace(1.42 * pi, 0.42 * pi, 20)]
     p.poly(outer + inner, (178, 192, 226), edge=(84, 94, 150))
-    craters = (
-        (0.26, 0.77, 0.075),
-        (0.47, 0.88, 0.06),
-        (0.17, 0.6, 0.045),
-        (0.64, 0.86, 0.04),
-        (0.4, 0.71, 0.035),
-    )
-    p.discs(craters, (128, 142, 190), edge=(104, 116, 168))
+    large = ((0.26, 0.77, 0.075), (0.47, 0.88, 0.06))
+    small = ((0.17, 0.6, 0.045), (0.64, 0.86, 0.04), (0.4, 0.71, 0.035))
+    p.discs(large + small, (128, 142, 190), edge=(104, 116, 168))
     p.arc(0.34, 0.53, 0.06, 20, 160, _INK, 0.03)
     p.disc(0.29, 0.64, 0.05, (238, 150, 168), edge=False)
-    p.poly(
-        [(0.09, 0.42), (0.18, 0.2), (0.46, 0.03), (0.78, 0.06), (0.9, 0.28), (0.68, 0.24), (0.52, 0.3)],
-        (196, 44, 112),
-    )
+    cap = [(0.09, 0.42), (0.18, 0.2), (0.46, 0.03), (0.78, 0.06), (0.9, 0.28), (0.68, 0.24), (0.52, 0.3)]
+    p.poly(cap, (196, 44, 112))
     for a, b in (((0.27, 0.12), (0.36, 0.34)), ((0.48, 0.04), (0.55, 0.27)), ((0.69, 0.06), (0.69, 0.23))):
         p.line([a, b], (255, 206, 90), 0.055)
     p.line([(0.07, 0.42), (0.53, 0.29)], (250, 250, 252), 0.1)
@@ -213,28 +201,24 @@ def _draw_moon(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #0dc554ad
 def _draw_star(p, c):
-    "A smiling star."
     p.poly(_rays(5, 0.5, 0.53, 0.48, 0.25, -0.25), (255, 226, 74), edge=(214, 150, 20))
     p.poly(_rays(5, 0.5, 0.53, 0.34, 0.19, -0.25), (255, 244, 170), edge=False)
     _face(p, 0.5, 0.51, 0.1, (255, 170, 150))
 
 
 def _draw_cloud(p, c):
-    "A cloud under its rainbow."
     bands = ((226, 60, 60), (246, 150, 50), (252, 218, 80), (90, 182, 92), (70, 130, 220), (146, 92, 196))
     for i, band in enumerate(bands):
         p.pie(0.5, 0.62, 0.5 - 0.055 * i, 180, 360, band, ry=0.56 - 0.055 * i, edge=False)
     p.disc(0.5, 0.62, 0.17, _CLEAR, 0.23, edge=False)
     white = (244, 248, 254)
-    p.blob(
-        [(0.18, 0.7, 0.16), (0.36, 0.6, 0.19), (0.62, 0.6, 0.2), (0.82, 0.7, 0.16), (0.5, 0.74, 0.19)], white
-    )
+    puffs = [(0.18, 0.7, 0.16), (0.36, 0.6, 0.19), (0.62, 0.6, 0.2), (0.82, 0.7, 0.16), (0.5, 0.74, 0.19)]
+    p.blob(puffs, white)
     p.box(0.1, 0.74, 0.92, 0.86, white, 0.06, edge=False)
     _face(p, 0.5, 0.68, 0.1)
 
 # %% ../../nbs/scenes/00_pictures.ipynb #7b81389e
 def _draw_tree(p, c):
-    "A round leafy tree."
     _shadow(p, rx=0.26)
     p.poly([(0.43, 0.6), (0.57, 0.6), (0.6, 0.94), (0.4, 0.94)], (132, 84, 50))
     p.line([(0.5, 0.72), (0.66, 0.58)], (132, 84, 50), 0.05)
@@ -245,7 +229,6 @@ def _draw_tree(p, c):
 
 
 def _draw_pine(p, c):
-    "A fir of three tiers."
     _shadow(p, rx=0.24)
     p.box(0.44, 0.78, 0.56, 0.94, (104, 66, 44))
     for y0, y1, w in ((0.48, 0.82, 0.38), (0.26, 0.6, 0.31), (0.04, 0.38, 0.23)):
@@ -257,7 +240,6 @@ def _draw_pine(p, c):
 
 
 def _draw_mushroom(p, c):
-    "A toadstool, red with white dots."
     _shadow(p, rx=0.26)
     p.poly([(0.39, 0.5), (0.61, 0.5), (0.66, 0.92), (0.34, 0.92)], _CREAM)
     _face(p, 0.5, 0.68, 0.08)
@@ -268,7 +250,6 @@ def _draw_mushroom(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #437f465a
 def _draw_apple(p, c):
-    "A red apple and its leaf."
     _shadow(p, rx=0.28)
     p.blob([(0.36, 0.54, 0.3), (0.64, 0.54, 0.3), (0.42, 0.68, 0.25), (0.58, 0.68, 0.25)], (206, 32, 48))
     p.disc(0.29, 0.46, 0.07, (246, 140, 136), 0.1, edge=False)
@@ -278,7 +259,6 @@ def _draw_apple(p, c):
 
 
 def _draw_banana(p, c):
-    "Two ripe bananas."
     spots = ((0.24, 0.62), (0.36, 0.75), (0.52, 0.72), (0.64, 0.82), (0.74, 0.66), (0.45, 0.83))
     for dy, fill in ((-0.12, (236, 180, 36)), (0.06, (255, 224, 66))):
         a = np.linspace(0.03 * pi, 0.94 * pi, 18)
@@ -293,7 +273,6 @@ def _draw_banana(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #4e566df3
 def _draw_duck(p, c):
-    "A rubber-yellow duck."
     yellow = (255, 212, 44)
     _shadow(p, rx=0.34)
     for x in (0.44, 0.6):
@@ -309,7 +288,6 @@ def _draw_duck(p, c):
 
 
 def _draw_frog(p, c):
-    "A frog with a pale belly."
     green = (112, 196, 60)
     _shadow(p, rx=0.4)
     for x in (0.2, 0.8):
@@ -319,19 +297,12 @@ def _draw_frog(p, c):
     for x in (0.27, 0.73):
         p.disc(x, 0.26, 0.17, green)
         _eye(p, x, 0.25, 0.11, (255, 255, 250))
-    spots = (
-        (0.14, 0.58, 0.04),
-        (0.86, 0.58, 0.04),
-        (0.5, 0.38, 0.045),
-        (0.39, 0.42, 0.03),
-        (0.61, 0.42, 0.03),
-    )
-    p.discs(spots, (66, 140, 44))
+    p.discs(((0.14, 0.58, 0.04), (0.86, 0.58, 0.04)), (66, 140, 44))
+    p.discs(((0.5, 0.38, 0.045), (0.39, 0.42, 0.03), (0.61, 0.42, 0.03)), (66, 140, 44))
     p.arc(0.5, 0.48, 0.28, 15, 165, (40, 90, 40), 0.035, ry=0.17)
 
 # %% ../../nbs/scenes/00_pictures.ipynb #8d09199e
 def _draw_pig(p, c):
-    "A pig's head."
     pink = (250, 170, 176)
     _shadow(p, rx=0.32)
     for k in (-1, 1):
@@ -346,7 +317,6 @@ def _draw_pig(p, c):
 
 
 def _draw_cat(p, c):
-    "A tabby's head."
     fur, stripe = (148, 150, 164), (88, 90, 108)
     _shadow(p, rx=0.34)
     for k in (-1, 1):
@@ -369,7 +339,6 @@ def _draw_cat(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #c6d7d527
 def _draw_dog(p, c):
-    "A spaniel's head with its tongue out."
     fur, ear = (206, 146, 88), (112, 68, 42)
     _shadow(p, rx=0.3)
     p.disc(0.5, 0.5, 0.36, fur, 0.4)
@@ -385,7 +354,6 @@ def _draw_dog(p, c):
 
 
 def _draw_cow(p, c):
-    "A cow's head, black on white."
     _shadow(p, rx=0.26)
     for k in (-1, 1):
         p.poly([(0.5 + k * 0.2, 0.2), (0.5 + k * 0.34, 0.02), (0.5 + k * 0.36, 0.22)], (236, 214, 150))
@@ -401,7 +369,6 @@ def _draw_cow(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #5ddbd2f0
 def _draw_house(p, c):
-    "Walls of the colour under a slate roof."
     _shadow(p, rx=0.44)
     p.box(0.66, 0.1, 0.78, 0.4, (170, 100, 84))
     p.box(0.13, 0.44, 0.87, 0.94, c)
@@ -419,7 +386,6 @@ def _draw_house(p, c):
 
 
 def _draw_hat(p, c):
-    "A buckled hat with a feather."
     _shadow(p, y=0.86, rx=0.46)
     p.disc(0.5, 0.76, 0.49, c, 0.16)
     p.box(0.2, 0.12, 0.8, 0.78, c, 0.12)
@@ -433,7 +399,6 @@ def _draw_hat(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #8b66520a
 def _draw_cup(p, c):
-    "A cup of chocolate and a biscuit."
     _shadow(p, rx=0.48)
     p.disc(0.5, 0.9, 0.49, (206, 222, 226), 0.085)
     p.disc(0.84, 0.53, 0.155, c)
@@ -451,7 +416,6 @@ def _draw_cup(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #d54d913c
 def _draw_car(p, c):
-    "A car with luggage on its roof."
     _shadow(p, y=0.93, rx=0.48)
     for x0, y0, x1, fill in ((0.2, 0.03, 0.5, (146, 84, 44)), (0.52, 0.1, 0.78, (190, 126, 70))):
         p.box(x0, y0, x1, 0.28, fill, 0.03)
@@ -472,7 +436,6 @@ def _draw_car(p, c):
 
 
 def _draw_bus(p, c):
-    "A bus, three passengers and a chequered band."
     _shadow(p, y=0.93, rx=0.47)
     p.box(0.01, 0.08, 0.99, 0.86, c, 0.08)
     hairs = ((94, 58, 40), (40, 34, 40), (210, 130, 50))
@@ -496,7 +459,6 @@ def _draw_bus(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #7eaf221a
 def _draw_train(p, c):
-    "A steam engine with red wheels."
     p.box(0, 0.93, 1.0, 0.97, (120, 110, 116), edge=False)
     for x in np.linspace(0.03, 0.91, 6):
         p.box(x, 0.95, x + 0.06, 1.0, _WOOD, edge=False)
@@ -521,7 +483,6 @@ def _draw_train(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #c89d9fff
 def _draw_boat(p, c):
-    "A hull of the colour under striped sails."
     navy, white = (38, 58, 134), (252, 252, 250)
     p.box(0.0, 0.82, 1.0, 0.99, (64, 196, 204), 0.05, edge=(24, 130, 150))
     p.line([(0.5, 0.02), (0.5, 0.64)], (120, 76, 46), 0.045)
@@ -544,7 +505,6 @@ def _draw_boat(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #72adb79f
 def _draw_fish(p, c):
-    "A striped fish with sea-green fins."
     fin = (34, 172, 152)
     for k in (-1, 1):
         p.poly([(0.24, 0.52), (0.0, 0.52 + k * 0.34), (0.08, 0.52)], fin)
@@ -563,7 +523,6 @@ def _draw_fish(p, c):
 
 
 def _draw_bird(p, c):
-    "A bird on its branch."
     p.line([(0.0, 0.9), (0.45, 0.85), (1.0, 0.89)], (84, 52, 34), 0.13)
     p.line([(0.02, 0.9), (0.45, 0.85), (0.98, 0.89)], (164, 110, 66), 0.085)
     for x, y, k in ((0.1, 0.84, -1), (0.22, 0.94, 1), (0.8, 0.94, 1), (0.92, 0.8, -1)):
@@ -585,7 +544,6 @@ def _draw_bird(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #727450c6
 def _draw_butterfly(p, c):
-    "A butterfly with dark, dotted borders."
     xs, ys = (0.26, 0.41, 0.465, 0.42, 0.4, 0.32, 0.16), (0.1, 0.2, 0.36, 0.53, 0.72, 0.88, 0.92)
     for k in (-1, 1):
         p.line([(0.5 + k * 0.02, 0.26), (0.5 + k * 0.12, 0.07)], _INK, 0.03)
@@ -604,7 +562,6 @@ def _draw_butterfly(p, c):
 
 
 def _draw_umbrella(p, c):
-    "An umbrella, and the boots that go with it."
     _shadow(p, y=0.95, rx=0.36)
     p.line([(0.5, 0.1), (0.5, 0.84)], (150, 98, 58), 0.055)
     p.arc(0.58, 0.84, 0.105, 0, 180, (150, 98, 58), 0.055)
@@ -624,7 +581,6 @@ def _draw_umbrella(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #70519d2a
 def _draw_ball(p, c):
-    "A football."
     _shadow(p, rx=0.36)
     seam, patch = _trim(c), (52, 46, 92)
     p.disc(0.5, 0.49, 0.45, c)
@@ -644,7 +600,6 @@ def _draw_ball(p, c):
 
 
 def _draw_flower(p, c):
-    "A flower in its pot."
     _shadow(p, rx=0.28)
     p.line([(0.5, 0.5), (0.5, 0.76)], (62, 146, 62), 0.055)
     for k in (-1, 1):
@@ -660,7 +615,6 @@ def _draw_flower(p, c):
 
 # %% ../../nbs/scenes/00_pictures.ipynb #7a116136
 def _draw_balloon(p, c):
-    "A hot-air balloon."
     for x in (0.38, 0.62):
         p.line([(x + (x - 0.5) * 0.7, 0.56), (x, 0.8)], (110, 70, 44), 0.028)
     p.disc(0.5, 0.34, 0.44, c, 0.335)
@@ -679,7 +633,6 @@ def _draw_balloon(p, c):
 
 
 def _draw_kite(p, c):
-    "A smiling kite with three bows."
     p.line([(0.6, 0.58), (0.5, 0.68), (0.34, 0.72), (0.2, 0.84), (0.04, 0.94)], (110, 104, 116), 0.028)
     top, right, low, left, mid = (0.58, 0.0), (1.0, 0.3), (0.64, 0.66), (0.2, 0.24), (0.6, 0.28)
     mint = (140, 232, 196)
@@ -724,9 +677,8 @@ def _noise(rng, side, cells):
 def _wash(rng, side, colour, *layers):
     "A colour with layers (cells, strength) of smooth noise -> RGB image, `side` pixels wide and high."
     noise = sum(strength * _noise(rng, side, cells) for cells, strength in layers)
-    return Image.fromarray(
-        np.clip(np.asarray(colour, np.float32) + noise[..., None], 0, 255).astype(np.uint8)
-    )
+    pixels = np.asarray(colour, np.float32) + noise[..., None]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def _scatter(rng, n):
@@ -888,18 +840,14 @@ class Thing:
     flip: bool = False  # mirrored
 
     def __post_init__(self):
-        _check(
-            self.category in CATEGORIES, f"no category {self.category!r}; there are {', '.join(CATEGORIES)}"
-        )
+        known, sizes = ", ".join(CATEGORIES), ", ".join(filter(None, _SCALE))
+        _check(self.category in CATEGORIES, f"no category {self.category!r}; there are {known}")
         allowed, b = CATEGORIES[self.category].colours, self.box
         wanted = f"one of {', '.join(allowed)}" if allowed else "no colour (None)"
         _check(self.colour in (allowed or (None,)), f"a {self.category} takes {wanted}, not {self.colour!r}")
-        sizes = ", ".join(filter(None, _SCALE))
         _check(self.size in _SCALE, f"a size is None or one of {sizes}, not {self.size!r}")
-        _check(
-            len(b) == 4 and 0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1,
-            f"a box is (x0, y0, x1, y1) with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, not {b}",
-        )
+        inside = len(b) == 4 and 0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1
+        _check(inside, f"a box is (x0, y0, x1, y1), 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, not {b}")
 
 # %% ../../nbs/scenes/00_pictures.ipynb #a1c4286e
 @dataclass(frozen=True)
@@ -1018,23 +966,17 @@ def sample_scene(
     return Scene(place, tuple(things), int(rng.integers(2**31)))
 
 # %% ../../nbs/scenes/00_pictures.ipynb #80208554
-def content(
-    scene: Scene,  # any scene
-) -> tuple:  # (place, sorted (category, colour, size) of its things)
-    "What a caption can say of a scene, as a key."
+def content(scene: Scene) -> tuple:  # any scene
+    "What a caption can say of a scene, as a key: (place, sorted (category, colour, size) of its things)."
     return scene.place, tuple(sorted(((t.category, t.colour, t.size) for t in scene.things), key=repr))
 
 
-def scene_to_dict(
-    scene: Scene,  # any scene
-) -> dict:  # plain dicts and lists
+def scene_to_dict(scene: Scene) -> dict:  # any scene
     "A scene for JSON."
     return asdict(scene)
 
 
-def scene_from_dict(
-    d: dict,  # as `scene_to_dict` makes it; JSON may have made lists of its tuples
-) -> Scene:  # equal to the one that was written
+def scene_from_dict(d: dict) -> Scene:  # as `scene_to_dict` makes it; JSON may have made lists of its tuples
     "The inverse of `scene_to_dict`. Raises `ConfigError`."
     try:
         things = tuple(Thing(**{**t, "box": tuple(t["box"])}) for t in d["things"])
