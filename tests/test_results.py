@@ -13,6 +13,7 @@ from conftest import ROOT
 from sgmim.core import DataError, read_json, run_record, write_json
 from sgmim.paper import published as N
 from sgmim.paper import records as R
+from sgmim.paper import runs
 from sgmim.paper import statistics as S
 
 # --- the committed records
@@ -63,9 +64,8 @@ def edit(record, path, value):
         ("data", None, "data is None"),
         ("metrics", {}, "metrics is empty"),
         ("wall_seconds", float("nan"), "wall_seconds is nan"),
-        ("wall_seconds", -3.0, "wall_seconds is -3"),
         ("steps", 10.5, "steps is 10.5"),
-        ("finished", "23/11/2026", "not a time in UTC"),
+        ("finished", 20261123, "finished is 20261123"),
         ("command", "sgmim_demo --out /home/ann/runs", "a path of the machine"),
         ("data.train.name", "Corpus in /mnt/disk1/places", "a path of the machine"),
         ("metrics.test-seen.audio_to_image.recall_at_1", 95.0, "recalls fall"),
@@ -141,24 +141,13 @@ A2I, I2A = "metrics.tests.test-seen.audio_to_image", "metrics.tests.test-unseen.
         (f"{A2I}.groups", R.pack_ranks(range(1, 1001)), "interval.recall_at_1 is"),
         (f"{A2I}.groups", R.pack_ranks(range(999)), "not built as it should be"),
         ("metrics.tests.test-novel.mean.recall_at_1", 30.0, "mean.recall_at_1 is 30.0"),
-        ("seed", 7, "config.train.seed is 1"),
-        ("config.train.seed", 0, "config.train.seed is 0"),
-        ("command", "sgmim_reproduce --table 4 --seeds 3,", "the seed in command is 3"),
-        ("spec.row", "+ Recon", "config.model.reconstruction is 'summary'"),
+        ("seed", 7, "the record is of table_4/scenes/summary-seed7.json"),
+        ("spec.row", "+ Recon", "the record is of table_4/scenes/recon-seed1.json"),
+        (f"{I2A}.interval.recall_at_1", [20.0, 10.0], "interval.recall_at_1 is [20.0, 10.0]: the lower end"),
         ("spec.budget", "compute", "summary-seed1-compute.json"),
         ("spec.label", "places", "table_4/places/"),
         ("spec.table", 1, "the record is of table_1/"),
-        ("metrics.best.score", [99.0, 99.0], "the best on dev is"),
-        ("metrics.best.step", 5, "metrics.best is"),
-        (
-            "metrics.dev.0",
-            {"step": 218, "recall_at_1": 90.0, "recall_at_5": 95.0, "recall_at_10": 99.0},
-            "at step 218",
-        ),
         ("metrics.best", {"step": 983}, "metrics.best.score is missing"),
-        ("steps", 900, "steps is 900"),
-        ("pairs_seen", 7, "pairs_seen is 7"),
-        ("config.train.epochs", 9.0, "steps is 983"),
         ("config.data", "scenes", "config.data is"),
         ("metrics.tests.test-seen", 5, "not built as it should be"),
     ],
@@ -179,7 +168,28 @@ def test_a_falsified_record_is_found(path, value, words, tmp_path):
     target.write_text(json.dumps(record))
     problems = R.check_results(tmp_path)
     assert any(words in p for p in problems) and all(p.startswith(SUMMARY + ": ") for p in problems), problems
-    assert S.collect(tmp_path, 4, "scenes", stale=lambda r: []).records == {}
+    found = runs.records_of_table(4, "scenes", results=tmp_path)
+    assert not found and problems[0] in found.stale["+ Summary", 1]
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        ("config.train.seed", 0, "train.seed: 0, now 1"),
+        ("config.train.epochs", 9.0, "train.epochs: 9.0, now 2.25"),
+        ("config.model.reconstruction", "plain", "model.reconstruction: plain, now summary"),
+        ("config.weights", "random", "weights: random, now missing"),
+        ("config.protocol", 0, "protocol: 0, now 1"),
+    ],
+)
+def test_a_record_of_another_configuration_does_not_count(path, value, words, tmp_path):
+    write_json(tmp_path / "tuning/scenes.json", {**real("tuning/scenes.json"), "from": []})
+    put(tmp_path, real())
+    assert list(runs.records_of_table(4, "scenes", results=tmp_path).records) == [("+ Summary", 1)]
+    put(tmp_path, edit(real(), path, value))
+    assert R.check_results(tmp_path) == []
+    found = runs.records_of_table(4, "scenes", results=tmp_path)
+    assert not found and words in found.stale["+ Summary", 1]
 
 
 def test_a_file_under_another_name_is_found(tmp_path):
@@ -194,23 +204,12 @@ def test_a_file_under_another_name_is_found(tmp_path):
         assert f"{name}: the record is of {SUMMARY}" in R.check_results(tmp_path)
 
 
-def test_a_copy_under_another_seed_is_found(tmp_path):
-    copied = edit(edit(edit(real(), "seed", 9), "config.train.seed", 9), "command", "")
-    copied["command"] = "sgmim_reproduce"
-    for r in (real(), copied):
-        put(tmp_path, r)
-    problems = R.check_results(tmp_path)
-    assert len(problems) == 2 and "identical results in table_4/scenes/summary-seed1.json" in problems[1]
-    assert not S.collect(tmp_path, 4, "scenes", stale=lambda r: [])
-
-
 @pytest.mark.parametrize(
     "name, path, value, words",
     [
-        ("demo.json", "metrics.training.best.score", [99.0, 99.0], "the best on dev is"),
         ("demo.json", "metrics.test-seen.image_to_audio.recall_at_1", 24.25, "not the mean"),
-        ("demo.json", "seed", 3, "config.train.seed is 0"),
-        ("demo.json", "pairs_seen", 1, "pairs_seen"),
+        ("demo.json", "pairs_seen", None, "pairs_seen is None, not int"),
+        ("dependence-scenes.json", "metrics.test-seen.overall.right.interval", [0.9, 0.1], "the lower end"),
         ("eval-scenes-tiny.json", "metrics.test-seen.mean.recall_at_5", 90.0, "not the mean"),
     ],
 )
@@ -352,7 +351,7 @@ def fake(
         config,
         seed,
         {"train": {"name": "made up", "fingerprint": "f"}},
-        {"tests": {t: test for t in tests}, **dev, "curves": {"step": "1"}},
+        {"tests": {t: test for t in tests}, **dev},
         1800.0,
         spec={"table": table, "row": row, "label": label, "budget": budget, "changes": []},
         steps=10,
@@ -371,6 +370,15 @@ def as_planned(record, spec):
         "steps": steps,
         "pairs_seen": steps * spec.train.batch_size,
     }
+
+
+def verdict(e):
+    return S.verdicts({0: e})[0]
+
+
+def pair_verdicts(found):
+    words = S.effect_verdicts(S.pair_effects(found))
+    return {tuple(name.split(" − ")): verdict for name, verdict in words.items()}
 
 
 def found_of(*records):
@@ -442,7 +450,7 @@ def test_verdicts(skill, spread, words):
     base = [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)]
     other = [fake("+ Summary", s, skill, spread=spread) for s in range(4)]
     f = found_of(*base, *other)
-    assert S.verdict(S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]) == words
+    assert verdict(S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]) == words
 
 
 @pytest.mark.parametrize("seeds", (1, 2, 3))
@@ -455,7 +463,7 @@ def test_too_few_seeds_resolve_nothing(seeds):
         ]
     )
     e = S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
-    assert S.verdict(e) == f"too few seeds ({seeds} of 4)" and (e.both, e.p) == (None, None)
+    assert verdict(e) == f"too few seeds ({seeds} of 4)" and (e.both, e.p) == (None, None)
     text = S.differences_table(f)
     assert f"too few seeds ({seeds} of 4)" in text and "resolved" not in text
 
@@ -466,8 +474,8 @@ def test_equal_differences_have_an_interval():
     for e in (S.Estimate(0.8, 0.8, 0.8, (0.8,) * 4, 0.05), S.Estimate(0.8, -1.0, 2.6, (0.8,) * 4)):
         assert e.both[1] - e.both[0] > 0
     assert (
-        S.verdict(S.Estimate(0.8, -1.0, 2.6, (0.8,) * 4))
-        == S.verdict(S.Estimate(0.0, 0.0, 0.0, (0.0,) * 4))
+        verdict(S.Estimate(0.8, -1.0, 2.6, (0.8,) * 4))
+        == verdict(S.Estimate(0.0, 0.0, 0.0, (0.0,) * 4))
         == "not resolved"
     )
     base = [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)]
@@ -479,15 +487,13 @@ def test_equal_differences_have_an_interval():
         # one query more, with every seed
         side["ranks"] = " ".join(["1" if i == ranks.index("2") else v for i, v in enumerate(ranks)])
     e = S.estimate(found_of(*base, *same), "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
-    assert (
-        e.each == pytest.approx((0.25,) * 4) and e.both[0] < 0 < e.both[1] and S.verdict(e) == "not resolved"
-    )
+    assert e.each == pytest.approx((0.25,) * 4) and e.both[0] < 0 < e.both[1] and verdict(e) == "not resolved"
 
 
 def test_differences_are_judged_together():
     "Of twenty differences with p = .03 none is resolved; one by itself is."
     e = S.Estimate(3.0, 3 - 1.96 * 0.8, 3 + 1.96 * 0.8, (3.0,) * 4)
-    assert 0.02 < e.p < 0.05 and S.verdict(e) == "resolved: higher"
+    assert 0.02 < e.p < 0.05 and verdict(e) == "resolved: higher"
     assert set(S.verdicts({i: e for i in range(20)}).values()) == {"not resolved"}
     clear = S.Estimate(-30.0, -31.0, -29.0, (-30.0,) * 4)
     judged = S.verdicts({"a": e, "b": clear, "c": None, "d": S.Estimate(9.0, 8.0, 10.0, (9.0,) * 2)})
@@ -527,8 +533,8 @@ def test_verdicts_are_about_one_endpoint():
     )
     text = S.differences_table(f)
     [line] = [line for line in text.splitlines() if line.endswith("| resolved: higher |")]
-    assert line.startswith("| + Summary − VG-HuBERT (M) | R@1 | 4 | +2.0 |")
-    assert S.pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "resolved: higher"
+    assert line.startswith("| + Summary − VG-HuBERT (M) | 4 | +2.0 |")
+    assert pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "resolved: higher"
 
 
 def test_equal_compute_is_not_compared_with_the_paper():
@@ -542,7 +548,7 @@ def test_equal_compute_is_not_compared_with_the_paper():
     compute = replace(f, budget="compute")
     assert "+2.0" in S.differences_table(f) and "+2.0" not in S.differences_table(compute)
     assert "the paper |" not in S.differences_table(compute)
-    assert S.pair_verdicts(f) == S.pair_verdicts(compute)
+    assert pair_verdicts(f) == pair_verdicts(compute)
 
 
 def test_exchanging_the_rows_exchanges_the_verdict():
@@ -553,7 +559,7 @@ def test_exchanging_the_rows_exchanges_the_verdict():
             for row, skill in (("VG-HuBERT (M)", 0.4), ("+ Summary", 0.0))
         ]
     )
-    assert S.pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "resolved: lower"
+    assert pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "resolved: lower"
 
 
 def test_other_queries_are_refused():
@@ -564,10 +570,6 @@ def test_other_queries_are_refused():
 
 
 # --- between labels
-
-
-def ablation_of(label="scenes-x", own=False, **more):
-    return S.Ablation(label, label, ("lam=3.",), (S.BASELINE, "+ Summary") if own else ("+ Summary",), **more)
 
 
 def between(a, row_a, b, row_b, split, sides=R.SIDES):
@@ -626,11 +628,14 @@ def test_other_data_or_no_common_seed_or_test_is_refused():
         between(a, "+ Summary", b, "+ Summary", "test-seen")
     between(a, "+ Summary", b, "+ Summary", "test-novel")
     with pytest.raises(
-        DataError, match=r"no record of \+ Summary \(scenes-x\) and \+ Recon \(scenes\) with the same seed"
+        DataError, match=r"\+ Summary \(scenes-x\) and \+ Recon \(scenes\): there is none with the same seed"
     ):
         between(a, "+ Summary", b, "+ Recon", "test-seen")
     with pytest.raises(DataError, match="do not all have the test test-other"):
         between(a, "+ Summary", b, "+ Summary", "test-other")
+
+
+OURS, BOTH = ("+ Summary",), ("VG-HuBERT (M)", "+ Summary")
 
 
 def test_an_ablation_with_a_baseline_of_its_own_is_held_against_it():
@@ -643,52 +648,46 @@ def test_an_ablation_with_a_baseline_of_its_own_is_held_against_it():
             for row, skill in (("VG-HuBERT (M)", 0.0), ("+ Summary", 0.4))
         ]
     )
-    longer = labelled(
-        "scenes-x", *[fake(row, s, 0.8) for s in range(4) for row in ("VG-HuBERT (M)", "+ Summary")]
-    )
-    own, shared = (
-        S.ablation_effects(base, ablation_of(own=o), longer, "+ Summary", "test-seen") for o in (True, False)
-    )
-    assert (
-        S.verdict(own["change"]) == "resolved: higher"
-        and S.verdict(own["gain"]) == "not resolved"
-        and S.verdict(own["more"]) == "resolved: lower"
-    )
-    assert S.verdict(shared["gain"]) == "resolved: higher" and shared["more"].each == pytest.approx(
-        shared["change"].each
-    )
-    assert np.isclose(
-        own["more"].value,
-        own["gain"].value - S.estimate(base, "test-seen", "+ Summary", "VG-HuBERT (M)")[1].value,
-    )
+    longer = labelled("scenes-x", *[fake(row, s, 0.8) for s in range(4) for row in BOTH])
+
+    def effect(name, asked, found=longer):
+        return S.ablation_effects(base, {"x": replace(found, asked=asked)}, name)["x"]["test-seen"]
+
+    change, gain, more = (effect(name, BOTH) for name in ("change", "gain", "more"))
+    assert [verdict(e) for e in (change, gain, more)] == [
+        "resolved: higher",
+        "not resolved",
+        "resolved: lower",
+    ]
+    assert verdict(effect("gain", OURS)) == "resolved: higher"
+    assert effect("more", OURS).each == pytest.approx(effect("change", OURS).each)
+    assert np.isclose(more.value, gain.value - S.gains(base)["+ Summary"]["test-seen"].value)
     lacks = labelled("scenes-x", *[r for (row, _), r in longer.records.items() if row == "+ Summary"])
     # the base's baseline is no substitute
-    assert S.ablation_effects(base, ablation_of(own=True), lacks, "+ Summary", "test-seen")["gain"] is None
-    lines = S.gains(base, {ablation_of(own=True): lacks})
-    assert (
-        lines["scenes-x"] == dict.fromkeys(base.tests)
-        and S.verdict(lines["+ Summary"]["test-seen"]) == "resolved: higher"
-    )
-    text = S.ablations_table(base, {ablation_of(own=True): longer})
-    assert (
-        "| scenes-x | `lam=3.` | VG-HuBERT (M) | 4 |" in text and "| resolved: higher; not resolved |" in text
-    )
+    assert effect("gain", BOTH, lacks) is None
+    text = S.effects_table({"x: change": {"test-seen": change}, "x: gain": {"test-seen": gain}})
+    lines = text.splitlines()
+    assert lines[2].startswith("| x: change | 4 | +") and lines[2].endswith("| resolved: higher |")
+    assert lines[3].endswith("| not resolved |")
 
 
 def test_an_ablation_without_records_has_no_numbers():
-    base = found_of(*[fake(row, s, 0.0) for s in range(2) for row in ("VG-HuBERT (M)", "+ Summary")])
-    none = S.TableRecords(4, "scenes-x", stale={("+ Summary", 0): ["train.lr: 0.1, now 0.2"]})
-    text = S.ablations_table(base, {ablation_of(): none})
-    assert (
-        "| scenes-x | `lam=3.` | + Summary | no record |  |  |  |  |  |" in text
-        and "**Stale or broken**, and left out: scenes-x, + Summary, seed 0: train.lr: 0.1, now 0.2" in text
+    base = found_of(*[fake(row, s, 0.0) for s in range(2) for row in BOTH])
+    stale = {("+ Summary", 0): ["train.lr: 0.1, now 0.2"]}
+    none = {"half": S.TableRecords(4, "scenes-x", stale=stale, asked=OURS)}
+    for effect in ("gain", "change", "more"):
+        table = S.effects_table(S.ablation_effects(base, none, effect))
+        assert table.endswith("| half | no record |  |  |  | no record |")
+    assert S.excluded(base, *none.values()) == (
+        "**Stale or broken**, and left out: scenes-x, + Summary, seed 0: train.lr: 0.1, now 0.2"
     )
-    assert S.gains_table(S.gains(base, {ablation_of(): none})).count("no record") == 2
-    assert S.gain_verdicts({"a": {"test-seen": None}}) == {"a": "no record"}
+    assert S.effect_verdicts({"a": {"test-seen": None}}) == {"a": "no record"}
     nothing = S.TableRecords(4, "scenes")
-    assert S.gains(nothing, {ablation_of(): none}) == {"scenes-x": {"test-seen": None, "test-unseen": None}}
-    with pytest.raises(DataError, match="no record of any of scenes-x"):
-        S.forest_figure(S.gains(nothing, {ablation_of(): none}))
+    assert S.gains(nothing) == {}
+    effects = S.ablation_effects(nothing, none)
+    assert effects == {"half": {"test-seen": None, "test-unseen": None}}
+    with pytest.raises(DataError, match="no record of any of half"):
+        S.forest_figure(effects)
 
 
 def test_the_forest_marks_what_is_resolved():
@@ -724,46 +723,53 @@ def put(folder, record):
     )
 
 
-def test_collecting(tmp_path):
-    for r in (
-        fake("+ Recon", 0, 0.0),
-        fake("+ Recon", 1, 0.0),
-        fake("+ Recon", 0, 0.0, budget="compute"),
-        fake("+ Summary", 0, 0.0, table=1),
-        fake("+ Summary", 0, 0.0, label="other"),
-    ):
-        put(tmp_path, r)
-    f = S.collect(tmp_path, 4, "scenes")
-    assert (
-        set(f.records) == {("+ Recon", 0), ("+ Recon", 1), ("+ Summary", 0)} and not f.stale and not f.broken
+def planned(row, seed, skill=0.0, results="none", **plan):
+    "A made-up record that the plan would make now."
+    given = {"label": "scenes", **plan}
+    spec = runs.plan_runs(runs.TablePlan(4, rows=(row,), seeds=[seed], **plan), results)[0]
+    return as_planned(
+        fake(row, seed, skill, **{k: given[k] for k in ("label", "budget") if k in given}), spec
     )
-    assert set(S.collect(tmp_path, 4, "scenes", "compute").records) == {("+ Recon", 0)}
+
+
+def test_the_records_of_a_folder(tmp_path):
+    summary = planned("+ Summary", 0)
+    summary["spec"]["table"] = 1  # the same run, made for another table
+    other = edit(planned("+ Recon", 1), "config.train.lr", 0.1)
+    made = (planned("+ Recon", 0), other, planned("+ Recon", 0, budget="compute"), summary)
+    for r in (*made, planned("+ Summary", 1, label="other")):
+        put(tmp_path, r)
+
+    def read(**given):
+        return runs.records_of_table(4, "scenes", results=tmp_path, **given)
+
     (tmp_path / "table_4/scenes/summary-seed3.json").write_text('{"kind": "reproduce", "see')
-    f = S.collect(tmp_path, 4, "scenes", stale=lambda r: ["another rate"] * r["seed"])
-    assert f.stale == {("+ Recon", 1): ["another rate"]} and list(f.broken) == [
-        "table_4/scenes/summary-seed3.json"
-    ]
+    f = read()
+    assert set(f.records) == {("+ Recon", 0), ("+ Summary", 0)}
+    assert f.stale["+ Recon", 1] == ["train.lr: 0.1, now 0.001"]
+    assert "not valid JSON" in f.stale["+ Summary", 3][0] and len(f.stale) == 2
+    # a run that costs as much at equal steps is the run at equal compute
+    assert set(read(budget="compute").records) == {("+ Recon", 0), ("+ Summary", 0)}
+    assert set(runs.records_of_table(1, "scenes", results=tmp_path).records) == {("+ Summary", 0)}
+    assert not read(label="nothing") and read(label="nothing").asked == f.asked
     text = S.results_table(f)
     assert (
-        "**Stale or broken**, and left out: scenes, + Recon, seed 1: another rate" in text
-        and "table_4/scenes/summary-seed3.json: " in text
+        "**Stale or broken**, and left out: scenes, + Recon, seed 1: train.lr: 0.1" in text
+        and "table_4/scenes/summary-seed3.json" in text
         and "| + Recon | 1 seed |" in text
     )
-    assert S.collect(tmp_path, 4, "scenes", stale=lambda r: []).seeds("+ Recon") == [0, 1]
 
 
 def test_the_picture_draws_every_row_and_seed():
     f = found_of(*[fake(row, s, 0.1) for s in range(3) for row in ("VG-HuBERT (M)", "+ Recon")])
-    fig = S.table4_figure(f, k=10)
-    assert [ax.get_title() for ax in fig.axes] == ["test-seen", "test-unseen", "test-novel"] and fig.axes[
-        0
-    ].get_ylabel() == "R@10 in %"
-    dots = [
-        len(c.get_offsets())
-        for c in fig.axes[0].collections
-        if hasattr(c, "get_sizes") and len(c.get_sizes())
-    ]
-    assert dots == [3, 3]
+    fig = S.forest_figure(S.recalls(f, k=10), xlabel="R@10", judge=False)
+    assert [ax.get_title() for ax in fig.axes] == ["test-seen", "test-unseen", "test-novel"]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["VG-HuBERT (M)", "+ Recon"]
+    for ax in fig.axes:
+        assert [len(c.get_offsets()) for c in ax.collections] == [3, 3]
+        assert [p.get_xdata()[0] for p in ax.lines if p.get_marker() == "o"] == [
+            S.estimate(f, ax.get_title(), row)[10].value for row in f.rows
+        ]
 
 
 # --- the pages
@@ -813,19 +819,18 @@ def test_without_records_a_page_says_so(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
     from sgmim.models.sgmim import ROWS
-    from sgmim.paper import runs as reproduce
 
     for row, skill in zip(ROWS, (0.0, 0.0, 0.02, 0.5), strict=True):
         for seed in range(4):
             r = fake(row, seed, skill)
-            plan = reproduce.TablePlan(4, rows=(row,), seeds=[seed])
-            put(tmp_path, as_planned(r, reproduce.plan_runs(plan, tmp_path)[0]))
+            plan = runs.TablePlan(4, rows=(row,), seeds=[seed])
+            put(tmp_path, as_planned(r, runs.plan_runs(plan, tmp_path)[0]))
     shown = show(page, tmp_path, monkeypatch)
     text, n = text_of(shown), int(page.stem[-1])
     assert "| + Summary | 4 seeds |" in text and "| resolved: higher |" in text
     assert any(hasattr(s, "savefig") for s in shown) == (n == 4)
     value = S.estimate(
-        S.collect(tmp_path, 4, "scenes", stale=lambda r: []),
+        runs.records_of_table(4, "scenes", results=tmp_path),
         "test-novel",
         "+ Summary",
         sides=R.SIDES if n == 4 else R.SIDES[:1],
@@ -869,12 +874,10 @@ def test_without_records_the_page_about_ablations_says_so(tmp_path, monkeypatch)
 
 
 def test_with_records_the_page_about_ablations_shows_them(tmp_path, monkeypatch):
-    from sgmim.paper import runs as reproduce
-
     def make(row, seed, skill, label="scenes", **plan):
-        plan = reproduce.TablePlan(4, rows=(row,), seeds=[seed], label=label, **plan)
+        plan = runs.TablePlan(4, rows=(row,), seeds=[seed], label=label, **plan)
         r = fake(row, seed, skill, label=label, spread=0.01)
-        put(tmp_path, as_planned(r, reproduce.plan_runs(plan, tmp_path)[0]))
+        put(tmp_path, as_planned(r, runs.plan_runs(plan, tmp_path)[0]))
 
     for seed in range(4):
         make("VG-HuBERT (M)", seed, 0.0)
@@ -890,7 +893,7 @@ def test_with_records_the_page_about_ablations_shows_them(tmp_path, monkeypatch)
                 0.9,
                 "scenes-few",
                 changes=("epochs=9.", "mim_onset=4.", "eval_every=2.", "lam=32."),
-                sizes=reproduce.DemoData(train=1750),
+                sizes=runs.DemoData(train=1750),
             )
     shown = show(WHY, tmp_path, monkeypatch)
     text = text_of(shown)
@@ -950,10 +953,8 @@ def prose(page):
 
 @pytest.fixture(scope="module")
 def verdicts_of():
-    from sgmim.paper.runs import records_of_table
-
-    found = {b: records_of_table(4, "scenes", b, ROOT / "results") for b in ("steps", COMPUTE)}
-    return {b: S.pair_verdicts(f) for b, f in found.items()}
+    found = {b: runs.records_of_table(4, "scenes", b, ROOT / "results") for b in ("steps", COMPUTE)}
+    return {b: pair_verdicts(f) for b, f in found.items()}
 
 
 @pytest.mark.parametrize("page, words, budget, pairs, sign", CLAIMS)
@@ -1014,11 +1015,9 @@ def test_what_the_page_about_ablations_says_is_in_its_records(words, name, paths
 
 
 def test_the_other_sentences_of_the_page_about_ablations():
-    from sgmim.paper.runs import records_of_table
-
     text = prose("tutorials/what_reconstruction_adds")
     assert "Each gain that the paper reports lies above the interval measured here" in text
-    for row, of in S.gains(records_of_table(4, "scenes", results=ROOT / "results")).items():
+    for row, of in S.gains(runs.records_of_table(4, "scenes", results=ROOT / "results")).items():
         for t in ("test-seen", "test-unseen"):
             assert of[t].both[1] < N.paper_difference(4, t, row, BASE)[1]
     assert "No row makes significantly fewer or more mistakes" in text
