@@ -208,7 +208,7 @@ def sgmim_scenes(
     from sgmim.scenes import corpus
 
     wanted, names = parse_changes(splits, "splits"), _EXPORTED.get(export, {})
-    if not all(isinstance(n, int) for n in wanted.values()):
+    if not all(isinstance(n, int) and n > 0 for n in wanted.values()):
         raise ConfigError(f"{' '.join(splits)}: write a number of images, such as train=1000")
     if export and (unknown := wanted.keys() - names):
         unknown, known = ", ".join(sorted(unknown)), ", ".join(names)
