@@ -1193,6 +1193,15 @@ def test_checkpoint_faults(tmp_path):
         load_model(tmp_path / "m")
 
 
+def test_backbones_are_checked_before_any_is_loaded():
+    m = make()
+    before = {k: v.clone() for k, v in m.state_dict().items()}
+    image = {k: v + 1 for k, v in m.image_encoder.vit.state_dict().items()}
+    with pytest.raises(CheckpointError, match="the audio weights"):
+        load_backbones(m, image, {"encoder.layers.0.fc1.weight": torch.zeros(1)})
+    assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
+
+
 def test_backbones(batch):
     donor, m = make(seed=1), make(seed=2, reinit_layers=1)
     image = {
