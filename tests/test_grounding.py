@@ -462,6 +462,19 @@ def test_the_shipped_model_points(grounded, dev):
     assert set(found["things"]) == {"1", "2", "3"} and found["things"]["1"]["choice"]["model"] is None
 
 
+def test_each_chance_map_is_scored_with_its_own_threshold(grounded):
+    chosen = chosen_by_hand()
+    found = _grounding_scores(grounded, chosen, resamples=10)["kind"]["thing"]["iou"]
+    for name, maps in _chance_maps(grounded).items():
+        iou = _iou(maps, grounded.shown, chosen["chance_thresholds"][name])
+        assert found[name]["value"] == pytest.approx(iou[grounded.kind == "thing"].mean(), abs=1e-5)
+
+
+def test_of_equal_variants_the_first_is_chosen(grounded):
+    chosen = _choose_variant(grounded._replace(patches=torch.zeros_like(grounded.patches)), resamples=10)
+    assert chosen["variant"] == ("frames", "dot") and set(chosen["ways"].values()) == {"dot"}
+
+
 # ---- records and figures
 
 

@@ -971,6 +971,9 @@ def test_curves_leave_out_what_was_not_measured():
     assert len(fig.axes) == 4 and fig.axes[1].lines[0].get_xdata()[0] == 5 and png(fig).std() > 1
     assert len(figures.curves_figure({"a": history, "b": history[:3]}).axes) == 4
     assert len(figures.curves_figure(history[-1:]).axes) == 1
+    recalls = [dict(step=s, recall_at_1=1.0, recall_at_5=2.0) for s in range(3)]
+    [panel] = figures.curves_figure({"a": recalls, "b": recalls}).axes  # of several runs the first key alone
+    assert [line.get_label() for line in panel.lines] == ["a", "b"] and panel.get_title() == "R@1 in %"
     with pytest.raises(DataError):
         figures.curves_figure([])
 

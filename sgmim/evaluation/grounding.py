@@ -222,6 +222,11 @@ def model_view(
     return np.asarray(image_transform(model.config)(corpus.image(int(corpus.image_of_caption[j]))))
 
 
+def _in_crop(box, crop):
+    "A box of a square picture, in fractions of the side, as one of the middle `crop` of it."
+    return tuple((x - (1 - crop) / 2) / crop for x in box)
+
+
 def caption_figure(
     model,  # put in evaluation mode
     corpus,  # with word times
@@ -231,12 +236,11 @@ def caption_figure(
     **kwargs,  # of `grounding_figure`
 ) -> Picture:
     "`grounding_figure` of the words of a caption, with the true boxes where the corpus knows them."
-    words, crop, boxes = spoken_words(corpus, j), model.config.crop_pct, []
+    words = spoken_words(corpus, j)
     words = [w for w in words if kinds is None or w.kind in kinds] or words
     words, maps = caption_maps(model, corpus, j, variant, words)
-    for w in words:  # boxes in fractions of the middle `crop` of the image
-        box = corpus.scene(w.image).things[w.thing].box if w.thing >= 0 else None
-        boxes.append(box and [(x - (1 - crop) / 2) / crop for x in box])
+    things = [corpus.scene(w.image).things[w.thing] if w.thing >= 0 else None for w in words]
+    boxes = [t and _in_crop(t.box, model.config.crop_pct) for t in things]
     options = {"title": corpus.captions[j].text, **kwargs}
     return grounding_figure(model_view(model, corpus, j), [w.word for w in words], maps, boxes, **options)
 
