@@ -1193,6 +1193,12 @@ def test_checkpoint_faults(tmp_path):
         load_model(tmp_path / "m")
 
 
+def test_the_mask_that_is_given_is_used(batch):
+    m, mask = make().eval(), random_mask(5, 16, generator=seeded())
+    with torch.no_grad():
+        close(m(batch, mask=mask)["loss_mim"], mim_loss(**m.reconstruct(batch, mask)))
+
+
 def test_backbones_are_checked_before_any_is_loaded():
     m = make()
     before = {k: v.clone() for k, v in m.state_dict().items()}

@@ -539,7 +539,9 @@ def check_fit(
     # a layer has at least 12 tensors, a convolution has one
     if 12 * layers + len(config.conv_dim) > len(tensors):
         made = f"{layers:,} layers and {len(config.conv_dim):,} convolutions of its configuration"
-        raise CheckpointError(f"{where}: {len(tensors):,} tensors do not make up the {made}")
+        raise CheckpointError(
+            f"{where}: {len(tensors):,} tensors do not make up the {made}: some are missing"
+        )
     try:
         with torch.device("meta"):
             empty = SGMIM(config)
