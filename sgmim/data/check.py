@@ -727,8 +727,8 @@ def check_data(
     max_unreadable=0.01,  # share of a split's captions that may be lost before it is an error, as in training
     **options,  # of the reader: image_root, audio_root, karpathy, metadata
 ):  # `CorpusReport`
-    """Look through a corpus. What is wrong with the data is a finding in the report, not an exception.
-    `ConfigError` for arguments that cannot be."""
+    """Look through a corpus, with progress bars on a terminal. What is wrong with the data is a finding in
+    the report, not an exception. `ConfigError` for arguments that cannot be."""
     if sample < 1 or workers < 1:
         raise ConfigError(f"sample is {sample} and workers is {workers}; both have to be at least 1")
     opening = _Opening(None if all_files else sample, seed, workers, max_unreadable)
