@@ -81,7 +81,7 @@ class Feed:
                 check_batch(batch, f"batch {step - first - 1}", least=2 if self.rows is None else 1)
                 yield batch
             if step == first:
-                raise DataError("the data gave no batch on a second pass: give a list or a DataLoader")
+                raise DataError("the data gave no batch on a second pass: give what can be iterated again")
 
     def _compare(self, step, batch):
         "Mark a batch, or compare it with the one of this step before the run was interrupted."
