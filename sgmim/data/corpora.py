@@ -666,7 +666,8 @@ def _of_another_image(caption):
         return ""
     parts = uttid.rsplit("_", 2)
     numbered = len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal()
-    if not numbered or (parts[1].lstrip("0") or "0") == (_image_number(image) or parts[1]):
+    number = _image_number(image)
+    if not number or not numbered or (parts[1].lstrip("0") or "0") == number:
         return ""
     return f"{uttid!r} is of image {parts[1]}, and is listed under {image}"
 
