@@ -210,10 +210,12 @@ def attention_figure(
 # %% ../../nbs/evaluation/00_figures.ipynb #1f45339c
 def _frame(ax, right, rank):
     "Mark a found item: a thick green frame and a tick, or a thin grey one; its rank above."
-    width, colour = (4, RIGHT) if right else (0.8, "#bbbbbb")
-    box = Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, clip_on=False, lw=width, ec=colour)
-    ax.add_patch(box)
-    ax.set_title(f"{rank} ✓" if right else str(rank), fontsize=9, color=RIGHT if right else "#777777")
+    line, style = (0.8, "#bbbbbb"), dict(color="#777777")
+    if right:
+        line, style = (4, RIGHT), dict(color=RIGHT, weight="bold")
+    frame = dict(fill=False, clip_on=False, lw=line[0], ec=line[1])
+    ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, **frame))
+    ax.set_title(f"{rank} ✓" if right else str(rank), fontsize=9, **style)
 
 # %% ../../nbs/evaluation/00_figures.ipynb #c0bc7015
 def retrieval_gallery(
