@@ -1192,7 +1192,7 @@ def test_the_option_for_files_elsewhere_is_named(tmp_path, pattern, option, othe
 
 @pytest.mark.parametrize("lost, refused", [(0, False), (1, False), (2, True), (100, True)])
 def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refused):
-    from sgmim.paper.runs import TablePlan, open_data, plan_runs
+    from sgmim.paper.runs import RunOptions, TablePlan, open_data, plan_runs
 
     table = own(tmp_path / "c", 100, head="image,audio,split", more=lambda k: ",train")
     lines = table.read_text().splitlines()
@@ -1201,12 +1201,12 @@ def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refus
     )
     for path in sounds_of(table.parent)[100 - lost :]:
         path.unlink()
-    spec = plan_runs(TablePlan(3, "facc"), tmp_path)[0]
+    spec, options = plan_runs(TablePlan(3, "facc"), tmp_path)[0], RunOptions(table, {"kind": "pairs"})
     if not refused:
-        assert len(open_data(spec, table, {"kind": "pairs"})["train"]) == 100 - lost
+        assert len(open_data(spec, options)["train"]) == 100 - lost
     else:
         with pytest.raises(DataError, match="--audio-root DIR"):
-            open_data(spec, table, {"kind": "pairs"})
+            open_data(spec, options)
 
 
 def test_the_command_has_the_rule_too(tmp_path, capsys):

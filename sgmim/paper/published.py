@@ -72,7 +72,6 @@ _PRINTED = {
 class PaperTable:
     "A table of the paper, as printed."
 
-    number: int  # of the table
     caption: str  # as printed
     splits: tuple  # names of the tests
     systems: dict  # {system: {split: recalls in per cent}}
@@ -94,7 +93,7 @@ def _read_printed(number):
         underlined |= {
             (name, s, i) for s, values in printed.items() for i, v in enumerate(values) if v.endswith("_")
         }
-    return PaperTable(number, caption, splits, systems, frozenset(underlined), frozenset(prior))
+    return PaperTable(caption, splits, systems, frozenset(underlined), frozenset(prior))
 
 
 PAPER = {n: _read_printed(n) for n in _PRINTED}

@@ -305,11 +305,12 @@ def check_file(
         record = read_json(path)
     except DataError as e:
         return [str(e)]
-    if isinstance(record, dict) and ("measured_on" in record or record.get("kind") == "settings"):
+    kind = "" if not isinstance(record, dict) else record.get("kind", "timings")
+    if kind == "settings" or kind == "timings" and "measured_on" in record:
         faults = _settings_faults(record, Path(root or path.parent))
+    elif faults := check_record(record, where):
+        return faults
     else:
-        if faults := check_record(record, where):
-            return faults
         faults = _place_faults(record, where) if root else ()
     return [f"{where}: {fault}" for fault in faults]
 

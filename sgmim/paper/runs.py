@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class TablePlan:
     rows: tuple = ()  # names of rows; () for all that can be run
     seeds: object = 1  # how many, from 0, or which: 5, '5', '3,4', [3, 4]
     budget: str = "steps"  # 'steps' or 'compute': what is equal among the rows
-    label: str | None = None  # folder of the records, whose settings apply; None: `data`
+    label: str = ""  # folder of the records, whose settings apply; "": `data`
     changes: tuple = ()  # 'field=value' on top of the settings
     tried: tuple = ()  # more of them, which name the record of a run on dev alone
     sizes: DemoData | None = None  # of the embedded corpus, in place of those of the settings
@@ -74,6 +74,7 @@ class TablePlan:
     tests: bool = True  # False leaves the tests alone, to choose on dev
 
     def __post_init__(self):
+        object.__setattr__(self, "label", self.label or self.data)
         for value, name, known in (
             (self.table, "table", PAPER),
             (self.data, "data", _PRESET_OF_DATA),
@@ -110,39 +111,36 @@ class TablePlan:
         "The command that makes its runs, without a folder of anybody's disk."
         sizes = vars(self.sizes).items() if self.sizes else ()
         options = {
-            "--data": self.data + "=FOLDER" * (self.data != "scenes"),
-            "--label": "" if self.label == self.data else self.label,
-            "--rows": " ".join(f"'{r}'" for r in self.rows),
-            "--budget": "compute" * (self.budget == "compute"),
-            "--set": " ".join((*self.changes, *self.tried)),
-            "--sizes": " ".join(f"{k}={v}" for k, v in sizes if v != getattr(DemoData, k)),
-            "--preset": self.preset,
+            "data": self.data + "=FOLDER" * (self.data != "scenes"),
+            "label": self.label * (self.label != self.data),
+            "rows": " ".join(f"'{r}'" for r in self.rows),
+            "budget": self.budget * (self.budget != "steps"),
+            "set": " ".join((*self.changes, *self.tried)),
+            "sizes": " ".join(f"{k}={v}" for k, v in sizes if v != getattr(DemoData, k)),
+            "preset": self.preset,
+            "from-scratch": " " * (self.weights == "random"),
+            "dev-only": " " * (not self.tests),
+            "seeds": self.seeds,
         }
-        if self.weights == "random":
-            options["--from-scratch"] = " "
-        if not self.tests:
-            options["--dev-only"] = " "
-        options["--seeds"] = self.seeds
-        given = " ".join(f"{option} {value}".strip() for option, value in options.items() if value)
-        return f"sgmim_reproduce --table {self.table} {given}"
+        given = (f"--{option} {value}".strip() for option, value in options.items() if value)
+        return f"sgmim_reproduce --table {self.table} {' '.join(given)}"
 
 # %% ../../nbs/paper/03_runs.ipynb #9c250a1e
 _SETTINGS = {"kind", "why", "from", "set", "rows", "sizes", "preset"}
 
 
-def _read_settings(results, *labels):
-    "The settings of a label as a dict, {} if there is no file; `ConfigError` for a key that it cannot have."
-    for path in (Path(results) / "tuning" / f"{label}.json" for label in labels):
-        if not path.is_file():
-            continue
-        settings = read_json(path)
-        odd = ", ".join(sorted(set(settings) - _SETTINGS))
-        if settings.get("kind") != "settings" or odd:
-            keys = ", ".join(sorted(_SETTINGS - {"kind"}))
-            raise ConfigError(
-                f'{path}: settings have "kind": "settings" and {keys}' + f", not {odd}" * bool(odd)
-            )
-        return settings
+def _read_settings(results, plan):
+    "The settings of the label of a plan, or of its data; `ConfigError` for a key that they cannot have."
+    for path in (Path(results) / "tuning" / f"{name}.json" for name in (plan.label, plan.data)):
+        if path.is_file():
+            settings = read_json(path)
+            odd = sorted(set(settings) - _SETTINGS)
+            if odd or settings.get("kind") != "settings":
+                known = ", ".join(sorted(_SETTINGS - {"kind"}))
+                raise ConfigError(
+                    f'{path}: settings have "kind": "settings" and {known}, not {", ".join(odd)}'
+                )
+            return settings
     return {}
 
 # %% ../../nbs/paper/03_runs.ipynb #727a2ef1
@@ -194,11 +192,6 @@ class RunSpec:
     sizes: DemoData | None  # of the embedded corpus; None on other data
 
     @property
-    def label(self):
-        "The folder of its records."
-        return self.plan.label or self.plan.data
-
-    @property
     def config(self):
         "What decides the result, as plain values."
         return {
@@ -213,7 +206,7 @@ class RunSpec:
     def folder(self):
         "The name of its folder of checkpoints, which changes with the settings."
         name = record_name(self.row, self.seed, self.plan.budget).removesuffix(".json")
-        return f"{self.label}-{name}-{stable_hash(repr(self.config)) % 16**8:08x}"
+        return f"{self.plan.label}-{name}-{stable_hash(repr(self.config)) % 16**8:08x}"
 
     @property
     def command(self):
@@ -229,9 +222,9 @@ class RunSpec:
         "Where its record lies in a folder of results, or that of the same run for another table or budget."
         if self.plan.tests:
             name = record_name(self.row, self.seed, budget or self.plan.budget)
-            return Path(results) / f"table_{table or self.plan.table}" / self.label / name
+            return Path(results) / f"table_{table or self.plan.table}" / self.plan.label / name
         tried = "".join("-" + slug(c) for c in self.plan.tried)
-        return Path(results) / "tuning" / self.label / f"{slug(self.row)}-seed{self.seed}{tried}.json"
+        return Path(results) / "tuning" / self.plan.label / f"{slug(self.row)}-seed{self.seed}{tried}.json"
 
 # %% ../../nbs/paper/03_runs.ipynb #e7a1f0c2
 def _settled(plan, row, settings):
@@ -251,10 +244,10 @@ def plan_runs(
     results=None,  # folder of results with the settings; None: `results_folder()`
 ):
     "The list of `RunSpec`s of a plan, seed by seed."
-    label, specs, sizes = plan.label or plan.data, [], None
-    settings = _read_settings(results_folder() if results is None else results, label, plan.data)
+    settings = _read_settings(results_folder() if results is None else results, plan)
+    specs, sizes = [], None
     if plan.data == "scenes":
-        sizes = plan.sizes or config_from_dict(DemoData, settings.get("sizes", {}), f"the sizes of {label}")
+        sizes = plan.sizes or config_from_dict(DemoData, settings.get("sizes", {}), "sizes")
     for row in plan.rows or plan.known_rows:
         preset, model, train = _settled(plan, row, settings)
         if plan.budget == "compute":
@@ -266,38 +259,35 @@ def plan_runs(
 # %% ../../nbs/paper/03_runs.ipynb #2bba457e
 def open_data(
     spec,  # `RunSpec`
-    path=None,  # of a corpus on disk; the embedded one is made
-    options=None,  # of its reader: `kind`, `image_root`, `karpathy`, ...
-    cache=None,  # folder of the embedded corpus
-    progress=True,  # show a bar while it is made
+    options,  # `RunOptions`: where a corpus on disk lies, and how it is read; the embedded one is made
 ):
     """{'train': corpus, 'dev': {name: corpus}, 'tests': {name: corpus}} of a run, the splits of the paper's
     protocol. What is missing on disk is left out; more of it than training allows is a `DataError`."""
-    data, size, tests = spec.plan.data, spec.model.image_size, spec.plan.tests
+    data, sizes, tests, o = spec.plan.data, spec.sizes, spec.plan.tests, options
     if data == "scenes":
-        sizes = spec.sizes
-
-        def made(split, n, captions=1):
-            return load_scenes(split, n, captions, sizes.seed, size, cache, progress=progress)
-
+        made = partial(
+            load_scenes, seed=sizes.seed, size=spec.model.image_size, cache=o.cache, progress=o.progress
+        )
         return {
             "train": made("train", sizes.train, sizes.captions),
             "dev": {"dev": made("dev", sizes.dev)},
             "tests": {t: made(t, sizes.test) for t in TESTS} if tests else {},
         }
-    if path is None:
+    if o.path is None:
         raise DataError(f"say where {CORPUS_NAMES[data]} lies: --data {data}=FOLDER")
-    options = dict(options or {})
-    kind = options.pop("kind", None) or recognise(path)
+    reader = dict(o.options)
+    kind = reader.pop("kind", None) or recognise(o.path)
 
     def role(which):
-        names = role_splits(path, kind, which, options)
-        return open_splits(path, kind, names, options, spec.train.max_unreadable)
+        names = role_splits(o.path, kind, which, reader)
+        return open_splits(o.path, kind, names, reader, spec.train.max_unreadable)
 
-    opened = {"train": next(iter(role("train").values())), "dev": role("dev"), "tests": {}}
-    if tests:
-        opened["tests"] = {canonical(n).replace("_", "-"): c for n, c in role("test").items()}
-    return opened
+    found = role("test") if tests else {}
+    return {
+        "train": next(iter(role("train").values())),
+        "dev": role("dev"),
+        "tests": {canonical(name).replace("_", "-"): corpus for name, corpus in found.items()},
+    }
 
 
 def _entries(data):
@@ -334,25 +324,22 @@ class RunOptions:
         return results_folder() if self.results is None else Path(self.results)
 
 
-@lru_cache(maxsize=8)
-def _ladder(scenes):
-    return oracle_ladder(scenes)  # seconds per split, so once a process
+_ladder = lru_cache(maxsize=8)(oracle_ladder)  # seconds per split, so once a process
 
 
 def _tested(spec, model, data, options):
     "The metrics of a trained model on its tests, with intervals, ranks and oracles."
-    out = {}
-    for name, corpus in data["tests"].items():
+    metrics, tests = {}, data["tests"]
+    for name, corpus in tests.items():
         pairs = pool(model.config, corpus, spec.train.eval_seconds, workers=options.workers)
         e = embed(model, pairs, pick_device(options.device))
         # an image is left out if all its captions could not be read
         used, of = np.unique(e.image_of_caption.numpy(), return_inverse=True)
         result = e.metrics(similarity=model.config.similarity)
-        out[name] = pack_result(result, e.image_id.numpy()[used], e.index.numpy(), of)
-    if not spec.plan.tests:
-        return {}
-    oracles = {name: _ladder(s) for name, s in data["tests"].items()} if spec.plan.data == "scenes" else {}
-    return {"tests": out} | ({"oracle": oracles} if oracles else {})
+        metrics[name] = pack_result(result, e.image_id.numpy()[used], e.index.numpy(), of)
+    oracles = {name: _ladder(s) for name, s in tests.items()} if spec.plan.data == "scenes" else {}
+    found = {"tests": metrics, "oracle": oracles}
+    return {k: v for k, v in found.items() if v}
 
 # %% ../../nbs/paper/03_runs.ipynb #e7a1f0c3
 def run_spec(
@@ -373,9 +360,8 @@ def run_spec(
     began, trained = time.perf_counter(), fitted.record
     metrics = {k: trained["metrics"][k] for k in ("best", "dev")} | _tested(spec, fitted.model, data, o)
     asked = {
-        **{k: getattr(plan, k) for k in ("table", "budget", "weights")},
-        **{k: getattr(spec, k) for k in ("row", "label", "preset")},
-        "changes": [*plan.changes, *plan.tried],
+        **{k: getattr(plan, k) for k in ("table", "label", "budget", "weights")},
+        **{"row": spec.row, "preset": spec.preset, "changes": [*plan.changes, *plan.tried]},
         "asked": [k for k in ("sizes", "preset") if getattr(plan, k)],
     }
     kept = ("steps", "pairs_seen", "resumed_with", "unreadable", "skipped")
@@ -406,16 +392,14 @@ def _spec_stale_reasons(spec, record, prints=None):
     return stale_reasons(record, config, defaults, prints)
 
 
-def _state_of(
-    spec,
-    results,
-    prints=None,  # {split: fingerprint} of the data, if they are at hand
-):
-    "('done', path), ('stale', reasons) or ('missing', None): the record of a run."
+def _state_of(spec, results, prints=None):
+    """('done', path), ('stale', reasons) or ('missing', None): the record of a run. `prints`: {split:
+    fingerprint} of the data, if they are at hand."""
     plan, reasons = spec.plan, None
-    tables = (plan.table, *(n for n in PAPER if n != plan.table))
-    budgets = dict.fromkeys((plan.budget, "steps"))
-    for budget, table in product(budgets, tables) if plan.tests else [(plan.budget, plan.table)]:
+    places = [(plan.budget, plan.table)]
+    if plan.tests:
+        places += product(dict.fromkeys((plan.budget, "steps")), PAPER)
+    for budget, table in places:
         path = spec.path(results, table, budget)
         if not path.is_file():
             continue
@@ -430,20 +414,16 @@ def _state_of(
 # %% ../../nbs/paper/03_runs.ipynb #e7a1f0c5
 def _describe(states):
     "{`RunSpec`: its `_state_of`} as text: what is there, what is stale and why, what is to be run."
-    specs, todo = list(states), [s for s in states if states[s][0] != "done"]
-    spec, plan, sizes = specs[0], specs[0].plan, ""
-    if s := spec.sizes:
-        sizes = f"; {s.train:,} images × {s.captions} captions, tests of {s.test:,}"
-    label = f" ({spec.label})" if spec.label != plan.data else ""
-    rows, seeds = {s.row for s in specs}, {s.seed for s in specs}
+    plan, todo = next(iter(states)).plan, {s: why for s, (kind, why) in states.items() if kind != "done"}
+    rows, seeds = {s.row for s in states}, {s.seed for s in states}
+    label = f" ({plan.label})" * (plan.label != plan.data)
     lines = [
-        f"Table {plan.table} on {CORPUS_NAMES[plan.data]}{label}, equal {plan.budget}{sizes}",
-        f"{len(rows)} rows × {len(seeds)} seeds: {len(specs)} runs, {len(specs) - len(todo)} with a record,"
+        f"Table {plan.table} on {CORPUS_NAMES[plan.data]}{label}, equal {plan.budget}",
+        f"{len(rows)} rows × {len(seeds)} seeds: {len(states)} runs, {len(states) - len(todo)} with a record,"
         f" {len(todo)} to run",
     ]
-    for spec in todo:
-        kind, why = states[spec]
-        if kind == "stale":
+    for spec, why in todo.items():
+        if why:
             reasons = "; ".join(why[:4]) + "; …" * (len(why) > 4)
             lines.append(f"  stale, will be replaced: {spec.path().as_posix()} ({reasons})")
     return "\n".join(lines)
@@ -494,11 +474,12 @@ def records_of_table(
     label = label or data or CORPUS_OF_TABLE[table]
     files = sorted(results.glob(f"table_*/{label}/*.json"))
     plan = TablePlan(table, label) if label in _PRESET_OF_DATA else plan or _asked(files)
+    found = TableRecords(table, label, budget)
     if plan is None:
-        return TableRecords(table, label, budget)
-    found = TableRecords(table, label, budget, asked=tuple(plan.rows or plan.known_rows))
+        return found
     seeds = sorted({int(m[1]) for f in files if (m := re.search(r"-seed(\d+)", f.name))})
     plan = replace(plan, table=table, label=label, budget=budget, seeds=seeds, tests=True, tried=())
+    found = replace(found, asked=tuple(plan.rows or plan.known_rows))
     for spec in plan_runs(plan, results):
         kind, what = _state_of(spec, results)
         if kind == "done":
@@ -535,7 +516,7 @@ def run_table(
     o, results, opened, prints = options, options.results_path, None, None
     specs = plan_runs(plan, results)
     if plan.data != "scenes" and o.path is not None:
-        opened = open_data(specs[0], o.path, o.options)
+        opened = open_data(specs[0], o)
         prints = {n: entry["fingerprint"] for n, entry in _entries(opened).items()}
     states = {s: _state_of(s, results, prints) for s in specs}
     todo = [s for s in specs if states[s][0] != "done"]
@@ -560,7 +541,7 @@ def _run_all(todo, opened, prints, options):
         if o.hours is not None and time.perf_counter() - began > 3600 * o.hours:
             o.show(f"{o.hours:g} hours are over; the same call goes on")
             break
-        opened = opened or open_data(spec, o.path, o.options, o.cache, o.progress)
+        opened = opened or open_data(spec, o)
         with alone(Path(o.runs) / spec.folder) as mine:
             if not mine:
                 busy.append(f"{spec.row} seed {spec.seed}")
