@@ -736,7 +736,9 @@ def test_the_records_of_a_folder(tmp_path):
     summary = planned("+ Summary", 0)
     summary["spec"]["table"] = 1  # the same run, made for another table
     other = edit(planned("+ Recon", 1), "config.train.lr", 0.1)
-    made = (planned("+ Recon", 0), other, planned("+ Recon", 0, budget="compute"), summary)
+    near = planned("+ Speech-Guided", 0)  # near enough at equal compute, but made at equal steps
+    near["config"]["train"]["epochs"] *= 1.01
+    made = (planned("+ Recon", 0), other, planned("+ Recon", 0, budget="compute"), summary, near)
     for r in (*made, planned("+ Summary", 1, label="other")):
         put(tmp_path, r)
 
@@ -747,14 +749,15 @@ def test_the_records_of_a_folder(tmp_path):
     f = read()
     assert set(f.records) == {("+ Recon", 0), ("+ Summary", 0)}
     assert f.stale["+ Recon", 1] == ["train.lr: 0.1, now 0.001"]
-    assert "not valid JSON" in f.stale["+ Summary", 3][0] and len(f.stale) == 2
+    assert "not valid JSON" in f.stale["+ Summary", 3][0] and len(f.stale) == 3
     # a run that costs as much at equal steps is the run at equal compute
     assert set(read(budget="compute").records) == {("+ Recon", 0), ("+ Summary", 0)}
     assert set(runs.records_of_table(1, "scenes", results=tmp_path).records) == {("+ Summary", 0)}
     assert not read(label="nothing") and read(label="nothing").asked == f.asked
     text = S.results_table(f)
     assert (
-        "**Stale or broken**, and left out: scenes, + Recon, seed 1: train.lr: 0.1" in text
+        "**Stale or broken**, and left out: scenes, + Speech-Guided, seed 0: train.epochs" in text
+        and "scenes, + Recon, seed 1: train.lr: 0.1" in text
         and "table_4/scenes/summary-seed3.json" in text
         and "| + Recon | 1 seed |" in text
     )
