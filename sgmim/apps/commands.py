@@ -432,7 +432,7 @@ def _plan_training(feed, c, dev, device, devices, before, measuring, out):
     from sgmim.training.plan import make_plan, open_workload, this_machine
 
     config, machine = feed.config, this_machine(device)
-    work = open_workload(feed, c, dev, before, k=2)
+    work = open_workload(feed, c, dev, before)
     cost, where = _cost(c, config, work, machine, device, measuring)
     folder = Path(out).resolve()
     while not folder.exists():
