@@ -358,7 +358,7 @@ def check_tensors(
         raise CheckpointError(f"{where} holds tensors that cannot be weights: {_names(bad)}")
     claimed = sum(v.numel() * v.element_size() for v in tensors.values())
     if file_bytes is not None and claimed > file_bytes:
-        raise CheckpointError(f"{where} has {file_bytes:,} bytes, and its tensors claim {claimed:,}")
+        raise CheckpointError(f"{where} has {file_bytes:,} bytes, but its tensors claim {claimed:,}")
     if bad := [k for k, v in tensors.items() if not _finite(v.float())]:
         raise CheckpointError(f"{where} holds values too large for float32 or not finite, in {_names(bad)}")
 
