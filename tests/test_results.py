@@ -440,10 +440,10 @@ def test_a_difference_is_paired_and_over_common_seeds():
 @pytest.mark.parametrize(
     "skill, spread, words",
     (
-        (0.4, 0.02, "resolved: higher"),
-        (-0.4, 0.02, "resolved: lower"),
-        (0.0, 0.02, "not resolved"),
-        (0.1, 1.5, "not resolved"),
+        (0.4, 0.02, "significantly higher"),
+        (-0.4, 0.02, "significantly lower"),
+        (0.0, 0.02, "not significant"),
+        (0.1, 1.5, "not significant"),
     ),
 )
 def test_verdicts(skill, spread, words):
@@ -465,7 +465,7 @@ def test_too_few_seeds_resolve_nothing(seeds):
     e = S.estimate(f, "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
     assert verdict(e) == f"too few seeds ({seeds} of 4)" and (e.both, e.p) == (None, None)
     text = S.differences_table(f)
-    assert f"too few seeds ({seeds} of 4)" in text and "resolved" not in text
+    assert f"too few seeds ({seeds} of 4)" in text and "significant" not in text
 
 
 def test_equal_differences_have_an_interval():
@@ -476,7 +476,7 @@ def test_equal_differences_have_an_interval():
     assert (
         verdict(S.Estimate(0.8, -1.0, 2.6, (0.8,) * 4))
         == verdict(S.Estimate(0.0, 0.0, 0.0, (0.0,) * 4))
-        == "not resolved"
+        == "not significant"
     )
     base = [fake("VG-HuBERT (M)", s, 0.0) for s in range(4)]
     same = [fake("+ Summary", s, 0.0) for s in range(4)]
@@ -487,32 +487,34 @@ def test_equal_differences_have_an_interval():
         # one query more, with every seed
         side["ranks"] = " ".join(["1" if i == ranks.index("2") else v for i, v in enumerate(ranks)])
     e = S.estimate(found_of(*base, *same), "test-seen", "+ Summary", "VG-HuBERT (M)")[1]
-    assert e.each == pytest.approx((0.25,) * 4) and e.both[0] < 0 < e.both[1] and verdict(e) == "not resolved"
+    assert (
+        e.each == pytest.approx((0.25,) * 4) and e.both[0] < 0 < e.both[1] and verdict(e) == "not significant"
+    )
 
 
 def test_differences_are_judged_together():
-    "Of twenty differences with p = .03 none is resolved; one by itself is."
+    "Of twenty differences with p = .03 none is significant; one by itself is."
     e = S.Estimate(3.0, 3 - 1.96 * 0.8, 3 + 1.96 * 0.8, (3.0,) * 4)
-    assert 0.02 < e.p < 0.05 and verdict(e) == "resolved: higher"
-    assert set(S.verdicts({i: e for i in range(20)}).values()) == {"not resolved"}
+    assert 0.02 < e.p < 0.05 and verdict(e) == "significantly higher"
+    assert set(S.verdicts({i: e for i in range(20)}).values()) == {"not significant"}
     clear = S.Estimate(-30.0, -31.0, -29.0, (-30.0,) * 4)
     judged = S.verdicts({"a": e, "b": clear, "c": None, "d": S.Estimate(9.0, 8.0, 10.0, (9.0,) * 2)})
     assert judged == {
-        "a": "resolved: higher",
-        "b": "resolved: lower",
+        "a": "significantly higher",
+        "b": "significantly lower",
         "c": "no record",
         "d": "too few seeds (2 of 4)",
     }
-    assert S.verdicts({"a": e, "x": e, "b": clear})["a"] == "not resolved"
+    assert S.verdicts({"a": e, "x": e, "b": clear})["a"] == "not significant"
 
 
 def test_the_rule_holds_over_a_family():
-    "Where nothing differs, a table of five rows calls anything resolved at most once in twenty."
+    "Where nothing differs, a table of five rows calls anything significant at most once in twenty."
     rng, wrong = np.random.default_rng(0), 0
     for _ in range(400):
         d = rng.normal(size=(5, 4))
         wrong += any(
-            v.startswith("resolved")
+            v.startswith("significantly")
             for v in S.verdicts(
                 {
                     i: S.Estimate(float(x.mean()), float(x.mean()), float(x.mean()), tuple(x))
@@ -532,9 +534,9 @@ def test_verdicts_are_about_one_endpoint():
         ]
     )
     text = S.differences_table(f)
-    [line] = [line for line in text.splitlines() if line.endswith("| resolved: higher |")]
+    [line] = [line for line in text.splitlines() if line.endswith("| significantly higher |")]
     assert line.startswith("| + Summary − VG-HuBERT (M) | 4 | +2.0 |")
-    assert pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "resolved: higher"
+    assert pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "significantly higher"
 
 
 def test_equal_compute_is_not_compared_with_the_paper():
@@ -559,7 +561,7 @@ def test_exchanging_the_rows_exchanges_the_verdict():
             for row, skill in (("VG-HuBERT (M)", 0.4), ("+ Summary", 0.0))
         ]
     )
-    assert pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "resolved: lower"
+    assert pair_verdicts(f)["+ Summary", "VG-HuBERT (M)"] == "significantly lower"
 
 
 def test_other_queries_are_refused():
@@ -655,11 +657,11 @@ def test_an_ablation_with_a_baseline_of_its_own_is_held_against_it():
 
     change, gain, more = (effect(name, BOTH) for name in ("change", "gain", "more"))
     assert [verdict(e) for e in (change, gain, more)] == [
-        "resolved: higher",
-        "not resolved",
-        "resolved: lower",
+        "significantly higher",
+        "not significant",
+        "significantly lower",
     ]
-    assert verdict(effect("gain", OURS)) == "resolved: higher"
+    assert verdict(effect("gain", OURS)) == "significantly higher"
     assert effect("more", OURS).each == pytest.approx(effect("change", OURS).each)
     assert np.isclose(more.value, gain.value - S.gains(base)["+ Summary"]["test-seen"].value)
     lacks = labelled("scenes-x", *[r for (row, _), r in longer.records.items() if row == "+ Summary"])
@@ -667,8 +669,8 @@ def test_an_ablation_with_a_baseline_of_its_own_is_held_against_it():
     assert effect("gain", BOTH, lacks) is None
     text = S.effects_table({"x: change": {"test-seen": change}, "x: gain": {"test-seen": gain}})
     lines = text.splitlines()
-    assert lines[2].startswith("| x: change | 4 | +") and lines[2].endswith("| resolved: higher |")
-    assert lines[3].endswith("| not resolved |")
+    assert lines[2].startswith("| x: change | 4 | +") and lines[2].endswith("| significantly higher |")
+    assert lines[3].endswith("| not significant |")
 
 
 def test_an_ablation_without_records_has_no_numbers():
@@ -690,7 +692,7 @@ def test_an_ablation_without_records_has_no_numbers():
         S.forest_figure(effects)
 
 
-def test_the_forest_marks_what_is_resolved():
+def test_the_forest_marks_what_is_significant():
     up = S.Estimate(3.0, 2.5, 3.5, (2.9, 3.1) * 2)
     open_ = S.Estimate(1.0, -1.0, 3.0, (0.9, 1.1) * 2)
     one = S.Estimate(9.0, 7.0, 11.0, (9.0,))
@@ -830,7 +832,7 @@ def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
             put(tmp_path, as_planned(r, runs.plan_runs(plan, tmp_path)[0]))
     shown = show(page, tmp_path, monkeypatch)
     text, n = text_of(shown), int(page.stem[-1])
-    assert "| + Summary | 4 seeds |" in text and "| resolved: higher |" in text
+    assert "| + Summary | 4 seeds |" in text and "| significantly higher |" in text
     assert any(hasattr(s, "savefig") for s in shown) == (n == 4)
     value = S.estimate(
         runs.records_of_table(4, "scenes", results=tmp_path),
@@ -902,7 +904,7 @@ def test_with_records_the_page_about_ablations_shows_them(tmp_path, monkeypatch)
     text = text_of(shown)
     assert sum(hasattr(s, "savefig") for s in shown) == 1
     [row] = [line for line in text.splitlines() if line.startswith("| + Summary | 4 | -")]
-    assert row.endswith("| resolved: lower |")
+    assert row.endswith("| significantly lower |")
     assert "| nine tenths hidden: gain | 4 | +" in text and "| half hidden: gain | no record |" in text
     assert "model.mask_ratio: 0.4, now 0.5" in text
     assert "| a quarter of the data: gain minus the base's gain | 4 | +" in text
@@ -946,7 +948,7 @@ CLAIMS = [
     ),
     ("tutorials/what_reconstruction_adds", "do not gain significantly in R@1", "steps", STEPS_OF, 0),
 ]
-SIGN = {"resolved: higher": 1, "resolved: lower": -1, "not resolved": 0}
+SIGN = {"significantly higher": 1, "significantly lower": -1, "not significant": 0}
 
 
 def prose(page):

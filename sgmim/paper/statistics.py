@@ -177,7 +177,7 @@ def verdicts(
     family,  # {key: `Estimate` of a difference, or None} that are judged together
     level=0.05,  # of significance
 ):
-    """{key: words} with Holm's correction: 'resolved: higher', 'resolved: lower', 'not resolved', 'too few
+    """{key: words} with Holm's correction: 'significantly higher', 'significantly lower', 'not significant', 'too few
     seeds (n of 4)' or 'no record'."""
     seeds = {key: len(e.each) for key, e in family.items() if e is not None}
     words = {
@@ -185,11 +185,11 @@ def verdicts(
         for key in family
     }
     judged = sorted((key for key, n in seeds.items() if n >= LEAST_SEEDS), key=lambda key: family[key].p)
-    words |= dict.fromkeys(judged, "not resolved")
+    words |= dict.fromkeys(judged, "not significant")
     for rank, key in enumerate(judged):
         if family[key].p > level / (len(judged) - rank):
             break
-        words[key] = f"resolved: {'higher' if family[key].value > 0 else 'lower'}"
+        words[key] = f"significantly {'higher' if family[key].value > 0 else 'lower'}"
     return words
 
 # %% ../../nbs/paper/02_statistics.ipynb #c12ecbc2
@@ -399,7 +399,7 @@ def forest_figure(
     judge=True,  # False for recalls: no line at 0, and no verdicts
 ):
     """Estimates, a panel per test: the value with its 95 % interval over queries (thick) and over queries and
-    seeds (thin), each seed as a small dot; filled if resolved. `DataError` without records."""
+    seeds (thin), each seed as a small dot; filled if significant. `DataError` without records."""
     tests = list(dict.fromkeys(t for of in effects.values() for t in of))
     if not any(e for of in effects.values() for e in of.values()):
         raise DataError("no record of any of " + ", ".join(effects))
@@ -427,10 +427,10 @@ def _forest_line(ax, y, e, words):
     if not e:
         ax.text(0.02, y, "no record", fontsize=6.5, va="center", transform=ax.get_yaxis_transform())
         return
-    resolved = words.startswith("resolved")
-    colour = colours(2)["lower" in words] if resolved else INK
+    significant = words.startswith("significantly")
+    colour = colours(2)["lower" in words] if significant else INK
     if e.both:
         ax.plot(e.both, [y, y], color=colour, lw=0.8)
     ax.plot([e.low, e.high], [y, y], color=colour, lw=3, alpha=0.45, solid_capstyle="butt")
     ax.scatter(e.each, np.full(len(e.each), y + 0.22), s=4, color=colour, alpha=0.6, linewidths=0)
-    ax.plot(e.value, y, "o", ms=4.5, color=colour, mfc=colour if resolved else "white")
+    ax.plot(e.value, y, "o", ms=4.5, color=colour, mfc=colour if significant else "white")
