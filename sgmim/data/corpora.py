@@ -1199,6 +1199,8 @@ def role_splits(
 ):  # tuple of names
     "The splits that play a role: those of the protocol, or, if these are not all there, by their names."
     names, there = protocol_splits(kind, which), splits_of(path, kind, **(options or {}))
+    if not there:
+        raise DataError(f"{path} holds no split of a corpus of kind '{kind}'")
     if set(names) <= set(there) or kind == "spokencoco" and Path(path).is_dir():
         return names
     return protocol_splits(kind, which, there)
