@@ -249,7 +249,7 @@ def test_steps_that_are_no_number_can_be_left_out():
         all(v.isfinite().all() for v in fitted.model.state_dict().values())
         and np.isfinite(losses(fitted)).all()
     )
-    with pytest.raises(SgmimError, match="at step 14 .*the 3th such step"):
+    with pytest.raises(SgmimError, match="at step 14 .*steps of this kind so far: 3"):
         quick(data, max_skipped=2)
 
 

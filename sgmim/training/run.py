@@ -229,7 +229,9 @@ def count_skipped(
     good = f"The last good checkpoint is in {run.shots.folder}. " if run.folder else ""
     captions = f"captions of the batch: {captions[:10]}"
     fault = f"the loss is {losses['loss']}{gradient} at step {run.step} ({captions})"
-    raise SgmimError(f"{fault}, in {len(run.skipped)} steps. {good}{_LOWER}, or set max_skipped.")
+    raise SgmimError(
+        f"{fault}; steps of this kind so far: {len(run.skipped)}. {good}{_LOWER}, or set max_skipped."
+    )
 
 # %% ../../nbs/training/08_run.ipynb #978d39cc
 def save_snapshot(run: Run) -> None:  # the folder gets it
