@@ -168,7 +168,7 @@ def sgmim_pretrain(
 # %% ../../nbs/apps/05_commands.ipynb #58e5de05
 def sgmim_demo(
     *,
-    out: str = "runs/demo",  # folder of the run; a second call goes on from what it holds
+    out: str = "runs/demo",  # folder of the run; a second call resumes it
     row: _ROW = "+ Summary",  # row of the paper's Table 4
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
@@ -176,7 +176,7 @@ def sgmim_demo(
     model: list[str] = (),  # field=value: change fields of SGMIMConfig
     data: list[str] = (),  # field=value: change fields of DemoData
 ):
-    "Make the embedded corpus, train a small SG-MIM model on it, evaluate it and draw what it learned."
+    "Generate the embedded corpus, train a small SG-MIM model on it, evaluate it and plot the results."
     from sgmim.apps.demo import run_demo
     from sgmim.models.sgmim import ROWS, scenes_tiny
     from sgmim.scenes.corpus import DemoData
@@ -196,15 +196,17 @@ _EXPORTED = {
 
 
 def sgmim_scenes(
-    splits: list[str],  # images of train, dev, test-seen, test-unseen, test-novel, pretrain: train=1000
+    splits: list[
+        str
+    ],  # split=images, such as train=1000; splits: train, dev, test-seen, test-unseen, test-novel, pretrain
     *,
     captions: int = 1,  # per image, 1 to 5 (SpokenCOCO and FACC have 5)
-    size: int = 96,  # pixels a side
-    seed: int = 0,  # another seed, another corpus
-    export: _one_of("places", "spokencoco", "facc") = None,  # also write them in this layout
+    size: int = 96,  # side of the images in pixels
+    seed: int = 0,  # random seed of the corpus
+    export: _one_of("places", "spokencoco", "facc") = None,  # also export the splits in this layout
     out: str = "scenes",  # folder for the export
 ):
-    "Make splits of the embedded corpus, and export them in the layout of a real one."
+    "Generate splits of the embedded corpus, and export them in the layout of a real one."
     from sgmim.scenes import corpus
 
     wanted, names = parse_changes(splits, "splits"), _EXPORTED.get(export, {})
@@ -225,12 +227,12 @@ def _corpus_on_disk(
     *,
     # folder of a corpus or shards, or a .csv, .tsv or .jsonl of pairs; or kind=path (default: embedded)
     data: str = None,
-    kind: _KIND = None,  # which it is (default: recognised)
-    image_root: str = None,  # folder that listed image paths are joined to; absolute ones lie below it
-    audio_root: str = None,  # folder that listed recordings are joined to; absolute ones lie below it
-    # SpokenCOCO: 'unrolled', 'dataset' (dataset_coco.json), 'none' (its own split), a path (default: any)
+    kind: _KIND = None,  # type of the corpus (default: detected)
+    image_root: str = None,  # root folder of the listed images; absolute paths must be inside it
+    audio_root: str = None,  # root folder of the listed recordings; absolute paths must be inside it
+    # SpokenCOCO: 'unrolled', 'dataset' (dataset_coco.json), 'none' (its own splits) or a path (default: any)
     karpathy: str = None,
-    no_restval: bool = False,  # SpokenCOCO: the training split without Karpathy's restval, 82,783 images
+    no_restval: bool = False,  # SpokenCOCO: train without Karpathy's restval (82,783 images)
 ):
     "(path, kind, options of its reader) of the corpus that the options name; None for the embedded one."
     from sgmim.data.corpora import recognise
@@ -243,9 +245,9 @@ def _corpus_on_disk(
     kind = kind or recognise(data)
     options = {k: v for k, v in {"image_root": image_root, "audio_root": audio_root}.items() if v}
     if options and kind == "shards":
-        raise ConfigError("shards hold their images and recordings: leave --image-root and --audio-root out")
+        raise ConfigError("shards contain their images and recordings: omit --image-root and --audio-root")
     if kind != "spokencoco" and (karpathy or no_restval):
-        raise ConfigError(f"--karpathy and --no-restval are of SpokenCOCO, and this is '{kind}'")
+        raise ConfigError(f"--karpathy and --no-restval are for SpokenCOCO, but this corpus is '{kind}'")
     if karpathy:
         options["karpathy"] = karpathy
     if no_restval:
@@ -279,17 +281,17 @@ def _open_splits(source, names, role, max_missing, embedded=()):
 def sgmim_check_data(
     data: str,  # folder or table of a corpus, or kind=path
     *,
-    split: list[str] = (),  # only these
+    split: list[str] = (),  # check only these splits (default: all)
     all: bool = False,  # decode every file (hours for a large corpus), not a sample
     sample: _at_least(1) = 200,  # recordings and images of each split to decode
-    seed: int = 0,  # which files the sample is
+    seed: int = 0,  # random seed of the sample
     workers: _at_least(1) = 8,  # threads that open files
-    max_unreadable: _positive = 0.01,  # share of the captions that may be lost before it is an error
+    max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable captions; more is an error
     json: str = None,  # also write the report to this file
     **corpus,
 ):
-    """Look through a corpus: layout, counts, missing, empty and unreadable files, duplicates, lengths,
-    splits. Exit status 0: fit for use; 1: errors."""
+    """Check a corpus: layout, counts, missing, empty and unreadable files, duplicates, lengths, splits.
+    The exit status is 0 if it can be used, and 1 if there are errors."""
     from sgmim.data.check import check_data
 
     kind, options = None, {}
@@ -308,16 +310,18 @@ def sgmim_shard(
     data: str,  # folder or table of a corpus, or kind=path
     out: str,  # folder for the shards
     *,
-    split: list[str] = (),  # default: all that the corpus has
-    size: _at_least(0) = 448,  # short side of larger images (256 is enough to evaluate); 0: as they are
-    shard_mb: _at_least(1) = 256,  # megabytes a shard
-    workers: _at_least(1) = None,  # threads that encode (default: one a core)
-    max_unreadable: _positive = 0.01,  # share of the captions that may be missing or unreadable
-    overwrite: bool = False,  # write anew what is there, whatever it is
+    split: list[str] = (),  # splits to write (default: all)
+    size: _at_least(
+        0
+    ) = 448,  # short side that larger images are reduced to (256 suffices for evaluation); 0: no change
+    shard_mb: _at_least(1) = 256,  # megabytes per shard
+    workers: _at_least(1) = None,  # threads that encode (default: one per core)
+    max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable captions
+    overwrite: bool = False,  # replace what the folder already contains
     **corpus,
 ):
-    """Write a corpus into tar files (WebDataset) of FLAC and JPEG, once; training reads them like the corpus
-    itself. Goes on where it was stopped."""
+    """Write a corpus into tar files (WebDataset) of FLAC and JPEG. Training reads them like the corpus
+    itself. Run the same command again to resume."""
     from sgmim.data.corpora import splits_of
     from sgmim.data.shards import write_shards
 
@@ -340,27 +344,27 @@ def sgmim_train(
     *,
     out: str,  # folder of the run
     preset: _PRESET = "scenes-tiny",  # recipe and model
-    row: _ROW = None,  # of the paper's Table 4 (default: the preset's own, '+ Summary' for the paper's)
+    row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary', or the preset's own)
     set: list[str] = (),  # field=value: change fields of TrainConfig
     model: list[str] = (),  # field=value: change fields of SGMIMConfig
-    train_split: str = None,  # default: the protocol's
-    # choose the best checkpoint on these, by mean R@1; no name: keep the last (default: the protocol's)
+    train_split: str = None,  # training split (default: the standard split of the corpus)
+    # splits that choose the best checkpoint by mean R@1; no name: keep the last (default: the standard split)
     dev_split: list[str] = None,
     images: _at_least(2) = 7000,  # training images of the embedded corpus
     captions: int = 2,  # per image of the embedded corpus
     # file, folder or name of the pre-trained image encoder (default: MAE; DINO for vg-hubert)
     image_weights: str = None,
     audio_weights: str = None,  # file, folder or name of the pre-trained HuBERT (default: the base model)
-    download: bool = False,  # fetch weights that are named (also by default) and not on this machine
-    from_scratch: bool = False,  # start from random weights (and train the front end)
+    download: bool = False,  # download weights that are not on this machine
+    from_scratch: bool = False,  # start from random weights, and train the convolutional front end too
     dry_run: bool = False,  # say what would be done, and what it costs
     no_calibration: bool = False,  # model time and memory instead of measuring them
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
-    workers: _at_least(0) = None,  # processes that decode ahead (default: half the cores, at most 8)
+    workers: _at_least(0) = None,  # data loading processes (default: half the cores, at most 8)
     **corpus,
 ):
-    "Train a preset. Going on from an interrupted run is the same command again."
+    "Train a model from a preset. Run the same command again to resume."
     import torch
 
     from sgmim.models.pretrained import initial_weights
@@ -488,22 +492,22 @@ def _plan_file(out, plan):
 def sgmim_plan(
     *,
     preset: _PRESET = "scenes-tiny",  # recipe and model
-    row: _ROW = None,  # of the paper's Table 4 (default: the preset's own, '+ Summary' for the paper's)
+    row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary', or the preset's own)
     set: list[str] = (),  # field=value: change fields of TrainConfig
     model: list[str] = (),  # field=value: change fields of SGMIMConfig
-    pairs: _at_least(2) = None,  # in training (default: those of the preset's corpus, or of --data)
-    device: str = "cpu",  # or cuda, of this machine; or published: h200, h100, a100, l40s, l4 or rtx4090
-    devices: _at_least(1) = 1,  # that share a batch
-    link: _positive = None,  # gigabytes a second between devices (default: as published, in one machine)
-    memory: _positive = None,  # gigabytes of one device (default: what it has)
-    utilisation: _positive = 0.4,  # share of its rate that the device is taken to reach
-    calibrate: bool = False,  # take steps on this machine and time them
+    pairs: _at_least(2) = None,  # training pairs (default: those of --data, or of the preset's corpus)
+    device: str = "cpu",  # cpu or cuda (this machine); or h200, h100, a100, l40s, l4, rtx4090, as published
+    devices: _at_least(1) = 1,  # number of devices that share a batch
+    link: _positive = None,  # gigabytes per second between devices (default: as published, in one machine)
+    memory: _positive = None,  # gigabytes per device (default: detected or published)
+    utilisation: _positive = 0.4,  # share of the peak rate that the device reaches
+    calibrate: bool = False,  # measure training steps on this machine
     threads: _at_least(1) = None,  # CPU threads
-    workers: _at_least(0) = 1,  # processes that decode, for each device
+    workers: _at_least(0) = 1,  # data loading processes per device
     record: str = None,  # write a run record to this file
     **corpus,
 ):
-    "What a training would take: steps, hours, memory, disk; and what fits."
+    "Estimate what a training run takes: steps, hours, memory and disk."
     from sgmim.training.plan import DEVICES, make_plan, this_machine
 
     if device not in DEVICES and device.split(":")[0] not in ("cpu", "cuda"):
@@ -557,22 +561,22 @@ def _preset_workload(preset, pairs):
 # %% ../../nbs/apps/05_commands.ipynb #9190c74b
 @_takes_corpus
 def sgmim_eval(
-    # of a training or of sgmim_export, or VG-HuBERT's released bundle (default: the shipped scenes-tiny)
+    # folder of a run or of sgmim_export, or VG-HuBERT's bundle (default: the shipped scenes-tiny)
     checkpoint: str = None,
     *,
-    split: list[str] = (),  # default: the test splits of the corpus
-    images: _at_least(2) = 1000,  # of the embedded corpus
-    max_seconds: _positive = None,  # only the first so many of each caption (default: 10; 25 for Places)
-    max_unreadable: _positive = 0.01,  # share of the files that may be missing or unreadable
-    embeddings: str = None,  # keep the embeddings in this folder, or use those that are there
-    batch_size: _at_least(1) = 64,  # images, then captions, at a time
-    workers: _at_least(0) = 0,  # processes that decode ahead
-    download: bool = False,  # fetch a VG-HuBERT that is named by its repository on the hub
+    split: list[str] = (),  # splits to evaluate (default: the test splits)
+    images: _at_least(2) = 1000,  # number of images of the embedded corpus
+    max_seconds: _positive = None,  # use only this much of each caption (default: 10; 25 for Places)
+    max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable files
+    embeddings: str = None,  # folder for the embeddings; reused if present
+    batch_size: _at_least(1) = 64,  # images or captions per batch
+    workers: _at_least(0) = 0,  # data loading processes
+    download: bool = False,  # download a VG-HuBERT that is named by its hub repository
     record: str = None,  # write a run record to this file
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     **corpus,
 ):
-    "Recalls of a checkpoint, both directions."
+    "Compute R@1, R@5 and R@10 of a checkpoint in both directions."
     from sgmim.evaluation.retrieval import evaluation_cut, format_table
     from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
 
@@ -665,14 +669,14 @@ def _training_lists(splits, source):
 
 # %% ../../nbs/apps/05_commands.ipynb #6a184dbd
 def sgmim_export(
-    checkpoint: str,  # a training's folder (its best model), a checkpoint, or VG-HuBERT's bundle
-    out: str,  # folder to write
+    checkpoint: str,  # folder of a run (its best model), a checkpoint, or VG-HuBERT's bundle
+    out: str,  # folder to write to
     *,
-    record: str = None,  # run record for the model card (default: the training's)
+    record: str = None,  # run record for the model card (default: that of the run)
     results: str = None,  # record of sgmim_eval --record, for the model card's table
-    licence: str = None,  # by the hub's names (default: cc-by-nc-4.0 for what started from MAE, else other)
+    licence: str = None,  # licence, by the hub's names (default: cc-by-nc-4.0 after MAE, else other)
 ):
-    "Write a checkpoint as a folder in Hugging Face's style, with a model card from its run record."
+    "Export a checkpoint as a folder in Hugging Face format, with a model card from its run record."
     from sgmim.models.export import export_model
     from sgmim.models.pretrained import open_checkpoint
 
@@ -698,19 +702,21 @@ def _licence_of(record):
 # %% ../../nbs/apps/05_commands.ipynb #bc6e1c01
 def sgmim_reproduce(
     *,
-    table: _one_of(1, 2, 3, 4),  # of the paper
-    data: str = "scenes",  # the embedded corpus; or places=, spokencoco= or facc= and where it lies
-    seeds: str = "1",  # how many, from 0; or which, as in 3,4
-    rows: list[str] = (),  # default: all rows that this kit can train
-    budget: _one_of("steps", "compute") = "steps",  # equal among the rows; compute: of '+ Summary'
-    dry_run: bool = False,  # print what would be run, and what it costs
-    hours: float = None,  # begin no further run after so many hours
-    label: str = None,  # name for the records of other settings (default: the data)
+    table: _one_of(1, 2, 3, 4),  # table of the paper
+    data: str = "scenes",  # scenes (the embedded corpus), or places=PATH, spokencoco=PATH or facc=PATH
+    seeds: str = "1",  # number of seeds, from 0; or a list such as 3,4
+    rows: list[str] = (),  # rows to run (default: all that this kit can train)
+    budget: _one_of(
+        "steps", "compute"
+    ) = "steps",  # what is equal for all rows: steps, or the compute of '+ Summary'
+    dry_run: bool = False,  # print the plan and its cost, and stop
+    hours: float = None,  # start no further run after this time
+    label: str = None,  # name of the records, for other settings (default: the name of the corpus)
     set: list[str] = (),  # field=value: change fields for all rows
     sizes: list[str] = (),  # field=value: sizes of the embedded corpus: train, captions, dev, test, seed
     tune: list[str] = (),  # field=value,value: try every combination of these values on dev alone
-    dev_only: bool = False,  # leave the tests alone
-    preset: _PRESET = None,  # another than the data's
+    dev_only: bool = False,  # do not evaluate on the test splits
+    preset: _PRESET = None,  # preset (default: that of the corpus)
     from_scratch: bool = False,  # start from random weights
     image_weights: str = None,  # file, folder or name of the pre-trained image encoder
     audio_weights: str = None,  # file, folder or name of the pre-trained audio encoder
@@ -723,7 +729,7 @@ def sgmim_reproduce(
     runs: str = "runs/reproduce",  # folder of checkpoints
     device: str = None,  # default: the best there is
     threads: _at_least(1) = None,  # CPU threads
-    workers: _at_least(0) = 1,  # processes that decode ahead
+    workers: _at_least(0) = 1,  # data loading processes
 ):
     """Run what a table of the paper needs and has no record yet, and print the table beside the paper's.
     The same command resumes where it was stopped; several may run at once."""
@@ -798,23 +804,25 @@ _SEVERAL = ("gradients", "mistakes")  # the analyses that compare checkpoints
 
 @_takes_corpus
 def sgmim_analyse(
-    # word discovery; where words point; what reconstruction owes to speech; gradients and mistakes of rows
+    # word discovery, grounding of words, dependence of the reconstruction on speech, gradients, or mistakes
     what: _one_of("words", "grounding", "dependence", "gradients", "mistakes"),
-    checkpoint: list[str] = (),  # default: the shipped scenes-tiny; several for gradients and mistakes
+    checkpoint: list[
+        str
+    ] = (),  # checkpoints; several for gradients and mistakes (default: the shipped scenes-tiny)
     *,
-    split: list[str] = (),  # default: the test splits (of the embedded corpus test-seen alone)
-    dev_split: str = None,  # default: the first of the protocol's
-    images: _at_least(2) = 1000,  # of a test split of the embedded corpus; half as many for dev
-    recon: str = None,  # dependence: also a checkpoint of the row + Recon
-    before_training: bool = False,  # the model as it was before its first step, as a baseline
-    runs_of: list[str] = (),  # gradients, mistakes: the runs behind these labels of Table 4, such as scenes
+    split: list[str] = (),  # splits to analyse (default: the test splits; test-seen of the embedded corpus)
+    dev_split: str = None,  # dev split (default: the first standard one)
+    images: _at_least(2) = 1000,  # images of a test split of the embedded corpus; half as many for dev
+    recon: str = None,  # dependence: a checkpoint of the row '+ Recon' to compare with
+    before_training: bool = False,  # analyse the model before its first step, as a baseline
+    runs_of: list[str] = (),  # gradients, mistakes: use the runs of these labels of Table 4, such as scenes
     runs: str = "runs/reproduce",  # folder of these runs
-    max_unreadable: _positive = 0.01,  # share of the captions that may be missing or unreadable
+    max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable captions
     record: str = None,  # write a run record to this file
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     **corpus,
 ):
-    "What a model has learned beside retrieval. What has to be chosen is chosen on the dev set."
+    "Analyse what a model has learned. The dev set chooses the parameters of the analysis."
     from sgmim.evaluation import words
     from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
 
@@ -888,21 +896,21 @@ def _run_analysis(what, models, dev, splits, about, recon, max_unreadable):
 
 # %% ../../nbs/apps/05_commands.ipynb #1c4e3a86
 def sgmim_index(
-    checkpoint: str = None,  # default: the shipped scenes-tiny
+    checkpoint: str = None,  # checkpoint (default: the shipped scenes-tiny)
     *,
     out: str,  # folder of the index
-    images: str = None,  # folder of images, to be searched by speech
-    audio: str = None,  # or a folder of recordings, to be searched by a picture
-    max_seconds: _positive = 10.0,  # of a recording or a query, so much is heard
-    batch_size: _at_least(1) = 64,  # files at a time
+    images: str = None,  # folder of images, to search by speech
+    audio: str = None,  # folder of recordings, to search by a picture (instead of --images)
+    max_seconds: _positive = 10.0,  # use only the first MAX_SECONDS of a recording or query
+    batch_size: _at_least(1) = 64,  # files per batch
     workers: _at_least(1) = 2,  # threads that open files
-    prune: bool = False,  # go on although most of the files of the index are gone
+    prune: bool = False,  # continue even if most files of the index are gone
     approximate: bool = False,  # also group the vectors for approximate search with FAISS
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
 ):
-    """Embed a folder of images, or of recordings, once, to be searched with sgmim_search and sgmim_app. A
-    second call embeds only what is new or changed."""
+    """Embed a folder of images or recordings, to search it with sgmim_search or sgmim_app. A second call
+    embeds only new and changed files."""
     from sgmim.apps.search import EmbedOptions, Index, build_approximate, printable, update_index
     from sgmim.models.pretrained import open_checkpoint, shipped
 
@@ -923,15 +931,15 @@ def sgmim_index(
 
 # %% ../../nbs/apps/05_commands.ipynb #4d046457
 def sgmim_search(
-    index: str,  # folder that sgmim_index wrote
+    index: str,  # folder written by sgmim_index
     query: str = None,  # a recording (.wav, .flac, .mp3, .ogg), or a picture (.jpg, .png, .webp, …)
     *,
-    say: str = None,  # a sentence that the voice of the embedded corpus says, instead of a recording
-    voice: str = "en-us-m3",  # which voice
-    top: _at_least(1) = 10,  # results
+    say: str = None,  # a sentence to synthesise as the query, instead of a recording
+    voice: str = "en-us-m3",  # voice of the synthesiser for --say
+    top: _at_least(1) = 10,  # number of results
     json: bool = False,  # print JSON
-    checkpoint: str = None,  # where the checkpoint is now, if it has moved
-    approximate: bool = False,  # with FAISS: faster for very many, and may miss some
+    checkpoint: str = None,  # checkpoint of the index, if it has moved
+    approximate: bool = False,  # use FAISS: faster for very large indexes, but not exact
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
 ):
     "Search an index: images by speech, recordings by a picture."
@@ -964,18 +972,18 @@ def sgmim_search(
 
 # %% ../../nbs/apps/05_commands.ipynb #1cfe5e3f
 def sgmim_app(
-    index: str,  # folder that sgmim_index --images wrote
+    index: str,  # folder written by sgmim_index --images
     *,
-    port: _at_least(0) = 8600,  # 0: any that is free
-    # address to listen at, this computer alone; whoever can reach another can search and see the images
+    port: _at_least(0) = 8600,  # port; 0: any free one
+    # address to listen on; any other than the default makes the images visible to your network
     host: str = "127.0.0.1",
-    name: list[str] = (),  # further names that browsers may call this computer by, with another --host
-    top: _at_least(1) = 24,  # images to show
-    checkpoint: str = None,  # where the checkpoint is now, if it has moved
+    name: list[str] = (),  # further host names that browsers may use, with another --host
+    top: _at_least(1) = 24,  # number of images to show
+    checkpoint: str = None,  # checkpoint of the index, if it has moved
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
 ):
-    "Search the images of an index by speaking, in a browser on this computer. Ctrl-C stops."
+    "Search the images of an index by speaking, in a browser on this computer. Stop with Ctrl-C."
     from sgmim.apps.app import Searcher, Server
     from sgmim.apps.search import Index, open_model
 
