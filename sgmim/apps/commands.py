@@ -196,9 +196,7 @@ _EXPORTED = {
 
 
 def sgmim_scenes(
-    splits: list[
-        str
-    ],  # split=images, such as train=1000; splits: train, dev, test-seen, test-unseen, test-novel, pretrain
+    splits: list[str],  # split=images of train, dev, test-seen, test-unseen, test-novel, pretrain
     *,
     captions: int = 1,  # per image, 1 to 5 (SpokenCOCO and FACC have 5)
     size: int = 96,  # side of the images in pixels
@@ -311,9 +309,7 @@ def sgmim_shard(
     out: str,  # folder for the shards
     *,
     split: list[str] = (),  # splits to write (default: all)
-    size: _at_least(
-        0
-    ) = 448,  # short side that larger images are reduced to (256 suffices for evaluation); 0: no change
+    size: _at_least(0) = 448,  # short side that larger images are reduced to (256: to evaluate); 0: no change
     shard_mb: _at_least(1) = 256,  # megabytes per shard
     workers: _at_least(1) = None,  # threads that encode (default: one per core)
     max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable captions
@@ -706,9 +702,7 @@ def sgmim_reproduce(
     data: str = "scenes",  # scenes (the embedded corpus), or places=PATH, spokencoco=PATH or facc=PATH
     seeds: str = "1",  # number of seeds, from 0; or a list such as 3,4
     rows: list[str] = (),  # rows to run (default: all that this kit can train)
-    budget: _one_of(
-        "steps", "compute"
-    ) = "steps",  # what is equal for all rows: steps, or the compute of '+ Summary'
+    budget: _one_of("steps", "compute") = "steps",  # equal for all rows: the steps, or the compute
     dry_run: bool = False,  # print the plan and its cost, and stop
     hours: float = None,  # start no further run after this time
     label: str = None,  # name of the records, for other settings (default: the name of the corpus)
@@ -806,9 +800,7 @@ _SEVERAL = ("gradients", "mistakes")  # the analyses that compare checkpoints
 def sgmim_analyse(
     # word discovery, grounding of words, dependence of the reconstruction on speech, gradients, or mistakes
     what: _one_of("words", "grounding", "dependence", "gradients", "mistakes"),
-    checkpoint: list[
-        str
-    ] = (),  # checkpoints; several for gradients and mistakes (default: the shipped scenes-tiny)
+    checkpoint: list[str] = (),  # several for gradients and mistakes (default: the shipped scenes-tiny)
     *,
     split: list[str] = (),  # splits to analyse (default: the test splits; test-seen of the embedded corpus)
     dev_split: str = None,  # dev split (default: the first standard one)

@@ -177,8 +177,8 @@ def verdicts(
     family,  # {key: `Estimate` of a difference, or None} that are judged together
     level=0.05,  # of significance
 ):
-    """{key: words} with Holm's correction: 'significantly higher', 'significantly lower', 'not significant', 'too few
-    seeds (n of 4)' or 'no record'."""
+    """{key: words} with Holm's correction: 'significantly higher', 'significantly lower',
+    'not significant', 'too few seeds (n of 4)' or 'no record'."""
     seeds = {key: len(e.each) for key, e in family.items() if e is not None}
     words = {
         key: f"too few seeds ({seeds[key]} of {LEAST_SEEDS})" if key in seeds else "no record"
