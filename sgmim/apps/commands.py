@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -65,12 +66,12 @@ _positive.__name__ = "number (above 0)"
 
 
 def _one_of(*choices):
-    "The type of an argument: one of `choices`."
+    "The type of an argument: one of `choices`, which are of one type."
 
     def choice(text):
-        return choices[[str(c) for c in choices].index(text)]
+        return type(choices[0])(text)
 
-    choice.__name__ = "{" + ",".join(map(str, choices)) + "}"
+    choice.choices = choices
     return choice
 
 # %% ../../nbs/apps/05_commands.ipynb #e8034fd9
@@ -81,10 +82,12 @@ def _argument(p):
     if p.anno is bool:
         return how | {"action": "store_true"}
     how["type"] = typing.get_args(p.anno)[0] if several else p.anno
-    if how["type"].__name__.startswith("{"):
-        how["metavar"] = how["type"].__name__
-    if several:
-        how["nargs"] = "+" if required else "*"
+    if choices := getattr(how["type"], "choices", None):
+        how["choices"] = choices
+    if form := re.match(r"(\w+=[\w,]+)[ :]", how["help"]):
+        how["metavar"] = form[1].upper()
+    if several:  # where None is the default, no value says something else
+        how["nargs"] = "*" if p.default is None or p.kind is not inspect.Parameter.KEYWORD_ONLY else "+"
     elif not required and p.kind is not inspect.Parameter.KEYWORD_ONLY:
         how["nargs"] = "?"
     if not required:
@@ -113,7 +116,9 @@ def run_command(
 ) -> int:  # exit status: 0; 1 after an error of the library or of a file; 130 after Ctrl-C
     "Run a command of this module as from a terminal: errors and warnings are one line on stderr."
     name = name or Path(sys.argv[0]).stem
-    function = globals()[name]
+    function = globals().get(name)
+    if function is None or not name.startswith("sgmim_"):
+        sys.exit(f"{name} is not a command of sgmim")
     given = vars(_parser(function).parse_args(argv))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be anything
@@ -207,13 +212,13 @@ def sgmim_scenes(
     "Generate splits of the embedded corpus, and export them in the layout of a real one."
     from sgmim.scenes import corpus
 
-    wanted, names = parse_changes(splits, "splits"), _EXPORTED.get(export, {})
-    if not all(isinstance(n, int) and n > 0 for n in wanted.values()):
-        raise ConfigError(f"{' '.join(splits)}: write a number of images, such as train=1000")
+    names, wanted = _EXPORTED.get(export, {}), dict(word.partition("=")[::2] for word in splits)
+    if odd := [f"{k}={n}" for k, n in wanted.items() if not n.isdigit() or int(n) < 1]:
+        raise ConfigError(f"{odd[0].rstrip('=')}: write SPLIT=IMAGES, such as train=1000")
     if export and (unknown := wanted.keys() - names):
         unknown, known = ", ".join(sorted(unknown)), ", ".join(names)
         raise ConfigError(f"the {export} layout has no place for {unknown}; it takes {known}")
-    made = {name: corpus.load_scenes(name, n, captions, seed, size) for name, n in wanted.items()}
+    made = {name: corpus.load_scenes(name, int(n), captions, seed, size) for name, n in wanted.items()}
     for scenes in made.values():
         print(f"{scenes} in {scenes.folder}")
     if export:
@@ -235,7 +240,7 @@ def _corpus_on_disk(
     "(path, kind, options of its reader) of the corpus that the options name; None for the embedded one."
     from sgmim.data.corpora import recognise
 
-    if not data:
+    if data is None:
         return None
     prefix, equals, path = data.partition("=")
     if equals and prefix in _KINDS and not Path(data).exists():
@@ -348,9 +353,9 @@ def sgmim_train(
     dev_split: list[str] = None,
     images: _at_least(2) = 7000,  # training images of the embedded corpus
     captions: int = 2,  # per image of the embedded corpus
-    # file, folder or name of the pre-trained image encoder (default: MAE; DINO for vg-hubert)
+    # file, folder or name (default: vit_base_patch16_224.mae; vg-hubert: vit_small_patch8_224.dino)
     image_weights: str = None,
-    audio_weights: str = None,  # file, folder or name of the pre-trained HuBERT (default: the base model)
+    audio_weights: str = None,  # file, folder or name (default: facebook/hubert-base-ls960)
     download: bool = False,  # download weights that are not on this machine
     from_scratch: bool = False,  # start from random weights, and train the convolutional front end too
     dry_run: bool = False,  # say what would be done, and what it costs

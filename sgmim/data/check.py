@@ -688,7 +688,7 @@ def _splits_there(report, options):
         raise DataError(f"{report.path} holds no split of the kind {report.kind}")
     except (DataError, OSError) as e:
         do = "mend the list" if report.kind else "give the folder that the archive was unpacked into"
-        report.add("error", str(e), f"{do}; data_manifests/README.md shows how each corpus lies.")
+        report.add("error", str(e), f"{do}; see data_manifests/README.md for the expected layout.")
         return []
 
 

@@ -1128,6 +1128,8 @@ _READERS = {
 def _locate(path, kind, options):
     "(kind, what its reader takes first, its splits, options that the path settles)."
     path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
     if kind is None:
         kind = recognise(path)
     elif kind not in _READERS:
@@ -1200,7 +1202,7 @@ def role_splits(
     "The splits that play a role: those of the protocol, or, if these are not all there, by their names."
     names, there = protocol_splits(kind, which), splits_of(path, kind, **(options or {}))
     if not there:
-        raise DataError(f"{path} holds no split of a corpus of kind '{kind}'")
+        raise DataError(f"{path} holds no split of a corpus of kind '{kind}'; omit the kind to detect it")
     if set(names) <= set(there) or kind == "spokencoco" and Path(path).is_dir():
         return names
     return protocol_splits(kind, which, there)

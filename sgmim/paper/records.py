@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'KS', 'RECALLS', 'pack_ranks', 'unpack_ranks', 'query_hits', 'bootstrap_interval', 'pack_result', 'slug',
-           'record_name', 'check_record', 'check_file', 'check_results', 'results_folder', 'stale_reasons']
+           'record_name', 'check_record', 'check_file', 'copied_records', 'check_results', 'results_folder',
+           'stale_reasons']
 
 # %% ../../nbs/paper/00_records.ipynb #c8663ced
 import hashlib
@@ -19,6 +20,7 @@ import numpy as np
 
 from ..core import DataError, read_json
 from ..evaluation.retrieval import Direction
+from ..models.sgmim import ROWS
 
 # %% ../../nbs/paper/00_records.ipynb #17c2f608
 _NUMBER, _NOTHING = (int, float), type(None)
@@ -116,10 +118,14 @@ def _is_number(x):
 
 
 def _metric_faults(metrics):
-    "Recalls that are not within 0 to 100, or fall as k grows; intervals whose ends are exchanged."
+    """Recalls that are not within 0 to 100, or fall as k grows; intervals whose ends are exchanged, or
+    without their value."""
     for path, value in _nodes(metrics, "metrics"):
         if isinstance(value, dict) and ".interval" not in path:
             yield from _recall_faults(path, [value[k] for k in RECALLS if k in value])
+            low, high = value.get("interval") if "value" in value else (None, None)
+            if low is not None and not low <= value["value"] <= high:
+                yield f"{path}.value is {value['value']}, outside of its interval {low} to {high}"
         elif isinstance(value, list) and ".interval" in path and all(map(_is_number, value)):
             if sorted(value) != value:
                 yield f"{path} is {value}: the lower end comes first"
@@ -279,6 +285,23 @@ def _place_faults(record, path):
         yield f"the record is of {folder}/{name}"
 
 # %% ../../nbs/paper/00_records.ipynb #14a4c971
+def _training_faults(record):
+    "Whether a run's record names one seed, the model of its row, and the best of its evaluations on dev."
+    config, spec, metrics = record["config"], record.get("spec", {}), record["metrics"]
+    for place, settings in {"config.train": config.get("train"), "spec": spec}.items():
+        if isinstance(settings, dict) and settings.get("seed", record["seed"]) != record["seed"]:
+            yield f"seed is {record['seed']}, but {place}.seed is {settings['seed']}"
+    does = config["model"].get("reconstruction") if "row" in spec else None
+    if does not in (None, ROWS.get(spec.get("row"), "none")):
+        yield f"spec.row is '{spec['row']}', but config.model.reconstruction is another"
+    if metrics.get("dev") and metrics.get("best"):
+        scores = {e["step"]: [e[RECALLS[0]], e[RECALLS[-1]]] for e in metrics["dev"]}
+        step = max(scores, key=scores.get)
+        best = metrics["best"]
+        if best["step"] != step or best["score"] != scores[step][: len(best["score"])]:
+            yield f"metrics.best is {best}, but the best on dev is step {step} with {scores[step]}"
+
+
 def check_record(
     record,  # what was read from a file, or is to be written
     where="record",  # what the sentences begin with: a file
@@ -288,7 +311,7 @@ def check_record(
         return [f"{where}: not an object"]
     faults = [*_field_faults(record), *_value_faults(record), *_metric_faults(record.get("metrics"))]
     try:
-        faults = faults or [*_retrieval_faults(record["metrics"])]
+        faults = faults or [*_retrieval_faults(record["metrics"]), *_training_faults(record)]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         faults = [f"a part of it is not built as it should be ({type(e).__name__}: {e})"]
     return [f"{where}: {fault}" for fault in faults]
@@ -326,11 +349,29 @@ def _settings_faults(record, root):
             yield f"chosen from {f}, which is not there"
 
 # %% ../../nbs/paper/00_records.ipynb #b7a1f0d8
+def copied_records(
+    records: dict,  # {name: record}
+) -> dict:  # {name: sentence}
+    "The runs of different seeds whose ranks are identical, which no two trainings have."
+    by = {}
+    for name, record in records.items():
+        tests = record["metrics"].get("tests", {}).values()
+        ranks = " ".join(t[side]["ranks"] for t in tests for side in SIDES)
+        if len(set(ranks.split())) > 10:  # fewer different numbers may agree by chance
+            by.setdefault(ranks, []).append(name)
+    same = [names for names in by.values() if len({records[n]["seed"] for n in names}) > 1]
+    return {n: f"identical ranks in {', '.join(map(str, names))}" for names in same for n in names}
+
+
 def check_results(
     folder,  # folder of results
 ):
     "What is wrong with the files of a folder of results: a list of sentences."
-    return [fault for path in sorted(Path(folder).rglob("*.json")) for fault in check_file(path, folder)]
+    paths = sorted(Path(folder).rglob("*.json"))
+    if faults := [fault for path in paths for fault in check_file(path, folder)]:
+        return faults
+    runs = {path: read_json(path) for path in paths if path.parent.parent.name.startswith("table_")}
+    return [f"{path}: {why}" for path, why in copied_records(runs).items()]
 
 
 def results_folder():

@@ -39,7 +39,15 @@ from ..evaluation.retrieval import embed, pool
 from ..models.pretrained import initial_weights, shipped, state_digest
 from ..models.sgmim import PRESETS, ROWS, SGMIM, SGMIMConfig
 from .published import CORPUS_NAMES, CORPUS_OF_TABLE, PAPER, paper_table, rows_of
-from .records import check_file, pack_result, record_name, results_folder, slug, stale_reasons
+from sgmim.paper.records import (
+    check_file,
+    copied_records,
+    pack_result,
+    record_name,
+    results_folder,
+    slug,
+    stale_reasons,
+)
 from .statistics import TableRecords, differences_table, results_table
 from ..scenes.corpus import TESTS, DemoData, load_scenes, oracle_ladder
 from ..train import TrainConfig, fit, recipe
@@ -485,6 +493,9 @@ def records_of_table(
             found.records[spec.row, spec.seed] = read_json(what)
         elif kind == "stale":
             found.stale[spec.row, spec.seed] = what
+    for key, why in copied_records(found.records).items():
+        found.stale[key] = [why]
+        del found.records[key]
     return found
 
 # %% ../../nbs/paper/03_runs.ipynb #e7a1f0c6
