@@ -420,7 +420,7 @@ def test_numbers_that_cannot_be(command, args, capsys):
         (["--set", "epochs={[]:1}"], "epochs"),
         (["--from-scratch", "--image-weights", "x"], "excludes"),
         (["--data", "/nowhere"], "does not exist"),
-        (["--karpathy", "none"], "are of SpokenCOCO"),
+        (["--karpathy", "none"], "are for SpokenCOCO"),
     ],
 )
 def test_arguments_that_cannot_be(layouts, tmp_path, capsys, args, said):
