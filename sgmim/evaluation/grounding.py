@@ -485,7 +485,7 @@ def _grounding_scores(g, chosen, resamples=1000, seed=0):
 
 # %% ../../nbs/evaluation/07_grounding.ipynb #6d84109d
 def grounding_tables(
-    found: dict,  # of `_grounding_scores`
+    found: dict,  # scores of a split, as in a record's metrics
 ) -> dict:  # {'scores', 'ways'}
     "Scores beside chance, and those of all ways, in Markdown."
     who = ("model", *_CHANCE)
@@ -501,7 +501,7 @@ _PANELS = {"pointing": "pointing accuracy", "iou": "IoU", "choice": "choice amon
 
 
 def scores_figure(
-    found: dict,  # of `_grounding_scores`
+    found: dict,  # scores of a split, as in a record's metrics
     title: str | None = None,  # above all
 ) -> Picture:
     "Bars of pointing, IoU and choice by class of words, beside chance, with 95 % intervals."
@@ -524,7 +524,7 @@ def grounding_record(
     resamples: int = 1000,  # of the bootstrap over images
     about: dict | None = None,  # more for the config, such as the checkpoint
 ) -> dict:
-    "`_grounding_scores` of several splits as a run record, with what was chosen, and metrics[split]."
+    "Scores of several splits as a run record, with what was chosen, and metrics[split]."
     finish = start_analysis("grounding", model, {"dev": dev, **splits}, seed)
     chosen = _choose_variant(_ground(model, dev, dev_pairs), resamples, seed)
     tried = chosen.pop("variants")
