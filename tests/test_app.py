@@ -614,6 +614,7 @@ def test_loopback_only(server, folder, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_command(folder):
     "Started as a user starts it; Ctrl-C ends it without a word of Python."
     code = "import sys; from sgmim.apps.commands import run_command; sys.exit(run_command('sgmim_app'))"

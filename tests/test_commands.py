@@ -59,6 +59,7 @@ def ok(command, *args):
     assert run_command(command, [str(a) for a in args]) == 0, args
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout,test", [("places", "test_seen"), ("spokencoco", "test"), ("facc", "test")])
 def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
     "The three commands of the README; and the numbers are those of the embedded corpus itself."
@@ -129,6 +130,7 @@ def test_several_dev_splits_choose_the_checkpoint(layouts, tmp_path):
     assert set(read_json(tmp_path / "run" / "best" / "config.json")["dev"]) == {"dev_seen", "dev_unseen"}
 
 
+@pytest.mark.slow
 def test_shards_train_and_evaluate_like_loose_files(layouts, tmp_path, capsys):
     "Same seed, same weights, from loose files and from shards; recordings are equal, images are copied."
     ok("sgmim_shard", layouts["facc"], tmp_path / "shards", "--size", 0, "--workers", 1)
@@ -156,6 +158,7 @@ def test_shards_train_and_evaluate_like_loose_files(layouts, tmp_path, capsys):
     assert len(tables) == 2 and tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_a_dry_run_trains_nothing(layouts, tmp_path, capsys):
     ok(
         "sgmim_train",
@@ -173,6 +176,7 @@ def test_a_dry_run_trains_nothing(layouts, tmp_path, capsys):
     assert not (tmp_path / "run").exists() and "parameters" in out and "minutes" in out or "seconds" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preset,corpus", [("paper-places", "places"), ("paper-spokencoco", "spokencoco"), ("paper-facc", "facc")]
 )

@@ -85,6 +85,7 @@ def plain_loss(model, batch, mask):
     return L_I + L_A + c.lam * L_MIM
 
 
+@pytest.mark.slow
 def test_one_step_equals_the_plain_formulas(model, pairs, monkeypatch):
     """The loss of eqs. 2-5 term by term, its gradient clipped by hand, BertAdam and the momentum encoder
     by their formulas."""

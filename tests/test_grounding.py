@@ -331,6 +331,7 @@ def test_boxes_patch_by_patch(crop):
             assert found[k, n] == (t.box[0] <= x < t.box[2] and t.box[1] <= y < t.box[3])
 
 
+@pytest.mark.slow
 def test_the_truth_of_a_split(grounded, dev, trained):
     g = grounded
     assert len(g.words) == len(g.row) == len(g.inside) and len(g.patches) == len(dev.scenes)

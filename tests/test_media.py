@@ -882,6 +882,7 @@ def png(fig):
     return np.asarray(Image.open(io.BytesIO(data)).convert("L"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [1, 4, 12])
 @pytest.mark.parametrize("spectrogram", [False, True])
 @pytest.mark.parametrize(
@@ -988,6 +989,7 @@ def test_save_figure(tmp_path, ext):
         figures.save_figure(figures.gallery([photo]), tmp_path / "a.txt")
 
 
+@pytest.mark.slow
 def test_drawing_does_not_need_pyplot():
     code = (
         "import sys, numpy as np; from sgmim.evaluation.figures import *; attention_figure(np.ones(999),"

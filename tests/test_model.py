@@ -1263,6 +1263,7 @@ def test_backbones_refused_leave_the_model_alone():
 # ---- the package
 
 
+@pytest.mark.slow
 def test_modules_import_alone():
     names = [
         "models.patches",

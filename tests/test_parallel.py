@@ -138,6 +138,7 @@ def one():
     return quick(dev=Toy(**DEV), **PLAIN)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(found, one):
     assert found["size"] == 2
 

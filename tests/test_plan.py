@@ -440,6 +440,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_by_the_command_line(launcher, tmp_path, monkeypatch):
     "The first makes the corpus, speaks and writes; the losses are those of one process."

@@ -246,6 +246,7 @@ def test_an_incomplete_manifest_is_found():
         ), key
 
 
+@pytest.mark.slow
 def test_the_manifests_are_the_codes():
     code = """import json
 from sgmim.data.check import CAPS, CHECKSUMS, EXPECTED

@@ -110,6 +110,7 @@ def numbers(record):
     return {k: record["metrics"][k] for k in ("tests", "best", "oracle")}
 
 
+@pytest.mark.slow
 def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     plan, said = plan
     with monkeypatch.context() as m:  # eight steps a run: this is in the middle of the second
@@ -202,6 +203,7 @@ def test_under_a_standard_label_other_settings_are_stale(plan):
     assert "| + Recon | no record |" in text and "**Stale or broken**" in text
 
 
+@pytest.mark.slow
 def test_a_settings_file_is_the_plan(plan):
     plan, said = plan
     write_json(
@@ -301,6 +303,7 @@ def test_a_variant_is_what_it_says(plan):
     assert P.checkpoints(replace(found, records={("+ Summary", 0): other}), plan["runs"]) == {}
 
 
+@pytest.mark.slow
 def test_equal_compute_is_beside_equal_steps(plan):
     plan, said = plan
     plan |= {"seeds": 1}
@@ -326,6 +329,7 @@ def test_equal_compute_is_beside_equal_steps(plan):
     )
 
 
+@pytest.mark.slow
 def test_the_plan_itself_in_small(plan):
     "The preset as it is, from the shipped encoders: what a user gets, on a few pictures."
     plan, _ = plan
@@ -400,6 +404,7 @@ def test_choosing_on_dev_leaves_the_tests_alone(plan, monkeypatch):
         P.tune(["lr=1e-3,2e-3"], *split({**plan, "rows": TWO[:1], "seeds": 1}))
 
 
+@pytest.mark.slow
 def test_a_corpus_on_disk(plan, cache, tmp_path, monkeypatch):
     plan, said = plan
 
@@ -447,6 +452,7 @@ def test_a_corpus_on_disk(plan, cache, tmp_path, monkeypatch):
     assert "2 to run" in said[0] and "data of test-seen: " in said[0]
 
 
+@pytest.mark.slow
 def test_the_papers_page_with_records_of_its_corpus(plan, cache, tmp_path):
     "On FACC itself every system keeps its row, and ours stands under the paper's."
     plan, said = plan
@@ -516,6 +522,7 @@ def test_what_argparse_refuses(argv):
         run_command("sgmim_reproduce", argv)
 
 
+@pytest.mark.slow
 def test_the_command_from_end_to_end(tmp_path, cache, capsys, monkeypatch):
     monkeypatch.setenv("SGMIM_CACHE", str(cache))
     argv = [

@@ -109,6 +109,7 @@ def broken_copy(tmp_path, recordings=(), images=()):
     return corpus
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_pairs_are_left_out_counted_and_listed(tmp_path, workers):
     corpus = broken_copy(tmp_path, recordings=(3,), images=(10,))  # caption 3, and both captions of image 10
@@ -268,6 +269,7 @@ def test_embeddings_are_kept_and_recognised(files, tmp_path):
         Embeddings.load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory as Linux tells it")
 def test_the_pool_of_spokencoco_fits_in_one_gigabyte():
     """5,000 images × 25,031 captions of 768 numbers, scored in a process of its own; what it adds to the
@@ -522,6 +524,7 @@ def test_padding_is_part_of_the_recipe(files, norm, pad, padded):
 # run meets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_however_they_are_started(files, method, monkeypatch):
     """A worker that is started by spawn receives the corpus through shared memory; ids and groups stay

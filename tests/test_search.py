@@ -238,6 +238,7 @@ def test_two_at_once(tmp_path, photos, model, monkeypatch):
     assert len(Index.open(tmp_path / "index")) == 30
 
 
+@pytest.mark.slow
 def test_killed_process(tmp_path, photos, checkpoint):
     "kill -9 in the middle, in a process of its own."
     code = """if True:

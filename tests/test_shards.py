@@ -583,6 +583,7 @@ def test_pickles_small_and_opens_its_own_files(shards, loose):
     assert len(ForkingPickler.dumps(shards)) < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes(shards, loose, method):
     shards.audio(0)  # its file is open here

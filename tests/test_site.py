@@ -39,6 +39,7 @@ def prepared(root):
     )
 
 
+@pytest.mark.slow
 def test_the_site_is_ready_for_quarto(tmp_path):
     "Half a minute on two cores: every exported cell and every import of every notebook is run."
     copy = tmp_path / "sgmim"
@@ -106,6 +107,7 @@ def replace(old, new):
     return change
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_site_is_found(site):
     assert docs.problems(site, site / "_proc") == []
     core = (site / "_proc/00_core.ipynb").read_text()
@@ -137,12 +139,14 @@ def test_a_fault_of_the_site_is_found(site):
     assert "index.ipynb was not processed" in found and "other.ipynb is of no notebook" in found
 
 
+@pytest.mark.slow
 def test_prose_beside_the_title_is_missed(exported):
     write(exported, "00_core.ipynb", cell("# Core\n\n> The base.\n\nAn opening.", "markdown"), *CORE[1:])
     done = prepared(exported)
     assert done.returncode != 0 and "00_core.ipynb has lost what begins with 'An opening.'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_cell_that_cannot_be_run_stops_the_site(exported):
     write(exported, "00_core.ipynb", *CORE, cell("#| export\nx = 1/0"))
     done = prepared(exported)

@@ -125,6 +125,7 @@ LEARN = TrainConfig(
 )
 
 
+@pytest.mark.slow
 def test_it_learns_what_it_is_shown(scenes):
     """128 pairs of the embedded corpus, as any user gets them: both losses fall, and the pairs are found
     by far better than by chance (1, 5 and 10 %)."""
@@ -172,6 +173,7 @@ class Places:
         return self.waves[j]
 
 
+@pytest.mark.slow
 def test_it_learns_from_speech_that_belongs_to_the_image_and_from_no_other():
     """The same run on the same pictures and the same speech, once rightly paired and once with the speech
     dealt out anew, and both judged on pictures never seen. Chance for R@10 among 64 is 15.6 %; who knows
@@ -222,6 +224,7 @@ quick(Toy(hook=at(reading, die)), out=out)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_killed_twice(whole, tmp_path):
     """Two real processes, killed: one within step 8, one half-way through writing the snapshot of step 10.
@@ -251,6 +254,7 @@ def test_crashed(tmp_path, optimiser, row):
     assert same(quick(**settings), quick(out=tmp_path, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop(whole, tmp_path, number):
     before = signal.getsignal(number)
@@ -279,6 +283,7 @@ def break_file(path):
         f.truncate(path.stat().st_size // 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm",
     [
@@ -301,6 +306,7 @@ def test_a_broken_snapshot_is_passed_over(whole, tmp_path, capsys, harm):
     assert toy.read == 8 * 10  # it went on from step 5
 
 
+@pytest.mark.slow
 def test_only_broken_snapshots(whole, tmp_path, capsys):
     with pytest.raises(Crash):
         quick(Toy(hook=at(8 * 12 + 1, crash)), out=tmp_path)
@@ -309,6 +315,7 @@ def test_only_broken_snapshots(whole, tmp_path, capsys):
     assert same(whole, quick(out=tmp_path)) and capsys.readouterr().err.count("passing over") == 2
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated(whole, tmp_path, monkeypatch):
     quick(out=tmp_path)
     monkeypatch.setattr(train_module, "train_step", None)
@@ -316,6 +323,7 @@ def test_a_finished_run_is_not_repeated(whole, tmp_path, monkeypatch):
     assert same(whole, again) and losses(again) == losses(whole) and again.record["steps"] == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -337,6 +345,7 @@ def test_another_run_in_the_folder(tmp_path, change):
     assert str(tmp_path) in str(e.value) and listing(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_starting_afresh(whole, tmp_path):
     "`resume=False` forgets what was there: an interruption of the new run goes back to the new run."
     quick(out=tmp_path, lr=5e-3)
@@ -457,6 +466,7 @@ def test_other_initial_weights_are_another_run(tmp_path):
     refused("other initial weights", model=model_of(2), out=tmp_path)  # also of a run that is done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [False, True])
 def test_the_same_model_object_goes_on(tmp_path, done):
     "Its weights are those of the interruption, or the best at the end; elsewhere it begins another run."
@@ -475,6 +485,7 @@ def test_a_configuration_goes_on_with_whatever_it_began_with(tmp_path):
     assert same(quick(out=tmp_path), quick(model=model_of(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [list, lambda b: torch.utils.data.DataLoader(b, batch_size=None)], ids=["list", "loader"]
 )
@@ -532,6 +543,7 @@ def test_another_pairing_is_another_run(tmp_path):
     refused("data.fingerprint", swapped, out=tmp_path, epochs=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dev",
     [None, Toy(20, seed=2), Toy(24, seed=1), {"other": Toy(20, seed=1)}, "loader"],
@@ -652,6 +664,7 @@ quick(Toy(hook=at(3, lambda: (print('in', flush=True), sys.stdin.read()))), out=
 """
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder(whole, tmp_path):
     "The second is refused, in the same process and in another; a killed process keeps nobody out."
     inside = []

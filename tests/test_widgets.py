@@ -174,6 +174,7 @@ def test_a_corpus_without_words(model, corpus):
     assert "only the embedded corpus" in finder.box.children[-1].value
 
 
+@pytest.mark.slow
 def test_the_right_caption_helps_on_the_whole(model, corpus):
     """The errors that the masking explorer shows are those of the dependence notebook: over images the right
     caption has the smallest."""
@@ -364,6 +365,7 @@ def ready(browser):
     )
 
 
+@pytest.mark.slow
 def test_widgets_outlive_run_all(lab, browser):
     """All cells of the widgets' own notebook are run; then a slider of each explorer still changes its
     picture."""
@@ -410,6 +412,7 @@ def test_widgets_outlive_run_all(lab, browser):
         assert not cell.find_elements(By.CSS_SELECTOR, "[role=alert]")
 
 
+@pytest.mark.slow
 def test_in_jupyterlab(lab, browser, corpus, tmp_path):
     """All cells are run; sliders are moved with the keyboard, a word is pressed, the direction is changed;
     each time something else is shown. Every picture says what it is."""

@@ -76,6 +76,7 @@ def truth(heard):
 # ---- the attention
 
 
+@pytest.mark.slow
 def test_the_last_layer_is_the_models_own(model, corpus, heard):
     for j in (0, 17, 199):
         wave = torch.from_numpy(corpus.audio(j))
@@ -579,6 +580,7 @@ def test_choice_is_by_dev(model, scenes):
             _choose_quantile(table, **wrong)
 
 
+@pytest.mark.slow
 def test_spokencocos_aligned_files(model, corpus, heard, tmp_path):
     """The same captions through the layout of a real corpus: times are rounded to 10 ms, everything else
     is the same."""
@@ -617,6 +619,7 @@ def test_a_corpus_without_word_times_says_so(model, corpus, tmp_path):
             run()
 
 
+@pytest.mark.slow
 def test_record(model, corpus, scenes, tmp_path):
     first = load_scenes("test-seen", 30, cache=corpus.folder.parent.parent, progress=False)
     made = discovery_record(
@@ -729,6 +732,7 @@ def by_command(args, out):
     return read_json(out)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_on_spokencocos_files_gives_the_numbers_of_the_corpus_itself(
     model, coco, tmp_path, capsys
@@ -744,6 +748,7 @@ def test_the_command_on_spokencocos_files_gives_the_numbers_of_the_corpus_itself
     assert f"| test | {len(test)} | {len(test)} | 0 | 0 | 0 | – |\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsys):
     """Images gone; alignments missing, in another order, or nonsense; recordings damaged, too short,
