@@ -86,8 +86,9 @@ def _argument(p):
         how["choices"] = choices
     if form := re.match(r"(\w+=[\w,]+)[ :]", how["help"]):
         how["metavar"] = form[1].upper()
-    if several:  # where None is the default, no value says something else
-        how["nargs"] = "*" if p.default is None or p.kind is not inspect.Parameter.KEYWORD_ONLY else "+"
+    if several:  # an option that is given needs a value, unless None is what not giving it means
+        empty = p.default is None or p.kind is not inspect.Parameter.KEYWORD_ONLY
+        how["nargs"] = "*" if empty and not required else "+"
     elif not required and p.kind is not inspect.Parameter.KEYWORD_ONLY:
         how["nargs"] = "?"
     if not required:
