@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .core import ConfigError, atomic_write, set_seed, write_json
+from .data.effects import effect_names
 from .evaluation.figures import curves_figure, save_figure
 from .evaluation.retrieval import evaluate
 from .models.pretrained import build_model, check_front_end
@@ -54,6 +55,7 @@ class TrainConfig:
     eval_seconds: float = 10.0  # of each caption in evaluation, VG (25 for Places)
     augment: str = "randaugment"  # crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
     speed: float = 0.0  # captions up to this share faster or slower, drawn every time (ours)
+    effects: str = ""  # sound effects of captions: 'all' or names of `sgmim.data.effects.EFFECTS` (ours)
     # 'full': to max_seconds (VG); 'batch': to the longest caption; 'auto': 'full' where padding matters (VG)
     pad: str = "auto"
     bucket: int = 0  # batches of similar length from pools of so many batches (ours); 0: none
@@ -93,6 +95,7 @@ def _check_config(c):
         need(getattr(c, f) >= 0, f, "0 or more")
     for f in ("warmup", "curriculum", "speed", "max_unreadable"):
         need(0 <= getattr(c, f) < 1, f, "a share from 0 to below 1")
+    effect_names(c.effects)
     for f, options in _CHOICES.items():
         need(getattr(c, f) in options, f, " or ".join(options))
 

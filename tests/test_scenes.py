@@ -223,7 +223,7 @@ def test_a_worker_that_fails_says_why(monkeypatch, tmp_path, how, said):
     (tmp_path / "code" / "espeakng_loader.py").write_text(SABOTAGE[how])
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
     with pytest.raises(SgmimError) as e:
-        load_scenes("dev", 3, cache=tmp_path / "cache", workers=1, progress=False)
+        load_scenes("dev", 3, cache=tmp_path / "cache", progress=False)
     assert said in str(e.value) and str(tmp_path / "cache") in str(e.value)
     assert not any(n.endswith((".bin", "done.json")) for n in listing(tmp_path / "cache"))
 
@@ -238,7 +238,7 @@ def folder_of(cache, name):
 def test_any_number_of_workers_in_any_process(scenes, cache, tmp_path):
     "One worker or two, another process or this one, a longer or a shorter split: the same bytes."
     whole = listing(folder_of(cache, "train-300x1"))
-    load_scenes("train", _CHUNK + 5, cache=tmp_path, workers=2, progress=False)
+    load_scenes("train", _CHUNK + 5, cache=tmp_path, progress=False)
     folder = folder_of(tmp_path, f"train-{_CHUNK + 5}x1")
     two = listing(folder)
     assert [two[f"00000.{e}"] == whole[f"00000.{e}"] for e in ("bin", "json")] == [True, True]

@@ -158,6 +158,7 @@ def sgmim_pretrain(
     what: _one_of("hubert", "mae"),  # tiny-hubert or tiny-mae
     *,
     out: str = None,  # folder (default: runs/tiny-hubert or runs/tiny-mae)
+    people: str = "/",  # folder into which the packages with recordings of people are unpacked
     threads: _at_least(1) = None,  # CPU threads
     set: list[str] = (),  # field=value: change fields of HubertPretraining or MaePretraining
 ):
@@ -168,7 +169,8 @@ def sgmim_pretrain(
     out = out or f"runs/tiny-{what}"
     makers = {"hubert": (pretrain_hubert, HubertPretraining), "mae": (pretrain_mae, MaePretraining)}
     make, config = makers[what]
-    record = make(_changed(config(), set), out)
+    where = {"people": people} if what == "hubert" else {}
+    record = make(_changed(config(), set), out, **where)
     print(f"done in {record['wall_seconds'] / 60:.1f} minutes; weights and record in {out}/tiny-{what}")
 
 # %% ../../nbs/apps/05_commands.ipynb #58e5de05

@@ -20,6 +20,7 @@ from PIL import Image
 from ..core import ConfigError, DataError, rng_for, stable_hash
 from .audio import MAX_PEAK, RATE, pad_batch, resample
 from .corpus import Corpus
+from .effects import apply_effects
 from .image import normalise, to_rgb
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a11
@@ -254,6 +255,7 @@ class Pairs(torch.utils.data.Dataset):
             # 0: unreadable; such are not all to come in one bucket
             self.lengths[known > 0] = np.minimum(known[known > 0], self.max_samples)
         self.frames = None  # a list of float32 (T, C): outputs of a frozen front end, given instead of sound
+        self.effects = ()  # names of `sgmim.data.effects.EFFECTS` for captions that are drawn for training
         self._kept = None  # decoded images by number
         self.as_they_are = None  # (H, W) of the pictures that need no transform, if any
 
@@ -302,6 +304,8 @@ class Pairs(torch.utils.data.Dataset):
             change = rng_for(draw, "speed").uniform(-self.speed, self.speed)
             wave = resample(wave, round(RATE * (1 + change)), RATE)
         wave = wave[: self.max_samples]
+        if self.effects and draw is not None:
+            wave = apply_effects(wave, self.effects, rng_for(draw, "effects"), self.max_samples)
         if len(wave) < self.shortest:
             raise DataError(f"caption {j} has {len(wave)} samples, and one frame takes {self.shortest}")
         return {"audio": wave}

@@ -30,13 +30,15 @@ from sgmim.core import (
     stable_hash,
     write_json,
 )
-from ..data.audio import mfcc, pad_batch
+from ..data.audio import RATE, mfcc, pad_batch
 from ..data.batches import Order
+from ..data.effects import apply_effects, effect_names
 from ..data.image import normalise
 from ..models.audio_encoder import frame_count
 from ..models.patches import PatchMask, patchify, random_mask
 from ..models.sgmim import SGMIMConfig, build_audio_encoder, build_image_encoder, scenes_tiny
 from ..scenes.corpus import load_scenes
+from ..scenes.recordings import UnlabelledSpeech, unlabelled_speech
 from .optim import warmup_cosine
 from .snapshots import Snapshots, optimiser_state, part_of, replace_folder, restore_optimiser
 from .step import keep_memory
@@ -142,6 +144,9 @@ class HubertPretraining:
     in use, and its output kept: that makes a step several times cheaper."""
 
     utterances: int = 16_000  # of the embedded corpus
+    recipe: str = "scenes-2-full"  # of the embedded corpus, one of `sgmim.scenes.corpus.RECIPES`
+    people: bool = True  # add recordings of people (see `sgmim.scenes.recordings`)
+    effects: str = "all"  # sound effects, drawn once for each utterance (see `sgmim.data.effects`)
     # (clusters, steps) of each round: the first clusters MFCCs, a later one the output of layer `layer`
     rounds: tuple = ((100, 1200), (200, 8000))
     layer: int = 3  # transformer layer of the model so far
@@ -196,9 +201,8 @@ def _hubert_frames(encoder, frames, lengths, hidden=None, stand_in=None, layer=N
 class _Speech:
     "Utterances in memory: waves (int16), their front-end frames once it is frozen, and their lengths."
 
-    def __init__(self, corpus, n, encoder):
-        self.waves = [(corpus.audio(j) * 32767).astype(np.int16) for j in range(min(n, len(corpus)))]
-        self.encoder, self.frames = encoder, None
+    def __init__(self, waves, encoder):
+        self.waves, self.encoder, self.frames = waves, encoder, None
         counts = [frame_count(len(w), encoder.kernels, encoder.strides) for w in self.waves]
         self.lengths = np.array([int(n) for n in counts])
 
@@ -267,27 +271,40 @@ def _hubert_round(work, encoder, speech, k):
     return work.minimise(modules, loss_at, steps, name, f"round-{k}", 0.01)
 
 # %% ../../nbs/training/12_pretrain.ipynb #40b628c8
+def _with_effects(waves, config):
+    "int16 waves, each with effects drawn once."
+    names, longest = effect_names(config.effects), round(4.5 * RATE)
+    seeds = (rng_for(config.seed, "effects", j) for j in range(len(waves)))
+    changed = (apply_effects(wave, names, rng, longest) for wave, rng in zip(waves, seeds, strict=True))
+    return [(np.clip(wave, -1, 1) * 32767).astype(np.int16) for wave in changed]
+
+
 def pretrain_hubert(
     config: HubertPretraining = HubertPretraining(),  # sizes and steps
     out: str | Path = "runs/tiny-hubert",  # folder for weights and record
     model: SGMIMConfig | None = None,  # the model whose audio encoder it is; None: scenes-tiny
     cache: str | Path | None = None,  # folder of the embedded corpus
     progress: bool = True,  # show bars
+    people: str | Path = "/",  # folder into which the packages of `SPEECH_PACKAGES` are unpacked
 ) -> dict:  # the run record
-    "Make a small HuBERT on unlabelled embedded speech."
+    "Make a small HuBERT on unlabelled speech: of the embedded corpus and, if configured, of people."
     work = _Pretraining("tiny-hubert", config, model, out, progress)
-    corpus = load_scenes("pretrain", config.utterances, cache=cache, progress=progress)
+    where = dict(recipe=config.recipe, cache=cache, progress=progress)
+    corpus = load_scenes("pretrain", config.utterances, **where)
+    recordings = unlabelled_speech(people) if config.people else UnlabelledSpeech((), (), ())
     encoder = build_audio_encoder(work.model)
     encoder.freeze_cnn = False  # the first round trains it too
     encoder.hubert.feature_extractor.requires_grad_(True)
-    speech, histories = _Speech(corpus, config.utterances, encoder), []
+    waves = [corpus.audio(j) for j in range(min(config.utterances, len(corpus)))] + list(recordings.waves)
+    speech, histories = _Speech(_with_effects(waves, config), encoder), []
     for k in range(len(config.rounds)):
         if k == 1:
             encoder.freeze_cnn = True
             encoder.hubert.feature_extractor.requires_grad_(False)
             speech.keep_frames()
         histories.append(_hubert_round(work, encoder, speech, k))
-    return work.ship(encoder.hubert, corpus, {"rounds": histories})
+    used = {"recordings": recordings.packages, "recordings_left_out": len(recordings.left_out)}
+    return work.ship(encoder.hubert, corpus, {"rounds": histories, **used})
 
 # %% ../../nbs/training/12_pretrain.ipynb #234f9e91
 @dataclass(frozen=True)
@@ -295,6 +312,7 @@ class MaePretraining:
     "How `tiny-mae` is made: the method of He et al.; sizes ours."
 
     images: int = 16_000  # of the embedded corpus
+    recipe: str = "scenes-1"  # of the embedded corpus, one of `sgmim.scenes.corpus.RECIPES`
     steps: int = 10_000  # updates
     batch_size: int = 64  # images
     lr: float = 1.5e-3  # peak
@@ -341,7 +359,9 @@ def pretrain_mae(
     "Make a small MAE on unlabelled embedded pictures."
     work = _Pretraining("tiny-mae", config, model, out, progress)
     size, patch = work.model.image_size, work.model.patch_size
-    corpus = load_scenes("pretrain", config.images, size=size, cache=cache, progress=progress)
+    corpus = load_scenes(
+        "pretrain", config.images, size=size, recipe=config.recipe, cache=cache, progress=progress
+    )
     images = np.stack([corpus.image(i) for i in range(config.images)])
     encoder = build_image_encoder(work.model)
     painter = _Painter(work.model.image_width, encoder.num_patches, 3 * patch**2, config)
