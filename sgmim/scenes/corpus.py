@@ -96,7 +96,7 @@ _VERSIONS |= {"flite": None, "festival": None}  # Debian's 2.2 and 2.5.0; neithe
 
 # %% ../../nbs/scenes/04_corpus.ipynb #8a34c344
 _TWO_KINDS = ((0.5, SEEN_SPEAKERS), (0.5, HIBARI_SPEAKERS))
-_ALL_KINDS = ((0.32, SEEN_SPEAKERS), (0.32, HIBARI_SPEAKERS), (0.28, FLITE_SPEAKERS), (0.08, KOKORO_SPEAKERS))
+_ALL_KINDS = ((0.34, SEEN_SPEAKERS), (0.34, HIBARI_SPEAKERS), (0.28, FLITE_SPEAKERS), (0.04, KOKORO_SPEAKERS))
 _FAST_KINDS = ((0.2, SEEN_SPEAKERS), (0.2, OTHER_SPEAKERS), *_ALL_KINDS[1:3])
 RECIPES = {
     "scenes-1": SceneRecipe(
