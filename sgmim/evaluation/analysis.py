@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Resamples', 'percentile_interval', 'ratio_estimate', 'format_estimate', 'markdown_table', 'estimate_bars',
-           'start_analysis']
+           'corpus_entries', 'start_analysis']
 
 # %% ../../nbs/evaluation/01_analysis.ipynb #an000003
 import time
@@ -119,18 +119,25 @@ def estimate_bars(
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../../nbs/evaluation/01_analysis.ipynb #an000019
+def corpus_entries(
+    splits: dict,  # {name: corpus}
+) -> dict:  # {name: {'name', 'fingerprint'}}
+    "The corpora of an evaluation as a run record lists them."
+    return {k: {"name": repr(c), "fingerprint": getattr(c, "fingerprint", None)} for k, c in splits.items()}
+
+
 def start_analysis(
     kind: str,  # name of the analysis
     model,  # its device is recorded
-    splits: dict,  # {name: corpus} of what is read
+    splits: dict,  # {name: corpus} that are read
     seed: int,  # of all draws
 ):  # function (config, metrics, **extra) that returns the run record, see `sgmim.core.run_record`
-    "Note the time and the version of the code; the function returned makes the record at the end."
+    "Start the clock and note the version of the code; the function returned makes the record at the end."
     started, code, device = time.perf_counter(), code_version(), next(model.parameters()).device
-    data = {k: {"name": repr(c), "fingerprint": getattr(c, "fingerprint", None)} for k, c in splits.items()}
 
     def finish(config, metrics, **extra):
         seconds = time.perf_counter() - started
+        data = corpus_entries(splits)
         return run_record(kind, config, seed, data, metrics, seconds, device, code, **extra)
 
     return finish
