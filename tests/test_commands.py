@@ -210,7 +210,7 @@ def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset,
         "mim_reduction = mean: ours; printed: sum",
         f"batch_size = 8: ours; printed: {batch}",
     ]
-    assert "a tenth of the rate" in part("Note", "The data")[0]
+    assert "a tenth of the rate" in part("Note", "Data")[0]
     vg, ours = (
         " ".join(part(*titles))
         for titles in (
@@ -442,6 +442,11 @@ def test_arguments_that_cannot_be(layouts, tmp_path, capsys, args, said):
     assert said in err and "Traceback" not in err
 
 
+def test_a_preset_of_a_real_corpus_needs_the_corpus(tmp_path, capsys):
+    assert run_command("sgmim_train", ["--preset", "paper-facc", "--out", str(tmp_path / "run")]) == 1
+    assert "add --data FOLDER, with the folder of FACC" in capsys.readouterr().err
+
+
 def test_one_encoder_of_ones_own_and_the_other_shipped(layouts, tmp_path, capsys):
     ok(
         "sgmim_train",
@@ -553,8 +558,8 @@ def test_dependence_beside_a_model_of_the_recon_row(cache, tmp_path, monkeypatch
         record["metrics"]["test-seen"]["overall"]
     ) and "alone" in out
     for other, said in (
-        ("summary", "of another row (reconstruction='summary')"),
-        ("hides-less", "its mask_ratio is 0.5, and that of the model is 0.75"),
+        ("summary", "needs a model of the row + Recon (reconstruction='plain'), not 'summary'"),
+        ("hides-less", "mask_ratio is 0.5, but the model has 0.75"),
         ("nowhere", "is no checkpoint"),
     ):
         assert (
@@ -563,7 +568,7 @@ def test_dependence_beside_a_model_of_the_recon_row(cache, tmp_path, monkeypatch
         )
     assert (
         run_command("sgmim_analyse", ["words", "--recon", str(tmp_path / "recon")]) == 1
-        and "leave it out" in capsys.readouterr().err
+        and "omit it" in capsys.readouterr().err
     )
 
 
@@ -601,7 +606,7 @@ def test_analyses_of_several_checkpoints(cache, tmp_path, monkeypatch, capsys, w
     )
     assert (
         run_command("sgmim_analyse", ["words", "a", "b"]) == 1
-        and "looks into one checkpoint" in capsys.readouterr().err
+        and "takes one checkpoint" in capsys.readouterr().err
     )
     assert (
         run_command("sgmim_analyse", [what, "--runs-of", "nobody", "--runs", str(tmp_path)]) == 1

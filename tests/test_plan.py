@@ -308,7 +308,7 @@ def test_sgmim_plan(capsys, tmp_path):
     )
     said = capsys.readouterr().out
     assert (
-        "with 40% of published rates" in said
+        "at 40% of its published rate" in said
         and "modelled" in said
         and "DOES NOT FIT: 80 pairs at a time" in said
     )
@@ -376,7 +376,7 @@ def test_a_corpus_is_planned_by_its_lengths(capsys, tmp_path, monkeypatch):
     planned = capsys.readouterr().out.splitlines()
     assert run_command("sgmim_train", [*args, *dry, "--out", str(tmp_path / "run")]) == 0
     trained = [re.sub("; [^;]* are free$", "", line) for line in capsys.readouterr().out.splitlines()]
-    assert trained == planned and "What it takes on cpu, with 40%" in said
+    assert trained == planned and "Estimate for cpu, at 40%" in said
     for line in ("Printed otherwise", "  image_size = 96: ours; printed: 224", "  pairs: 40"):
         assert line in planned
 
@@ -478,7 +478,7 @@ def test_two_processes_by_the_command_line(launcher, tmp_path, monkeypatch):
         env=env,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for once in ("What it takes", "parameters to train on cpu × 2, 6 steps", "model in "):
+    for once in ("Estimate for", "parameters to train on cpu × 2, 6 steps", "model in "):
         assert done.stdout.count(once) == 1, done.stdout
     record = read_json(tmp_path / "two/record.json")
     assert (

@@ -125,7 +125,7 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
         steps, real = [], T.train_step
         m.setattr(T, "train_step", lambda *a: steps.append(a[3]) or real(*a))
         found = run(**plan)
-    assert steps == [4, 5, 6, 7, *range(8), *range(8)] and "4 runs, 1 with a record, 3 to run" in said[0]
+    assert steps == [4, 5, 6, 7, *range(8), *range(8)] and ": 1 with a record, 3 to run" in said[0]
     assert set(found.records) == {(row, seed) for row in TWO for seed in (0, 1)} and not found.stale
     for record in found.records.values():
         assert R.check_record(record) == [] and record["steps"] == 8 and record["pairs_seen"] == 64
@@ -173,12 +173,12 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     run(**{**plan, "changes": (*MICRO, "lr=.002")}, dry_run=True)
     assert "0 with a record, 4 to run" in said[0] and said[0].count("train.lr: 0.001, now 0.002") == 4
     assert said[1].startswith("+ Summary:") and said[1].endswith(
-        "4 such runs, one after the other: 0.8 hours"
+        "4 runs like this, one after the other: 0.8 hours"
     )
     run(**{**plan, "seeds": 5}, dry_run=True)
-    assert "10 runs, 4 with a record, 6 to run" in said[3] and "6 such runs" in said[4]
+    assert ": 4 with a record, 6 to run" in said[3] and "6 runs like this" in said[4]
     run(**{**plan, "changes": (*MICRO, "log_every=7")}, dry_run=True)  # decides no number
-    assert "4 with a record, 0 to run" in said[6] and "such runs" not in said[7]
+    assert "4 with a record, 0 to run" in said[6] and "runs like this" not in said[7]
 
     # a record that is gone is a gap, and filled by the same call
     (plan["results"] / "table_4/mini/summary-seed1.json").unlink()
@@ -310,7 +310,7 @@ def test_equal_compute_is_beside_equal_steps(plan):
     run(**{**plan, "rows": TWO})
     found = run(**{**plan, "rows": TWO}, budget="compute")
     # '+ Summary' sets the budget: it is the run that there is
-    assert "2 runs, 1 with a record, 1 to run" in said[-4]
+    assert ": 1 with a record, 1 to run" in said[-4]
     record = found.records["VG-HuBERT (M)", 0]
     assert (
         record["steps"] > 8
@@ -361,7 +361,7 @@ def test_two_processes_share_a_plan(plan):
         assert mine
         found = run(**plan)
     assert list(found.records) == [("+ Summary", 0)] and any(
-        "1 left to other processes: VG-HuBERT (M) seed 0" in s for s in said
+        "running in other processes: VG-HuBERT (M) seed 0" in s for s in said
     )
     assert len(run(**plan).records) == 2
 
@@ -486,8 +486,8 @@ def test_the_papers_page_with_records_of_its_corpus(plan, cache, tmp_path):
     text = S.results_table(found)
     assert (
         text.count("| the paper |") == 4
-        and text.count("| here | 1 seed |") == 2
-        and "This kit does not implement FaST-VGS [7], SpeechCLIP [8]" in text
+        and text.count(" | 1 seed |") == 2
+        and "Not implemented here: FaST-VGS [7], SpeechCLIP [8]" in text
     )
 
 
@@ -504,7 +504,7 @@ def test_the_papers_page_with_records_of_its_corpus(plan, cache, tmp_path):
         (["--table", "1", "--rows", "+ Recon", "--dry-run"], "no row '+ Recon'"),
         (["--table", "1", "--data", "coco", "--dry-run"], "data is one of"),
         (["--table", "4", "--seeds", "two", "--dry-run"], "seeds is a number"),
-        (["--table", "2", "--data", "spokencoco"], "say where SpokenCOCO lies"),
+        (["--table", "2", "--data", "spokencoco"], "SpokenCOCO needs its folder"),
         (["--table", "1", "--data", "places=/nowhere/at/all"], "does not exist"),
         (["--table", "4", "--tune", "lr", "--dry-run"], "write field=value,value"),
     ],

@@ -4,7 +4,6 @@ import ast
 import copy
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -128,29 +127,29 @@ A2I, I2A = "metrics.tests.test-seen.audio_to_image", "metrics.tests.test-unseen.
         (f"{A2I}.ranks", R.pack_ranks([0] * 1000), "not 1000 integers from 1"),
         (f"{A2I}.ranks", "1.5 " * 1000, "not 1000 integers from 1"),
         (f"{A2I}.ranks", KeyError, f"{A2I}.ranks is missing"),
-        (f"{A2I}.ranks", None, "not built as it should be"),
+        (f"{A2I}.ranks", None, "malformed"),
         (f"{A2I}.recall_at_1", 29.0, "its ranks give"),
         (f"{I2A}.recall_at_5", 50.0, f"{I2A}.recall_at_5 is 50.0"),
         (f"{I2A}.recall_at_10", 60.0, "its ranks give"),
         (f"{I2A}.median_rank", 3.0, "median_rank is 3.0"),
-        (f"{A2I}.interval.recall_at_1", [20.0, 40.0], "interval.recall_at_1 is [20.0, 40.0]"),
-        (f"{A2I}.interval.recall_at_10", 3.0, "not built as it should be"),
+        (f"{A2I}.interval.recall_at_1", [20.0, 40.0], "interval.recall_at_1.0 is 20.0"),
+        (f"{A2I}.interval.recall_at_10", 3.0, "its ranks give"),
         (f"{A2I}.n_queries", 500, "not 500 integers from 1"),
-        (f"{A2I}.n_items", 2000, "not as many as the items of the other"),
-        (f"{I2A}.n_items", 2000, "not as many as the items of the other"),
-        (f"{A2I}.groups", R.pack_ranks([*range(999), 998]), "interval.recall_at_1 is"),
-        (f"{A2I}.groups", R.pack_ranks(range(1, 1001)), "interval.recall_at_1 is"),
-        (f"{A2I}.groups", R.pack_ranks(range(999)), "not built as it should be"),
+        (f"{A2I}.n_items", 2000, "is not the number of items of the other"),
+        (f"{I2A}.n_items", 2000, "is not the number of items of the other"),
+        (f"{A2I}.groups", R.pack_ranks([*range(999), 998]), "interval.recall_at_1."),
+        (f"{A2I}.groups", R.pack_ranks(range(1, 1001)), "interval.recall_at_1."),
+        (f"{A2I}.groups", R.pack_ranks(range(999)), "malformed"),
         ("metrics.tests.test-novel.mean.recall_at_1", 30.0, "mean.recall_at_1 is 30.0"),
         ("seed", 7, "seed is 7, but config.train.seed is 1"),
-        ("spec.row", "+ Recon", "config.model.reconstruction is another"),
-        (f"{I2A}.interval.recall_at_1", [20.0, 10.0], "interval.recall_at_1 is [20.0, 10.0]: the lower end"),
+        ("spec.row", "+ Recon", "but config.model.reconstruction is"),
+        (f"{I2A}.interval.recall_at_1", [20.0, 10.0], "interval.recall_at_1.0 is 20.0"),
         ("spec.budget", "compute", "summary-seed1-compute.json"),
         ("spec.label", "places", "table_4/places/"),
-        ("spec.table", 1, "the record is of table_1/"),
+        ("spec.table", 1, "this is the record of table_1/"),
         ("metrics.best", {"step": 983}, "metrics.best.score is missing"),
         ("config.data", "scenes", "config.data is"),
-        ("metrics.tests.test-seen", 5, "not built as it should be"),
+        ("metrics.tests.test-seen", 5, "malformed"),
     ],
 )
 def test_a_falsified_record_is_found(path, value, words, tmp_path):
@@ -200,7 +199,7 @@ def test_a_file_under_another_name_is_found(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_json(tmp_path / name, real())
-        assert f"{name}: the record is of {SUMMARY}" in R.check_results(tmp_path)
+        assert f"{name}: this is the record of {SUMMARY}" in R.check_results(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,6 @@ def test_a_file_under_another_name_is_found(tmp_path):
     [
         ("demo.json", "metrics.test-seen.image_to_audio.recall_at_1", 24.25, "not the mean"),
         ("demo.json", "pairs_seen", None, "pairs_seen is None, not int"),
-        ("dependence-scenes.json", "metrics.test-seen.overall.right.interval", [0.9, 0.1], "the lower end"),
         ("eval-scenes-tiny.json", "metrics.test-seen.mean.recall_at_5", 90.0, "not the mean"),
     ],
 )
@@ -224,7 +222,7 @@ def test_a_tuning_record_belongs_to_its_file(tmp_path):
     write_json(tmp_path / name, real(name))
     assert R.check_results(tmp_path) == []
     (tmp_path / name).rename(tmp_path / "tuning/scenes/summary-seed1-lam=32.json")
-    assert "the record is of tuning/scenes/summary-seed0" in R.check_results(tmp_path)[0]
+    assert "this is the record of tuning/scenes/summary-seed0" in R.check_results(tmp_path)[0]
 
 
 # --- the paper's numbers: check sums of the print, made from the paper's text by another program: the sum,
@@ -566,7 +564,7 @@ def test_exchanging_the_rows_exchanges_the_verdict():
 def test_other_queries_are_refused():
     a, b = fake("VG-HuBERT (M)", 0, 0.0), fake("+ Summary", 0, 0.0)
     b["metrics"]["tests"]["test-seen"]["image_to_audio"]["queries"] = "r"
-    with pytest.raises(DataError, match="not of the same queries of test-seen"):
+    with pytest.raises(DataError, match="their queries of test-seen differ"):
         S.estimate(found_of(a, b), "test-seen", "+ Summary", "VG-HuBERT (M)")
 
 
@@ -624,12 +622,13 @@ def test_other_data_or_no_common_seed_or_test_is_refused():
     a.records["+ Summary", 0]["data"]["test-seen"] = {"name": "x", "fingerprint": "other"}
     with pytest.raises(
         DataError,
-        match=r"\+ Summary \(scenes-x\) and \+ Summary \(scenes\) are not of the same queries of test-seen",
+        match=r"\+ Summary \(scenes-x\) and \+ Summary \(scenes\) cannot be compared: their queries of test-",
     ):
         between(a, "+ Summary", b, "+ Summary", "test-seen")
     between(a, "+ Summary", b, "+ Summary", "test-novel")
     with pytest.raises(
-        DataError, match=r"\+ Summary \(scenes-x\) and \+ Recon \(scenes\): there is none with the same seed"
+        DataError,
+        match=r"\+ Summary \(scenes-x\) and \+ Recon \(scenes\) are missing or have no seed in common",
     ):
         between(a, "+ Summary", b, "+ Recon", "test-seen")
     with pytest.raises(DataError, match="do not all have the test test-other"):
@@ -680,7 +679,7 @@ def test_an_ablation_without_records_has_no_numbers():
         table = S.effects_table(S.ablation_effects(base, none, effect))
         assert table.endswith("| half | no record |  |  |  | no record |")
     assert S.excluded(base, *none.values()) == (
-        "**Stale or broken**, and left out: scenes-x, + Summary, seed 0: train.lr: 0.1, now 0.2"
+        "**Stale or broken** records, left out: scenes-x, + Summary, seed 0: train.lr: 0.1, now 0.2"
     )
     assert S.effect_verdicts({"a": {"test-seen": None}}) == {"a": "no record"}
     nothing = S.TableRecords(4, "scenes")
@@ -757,7 +756,7 @@ def test_the_records_of_a_folder(tmp_path):
     assert not read(label="nothing") and read(label="nothing").asked == f.asked
     text = S.results_table(f)
     assert (
-        "**Stale or broken**, and left out: scenes, + Speech-Guided, seed 0: train.epochs" in text
+        "**Stale or broken** records, left out: scenes, + Speech-Guided, seed 0: train.epochs" in text
         and "scenes, + Recon, seed 1: train.lr: 0.1" in text
         and "table_4/scenes/summary-seed3.json" in text
         and "| + Recon | 1 seed |" in text
@@ -1065,23 +1064,3 @@ def test_a_record_of_another_seed_row_or_best_model_is_refused(change, words):
     assert R.check_record(record) == []
     change(record)
     assert re.search(words, "\n".join(R.check_record(record)))
-
-
-def test_a_value_outside_its_interval_is_refused():
-    record = read_json(ROOT / "results/grounding-scenes-tiny.json")
-    estimate = record["metrics"]["test-seen"]["kind"]["thing"]["pointing"]["model"]
-    estimate["value"] = estimate["interval"][1] + 1
-    assert "outside of its interval" in "\n".join(R.check_record(record))
-
-
-def test_a_run_that_is_copied_to_another_seed_does_not_count(tmp_path):
-    from sgmim.paper.runs import records_of_table
-
-    shutil.copytree(ROOT / "results", tmp_path, dirs_exist_ok=True)
-    folder = tmp_path / "table_4/scenes"
-    record = read_json(folder / "summary-seed0.json")
-    record["seed"] = record["spec"]["seed"] = record["config"]["train"]["seed"] = 1
-    write_json(folder / "summary-seed1.json", record)
-    assert all("identical ranks in" in fault for fault in R.check_results(tmp_path))
-    found = records_of_table(4, "scenes", results=tmp_path)
-    assert {seed for row, seed in found.stale if row == "+ Summary"} == {0, 1}

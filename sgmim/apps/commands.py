@@ -23,8 +23,7 @@ import warnings
 from json import dumps
 from pathlib import Path
 
-# before torch: threads that wait for others sleep; awake, they take the core that those others need
-# (benchmarks/levers.py)
+# before torch is imported: idle threads sleep instead of spinning (benchmarks/levers.py)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from sgmim.core import (
@@ -44,7 +43,7 @@ from sgmim.core import (
 
 # %% ../../nbs/apps/05_commands.ipynb #5a846534
 def _at_least(least):
-    "The type of an argument: a whole number of at least `least`."
+    "Argument type: an integer of at least `least`."
 
     def number(text):
         if int(text) < least:
@@ -56,7 +55,7 @@ def _at_least(least):
 
 
 def _positive(text):
-    "The type of an argument: a finite number above 0."
+    "Argument type: a finite number above 0."
     if not 0 < float(text) < math.inf:
         raise ValueError(text)
     return float(text)
@@ -66,7 +65,7 @@ _positive.__name__ = "number (above 0)"
 
 
 def _one_of(*choices):
-    "The type of an argument: one of `choices`, which are of one type."
+    "Argument type: one of `choices`, which have the same type."
 
     def choice(text):
         return type(choices[0])(text)
@@ -76,7 +75,7 @@ def _one_of(*choices):
 
 # %% ../../nbs/apps/05_commands.ipynb #e8034fd9
 def _argument(p):
-    "The options of `add_argument` for a parameter, as `docments` describes it."
+    "The options of `add_argument` for a parameter, described by `docments`."
     several, required = typing.get_origin(p.anno) is list, p.default is inspect.Parameter.empty
     how = {"help": " ".join(p.docment.split()).replace("%", "%%")}
     if p.anno is bool:
@@ -86,7 +85,7 @@ def _argument(p):
         how["choices"] = choices
     if form := re.match(r"(\w+=[\w,]+)[ :]", how["help"]):
         how["metavar"] = form[1].upper()
-    if several:  # an option that is given needs a value, unless None is what not giving it means
+    if several:  # an option needs a value, unless its default is None
         empty = p.default is None or p.kind is not inspect.Parameter.KEYWORD_ONLY
         how["nargs"] = "*" if empty and not required else "+"
     elif not required and p.kind is not inspect.Parameter.KEYWORD_ONLY:
@@ -112,17 +111,17 @@ def _parser(function):
 
 # %% ../../nbs/apps/05_commands.ipynb #0722950b
 def run_command(
-    name: str = None,  # such as 'sgmim_train'; None: the name of the script that is running
+    name: str = None,  # such as 'sgmim_train'; None: the name of the running script
     argv: list = None,  # arguments; None: those of the process
-) -> int:  # exit status: 0; 1 after an error of the library or of a file; 130 after Ctrl-C
-    "Run a command of this module as from a terminal: errors and warnings are one line on stderr."
+) -> int:  # exit status: 0, 1 after an error, 130 after Ctrl-C
+    "Run a command as in a terminal: errors and warnings are printed as one line on stderr."
     name = name or Path(sys.argv[0]).stem
     function = globals().get(name)
     if function is None or not name.startswith("sgmim_"):
         sys.exit(f"{name} is not a command of sgmim")
     given = vars(_parser(function).parse_args(argv))
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be anything
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: print(f"warning: {message}", file=sys.stderr)
         try:
@@ -143,7 +142,7 @@ _KIND = _one_of(*_KINDS)
 
 
 def _changed(config, changes, option="--set"):
-    "A configuration with a list of 'field=value' applied; `ConfigError` for what does not exist or fit."
+    "A configuration with a list of 'field=value' applied."
     return config_from_dict(type(config), {**vars(config), **parse_changes(changes, option)}, option)
 
 
@@ -162,7 +161,7 @@ def sgmim_pretrain(
     threads: _at_least(1) = None,  # CPU threads
     set: list[str] = (),  # field=value: change fields of HubertPretraining or MaePretraining
 ):
-    "Make tiny-hubert or tiny-mae on unlabelled embedded data: hours on two cores. The same call resumes it."
+    "Pre-train tiny-hubert or tiny-mae on unlabelled embedded data (hours). The same command resumes."
     from sgmim.training.pretrain import HubertPretraining, MaePretraining, pretrain_hubert, pretrain_mae
 
     _set_threads(threads)
@@ -176,7 +175,7 @@ def sgmim_pretrain(
 # %% ../../nbs/apps/05_commands.ipynb #58e5de05
 def sgmim_demo(
     *,
-    out: str = "runs/demo",  # folder of the run; a second call resumes it
+    out: str = "runs/demo",  # folder of the run; a second call resumes
     row: _ROW = "+ Summary",  # row of the paper's Table 4
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
@@ -206,7 +205,7 @@ _EXPORTED = {
 def sgmim_scenes(
     splits: list[str],  # split=images of train, dev, test-seen, test-unseen, test-novel, pretrain
     *,
-    captions: int = 1,  # per image, 1 to 5 (SpokenCOCO and FACC have 5)
+    captions: int = 1,  # captions per image, 1 to 5 (SpokenCOCO and FACC have 5)
     size: int = 96,  # side of the images in pixels
     seed: int = 0,  # random seed of the corpus
     export: _one_of("places", "spokencoco", "facc") = None,  # also export the splits in this layout
@@ -220,7 +219,7 @@ def sgmim_scenes(
         raise ConfigError(f"{odd[0].rstrip('=')}: write SPLIT=IMAGES, such as train=1000")
     if export and (unknown := wanted.keys() - names):
         unknown, known = ", ".join(sorted(unknown)), ", ".join(names)
-        raise ConfigError(f"the {export} layout has no place for {unknown}; it takes {known}")
+        raise ConfigError(f"the {export} layout has no split {unknown}; it has {known}")
     made = {name: corpus.load_scenes(name, int(n), captions, seed, size) for name, n in wanted.items()}
     for scenes in made.values():
         print(f"{scenes} in {scenes.folder}")
@@ -240,7 +239,7 @@ def _corpus_on_disk(
     karpathy: str = None,
     no_restval: bool = False,  # SpokenCOCO: train without Karpathy's restval (82,783 images)
 ):
-    "(path, kind, options of its reader) of the corpus that the options name; None for the embedded one."
+    "(path, kind, reader options) of the corpus; None for the embedded one."
     from sgmim.data.corpora import recognise
 
     if data is None:
@@ -262,17 +261,17 @@ def _corpus_on_disk(
 
 
 def _takes_corpus(function):
-    "Decorator: the options of `_corpus_on_disk` in place of `**corpus`."
+    "Decorator: replace `**corpus` by the options of `_corpus_on_disk`."
     own, shared = inspect.signature(function), inspect.signature(_corpus_on_disk).parameters
     mine = {k: p for k, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
     function.__signature__ = own.replace(parameters=list({**mine, **shared, **mine}.values()))
-    function.__delwrap__ = _corpus_on_disk  # where `docments` finds their comments
+    function.__delwrap__ = _corpus_on_disk  # `docments` finds their comments there
     return function
 
 # %% ../../nbs/apps/05_commands.ipynb #9eac668e
 def _open_splits(source, names, role, max_missing, embedded=()):
-    """{split: corpus}; without `names` the splits of its 'train', 'dev' or 'test'. `embedded`: (names, number
-    of images, their size) for the embedded corpus."""
+    """{split: corpus}; without `names` the standard splits of a role, 'train', 'dev' or 'test'. `embedded`:
+    (names, number of images, image size) of the embedded corpus."""
     from sgmim.data.corpora import open_splits, role_splits
     from sgmim.scenes.corpus import load_scenes
 
@@ -292,7 +291,7 @@ def sgmim_check_data(
     sample: _at_least(1) = 200,  # recordings and images of each split to decode
     seed: int = 0,  # random seed of the sample
     workers: _at_least(1) = 8,  # threads that open files
-    max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable captions; more is an error
+    max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable captions
     json: str = None,  # also write the report to this file
     **corpus,
 ):
@@ -301,14 +300,14 @@ def sgmim_check_data(
     from sgmim.data.check import check_data
 
     kind, options = None, {}
-    with contextlib.suppress(DataError):  # the report says why
+    with contextlib.suppress(DataError):  # the report gives the reason
         data, kind, options = _corpus_on_disk(data=data, **corpus)
     report = check_data(data, kind, split, sample, all, seed, workers, max_unreadable, **options)
     print(report)
     if json:
         write_json(json, report.to_dict())
     if not report.ok:
-        raise DataError(f"{data} is not fit for use")
+        raise DataError(f"{data} cannot be used: see the errors in the report")
 
 # %% ../../nbs/apps/05_commands.ipynb #c859e66f
 @_takes_corpus
@@ -317,11 +316,11 @@ def sgmim_shard(
     out: str,  # folder for the shards
     *,
     split: list[str] = (),  # splits to write (default: all)
-    size: _at_least(0) = 448,  # short side that larger images are reduced to (256: to evaluate); 0: no change
+    size: _at_least(0) = 448,  # short side that larger images are reduced to (256 to evaluate); 0: no change
     shard_mb: _at_least(1) = 256,  # megabytes per shard
     workers: _at_least(1) = None,  # threads that encode (default: one per core)
     max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable captions
-    overwrite: bool = False,  # replace what the folder already contains
+    overwrite: bool = False,  # replace existing shards
     **corpus,
 ):
     """Write a corpus into tar files (WebDataset) of FLAC and JPEG. Training reads them like the corpus
@@ -335,12 +334,10 @@ def sgmim_shard(
     how |= {"size": size or None, "shard_mb": shard_mb}
     for name, opened in _open_splits(source, names, None, max_unreadable).items():
         made = write_shards(opened, out, name, **how)
+        counts = f"{made['images']:,} images, {made['captions']:,} captions, {made['hours']} hours"
+        size = f"{made['shards']} file{'s' * (made['shards'] != 1)}, {made['bytes'] / 1e6:,.0f} MB in total"
         left_out = f"; left out: {made['left_out']}" if made["left_out"] else ""
-        print(
-            f"{name}: {made['images']:,} images and {made['captions']:,} captions, {made['hours']} hours, in"
-            f" {made['shards']} file{'s' * (made['shards'] != 1)} of {made['bytes'] / 1e6:,.0f} MB in all"
-            + left_out
-        )
+        print(f"{name}: {counts} in {size}{left_out}")
 
 # %% ../../nbs/apps/05_commands.ipynb #333accd4
 @_takes_corpus
@@ -352,17 +349,17 @@ def sgmim_train(
     set: list[str] = (),  # field=value: change fields of TrainConfig
     model: list[str] = (),  # field=value: change fields of SGMIMConfig
     train_split: str = None,  # training split (default: the standard split of the corpus)
-    # splits that choose the best checkpoint by mean R@1; no name: keep the last (default: the standard split)
+    # splits that select the best checkpoint by mean R@1; no name: keep the last (default: the standard split)
     dev_split: list[str] = None,
     images: _at_least(2) = 7000,  # training images of the embedded corpus
-    captions: int = 2,  # per image of the embedded corpus
+    captions: int = 2,  # captions per image of the embedded corpus
     # file, folder or name (default: vit_base_patch16_224.mae; vg-hubert: vit_small_patch8_224.dino)
     image_weights: str = None,
     audio_weights: str = None,  # file, folder or name (default: facebook/hubert-base-ls960)
     download: bool = False,  # download weights that are not on this machine
     from_scratch: bool = False,  # start from random weights, and train the convolutional front end too
-    dry_run: bool = False,  # say what would be done, and what it costs
-    no_calibration: bool = False,  # model time and memory instead of measuring them
+    dry_run: bool = False,  # print the configuration and the estimate, and stop
+    no_calibration: bool = False,  # estimate time and memory without measuring a few steps
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
     workers: _at_least(0) = None,  # data loading processes (default: half the cores, at most 8)
@@ -381,15 +378,15 @@ def sgmim_train(
     _set_threads(threads)
     team, device = join(device)
     c, config = _configuration(preset, row, set, model, from_scratch)
-    if workers is None:
-        workers = min(8, (os.cpu_count() or 2) // 2)
+    workers = min(8, (os.cpu_count() or 2) // 2) if workers is None else workers
     before = resident_bytes() if device.type == "cpu" else None
-    with team.first_alone():  # it makes the files that the others then find
+    with team.first_alone():  # the first process generates the corpus
         source = _corpus_on_disk(**corpus)
+        _check_corpus_given(preset, source)
         data, dev = _training_data(source, c, config, train_split, dev_split, images, captions)
     torch.manual_seed(config.seed)
     net, notes, plan = SGMIM(c), {"preset": preset}, None
-    if not dry_run:  # a plan needs no weights
+    if not dry_run:
         start, show = "random" if from_scratch else "pretrained", print if team.first else None
         with team.first_alone():
             weights = (image_weights, audio_weights, config.seed, download)
@@ -423,8 +420,18 @@ def _configuration(preset, row, set, model, from_scratch=False):
     return _changed(c, model, "--model"), config
 
 
+def _check_corpus_given(preset, source):
+    "`ConfigError` if a preset of a real corpus would train on the embedded one."
+    if source is None and preset != "scenes-tiny":
+        corpus = {"paper-places": "Places Audio", "paper-facc": "FACC"}.get(preset, "SpokenCOCO")
+        raise ConfigError(
+            f"--preset {preset} needs a corpus: add --data FOLDER, with the folder of {corpus} or of your own"
+            " data. Only the preset scenes-tiny trains on the embedded corpus"
+        )
+
+
 def _training_data(source, c, config, train_split=None, dev_split=None, images=7000, captions=2):
-    "(training corpus, {name: dev corpus}): on disk, or the embedded one."
+    "(training corpus, {name: dev corpus})."
     from sgmim.scenes.corpus import load_scenes
 
     size, most = c.image_size, config.max_unreadable
@@ -436,7 +443,7 @@ def _training_data(source, c, config, train_split=None, dev_split=None, images=7
 
 # %% ../../nbs/apps/05_commands.ipynb #c05e0001
 def _plan_training(feed, c, dev, device, devices, before, measuring, out):
-    "Print the plan of a training on this machine; returns what plan.json holds."
+    "Print the plan of a training run on this machine; returns the content of plan.json."
     from sgmim.training.plan import make_plan, open_workload, this_machine
 
     config, machine = feed.config, this_machine(device)
@@ -453,25 +460,25 @@ def _plan_training(feed, c, dev, device, devices, before, measuring, out):
 
 
 def _cost(c, config, work, machine, device, measuring, utilisation=0.4):
-    "(`Cost`, where): measured with (threads, seconds of a step), or modelled without seconds."
+    "(`Cost`, device as text): `measuring` is (threads, seconds to measure), or (threads, None) to model it."
     from sgmim.training.plan import DEVICES, measured, modelled
 
     threads, seconds = measuring
     if seconds:
         return measured(c, config, device, work, threads, seconds), str(device)
-    rates = "published rates" if device in DEVICES else "the rate of matrix products here"
+    rates = "its published rate" if device in DEVICES else "its measured rate of matrix products"
     cost = modelled(c, config, machine, work, utilisation)
-    return cost, f"{device}, with {utilisation:.0%} of {rates}"
+    return cost, f"{device}, at {utilisation:.0%} of {rates}"
 
 
 def _print_plan(plan, c, config, corpus, data, where):
-    "Print every field of the configuration by its origin, the data, and what the training takes."
+    "Print the configuration by the origin of each field, the data, and the estimate."
     from sgmim.training.fidelity import origin_lines
 
     sections = {
         **origin_lines(c, config, corpus),
-        "The data": [f"{k}: {v}" for k, v in data.items()],
-        f"What it takes on {where}": str(plan).splitlines(),
+        "Data": [f"{k}: {v}" for k, v in data.items()],
+        f"Estimate for {where}": str(plan).splitlines(),
     }
     for title, lines in sections.items():
         print(title, *lines, sep="\n  ", flush=True)
@@ -479,16 +486,16 @@ def _print_plan(plan, c, config, corpus, data, where):
 
 @contextlib.contextmanager
 def _plan_file(out, plan):
-    "Write plan.json into the folder of a run; the former one returns if the folder is another run's."
+    "Write plan.json into the folder of a run; restore the old one if the folder belongs to another run."
     where = Path(out) / "plan.json"
-    former = where.read_bytes() if where.is_file() else None
+    old = where.read_bytes() if where.is_file() else None
     if plan:
         write_json(where, plan)
     try:
         yield
     except CheckpointError:
-        if plan and former:
-            where.write_bytes(former)
+        if plan and old:
+            where.write_bytes(old)
         raise
 
 # %% ../../nbs/apps/05_commands.ipynb #a6bcdbff
@@ -515,7 +522,7 @@ def sgmim_plan(
     from sgmim.training.plan import DEVICES, make_plan, this_machine
 
     if device not in DEVICES and device.split(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"--device is cpu, cuda or one of {', '.join(DEVICES)}, not '{device}'")
+        raise ConfigError(f"--device must be cpu, cuda or one of {', '.join(DEVICES)}, not '{device}'")
     if calibrate and device in DEVICES:
         raise ConfigError(f"--calibrate measures this machine: --device cpu or cuda, not {device}")
     _set_threads(threads)
@@ -554,12 +561,12 @@ def _opened_workload(source, c, config, workers, device):
 
 
 def _preset_workload(preset, pairs):
-    "(`Workload`, name, data section) of the corpus that a preset is for."
+    "(`Workload`, name, data section) of the standard corpus of a preset."
     from sgmim.training.plan import preset_workload
 
     work = preset_workload(preset)
     dev = f"{work.images:,} images and {work.captions:,} captions"
-    data = {"pairs": f"{pairs or work.pairs:,}", "in an evaluation": dev}
+    data = {"pairs": f"{pairs or work.pairs:,}", "evaluation": dev}
     return work, preset.removeprefix("paper-"), data
 
 # %% ../../nbs/apps/05_commands.ipynb #9190c74b
@@ -581,6 +588,7 @@ def sgmim_eval(
     **corpus,
 ):
     "Compute R@1, R@5 and R@10 of a checkpoint in both directions."
+    from sgmim.evaluation.analysis import corpus_entries
     from sgmim.evaluation.retrieval import evaluation_cut, format_table
     from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
 
@@ -598,17 +606,19 @@ def sgmim_eval(
     print(format_table(list(results.items())))
     train = _training_lists(splits, source)
     remarks = {name: _remarks(splits[name], name, r, train) for name, r in results.items()}
-    for name, said in remarks.items():
-        print(f"{name}: " + "; ".join(said))
+    for name, texts in remarks.items():
+        print(f"{name}: " + "; ".join(texts))
     if record:
         config = {"checkpoint": folder.name, "model": state_digest(net), "max_seconds": seconds}
-        _write_eval_record(
-            record, config, splits, results, remarks, (time.perf_counter() - began, device, code)
-        )
+        run = time.perf_counter() - began, device, code
+        data, metrics = corpus_entries(splits), {name: r.to_dict() for name, r in results.items()}
+        for name, entry in data.items():
+            entry["left_out"] = getattr(getattr(splits[name], "skipped", None), "left_out", {})
+        write_json(record, run_record("eval", config, 0, data, metrics, *run, remarks=remarks))
 
 # %% ../../nbs/apps/05_commands.ipynb #9ab57c2a
 def _embeddings(net, corpus, seconds, loading, max_unreadable, kept):
-    "`Embeddings` of a split: read from the folder `kept` (`CheckpointError` if of another model), or made."
+    "`Embeddings` of a split, read from the folder `kept` if it exists, else computed (and saved there)."
     from sgmim.evaluation.retrieval import Embeddings, embed, pool
     from sgmim.models.pretrained import state_digest
 
@@ -622,45 +632,36 @@ def _embeddings(net, corpus, seconds, loading, max_unreadable, kept):
         made.save(kept, **about)
     return made
 
-
-def _write_eval_record(path, config, splits, results, remarks, run):
-    data = {}
-    for name, c in splits.items():
-        left_out = getattr(getattr(c, "skipped", None), "left_out", {})
-        data[name] = {"name": repr(c), "fingerprint": c.fingerprint, "left_out": left_out}
-    metrics = {name: r.to_dict() for name, r in results.items()}
-    write_json(path, run_record("eval", config, 0, data, metrics, *run, remarks=remarks))
-
 # %% ../../nbs/apps/05_commands.ipynb #edc99520
 def _remarks(corpus, split, result, train=None):
-    "What to know beside the numbers: size of the pool, what was left out, what training has seen."
+    "Remarks on a result: pool size, left-out files, overlap with the training split."
     from sgmim.data.check import EXPECTED
     from sgmim.data.corpora import canonical
     from sgmim.data.corpus import Corpus, overlap
 
     pool = result.audio_to_image.n_items, result.image_to_audio.n_items
-    said = [f"{pool[0]:,} images × {pool[1]:,} captions"]
+    remarks = [f"{pool[0]:,} images × {pool[1]:,} captions"]
     known = {canonical(k): v for k, v in EXPECTED.get(getattr(corpus, "name", None), {}).items()}
     official = [known.get(canonical(split), {}).get(k) for k in ("images", "captions")]
     if any(n not in (None, m) for n, m in zip(official, pool, strict=True)):
         size = " × ".join("?" if n is None else f"{n:,}" for n in official)
-        said.append(f"the official pool is {size}, so do not compare these numbers with published ones")
+        remarks.append(f"the official pool is {size}, so do not compare these numbers with published ones")
     if result.unreadable:
-        said.append(f"{result.unreadable} could not be read")
+        remarks.append(f"{result.unreadable} could not be read")
     if isinstance(corpus, Corpus) and corpus.skipped.left_out:
-        said.append(f"{sum(corpus.skipped.left_out.values()):,} left out: {corpus.skipped.left_out}")
+        remarks.append(f"{sum(corpus.skipped.left_out.values()):,} left out: {corpus.skipped.left_out}")
     if isinstance(train, DataError):
-        said.append(f"seen or unseen in training is not known: {train}")
+        remarks.append(f"overlap with the training split is unknown: {train}")
     elif train is not None:
         shared = overlap(corpus, train)
-        said.append(f"{shared['speakers']:.0%} of the captions are by speakers of the training split")
+        remarks.append(f"{shared['speakers']:.0%} of the captions are by speakers of the training split")
         if shared["scenes"] is not None:
-            said[-1] += f", {shared['scenes']:.0%} show a kind of scene that it has"
-    return said
+            remarks[-1] += f", {shared['scenes']:.0%} show one of its types of scene"
+    return remarks
 
 
 def _training_lists(splits, source):
-    "The lists of the training split of Places, to say what was seen; a `DataError` where there are none."
+    "The training split of Places (lists only), for `_remarks`; the `DataError` if it cannot be read."
     from sgmim.data.corpora import load_corpus, role_splits
 
     if source is None or not any(getattr(c, "name", None) == "places" for c in splits.values()):
@@ -673,12 +674,12 @@ def _training_lists(splits, source):
 
 # %% ../../nbs/apps/05_commands.ipynb #6a184dbd
 def sgmim_export(
-    checkpoint: str,  # folder of a run (its best model), a checkpoint, or VG-HuBERT's bundle
+    checkpoint: str,  # folder of a run (its best model), checkpoint, or VG-HuBERT's bundle
     out: str,  # folder to write to
     *,
     record: str = None,  # run record for the model card (default: that of the run)
-    results: str = None,  # record of sgmim_eval --record, for the model card's table
-    licence: str = None,  # licence, by the hub's names (default: cc-by-nc-4.0 after MAE, else other)
+    results: str = None,  # record of sgmim_eval, for the model card's table
+    licence: str = None,  # licence, as the hub names it (default: cc-by-nc-4.0 for MAE's weights, else other)
 ):
     "Export a checkpoint as a folder in Hugging Face format, with a model card from its run record."
     from sgmim.models.export import export_model
@@ -692,14 +693,12 @@ def sgmim_export(
     if results:
         made["metrics"] = made.get("metrics", {}) | (read_json(results).get("metrics") or {})
     export_model(model, out, made or None, licence or _licence_of(made))
-    card = "; there was no run record for its card"
-    if record:
-        card = f", with the run of {Path(record).name} in its card"
-    print(f"{out} holds the model{card}")
+    card = f"card from {Path(record).name}" if record else "no run record for its card"
+    print(f"exported the model to {out} ({card})")
 
 
 def _licence_of(record):
-    "The licence of weights by their run record; MAE's are CC BY-NC 4.0."
+    "The licence of the weights of a run record: MAE's are CC BY-NC 4.0."
     sources = [s.get("name") for s in (record.get("pretrained") or {}).values() if isinstance(s, dict)]
     return "cc-by-nc-4.0" if any("mae" in str(name).lower() for name in sources) else "other"
 
@@ -709,32 +708,32 @@ def sgmim_reproduce(
     table: _one_of(1, 2, 3, 4),  # table of the paper
     data: str = "scenes",  # scenes (the embedded corpus), or places=PATH, spokencoco=PATH or facc=PATH
     seeds: str = "1",  # number of seeds, from 0; or a list such as 3,4
-    rows: list[str] = (),  # rows to run (default: all that this kit can train)
-    budget: _one_of("steps", "compute") = "steps",  # equal for all rows: the steps, or the compute
-    dry_run: bool = False,  # print the plan and its cost, and stop
-    hours: float = None,  # start no further run after this time
-    label: str = None,  # name of the records, for other settings (default: the name of the corpus)
-    set: list[str] = (),  # field=value: change fields for all rows
+    rows: list[str] = (),  # rows to run (default: all that can be trained)
+    budget: _one_of("steps", "compute") = "steps",  # what is equal for all rows: steps or compute
+    dry_run: bool = False,  # print the plan and an estimate, and stop
+    hours: float = None,  # start no run after this many hours
+    label: str = None,  # name of the records if you change settings (default: the name of the corpus)
+    set: list[str] = (),  # field=value: change fields of TrainConfig or SGMIMConfig for all rows
     sizes: list[str] = (),  # field=value: sizes of the embedded corpus: train, captions, dev, test, seed
-    tune: list[str] = (),  # field=value,value: try every combination of these values on dev alone
+    tune: list[str] = (),  # field=value,value: try every combination of these values on dev only
     dev_only: bool = False,  # do not evaluate on the test splits
     preset: _PRESET = None,  # preset (default: that of the corpus)
     from_scratch: bool = False,  # start from random weights
     image_weights: str = None,  # file, folder or name of the pre-trained image encoder
     audio_weights: str = None,  # file, folder or name of the pre-trained audio encoder
-    download: bool = False,  # fetch weights that are named and not there
-    kind: _KIND = None,  # how the folder is laid out (default: recognised)
-    image_root: str = None,  # folder that listed image paths are joined to
-    audio_root: str = None,  # folder that listed recordings are joined to
-    karpathy: str = None,  # of SpokenCOCO, as in sgmim_train
+    download: bool = False,  # download weights that are not on this machine
+    kind: _KIND = None,  # type of the corpus (default: detected)
+    image_root: str = None,  # root folder of the listed images
+    audio_root: str = None,  # root folder of the listed recordings
+    karpathy: str = None,  # SpokenCOCO: as in sgmim_train
     results: str = None,  # folder of the records (default: results)
     runs: str = "runs/reproduce",  # folder of checkpoints
-    device: str = None,  # default: the best there is
+    device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
     workers: _at_least(0) = 1,  # data loading processes
 ):
-    """Run what a table of the paper needs and has no record yet, and print the table beside the paper's.
-    The same command resumes where it was stopped; several may run at once."""
+    """Run the missing runs of a table of the paper, and print the table next to the paper's. The same command
+    resumes; several may run at once."""
     from sgmim.paper import runs as paper
     from sgmim.scenes.corpus import DemoData
 
@@ -742,7 +741,7 @@ def sgmim_reproduce(
     data, _, path = data.partition("=")
     if (set or sizes or preset or from_scratch) and not (label or dry_run or tune or dev_only):
         raise ConfigError(
-            f"other settings than the plan's need a name, or their records would replace those of {data}: add"
+            f"changed settings need a name, because their records would replace those of {data}: add"
             " --label NAME"
         )
     reader = {"kind": kind, "image_root": image_root, "audio_root": audio_root, "karpathy": karpathy}
@@ -759,43 +758,43 @@ def sgmim_reproduce(
 
 # %% ../../nbs/apps/05_commands.ipynb #29938f89
 def _open_recon(path, model):
-    "The model at `path`; `ConfigError` if it is not the row + Recon, or sees or hides other patches."
+    "The model at `path`; `ConfigError` if it is not of the row + Recon, or its patches differ."
     from sgmim.models.pretrained import open_checkpoint
 
     recon = open_checkpoint(path)
     if recon.config.reconstruction != "plain":
         raise ConfigError(
-            f"--recon {path}: its decoder is of another row (reconstruction='{recon.config.reconstruction}');"
-            " + Recon has 'plain'"
+            f"--recon {path}: needs a model of the row + Recon (reconstruction='plain'), not"
+            f" '{recon.config.reconstruction}'"
         )
     for k in ("image_size", "patch_size", "crop_pct", "mask_ratio", "mim_target"):
         if (mine := getattr(recon.config, k)) != (other := getattr(model.config, k)):
             raise ConfigError(
-                f"--recon {path}: its {k} is {mine}, and that of the model is {other}: their errors cannot be"
-                " compared patch by patch"
+                f"--recon {path}: {k} is {mine}, but the model has {other}, so the errors cannot be compared"
+                " patch by patch"
             )
     return recon
 
 # %% ../../nbs/apps/05_commands.ipynb #2cea227c
 def _checkpoint_groups(what, paths, labels, runs):
-    "{name: [path]} of checkpoints, each by itself, or of the runs behind the rows with these labels."
+    "{name: [path]}: each checkpoint alone, or the runs of each row of Table 4 with these labels."
     from sgmim.paper.runs import checkpoints, records_of_table
 
     if not labels:
         paths = [p.parent if p.name == "best" else p for p in paths]
         if len({p.name for p in paths}) < len(paths):
-            raise ConfigError("two of the checkpoints have folders of one name: rename one")
+            raise ConfigError("two of the checkpoints have folders of the same name: rename one")
         return {p.name: [p] for p in paths}
     groups = {}
     for label in labels:
         rows = checkpoints(records_of_table(4, "scenes", label=label), runs)
         if not rows:
             raise ConfigError(
-                f"no run of {label} below {runs} that a record of Table 4 was made by: name another folder"
-                " with --runs, or checkpoints"
+                f"{runs} has no run of {label} with a record for Table 4: name another folder with --runs, or"
+                " checkpoints"
             )
         for row, folders in rows.items():
-            # VG-HuBERT has one gradient alone
+            # VG-HuBERT has only one gradient
             if what == "mistakes" or not row.startswith("VG-HuBERT"):
                 groups[row if label == labels[0] else f"{row}, {label}"] = folders
     return groups
@@ -810,9 +809,9 @@ def sgmim_analyse(
     what: _one_of("words", "grounding", "dependence", "gradients", "mistakes"),
     checkpoint: list[str] = (),  # several for gradients and mistakes (default: the shipped scenes-tiny)
     *,
-    split: list[str] = (),  # splits to analyse (default: the test splits; test-seen of the embedded corpus)
+    split: list[str] = (),  # splits to analyse (default: the test splits; embedded corpus: test-seen)
     dev_split: str = None,  # dev split (default: the first standard one)
-    images: _at_least(2) = 1000,  # images of a test split of the embedded corpus; half as many for dev
+    images: _at_least(2) = 1000,  # images per test split of the embedded corpus; dev has half as many
     recon: str = None,  # dependence: a checkpoint of the row '+ Recon' to compare with
     before_training: bool = False,  # analyse the model before its first step, as a baseline
     runs_of: list[str] = (),  # gradients, mistakes: use the runs of these labels of Table 4, such as scenes
@@ -822,32 +821,25 @@ def sgmim_analyse(
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     **corpus,
 ):
-    "Analyse what a model has learned. The dev set chooses the parameters of the analysis."
+    "Analyse what a model has learned. The parameters of the analysis are chosen on dev."
     from sgmim.evaluation import words
     from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
 
     _check_analysis(what, checkpoint, recon, runs_of)
     device, paths = pick_device(device), [Path(p) for p in checkpoint or [shipped("scenes-tiny")]]
-    groups = {"": paths}
-    if what in _SEVERAL:
-        groups = _checkpoint_groups(what, paths, runs_of, runs)
-
-    def ready(path):
-        model = open_checkpoint(path)
-        return (words.before_training(model) if before_training else model).to(device)
-
-    models = {name: [ready(p) for p in paths] for name, paths in groups.items()}
-    made_of = {
-        name: [
-            {"checkpoint": p.name, "model": state_digest(m)} for p, m in zip(paths, models[name], strict=True)
-        ]
-        for name, paths in groups.items()
-    }
+    groups = _checkpoint_groups(what, paths, runs_of, runs) if what in _SEVERAL else {"": paths}
+    models, made_of = {}, {}
+    for name, folders in groups.items():
+        opened = [open_checkpoint(p) for p in folders]
+        opened = [words.before_training(m) if before_training else m for m in opened]
+        models[name] = [m.to(device) for m in opened]
+        digests = map(state_digest, models[name])
+        made_of[name] = [{"checkpoint": p.name, "model": d} for p, d in zip(folders, digests, strict=True)]
     about = {"models": made_of} if what in _SEVERAL else made_of[""][0]
     about["before_training"] = before_training
     model, source, dev = next(iter(models.values()))[0], _corpus_on_disk(**corpus), None
     size, most = model.config.image_size, None if what == "words" else max_unreadable
-    if what in ("words", "grounding"):  # what has to be chosen is chosen on dev
+    if what in ("words", "grounding"):  # their parameters are chosen on dev
         names = dev_split and [dev_split]
         dev, *_ = _open_splits(source, names, "dev", most, (["dev"], images // 2, size)).values()
     splits = _open_splits(source, split, "test", most, (["test-seen"], images, size))
@@ -860,14 +852,16 @@ def sgmim_analyse(
 
 
 def _check_analysis(what, checkpoint, recon, runs_of):
-    if runs_of and what not in _SEVERAL:
+    "`ConfigError` for options that an analysis does not take."
+    several = what in _SEVERAL
+    if runs_of and not several:
         raise ConfigError(f"--runs-of is for gradients and mistakes: give {what} a checkpoint")
     if recon and what != "dependence":
-        raise ConfigError(f"--recon is for dependence: leave it out of {what}")
+        raise ConfigError(f"--recon is only for dependence: omit it for {what}")
     if runs_of and checkpoint:
-        raise ConfigError("--runs-of names the checkpoints: leave the others out")
-    if len(checkpoint) > 1 and what not in _SEVERAL:
-        raise ConfigError(f"{what} looks into one checkpoint; gradients and mistakes take several")
+        raise ConfigError("--runs-of selects the checkpoints: omit the others")
+    if len(checkpoint) > 1 and not several:
+        raise ConfigError(f"{what} takes one checkpoint; gradients and mistakes take several")
 
 # %% ../../nbs/apps/05_commands.ipynb #e2f2ed47
 def _run_analysis(what, models, dev, splits, about, recon, max_unreadable):
@@ -879,19 +873,20 @@ def _run_analysis(what, models, dev, splits, about, recon, max_unreadable):
         made = words.discovery_record(model, dev, splits, about, max_unreadable=max_unreadable)
         print(words.discovery_table(made), words.coverage_table(made), sep="\n\n")
         return made
-    if what == "grounding":
-        made, tables = grounding.grounding_record(model, dev, splits, about=about), grounding.grounding_tables
-    elif what == "dependence":
-        made = dependence.dependence_record(model, splits, recon=recon, about=about)
-        tables = dependence.dependence_tables
-    elif what == "gradients":
-        made = gradients.gradients_record(models, splits, about=about)
-        tables = gradients.gradient_table
+    make, tables = {
+        "grounding": (grounding.grounding_record, grounding.grounding_tables),
+        "dependence": (dependence.dependence_record, dependence.dependence_tables),
+        "gradients": (gradients.gradients_record, lambda r: {"": gradients.gradient_table(r)}),
+        "mistakes": (mistakes.mistakes_record, mistakes.mistakes_tables),
+    }[what]
+    if what in _SEVERAL:
+        made = make(models, splits, about=about)
+    elif what == "grounding":
+        made = make(model, dev, splits, about=about)
     else:
-        made, tables = mistakes.mistakes_record(models, splits, about=about), mistakes.mistakes_tables
-    for split, found in made["metrics"].items():
-        table = tables(found)
-        print(split, *(table.values() if isinstance(table, dict) else [table]), sep="\n\n")
+        made = make(model, splits, recon=recon, about=about)
+    for split, result in made["metrics"].items():
+        print(split, *tables(result).values(), sep="\n\n")
     return made
 
 # %% ../../nbs/apps/05_commands.ipynb #1c4e3a86
@@ -900,11 +895,11 @@ def sgmim_index(
     *,
     out: str,  # folder of the index
     images: str = None,  # folder of images, to search by speech
-    audio: str = None,  # folder of recordings, to search by a picture (instead of --images)
+    audio: str = None,  # folder of recordings, to search by image (instead of --images)
     max_seconds: _positive = 10.0,  # use only the first MAX_SECONDS of a recording or query
     batch_size: _at_least(1) = 64,  # files per batch
     workers: _at_least(1) = 2,  # threads that open files
-    prune: bool = False,  # continue even if most files of the index are gone
+    prune: bool = False,  # continue even if most files of the index no longer exist
     approximate: bool = False,  # also group the vectors for approximate search with FAISS
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
@@ -915,7 +910,7 @@ def sgmim_index(
     from sgmim.models.pretrained import open_checkpoint, shipped
 
     if bool(images) == bool(audio):
-        raise ConfigError("give a folder with --images, or one with --audio")
+        raise ConfigError("give a folder with --images or with --audio, not both")
     _set_threads(threads)
     folder = Path(checkpoint or shipped("scenes-tiny")).resolve()
     model = open_checkpoint(folder).to(pick_device(device)).eval()
@@ -932,9 +927,9 @@ def sgmim_index(
 # %% ../../nbs/apps/05_commands.ipynb #4d046457
 def sgmim_search(
     index: str,  # folder written by sgmim_index
-    query: str = None,  # a recording (.wav, .flac, .mp3, .ogg), or a picture (.jpg, .png, .webp, …)
+    query: str = None,  # recording (.wav, .flac, .mp3, .ogg) or image (.jpg, .png, .webp, …)
     *,
-    say: str = None,  # a sentence to synthesise as the query, instead of a recording
+    say: str = None,  # sentence to synthesise as the query, instead of a recording
     voice: str = "en-us-m3",  # voice of the synthesiser for --say
     top: _at_least(1) = 10,  # number of results
     json: bool = False,  # print JSON
@@ -942,15 +937,16 @@ def sgmim_search(
     approximate: bool = False,  # use FAISS: faster for very large indexes, but not exact
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
 ):
-    "Search an index: images by speech, recordings by a picture."
+    "Search an index: images by speech, or recordings by image."
     from sgmim.apps import search
 
     if (query is None) == (say is None):
-        raise ConfigError("give the file of a query, or --say and a sentence")
+        raise ConfigError("give the file of a query, or a sentence with --say, not both")
     opened = search.Index.open(index)
     if (Path(index) / "unfinished.json").is_file():
-        state = "is under way or was interrupted: this is its state before"
-        warnings.warn(f"an update of {index} {state}", stacklevel=2)
+        warnings.warn(
+            f"an update of {index} is running or was interrupted: searching its old state", stacklevel=2
+        )
     source = {"text": say, "voice": voice}
     if say is None:
         source = {"picture" if query.lower().endswith(search.IMAGES) else "recording": query}

@@ -13,6 +13,7 @@ import torch
 
 from ..core import code_version, config_to_dict, pick_device, run_record, write_json
 from ..data.batches import Pairs, collate, eval_loader
+from ..evaluation.analysis import corpus_entries
 from ..evaluation.dependence import CAPTIONS, caption_dependence, reconstruct_with
 from ..evaluation.figures import attention_figure, reconstruction_figure, retrieval_gallery, save_figure
 from ..evaluation.retrieval import bootstrap, embed, format_table, pool, top_k
@@ -23,7 +24,7 @@ from ..train import fit, recipe
 
 # %% ../../nbs/apps/00_demo.ipynb #ceaa2962
 def _test_results(model, splits, device="cpu", seconds=4.0):
-    "{split: (RetrievalResult, Embeddings)} of the test splits; padded to `seconds` where padding matters."
+    "{split: (RetrievalResult, Embeddings)} of the test splits."
 
     def loader(scenes):
         if model.config.padding_matters:
@@ -35,7 +36,7 @@ def _test_results(model, splits, device="cpu", seconds=4.0):
 
 
 def _with_intervals(result, seed=0):
-    "A result as plain numbers, with 95 % bootstrap intervals of each recall."
+    "A result as plain numbers, with a 95 % bootstrap interval for each recall."
     d = result.to_dict()
     for side in ("audio_to_image", "image_to_audio"):
         intervals = bootstrap(getattr(result, side).ranks, seed=seed)
@@ -46,13 +47,13 @@ def _with_intervals(result, seed=0):
 def _gallery(scenes, embeddings, similarity, n=6):
     rows = {int(j): r for r, j in enumerate(embeddings.index.tolist())}
     picks = [rows[j] for j in range(n)]
-    found, _ = top_k(embeddings.z_audio[picks], embeddings.z_image, 5, similarity)
+    best, _ = top_k(embeddings.z_audio[picks], embeddings.z_image, 5, similarity)
     return retrieval_gallery(
         [scenes.captions[j].text for j in range(n)],
         [scenes.image(int(i)) for i in embeddings.image_id],
-        found,
+        best,
         embeddings.image_of_caption[picks].tolist(),
-        title="Spoken captions and the images found for them",
+        title="Images retrieved for spoken captions",
     )
 
 
@@ -65,7 +66,7 @@ def _attention(model, scenes):
         scenes.captions[j].words,
         hop_seconds=model.audio_encoder.hop / SAMPLE_RATE,
         first=model.audio_encoder.shortest / 2 / SAMPLE_RATE,
-        title="Attention of [CLS] in the last layer, a colour a head",
+        title="Attention of [CLS] in the last layer, one colour per head",
     )
 
 
@@ -84,14 +85,14 @@ def _reconstruction(model, scenes):
 
 def wordiest(
     scenes,  # a split of the embedded corpus
-) -> int:  # its number
-    "The caption, among the first thirty, with most words: a good one for Fig. 3."
+) -> int:  # number of the caption
+    "The caption with the most words among the first thirty, for Fig. 3."
     return max(range(min(30, len(scenes))), key=lambda j: len(scenes.captions[j].words))
 
 # %% ../../nbs/apps/00_demo.ipynb #321470f3
 @torch.no_grad()
 def _draw_figures(model, scenes, embeddings, folder):
-    "Draw the gallery, Fig. 3 and the reconstruction of a split; returns their paths, and the curves'."
+    "Plot the gallery, Fig. 3 and the reconstruction; returns the paths of all figures."
     drawn = {
         "retrieval gallery": (_gallery(scenes, embeddings, model.config.similarity), folder / "gallery.png"),
         "Fig. 3": (_attention(model, scenes), folder / "attention.png"),
@@ -107,12 +108,12 @@ def run_demo(
     data: DemoData = DemoData(),  # sizes of the embedded corpus
     config=None,  # a `TrainConfig`; None: the recipe of scenes-tiny
     model=None,  # an `SGMIMConfig`; None: scenes-tiny
-    cache=None,  # folder of the corpus; None: the usual one
+    cache=None,  # folder of the corpus; None: the default cache
     device=None,  # None: CUDA if there is one, else CPU
     progress: bool = True,  # show progress bars
-    workers: int = 1,  # processes that decode ahead
-) -> dict:  # the run record, which is also in `out`/demo.json
-    "Generate, train, evaluate, draw. A second call finds what is there and goes on from it."
+    workers: int = 1,  # data loading processes
+) -> dict:  # run record, also written to `out`/demo.json
+    "Generate the corpus, train, evaluate and plot. A second call resumes."
     out, device, clock, code = Path(out), pick_device(device), _Clock(), code_version()
     splits = demo_splits(data, cache, progress)
     clock("data")
@@ -144,7 +145,7 @@ def _demo_record(fitted, data, splits, metrics, seed, device, code):
         "demo",
         {**fitted.record["config"], "data": config_to_dict(data)},
         seed,
-        {n: {"name": repr(s), "fingerprint": s.fingerprint} for n, s in splits.items()},
+        corpus_entries(splits),
         {**metrics, "training": fitted.record["metrics"]},
         sum(metrics["seconds"].values()),
         device,
@@ -155,7 +156,7 @@ def _demo_record(fitted, data, splits, metrics, seed, device, code):
 
 
 class _Clock:
-    "Seconds by stage."
+    "Seconds per stage."
 
     def __init__(self):
         self.seconds, self._last = {}, time.perf_counter()
@@ -166,15 +167,15 @@ class _Clock:
 
 # %% ../../nbs/apps/00_demo.ipynb #ee1f0b80
 def _recalls(d: dict) -> list:
-    "Six recalls, under today's keys or those of an oracle: 1, which JSON makes '1'."
+    "The six recalls of a result, or of an oracle, whose keys are 1, or '1' after JSON."
     sides = [d[side] for side in ("audio_to_image", "image_to_audio")]
     return [side.get(f"recall_at_{k}", side.get(k, side.get(str(k)))) for side in sides for k in (1, 5, 10)]
 
 
 def result_rows(
-    record: dict,  # of a demo
+    record: dict,  # run record of a demo
 ) -> list:  # (name, six recalls in per cent)
-    "The recalls of each test split of a demo, then those of the oracles of test-seen."
+    "The recalls of each test split, and of the oracles on test-seen."
     tests = [name for name in record["metrics"] if name.startswith("test")]
     rows = [(name, _recalls(record["metrics"][name])) for name in tests]
     oracles = record["metrics"]["oracle"]["test-seen"]
@@ -190,21 +191,21 @@ nbs/models/00_patches.ipynb first
 
 
 def _summary(record, paths):
-    "What a demo prints at its end."
+    "The text printed at the end."
     m, minutes = record["metrics"], record["wall_seconds"] / 60
     lines = [
         "",
         format_table(result_rows(record)),
         "",
-        f"Recalls in per cent, of {record['config']['data']['test']:,} pairs a test; an oracle hears"
-        " perfectly, but only what its name says (test-seen).",
+        f"Recalls in per cent, {record['config']['data']['test']:,} pairs per test. An oracle understands"
+        " exactly the words that its name lists (test-seen).",
     ]
     if d := m["caption_dependence"]:
         lines.append(
-            f"Masked error over the target's variance: right caption {d['right']:.3f}, wrong"
+            f"Masked error / variance of the target: right caption {d['right']:.3f}, wrong"
             f" {d['wrong']:.3f}, none {d['none']:.3f}; right/wrong {d['right_over_wrong']:.2f}."
         )
     stages = ", ".join(f"{k} {s / 60:.1f}" for k, s in m["seconds"].items())
-    lines += ["", f"Minutes: {stages}; in all {minutes:.1f}.", ""]
+    lines += ["", f"Minutes: {stages}; total {minutes:.1f}.", ""]
     lines += [f"{name:26}{path}" for name, path in paths.items()]
     return "\n".join(lines) + "\n" + _NEXT

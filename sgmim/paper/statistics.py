@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAST_SEEDS', 'BASELINE', 'TableRecords', 'Estimate', 'contrast', 'estimate', 'verdicts', 'plus_minus',
-           'signed_interval', 'excluded', 'oracles', 'results_table', 'gains', 'effect_verdicts', 'effects_table',
-           'pair_effects', 'differences_table', 'ablation_effects', 'recalls', 'forest_figure']
+           'signed_interval', 'excluded', 'oracles', 'results_table', 'oracles_table', 'gains', 'effect_verdicts',
+           'effects_table', 'pair_effects', 'primary_contrasts', 'differences_table', 'ablation_effects', 'recalls',
+           'forest_figure']
 
 # %% ../../nbs/paper/02_statistics.ipynb #e4e615a1
 import math
@@ -17,20 +18,20 @@ from ..core import DataError
 from ..evaluation.analysis import markdown_table
 from ..evaluation.figures import INK, Picture, colours
 from ..models.sgmim import ROWS
-from .published import CORPUS_OF_TABLE, PAPER, ROW_OF, paper_difference, rows_of
+from .published import CORPUS_NAMES, CORPUS_OF_TABLE, PAPER, ROW_OF, paper_difference, rows_of
 from .records import KS, SIDES, bootstrap_interval, query_hits
 
 # %% ../../nbs/paper/02_statistics.ipynb #22724398
 @dataclass(frozen=True)
 class TableRecords:
-    "The records of a table on some data, those that count and those that do not."
+    "The records of a table on some data, valid and stale ones."
 
     table: int  # number of the table
-    label: str  # name of the data, or of an ablation
-    budget: str = "steps"  # 'steps' or 'compute': what is equal among the rows
-    records: dict = field(default_factory=dict)  # {(row, seed): record} that count
-    stale: dict = field(default_factory=dict)  # {(row, seed): reasons} of records that do not
-    asked: tuple = tuple(ROWS)  # rows of the plan, whether they have a record or not
+    label: str  # name of the data or of an ablation
+    budget: str = "steps"  # what is equal for all rows: 'steps' or 'compute'
+    records: dict = field(default_factory=dict)  # {(row, seed): record}, the valid ones
+    stale: dict = field(default_factory=dict)  # {(row, seed): reasons} of the others
+    asked: tuple = tuple(ROWS)  # rows of the plan, with or without record
 
     def __bool__(self):
         return bool(self.records)
@@ -39,12 +40,12 @@ class TableRecords:
         self,
         *rows,  # names of rows
     ):
-        "The seeds for which all `rows` have a record, sorted."
+        "The seeds for which all `rows` have a record."
         return sorted(set.intersection(*({s for r, s in self.records if r == row} for row in rows)))
 
     @property
     def rows(self):
-        "The rows that have a record, in the order of the paper."
+        "The rows with a record, in the order of the paper."
         return [r for r in (*ROWS, "VG-HuBERT") if self.seeds(r)]
 
     @property
@@ -54,7 +55,7 @@ class TableRecords:
         return [t for t in every[0] if all(t in e for e in every)] if every else []
 
 # %% ../../nbs/paper/02_statistics.ipynb #f79c59e9
-LEAST_SEEDS = 4  # for an interval over seeds, and for a verdict
+LEAST_SEEDS = 4  # needed for an interval over seeds and for a verdict
 
 
 def _student(df):
@@ -72,7 +73,7 @@ class Estimate:
     low: float  # lower end of the 95 % interval over queries
     high: float  # upper end of it
     each: tuple  # value of each seed
-    step: float = 0.0  # what one query changes
+    step: float = 0.0  # change by one query
 
     @property
     def sd(self):
@@ -97,7 +98,7 @@ class Estimate:
 
     @property
     def p(self):
-        "Probability of a value so far from 0 without a difference; None for fewer than `LEAST_SEEDS` seeds."
+        "Two-sided p value of the difference; None for fewer than `LEAST_SEEDS` seeds."
         if self.error is None:
             return None
         tail = _student(len(self.each) - 1).sf(abs(self.value) / self.error) if self.error else 0.5
@@ -114,9 +115,7 @@ def _signed_hits(split, side, terms, seeds):
             fingerprint = record["data"].get(split, {}).get("fingerprint")
             queries.add((packed[-1]["queries"], fingerprint))
         if len(queries) > 1:
-            raise DataError(
-                f"{_names(terms)} are not of the same queries of {split}: they cannot be compared"
-            )
+            raise DataError(f"{_names(terms)} cannot be compared: their queries of {split} differ")
         total = total + sign * np.stack([query_hits(d)[0] for d in packed])
     return total, query_hits(packed[0])[1]
 
@@ -132,14 +131,14 @@ def _common_seeds(terms):
 def contrast(
     split,  # name of a test
     terms,  # list of (sign, `TableRecords`, row)
-    sides=SIDES,  # directions to average: both give the numbers of Table 4
-    keep=None,  # {side: bool (Q,)}: a part of the queries
+    sides=SIDES,  # directions to average; both: as in Table 4
+    keep=None,  # {side: bool (Q,)}: use only these queries
 ):
-    """{k: `Estimate`} of a signed sum of R@k, over the seeds that all terms have, query by query. `DataError`
-    if there is no such seed, or the records are not of the same queries."""
+    """{k: `Estimate`} of a signed sum of R@k, paired by query, over the common seeds. `DataError`
+    if there is no such seed or the queries differ."""
     seeds = _common_seeds(terms)
     if not seeds:
-        raise DataError(f"{_names(terms)}: there is none" + " with the same seed" * (len(terms) > 1))
+        raise DataError(f"{_names(terms)} are missing or have no seed in common")
     if any(split not in found.records[row, s]["metrics"]["tests"] for _, found, row in terms for s in seeds):
         raise DataError(f"{_names(terms)} do not all have the test {split}")
     parts, each = [], 0.0
@@ -164,21 +163,21 @@ def estimate(
     minus=None,  # name of a row to subtract
     sides=SIDES,  # directions to average
 ):
-    "{k: `Estimate`} of R@k of a row, or of the difference of two rows. See `contrast`."
+    "{k: `Estimate`} of R@k of a row, or of the difference between two rows, see `contrast`."
     return contrast(split, [(1, found, row)] + ([(-1, found, minus)] if minus else []), sides)
 
 # %% ../../nbs/paper/02_statistics.ipynb #fc3885ed
 def _endpoint(tests):
-    "The test that verdicts are about: 'test-seen', 'test', else the first; None without tests."
+    "The test of the verdicts: 'test-seen', 'test', else the first; None without tests."
     return next((t for t in ("test-seen", "test", *tests) if t in tests), None)
 
 
 def verdicts(
-    family,  # {key: `Estimate` of a difference, or None} that are judged together
+    family,  # {key: `Estimate` of a difference, or None}, judged together
     level=0.05,  # of significance
 ):
-    """{key: words} with Holm's correction: 'significantly higher', 'significantly lower',
-    'not significant', 'too few seeds (n of 4)' or 'no record'."""
+    """{key: verdict} with Holm's correction: 'significantly higher', 'significantly lower', 'not
+    significant', 'too few seeds (n of 4)' or 'no record'."""
     seeds = {key: len(e.each) for key, e in family.items() if e is not None}
     words = {
         key: f"too few seeds ({seeds[key]} of {LEAST_SEEDS})" if key in seeds else "no record"
@@ -196,15 +195,15 @@ def verdicts(
 def plus_minus(
     e,  # `Estimate` of a recall
 ):
-    "A recall in print: the mean and, for several seeds, ± the standard deviation over seeds."
+    "A recall as text: the mean and, for several seeds, ± the standard deviation over seeds."
     return f"{e.value:.1f}" + (f" ± {e.sd:.1f}" if e.sd is not None else "")
 
 
 def signed_interval(
     e,  # `Estimate` of a difference, or None
 ):
-    """A difference in print: the value and its 95 % interval, over queries and seeds from `LEAST_SEEDS` seeds
-    on, else over queries; '' for None."""
+    """A difference as text: the value and its 95 % interval, over queries and seeds (only over queries for
+    fewer than `LEAST_SEEDS` seeds); '' for None."""
     if e is None:
         return ""
     low, high = e.both or (e.low, e.high)
@@ -214,17 +213,17 @@ def signed_interval(
 def excluded(
     *tables,  # `TableRecords`
 ):
-    "The stale and broken records of some tables, and why, as Markdown; '' if there are none."
+    "The excluded records of some tables with the reasons, in Markdown; '' if there are none."
     stale = [(f"{f.label}, {row}, seed {s}", why) for f in tables for (row, s), why in f.stale.items()]
     reasons = [f"{name}: {'; '.join(why[:3])}" for name, why in stale[:6]] + ["…"] * (len(stale) > 6)
-    return f"**Stale or broken**, and left out: {' · '.join(reasons)}" if stale else ""
+    return f"**Stale or broken** records, left out: {' · '.join(reasons)}" if stale else ""
 
 # %% ../../nbs/paper/02_statistics.ipynb #5b415561
 def oracles(
     found,  # `TableRecords`
     split,  # name of a test
 ):
-    "{level: {side: {k: recall of a perfect listener}}} on the embedded corpus; {} where unknown."
+    "{level: {side: {k: recall}}} of the oracles of the embedded corpus; {} if unknown."
     ladders = [r["metrics"].get("oracle", {}).get(split) for r in found.records.values()]
     ladder = next(filter(None, ladders), {})
     return {
@@ -234,12 +233,12 @@ def oracles(
 
 
 def _directions(table):
-    "{prefix of a column: sides to average}: Table 4 has the mean of both directions."
+    "{prefix of the columns: sides to average}: Table 4 has the mean of both directions."
     return {"": SIDES} if table == 4 else {"A → I ": SIDES[:1], "I → A ": SIDES[1:]}
 
 # %% ../../nbs/paper/02_statistics.ipynb #d7a1f0c4
 def _measured(found, row, tests):
-    "The cells of what was measured of a row: how many seeds, then the recalls."
+    "The cells of a row: how many seeds were measured, then the recalls."
     n, views = len(found.seeds(row)), _directions(found.table).values()
     if not n:
         return ["no record"] + [""] * (len(tests) * len(views) * len(KS))
@@ -247,46 +246,65 @@ def _measured(found, row, tests):
     return [f"{n} seed{'s' * (n > 1)}", *(plus_minus(e[k]) for e in every for k in KS)]
 
 
+def _blocks(found):
+    "Groups of tests that share a table: all tests of Table 4, else each alone."
+    tests = found.tests or PAPER[found.table].splits
+    return [tests] if found.table == 4 else [[t] for t in tests]
+
+
+def _recall_table(found, tests, lines):
+    "Rows of recalls with the head of a table."
+    head = [f"{t}: {name}R@{k}" for t in tests for name in _directions(found.table) for k in KS]
+    return markdown_table(["system", "source", *head], lines)
+
+
 def _results(found, tests):
-    "A table with the columns of some tests, as Markdown."
-    table, views = PAPER[found.table], _directions(found.table)
-    own, lines = found.label == CORPUS_OF_TABLE[found.table], []
+    table, own = PAPER[found.table], found.label == CORPUS_OF_TABLE[found.table]
+    lines = []
     for name, printed in table.systems.items():
-        row = ROW_OF.get(name)
+        row, system = ROW_OF.get(name), name + " †" * (name in table.prior)
         if own:
-            system = name + " †" * (name in table.prior)
             lines.append([system, "the paper", *(f"{x:.1f}" for t in tests for x in printed[t])])
         if own and row or row in ROWS:
-            lines.append(["here" if own else row, *_measured(found, row, tests)])
-    ladders = [oracles(found, t) for t in tests]
-    for level in ladders[0]:
-        every = [[ladder[level][s] for s in sides] for ladder in ladders for sides in views.values()]
-        recalls = [np.mean([of[k] for of in some]) for some in every for k in KS]
-        lines.append([f"*oracle: {level}*", "", *(f"*{x:.1f}*" for x in recalls)])
-    header = [f"{t}: {name}R@{k}" for t in tests for name in views for k in KS]
-    return markdown_table(["", "", *header], lines)
+            lines.append([system if own else row, *_measured(found, row, tests)])
+    return _recall_table(found, tests, lines)
 
 
 def results_table(
     found,  # `TableRecords`
 ):
-    "The measured recalls of a table in the paper's layout, as Markdown."
-    tests = found.tests or PAPER[found.table].splits
-    note = "Recall in per cent, mean ± standard deviation over seeds"
+    "The measured recalls of a table in the paper's layout, in Markdown."
+    corpus = CORPUS_NAMES.get(found.label, CORPUS_NAMES["scenes"])
+    note = f"Measured on {corpus}; recall in per cent, mean ± standard deviation over seeds"
     note += "; mean of both directions" * (found.table == 4)
     without = [name for name in PAPER[found.table].systems if name not in ROW_OF]
     if without and found.label == CORPUS_OF_TABLE[found.table]:
-        note += f". This kit does not implement {', '.join(without)}"
-    blocks = [tests] if found.table == 4 else [[t] for t in tests]
-    parts = [*(_results(found, b) for b in blocks), note + ".", excluded(found)]
+        note += f". Not implemented here: {', '.join(without)}"
+    parts = [*(_results(found, tests) for tests in _blocks(found)), note + ".", excluded(found)]
     return "\n\n".join(p for p in parts if p)
+
+
+def oracles_table(
+    found,  # `TableRecords`
+):
+    "The recalls of the oracles of the embedded corpus, in Markdown; '' if there are none."
+    tables, views = [], _directions(found.table).values()
+    for tests in _blocks(found):
+        ladders, lines = [oracles(found, t) for t in tests], []
+        for level in ladders[0]:
+            every = [[ladder[level][s] for s in sides] for ladder in ladders for sides in views]
+            lines.append(
+                [level, "oracle", *(f"{np.mean([of[k] for of in some]):.1f}" for some in every for k in KS)]
+            )
+        tables += [_recall_table(found, tests, lines)] if lines else []
+    return "\n\n".join(tables)
 
 # %% ../../nbs/paper/02_statistics.ipynb #01ef03c7
 BASELINE = "VG-HuBERT (M)"
 
 
 def _effect(tests, *terms):
-    "{test: `contrast` in R@1, or None where no seed has all the records}."
+    "{test: `contrast` in R@1, or None if no seed has all records}."
     there = _common_seeds(terms)
     known = {t for t in tests if there and all(t in found.tests for _, found, _ in terms)}
     return {t: contrast(t, terms)[1] if t in known else None for t in tests}
@@ -295,7 +313,7 @@ def _effect(tests, *terms):
 def gains(
     base,  # `TableRecords`
 ):
-    "{row: {test: `Estimate` or None}}: the gain in R@1 over the baseline of each row that has a record."
+    "{row: {test: `Estimate` or None}}: the gain in R@1 over the baseline."
     tests, rows = base.tests or PAPER[base.table].splits, [r for r in base.rows if r != BASELINE]
     return {r: _effect(tests, (1, base, r), (-1, base, BASELINE)) for r in rows}
 
@@ -303,17 +321,17 @@ def gains(
 def effect_verdicts(
     effects,  # {name: {test: `Estimate` or None}}, see `gains`
 ):
-    "{name: verdict} on the differences at the endpoint, judged together."
+    "{name: verdict} on the differences at the endpoint."
     main = _endpoint([t for of in effects.values() for t in of])
     return verdicts({name: of.get(main) for name, of in effects.items()})
 
 # %% ../../nbs/paper/02_statistics.ipynb #12e23ba2
 def effects_table(
     effects,  # {name: {test: `Estimate` or None}}, see `gains`
-    judge=True,  # add the verdicts, if all that is judged together is in `effects`
+    judge=True,  # add verdicts
     paper=None,  # {name: {test: the paper's difference}}
 ):
-    "Differences in R@1 as Markdown: a line each, a column per test, and the paper's beside it."
+    "Differences in R@1 in Markdown: a line each, a column per test, next to the paper's."
     tests, paper = list(dict.fromkeys(t for of in effects.values() for t in of)), paper or {}
     printed = [t for t in tests if any(t in of for of in paper.values())]
     words, rows = effect_verdicts(effects), []
@@ -324,19 +342,19 @@ def effects_table(
                 cells.append(f"{paper[name][t]:+.1f}")
             cells.append(signed_interval(of.get(t)))
         rows.append(cells + [words[name]] * judge)
-    columns = [c for t in tests for c in ([f"{t}: the paper", "here"] if t in printed else [t])]
+    columns = [c for t in tests for c in ([f"{t}: the paper", f"{t}: measured"] if t in printed else [t])]
     return markdown_table(["R@1", "seeds", *columns] + ["verdict"] * judge, rows)
 
 # %% ../../nbs/paper/02_statistics.ipynb #12e23ba3
 _NOTE = (
-    "Differences in R@1, mean of both directions, paired by query and seed, with 95 % intervals over queries"
-    " and seeds (over queries only, with fewer than four seeds). The verdict is about {}, with Holm's"
-    " correction over the pairs of this table. The paper gives no intervals."
+    "R@1 on {}, mean of both directions, paired by query and seed, with 95 % intervals over queries and seeds"
+    " (over queries only, with fewer than four seeds). Verdicts have Holm's correction over all pairs of the"
+    " table. The paper gives no intervals."
 )
 
 
 def _pairs(table):
-    "{'row − row': (row, row)}: each row of a table with the baseline, then with the row above it."
+    "{'row − row': (row, row)}: each row with the baseline, then with the row above it."
     _, *rows = [r for r in ROWS if r in rows_of(table)]
     pairs = [(r, BASELINE) for r in rows] + list(zip(rows[1:], rows, strict=False))
     return {" − ".join(pair): pair for pair in pairs}
@@ -345,34 +363,47 @@ def _pairs(table):
 def pair_effects(
     found,  # `TableRecords`
 ):
-    "{'row − row': {test: `Estimate` or None}}: the differences of the pairs of a table."
+    "{'row − row': {test: `Estimate` or None}}: the differences of all pairs of a table."
     return {
         name: _effect(found.tests, (1, found, row), (-1, found, minus))
         for name, (row, minus) in _pairs(found.table).items()
     }
 
 
+def _printed_differences(found):
+    "{'row − row': {test: the paper's difference}}; no tests at equal compute."
+    tests = [t for t in PAPER[found.table].splits if t in found.tests and found.budget == "steps"]
+    pairs = _pairs(found.table).items()
+    return {name: {t: paper_difference(found.table, t, *pair)[1] for t in tests} for name, pair in pairs}
+
+
+def primary_contrasts(
+    found,  # `TableRecords`
+):
+    "Each row minus the baseline at the endpoint, a line each, in Markdown; '' without records."
+    effects, main, lines = pair_effects(found), _endpoint(found.tests), []
+    words, printed = effect_verdicts(effects), _printed_differences(found)
+    for name, (_, minus) in _pairs(found.table).items():
+        if found and minus == BASELINE:
+            measured = signed_interval(effects[name][main])
+            paper = f" (the paper: {printed[name][main]:+.1f})" if main in printed[name] else ""
+            lines.append(f"- *{name}*: {measured + ', ' if measured else ''}{words[name]}{paper}")
+    return "\n".join([*lines, "", _NOTE.format(main)]) if lines else ""
+
+
 def differences_table(
     found,  # `TableRecords`
 ):
-    "The paired differences between rows beside the paper's, as Markdown; '' without records."
-    if not found:
-        return ""
-    printed = [t for t in PAPER[found.table].splits if t in found.tests and found.budget == "steps"]
-    paper = {
-        name: {t: paper_difference(found.table, t, *pair)[1] for t in printed}
-        for name, pair in _pairs(found.table).items()
-    }
-    table = effects_table(pair_effects(found), paper=paper)
-    return f"{table}\n\n{_NOTE.format(_endpoint(found.tests))}"
+    "The differences of all pairs of rows on all tests, next to the paper's, in Markdown; '' without records."
+    return effects_table(pair_effects(found), paper=_printed_differences(found)) if found else ""
 
 # %% ../../nbs/paper/02_statistics.ipynb #8cb55214
 def ablation_effects(
-    base,  # `TableRecords` of the plan as it is
+    base,  # `TableRecords` of the unchanged plan
     ablations,  # {name: `TableRecords`}
     effect="gain",  # 'gain', 'change' or 'more'
 ):
-    "{name: {test: `Estimate` or None}}: an effect in R@1. A gain is over the own baseline, if that is asked."
+    "{name: {test: `Estimate` or None}}: an effect in R@1, over the ablation's own baseline if it has one."
     tests, effects = base.tests or PAPER[base.table].splits, {}
     for name, found in ablations.items():
         home, rows = found if BASELINE in found.asked else base, [r for r in found.asked if r != BASELINE]
@@ -388,7 +419,7 @@ def recalls(
     found,  # `TableRecords`
     k=1,  # which R@k
 ):
-    "{row: {test: `Estimate` of R@k, the mean of both directions}} of the rows that have a record."
+    "{row: {test: `Estimate` of R@k, mean of both directions}}."
     return {row: {t: estimate(found, t, row)[k] for t in found.tests} for row in found.rows}
 
 
@@ -398,8 +429,8 @@ def forest_figure(
     xlabel="gain in R@1 over the baseline, points",  # of all panels
     judge=True,  # False for recalls: no line at 0, and no verdicts
 ):
-    """Estimates, a panel per test: the value with its 95 % interval over queries (thick) and over queries and
-    seeds (thin), each seed as a small dot; filled if significant. `DataError` without records."""
+    """A panel per test: estimates with 95 % intervals over queries (thick) and over queries and seeds (thin),
+    seeds as small dots; filled if significant. `DataError` without records."""
     tests = list(dict.fromkeys(t for of in effects.values() for t in of))
     if not any(e for of in effects.values() for e in of.values()):
         raise DataError("no record of any of " + ", ".join(effects))
