@@ -49,16 +49,21 @@ def _room(wave, rng):
     tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
     tail *= 10 ** (-rng.uniform(3, 20) / 20) / np.sqrt(np.square(tail).sum())
     tail[0] = 1
-    size = len(wave) + n - 1
+    size = _fft_size(len(wave) + n - 1)
     heard = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(tail, size), size)
     return heard[: len(wave)].astype(np.float32)
 
 
+def _fft_size(n):
+    "A length of at least `n` whose transform is fast: a multiple of 2,048."
+    return -(-n // 2048) * 2048
+
+
 def _filter(wave, gain_db):
     "`wave` with `gain_db(frequency in hertz)` applied to its spectrum."
-    frequency = np.fft.rfftfreq(len(wave), 1 / RATE)
-    gain = 10 ** (gain_db(frequency) / 20)
-    return np.fft.irfft(np.fft.rfft(wave) * gain, len(wave)).astype(np.float32)
+    size = _fft_size(len(wave))
+    gain = 10 ** (gain_db(np.fft.rfftfreq(size, 1 / RATE)) / 20)
+    return np.fft.irfft(np.fft.rfft(wave, size) * gain, size)[: len(wave)].astype(np.float32)
 
 
 def _equaliser(wave, rng):
