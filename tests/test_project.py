@@ -250,12 +250,15 @@ def test_an_incomplete_manifest_is_found():
 def test_the_manifests_are_the_codes():
     code = """import json
 from sgmim.data.check import CAPS, CHECKSUMS, EXPECTED
-from sgmim.scenes.corpus import RECIPE, SPLITS
+from sgmim.scenes.corpus import DEFAULT_RECIPE, RECIPES, SPLITS
+def speakers(role):
+    groups = RECIPES[DEFAULT_RECIPE].voices.get(role)
+    return groups and sum(len(group) for _, group in groups)
 def listed(r):
-    return dict(images=None, captions=None, speakers=len(r.speakers),
+    return dict(images=None, captions=None, speakers=speakers(r.speakers),
                 scene_buckets=[r.scenes.start, r.scenes.stop],
                 text_buckets=[r.texts.start, r.texts.stop], held_out_combinations=r.novel)
-print(json.dumps([RECIPE, {n: listed(r) for n, r in SPLITS.items()}, EXPECTED, CAPS, CHECKSUMS]))"""
+print(json.dumps([DEFAULT_RECIPE, {n: listed(r) for n, r in SPLITS.items()}, EXPECTED, CAPS, CHECKSUMS]))"""
     recipe, splits, expected, caps, checksums = json.loads(python(code).stdout)
     scenes = MANIFESTS["scenes"]
     assert [recipe, splits] == [scenes["recipe"], scenes["splits"]]
