@@ -73,9 +73,7 @@ class SceneRecipe:
     share of a kind of voice does not depend on how many speakers it has."""
 
     name: str  # part of every random number and of the cache's folder
-    voices: (
-        dict  # {role: ((share, speakers), …)}; roles: seen, unseen, pretrain, dev-kind, natural, test-kind
-    )
+    voices: dict  # {role: ((share, speakers), …)}, see `SPLITS`
     versions: dict  # {kind of synthesiser: version} that the corpus is made with; None: any
     categories: tuple = BASIC_CATEGORIES  # the things that are drawn
     phrases: float = 0.0  # share of training captions that are a single word or a short phrase
@@ -506,9 +504,7 @@ class DemoData:
     test: int = 1000  # images of each test, one caption each
     seed: int = 0  # of the corpus
     recipe: str = DEFAULT_RECIPE  # one of `RECIPES`
-    unseen_kinds: bool = (
-        False  # dev and test with synthesisers that training does not have; needs them installed
-    )
+    unseen_kinds: bool = False  # dev and test with synthesisers that training does not have
 
 
 TESTS = ("test-seen", "test-unseen", "test-novel")
