@@ -343,6 +343,7 @@ def test_a_rare_kind_that_some_resamples_miss_has_an_interval():
 # ---- words and patches
 
 
+@pytest.mark.slow
 def test_every_thing_that_is_said_is_found_in_its_caption(scenes):
     for split in scenes.values():
         for c in split.captions:

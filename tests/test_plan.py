@@ -264,6 +264,7 @@ def test_steps_are_really_taken():
     assert 0 < cost.after < 10 and cost.bytes_fixed > 1e7 and cost.image > 0 and cost.caption > 0
 
 
+@pytest.mark.slow
 def test_what_saving_takes():
     "Three times the checkpoint, in memory (`_SAVING`)."
     if not os.path.exists("/proc/self/status"):
@@ -298,6 +299,7 @@ def test_what_saving_takes():
 # ---- the command
 
 
+@pytest.mark.slow
 def test_sgmim_plan(capsys, tmp_path):
     assert (
         run_command(

@@ -118,6 +118,7 @@ def broken(names, cwd, preload=""):
     return sorted(done.stdout.split()), done.stderr
 
 
+@pytest.mark.slow
 def test_every_module_imports_alone():
     names = sorted(checks.modules(ROOT))
     assert names

@@ -383,6 +383,7 @@ def test_a_run_that_fails_does_not_stop_the_others(plan, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_choosing_on_dev_leaves_the_tests_alone(plan, monkeypatch):
     plan, _ = plan
     real = P.load_scenes

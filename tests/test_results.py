@@ -505,6 +505,7 @@ def test_differences_are_judged_together():
     assert S.verdicts({"a": e, "x": e, "b": clear})["a"] == "not significant"
 
 
+@pytest.mark.slow
 def test_the_rule_holds_over_a_family():
     "Where nothing differs, a table of five rows calls anything significant at most once in twenty."
     rng, wrong = np.random.default_rng(0), 0
@@ -819,6 +820,7 @@ def test_without_records_a_page_says_so(page, tmp_path, monkeypatch):
     assert not any(hasattr(s, "savefig") for s in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_with_records_a_page_shows_them(page, tmp_path, monkeypatch):
     from sgmim.models.sgmim import ROWS

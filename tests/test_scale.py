@@ -146,6 +146,7 @@ def test_a_disk_that_is_gone_stops_the_training(tmp_path):
         quick(corpus, max_unreadable=0.99)
 
 
+@pytest.mark.slow
 def test_unreadable_pairs_survive_an_interruption(tmp_path):
     "The list, and the sums of the log, go on where they were."
     corpus = broken_copy(tmp_path, recordings=range(0, 48, 6))
@@ -236,6 +237,7 @@ def test_the_cap_on_the_length_is_used(files):
     assert lengths[0.2] == 3200 and lengths[10.0] == measure(files).samples.max()
 
 
+@pytest.mark.slow
 def test_several_dev_sets_count_alike(files, tmp_path):
     "Places: the mean over seen and unseen chooses the checkpoint."
     other = on_disk(tmp_path / "other", seed=9)
@@ -544,6 +546,7 @@ def test_workers_however_they_are_started(files, method, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_limit_can_be_raised_and_the_run_goes_on(tmp_path):
     "The list is there when the error comes, and the same run goes on with a higher share allowed."
     corpus = broken_copy(tmp_path, recordings=range(0, 48, 6))
@@ -556,6 +559,7 @@ def test_the_limit_can_be_raised_and_the_run_goes_on(tmp_path):
         quick(corpus, max_unreadable=0.5, lr=2e-3, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_dev_sets_obey_the_same_limit(tmp_path):
     dev = broken_copy(tmp_path, recordings=(5,))
     assert quick(on_disk(tmp_path / "train"), dev=dev, max_unreadable=0.1).record["metrics"]["best"]
@@ -572,12 +576,14 @@ def test_recordings_too_short_for_a_frame_are_unreadable(tmp_path):
         evaluate(SGMIM(micro()), corpus, max_seconds=0.05)
 
 
+@pytest.mark.slow
 def test_kept_frames_of_what_cannot_be_read(tmp_path):
     corpus = broken_copy(tmp_path, recordings=(3,))
     fitted = quick(corpus, max_unreadable=0.1, cache_frames=True)
     assert list(fitted.record["unreadable"]["first"]) == ["caption 3"]
 
 
+@pytest.mark.slow
 def test_unreadable_headers_do_not_share_a_bucket(tmp_path):
     corpus = on_disk(tmp_path)
     for j in range(0, 48, 12):

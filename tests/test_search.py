@@ -193,6 +193,7 @@ def test_left_out(tmp_path, photos, model):
     assert numbers(update(tmp_path, photos, model)) == dict(kept=31, added=0, changed=0, removed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_interrupted(tmp_path, photos, model, monkeypatch, after):
     """Stopped by Ctrl-C or killed, it goes on: nothing is embedded twice that was written, and until the
@@ -338,6 +339,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged(tmp_path, photos, model, damage):
     "Recognised, and what can be mended is mended by the same command."

@@ -613,6 +613,7 @@ def test_a_forked_process_opens_anew(shards):
         os.close(fd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positioned", [True, False])
 def test_threads_few_files_and_systems_without_pread(written, loose, monkeypatch, positioned):
     if not positioned:
@@ -629,6 +630,7 @@ def test_threads_few_files_and_systems_without_pread(written, loose, monkeypatch
     assert np.array_equal(s.image(0), loose.image(0))
 
 
+@pytest.mark.slow
 def test_the_system_is_told_once_what_will_be_needed(written, monkeypatch):
     told = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *a: told.append(a), raising=False)
@@ -664,6 +666,7 @@ def stopping(corpus, j):
     return c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("j", [0, 13, N * PER - 2])
 def test_goes_on_after_an_interruption(loose, written, tmp_path, j):
     j = min(j, len(loose) - 1)
@@ -688,6 +691,7 @@ def test_goes_on_after_an_interruption(loose, written, tmp_path, j):
     assert {n: (tmp_path / n).stat().st_mtime_ns for n in whole} == times
 
 
+@pytest.mark.slow
 def test_interrupted_and_then_called_otherwise(loose, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _to_arrays(stopping(loose, len(loose) - 1), tmp_path)
@@ -994,6 +998,7 @@ def test_newer_index(copy):
         open_shards(copy, "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -1036,6 +1041,7 @@ def test_columns_that_do_not_belong(copy, loose):
         open_shards(copy, "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, row, value",
     [

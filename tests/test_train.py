@@ -199,6 +199,7 @@ def test_one_seed_one_result(whole):
     assert same(whole, quick(workers=2))  # whatever was drawn before, and by whomever the data are read
 
 
+@pytest.mark.slow
 def test_a_result_written_is_the_same(whole, tmp_path):
     assert same(whole, quick(out=tmp_path))
     assert same(whole, SimpleNamespace(model=load_model(tmp_path / "best", device="cpu")))
@@ -241,6 +242,7 @@ def test_killed_twice(whole, tmp_path):
     assert [h["step"] for h in resumed.history] == list(range(1, 16)) and losses(resumed) == losses(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimiser,row", [("bertadam", "summary"), ("adamw", "none"), ("bertadam", "frames")]
 )
@@ -449,6 +451,7 @@ def test_the_demo_pads_its_tests_where_padding_matters():
     assert found.row == evaluate(model, Toy(12), max_seconds=1.0).row
 
 
+@pytest.mark.slow
 def test_other_initial_weights_are_another_run(tmp_path):
     interrupted(tmp_path, model=model_of(1))
     before = listing(tmp_path)
@@ -480,6 +483,7 @@ def test_the_same_model_object_goes_on(tmp_path, done):
     refused("other initial weights", model=model, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_configuration_goes_on_with_whatever_it_began_with(tmp_path):
     interrupted(tmp_path, model=model_of(1))
     assert same(quick(out=tmp_path), quick(model=model_of(1)))
@@ -555,6 +559,7 @@ def test_another_dev_set_is_another_run(tmp_path, dev):
     assert quick(dev={"dev": Toy(20, seed=1)}, out=tmp_path).record["steps"] == 15
 
 
+@pytest.mark.slow
 def test_other_dev_batches_are_another_run(tmp_path):
     def loader(seed):
         pairs = Pairs(Toy(20, seed=seed), 4.0)
