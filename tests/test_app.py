@@ -23,7 +23,15 @@ from conftest import ROOT, chromium
 from PIL import Image
 
 from sgmim.apps import app
-from sgmim.apps.app import MAX_BYTES, Refusal, Searcher, Server, _parts_of, decode_upload
+from sgmim.apps.app import (
+    MAX_BYTES,
+    Refusal,
+    Searcher,
+    Server,
+    _how_well_people_are_understood,
+    _parts_of,
+    decode_upload,
+)
 from sgmim.apps.commands import run_command
 from sgmim.apps.search import Index, update_index
 from sgmim.core import ConfigError
@@ -789,3 +797,11 @@ def test_in_a_narrow_dark_browser(server, folder, browser, tmp_path):
     )
     assert not nameless
     browser.save_screenshot(str(Path(os.environ.get("SGMIM_SHOTS", tmp_path)) / "app-narrow.png"))
+
+
+def test_the_page_says_how_well_people_are_understood(tmp_path):
+    assert _how_well_people_are_understood(tmp_path) == ""
+    people = {"queries": 54, "best": {"value": 0.1111, "chance": 0.0619}}
+    (tmp_path / "spoken_words.json").write_text(json.dumps({"metrics": {"people": people}}))
+    assert "54 recordings of people" in _how_well_people_are_understood(tmp_path)
+    assert "in 11 % of the cases (chance: 6 %)" in _how_well_people_are_understood(tmp_path)

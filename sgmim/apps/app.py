@@ -32,7 +32,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from .search import Index, inside, printable, sound_batch, to_unit
-from ..core import ConfigError, DataError, SgmimError
+from ..core import ConfigError, DataError, SgmimError, read_json
 from ..data.audio import RATE, load_audio
 from ..data.image import eval_transform, load_image, normalise
 from ..evaluation.figures import colours
@@ -461,6 +461,19 @@ class _Answers(BaseHTTPRequestHandler):
             self.refuse(500, "Something went wrong here; the terminal in which sgmim_app runs says what.")
 
 # %% ../../nbs/apps/02_app.ipynb #21eb0a10
+def _how_well_people_are_understood(checkpoint):
+    "A sentence from the record of `sgmim_eval --data human` that lies beside the weights; '' without one."
+    path = Path(checkpoint) / "spoken_words.json"
+    if not path.is_file():
+        return ""
+    scores = read_json(path)["metrics"]["people"]
+    best, chance = (round(100 * scores["best"][key]) for key in ("value", "chance"))
+    return (
+        f" In a test with {scores['queries']} recordings of people who name one thing, the best picture shows"
+        f" it in {best} % of the cases (chance: {chance} %)."
+    )
+
+
 class _Handler(_Answers):
     "What there is at which address."
 
@@ -487,6 +500,7 @@ class _Handler(_Answers):
                 "max_seconds": s.index.about["max_seconds"],
                 "max_bytes": MAX_BYTES,
                 "voice": self.server.voice,
+                "people": _how_well_people_are_understood(s.index.about["checkpoint"]),
                 "colours": s.colours,
             }
         )

@@ -204,7 +204,7 @@ function drawWave() {
 
 get('about').then(found => {
   about = found;
-  $('about').textContent = `${about.items.toLocaleString()} pictures, compared with what you say by ${about.checkpoint}. Sound goes to this computer only; the first ${about.max_seconds.toFixed(0)} seconds are heard.`;
+  $('about').textContent = `${about.items.toLocaleString()} pictures, compared with what you say by ${about.checkpoint}. Sound goes to this computer only; the first ${about.max_seconds.toFixed(0)} seconds are used.${about.people}`;
   if (!about.voice) $('say').hidden = true;
   if (!navigator.mediaDevices || !window.MediaRecorder) { $('record').disabled = true; $('record').title = 'This browser gives no microphone to this page'; }
   document.body.dataset.ready = 'yes';
