@@ -292,9 +292,9 @@ fault(
 # --- tables
 fault(
     "paths with backslashes, from Windows",
-    "found, or the report says that they are backslashes",
+    "found; the report gives an example",
     lambda: says(
-        corpus("windows", change=lambda k, i, a: (i.replace("/", "\\"), a.replace("/", "\\"))), "backslash"
+        corpus("windows", change=lambda k, i, a: (i.replace("/", "\\"), a.replace("/", "\\"))), "is read as"
     ),
 )
 
@@ -303,10 +303,10 @@ def upper():
     t = corpus("upper")
     for p in list((t.parent / "wavs").iterdir()):
         p.rename(p.with_suffix(".WAV"))
-    return says(t, ".WAV")
+    return says(t, "upper and lower case")
 
 
-fault(".wav in the list, .WAV on the disk", "found, or the report names the file that is there", upper)
+fault(".wav in the list, .WAV on the disk", "found, or the report gives a hint", upper)
 
 
 def apple():

@@ -65,7 +65,7 @@ def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
     "The three commands of the README; and the numbers are those of the embedded corpus itself."
     folder, run = layouts[layout], tmp_path / "run"
     ok("sgmim_check_data", folder, "--json", tmp_path / "report.json")
-    assert read_json(tmp_path / "report.json")["ok"] and "fit for use" in capsys.readouterr().out
+    assert read_json(tmp_path / "report.json")["ok"] and "ready to use" in capsys.readouterr().out
     ok("sgmim_train", "--data", folder, "--out", run, "--device", "cpu", "--workers", 0, *STEPS)
     said = capsys.readouterr().out
     assert "Printed otherwise" in said and "memory: " in said and "best at step" in said

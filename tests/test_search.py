@@ -474,7 +474,7 @@ def test_refusals_of_the_commands(tmp_path, indexed, checkpoint, photos, capsys)
 
     assert "sgmim_search: give the file of a query" in refused(indexed)
     assert "search it with speech" in refused(indexed, photos / "03.png")
-    assert "is not there" in refused(indexed, tmp_path / "none.wav")
+    assert "does not exist" in refused(indexed, tmp_path / "none.wav")
     (tmp_path / "text.wav").write_text("hello")
     assert "cannot be read as sound" in refused(indexed, tmp_path / "text.wav")
     save_model(SGMIM(micro()), tmp_path / "other")
