@@ -41,7 +41,12 @@ setup(
         cfg["lib_path"]: ["weights/**/*.safetensors", "weights/**/*.json", "static/*"]
     },  # the small weights and the page of sgmim_app ship in the wheel
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "faiss": ["faiss-cpu"], "mteb": ["mteb>=2"]},
+    extras_require={
+        "dev": cfg["dev_requirements"].split(),
+        "voices": cfg["voices_requirements"].split(),
+        "faiss": ["faiss-cpu"],
+        "mteb": ["mteb>=2"],
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],  # lets nbdev link `names` to their pages

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .core import ConfigError, atomic_write, set_seed, write_json
+from .data.effects import effect_names
 from .evaluation.figures import curves_figure, save_figure
 from .evaluation.retrieval import evaluate
 from .models.pretrained import build_model, check_front_end
@@ -39,8 +40,8 @@ from .training.step import keep_memory, train_step
 # %% ../nbs/training/10_train.ipynb #e912094d
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* is VG-HuBERT's code, *ours* what
-    neither says."""
+    """How to train. Defaults are the paper's (§3.2, SpokenCOCO); *VG* marks VG-HuBERT's code, *ours* what
+    neither states."""
 
     epochs: float = 30.0  # §3.2: 30 for SpokenCOCO and Places, 20 for FACC
     batch_size: int = 100  # §3.2: 100; 80 for Places
@@ -53,19 +54,20 @@ class TrainConfig:
     max_seconds: float = 8.0  # of each caption, VG (18 for Places)
     eval_seconds: float = 10.0  # of each caption in evaluation, VG (25 for Places)
     augment: str = "randaugment"  # crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
-    speed: float = 0.0  # captions up to this share faster or slower, drawn every time (ours)
+    speed: float = 0.0  # captions are up to this share faster or slower, at random (ours)
+    effects: str = ""  # sound effects of captions: 'all' or names of `sgmim.data.effects.EFFECTS` (ours)
     # 'full': to max_seconds (VG); 'batch': to the longest caption; 'auto': 'full' where padding matters (VG)
     pad: str = "auto"
-    bucket: int = 0  # batches of similar length from pools of so many batches (ours); 0: none
+    bucket: int = 0  # batches per pool that is sorted by length (ours); 0: no pools
     curriculum: float = 0.0  # share of training in which short captions come first (ours)
-    shard_window: int = 16  # shards that a batch is drawn from, where the corpus is in shards (ours)
+    shard_window: int = 16  # shards that are read at a time, for a corpus in shards (ours)
     micro_batch: int = 0  # pairs at a time, by gradient caching (ours); 0: the whole batch at once
-    max_skipped: int = 0  # steps that are left out, for a loss that is not finite, before it stops (ours)
+    max_skipped: int = 0  # steps skipped for a non-finite loss before training stops (ours)
     max_unreadable: float = 0.01  # share of unreadable pairs before training stops (ours)
     eval_every: float = 1.0  # epochs between evaluations
     save_every: int = 500  # steps between checkpoints
     log_every: int = 50  # steps
-    amp: str = "auto"  # bfloat16 autocast: 'auto' (on CUDA), 'bf16' (faster on CPUs that have it), 'off'
+    amp: str = "auto"  # bfloat16 autocast: 'auto' (on CUDA), 'bf16' (also on CPUs), 'off'
     cache_frames: bool = False  # compute the frozen front end once and keep its output in memory (ours)
     seed: int = 0  # of weights, order, masks, dropout and augmentation
 
@@ -79,7 +81,7 @@ _CHOICES |= {"amp": ("auto", "bf16", "off")}
 
 
 def _check_config(c):
-    "`ConfigError` for the first field that cannot be right."
+    "Raise `ConfigError` for the first invalid field."
 
     def need(ok, field, what):
         if not ok:
@@ -87,12 +89,12 @@ def _check_config(c):
 
     for f in "epochs lr max_seconds eval_seconds eval_every save_every log_every shard_window".split():
         need(0 < getattr(c, f) < math.inf, f, "greater than 0")
-    alone = "at least 2: the contrastive loss of one pair is 0 whatever the model does"
-    need(c.batch_size > 1, "batch_size", alone)
+    need(c.batch_size > 1, "batch_size", "at least 2 (the contrastive loss of a single pair is always 0)")
     for f in ("clip", "weight_decay", "bucket", "micro_batch", "max_skipped"):
         need(getattr(c, f) >= 0, f, "0 or more")
     for f in ("warmup", "curriculum", "speed", "max_unreadable"):
-        need(0 <= getattr(c, f) < 1, f, "a share from 0 to below 1")
+        need(0 <= getattr(c, f) < 1, f, "at least 0 and less than 1")
+    effect_names(c.effects)
     for f, options in _CHOICES.items():
         need(getattr(c, f) in options, f, " or ".join(options))
 
@@ -116,7 +118,7 @@ def recipe(
 ) -> TrainConfig:
     "The configuration that belongs to a preset."
     if name not in RECIPES:
-        raise ConfigError(f"no preset '{name}'; there are {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset '{name}'; the presets are {', '.join(PRESETS)}")
     return RECIPES[name]
 
 # %% ../nbs/training/10_train.ipynb #d5ee67e6
@@ -124,9 +126,9 @@ def train_loop(
     run: Run,  # begun or resumed
     pools: dict,  # {name: loader to evaluate on}
     bar,  # `tqdm` of the steps
-    watch=None,  # function of the history, called when that has grown
+    watch=None,  # function of the history, called when there are new entries
 ) -> None:
-    "Train to the last step. `KeyboardInterrupt` if a signal asks for a stop, after a snapshot."
+    "Train to the last step. A signal saves a snapshot and raises `KeyboardInterrupt`."
     model, feed, config, team = run.model, run.feed, run.config, run.team
     net = model
     if team.size > 1:  # before its onset the decoder has no gradient
@@ -151,7 +153,7 @@ def train_loop(
             bar.update()
             if watch and run.history and run.history[-1]["step"] == run.step:
                 watch(run.history)
-            stopped = any(team.everyone(stop.asked))  # one is enough: all stop at the same step
+            stopped = any(team.everyone(stop.asked))  # if one process was asked, all stop at the same step
             if run.step % config.save_every == 0 or last or stopped:
                 save_snapshot(run)
             if stopped:
@@ -178,9 +180,9 @@ def _progress(run):
 
 
 def _where(run, signal):
-    "Where a run was stopped, and how it goes on."
-    on = f"; the same call goes on from there, with {run.folder}" if run.folder else ""
-    return f"{signal or 'another process was stopped'} at step {run.step}{on}"
+    "Where a run was stopped, and how to resume it."
+    hint = f"; the same call resumes it from {run.folder}" if run.folder else ""
+    return f"{signal or 'another process was stopped'} at step {run.step}{hint}"
 
 # %% ../nbs/training/10_train.ipynb #368d4df7
 @dataclass(frozen=True)
@@ -193,22 +195,22 @@ class Fitted:
     folder: Path | None  # of the run
 
 
-def fit(  # noqa: PLR0913  the call that users make: each argument is a choice of its own
+def fit(  # noqa: PLR0913  the call that users make
     model: SGMIM | SGMIMConfig | str,  # the model, its configuration, or the name of a preset
     data,  # corpus, or re-iterable of batches with a length
     dev=None,  # corpus or loader for choosing the best checkpoint, or {name: corpus or loader}
     config: TrainConfig | None = None,  # None: the recipe of the preset, else the paper's
     out: str | Path | None = None,  # folder of the run; None: nothing is written
     device=None,  # None: a GPU if there is one
-    resume: bool = True,  # go on from what `out` holds
+    resume: bool = True,  # resume the run in `out`
     progress=True,  # True: a bar; False: nothing; or a function of the history
     workers: int = 0,  # processes that decode ahead
     notes: dict | None = None,  # further entries of the run record
 ) -> Fitted:
-    """Train a model. A run in `out` goes on only with what it began with: configuration, data, dev sets and
-    initial weights (any, if `model` is a configuration). Ctrl-C or SIGTERM saves a checkpoint at the end of
+    """Train a model. A run in `out` resumes only with the same configuration, data, dev sets and initial
+    weights (any weights, if `model` is a configuration). Ctrl-C or SIGTERM saves a checkpoint at the end of
     the step and raises `KeyboardInterrupt`. Raises `ConfigError`, `DataError`, `CheckpointError` (`out` holds
-    another run, or one that still runs), and `SgmimError` for a loss that is not finite."""
+    another run, or is in use), and `SgmimError` for a loss that is not finite."""
     keep_memory()
     team, device = join(device)
     config = config or (recipe(model) if isinstance(model, str) else TrainConfig())
@@ -232,7 +234,7 @@ def fit(  # noqa: PLR0913  the call that users make: each argument is a choice o
 
 # %% ../nbs/training/10_train.ipynb #317da5c7
 def _check_start(config, out, team):
-    "Raise before the first step, not after an hour."
+    "Raise before the first step if the batch is too small for the processes, or `out` is not writable."
     if config.batch_size < team.size:
         raise ConfigError(f"TrainConfig.batch_size = {config.batch_size} is less than {team.size} processes")
     if out is not None and team.first:
@@ -244,12 +246,12 @@ def _check_start(config, out, team):
 def _announcement(run, device):
     n = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     team = f" × {run.team.size}" if run.team.size > 1 else ""
-    on = f", going on from step {run.step:,}" if run.step else ""
+    on = f", resuming at step {run.step:,}" if run.step else ""
     return f"{n:,} parameters to train on {device}{team}, {run.feed.steps:,} steps{on}"
 
 
 def _finish(run, watch, device, notes):
-    "Put the best weights in, write the record and the curves."
+    "Load the best weights; write the record and the curves."
     if callable(watch) and run.team.first and hasattr(watch, "close"):
         watch.close()
     seconds = run.seconds

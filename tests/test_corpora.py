@@ -43,7 +43,7 @@ def few(tmp_path_factory):
     "{'train': 9 images, 'dev': 5, 'test': 6}, up to three captions each."
     folder = tmp_path_factory.mktemp("few")
     return {
-        name: load_scenes(split, n, captions=3, cache=folder, workers=1, progress=False)
+        name: load_scenes(split, n, captions=3, cache=folder, progress=False)
         for name, split, n in (("train", "train", 9), ("dev", "dev", 5), ("test", "test-seen", 6))
     }
 

@@ -854,7 +854,7 @@ def test_unreadable_files_are_left_out_and_listed(own, loose, tmp_path):
     )
     whys = {k.where: k.why for k in s.skipped}
     assert (
-        "is not there" in whys[loose.image_names[2]]
+        "does not exist" in whys[loose.image_names[2]]
         and "truncated" in whys[loose.image_names[5]]
         and "empty" in whys[loose.uttids[0]]
     )

@@ -848,7 +848,7 @@ def test_data_that_end():
 
 
 def test_unknown_names():
-    with pytest.raises(ConfigError, match="no preset 'scenes-tyni'; there are scenes-tiny, paper"):
+    with pytest.raises(ConfigError, match="no preset 'scenes-tyni'; the presets are scenes-tiny, paper"):
         fit("scenes-tyni", Toy(), progress=False)
     with pytest.raises(ConfigError, match="unknown device 'gpu'"):
         fit(micro(), Toy(), config=QUICK, device="gpu", progress=False)

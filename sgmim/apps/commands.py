@@ -137,6 +137,7 @@ def run_command(
 # %% ../../nbs/apps/05_commands.ipynb #3d722005
 _PRESET = _one_of("scenes-tiny", "paper-places", "paper-spokencoco", "paper-facc", "vg-hubert")
 _ROW = _one_of("VG-HuBERT (M)", "+ Recon", "+ Speech-Guided", "+ Summary")
+_RECIPE = _one_of("scenes-1", "scenes-2", "scenes-2-full")
 _KINDS = ("places", "spokencoco", "facc", "pairs", "shards")
 _KIND = _one_of(*_KINDS)
 
@@ -157,6 +158,7 @@ def sgmim_pretrain(
     what: _one_of("hubert", "mae"),  # tiny-hubert or tiny-mae
     *,
     out: str = None,  # folder (default: runs/tiny-hubert or runs/tiny-mae)
+    people: str = "/",  # folder into which the packages with recordings of people are unpacked
     threads: _at_least(1) = None,  # CPU threads
     set: list[str] = (),  # field=value: change fields of HubertPretraining or MaePretraining
 ):
@@ -167,7 +169,8 @@ def sgmim_pretrain(
     out = out or f"runs/tiny-{what}"
     makers = {"hubert": (pretrain_hubert, HubertPretraining), "mae": (pretrain_mae, MaePretraining)}
     make, config = makers[what]
-    record = make(_changed(config(), set), out)
+    where = {"people": people} if what == "hubert" else {}
+    record = make(_changed(config(), set), out, **where)
     print(f"done in {record['wall_seconds'] / 60:.1f} minutes; weights and record in {out}/tiny-{what}")
 
 # %% ../../nbs/apps/05_commands.ipynb #58e5de05
@@ -206,6 +209,7 @@ def sgmim_scenes(
     captions: int = 1,  # captions per image, 1 to 5 (SpokenCOCO and FACC have 5)
     size: int = 96,  # side of the images in pixels
     seed: int = 0,  # random seed of the corpus
+    recipe: _RECIPE = "scenes-1",  # voices and things (see nbs/scenes/04_corpus.ipynb)
     export: _one_of("places", "spokencoco", "facc") = None,  # also export the splits in this layout
     out: str = "scenes",  # folder for the export
 ):
@@ -218,7 +222,9 @@ def sgmim_scenes(
     if export and (unknown := wanted.keys() - names):
         unknown, known = ", ".join(sorted(unknown)), ", ".join(names)
         raise ConfigError(f"the {export} layout has no split {unknown}; it has {known}")
-    made = {name: corpus.load_scenes(name, int(n), captions, seed, size) for name, n in wanted.items()}
+    made = {
+        name: corpus.load_scenes(name, int(n), captions, seed, size, recipe) for name, n in wanted.items()
+    }
     for scenes in made.values():
         print(f"{scenes} in {scenes.folder}")
     if export:
@@ -269,13 +275,13 @@ def _takes_corpus(function):
 # %% ../../nbs/apps/05_commands.ipynb #9eac668e
 def _open_splits(source, names, role, max_missing, embedded=()):
     """{split: corpus}; without `names` the standard splits of a role, 'train', 'dev' or 'test'. `embedded`:
-    (names, number of images, image size) of the embedded corpus."""
+    (names, number of images, image size, recipe) of the embedded corpus."""
     from sgmim.data.corpora import open_splits, role_splits
     from sgmim.scenes.corpus import load_scenes
 
     if source is None:
-        default, images, size = embedded
-        return {name: load_scenes(name, images, size=size) for name in names or default}
+        default, images, size, recipe = embedded
+        return {name: load_scenes(name, images, size=size, recipe=recipe) for name in names or default}
     path, kind, options = source
     return open_splits(path, kind, names or role_splits(path, kind, role, options), options, max_missing)
 
@@ -575,6 +581,7 @@ def sgmim_eval(
     *,
     split: list[str] = (),  # splits to evaluate (default: the test splits)
     images: _at_least(2) = 1000,  # number of images of the embedded corpus
+    recipe: _RECIPE = "scenes-1",  # recipe of the embedded corpus
     max_seconds: _positive = None,  # use only this much of each caption (default: 10; 25 for Places)
     max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable files
     embeddings: str = None,  # folder for the embeddings; reused if present
@@ -585,7 +592,8 @@ def sgmim_eval(
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     **corpus,
 ):
-    "Compute R@1, R@5 and R@10 of a checkpoint in both directions."
+    """Compute R@1, R@5 and R@10 of a checkpoint in both directions. With --data human=FOLDER, search the
+    pictures of test-seen by single words instead, said by people and by synthetic voices."""
     from sgmim.evaluation.analysis import corpus_entries
     from sgmim.evaluation.retrieval import evaluation_cut, format_table
     from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
@@ -593,8 +601,11 @@ def sgmim_eval(
     began, code, device = time.perf_counter(), code_version(), pick_device(device)
     folder = Path(checkpoint or shipped("scenes-tiny"))
     net = open_checkpoint(folder, download).to(device)
+    if (corpus.get("data") or "").partition("=")[0] == "human":
+        pool = (images, net.config.image_size, recipe)
+        return _evaluate_words(net, folder, pool, corpus["data"].partition("=")[2] or "/", record)
     source, tests = _corpus_on_disk(**corpus), ("test-seen", "test-unseen", "test-novel")
-    embedded = (tests, images, net.config.image_size)
+    embedded = (tests, images, net.config.image_size, recipe)
     splits = _open_splits(source, split, "test", max_unreadable, embedded)
     seconds, results = max_seconds or max(evaluation_cut(c) for c in splits.values()), {}
     for name, c in splits.items():
@@ -629,6 +640,31 @@ def _embeddings(net, corpus, seconds, loading, max_unreadable, kept):
     if kept:
         made.save(kept, **about)
     return made
+
+# %% ../../nbs/apps/05_commands.ipynb #b1a4bfe1
+_WORD_VOICES = ("en-us-m3", "en-us-m8", "hibari-heart", "flite-slt", "kokoro-4-3-3", "festival-slt")
+_WORD_VOICES += ("kokoro-jf_gongitsune", "kokoro-jf_tebukuro", "piper-joe")
+
+
+def _evaluate_words(net, folder, pool, people, record):
+    "Search the pictures of test-seen by single words; people's recordings lie below the folder `people`."
+    from sgmim.evaluation.spoken_words import human_queries, voice_queries, words_record, words_table
+    from sgmim.models.pretrained import state_digest
+    from sgmim.scenes.corpus import load_scenes
+
+    images, size, recipe = pool
+    scenes = load_scenes("test-seen", images, size=size, recipe=recipe)
+    groups = {"people": human_queries(scenes, people)}
+    for name in _WORD_VOICES:
+        try:
+            groups[name] = voice_queries(scenes, name)
+        except SgmimError as e:
+            print(f"{name} is left out: {e}")
+    config = {"checkpoint": folder.name, "model": state_digest(net), "recipe": recipe, "images": images}
+    result = words_record(net, scenes, groups, config)
+    print(words_table(result))
+    if record:
+        write_json(record, result)
 
 # %% ../../nbs/apps/05_commands.ipynb #edc99520
 def _remarks(corpus, split, result, train=None):

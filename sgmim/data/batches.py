@@ -20,6 +20,7 @@ from PIL import Image
 from ..core import ConfigError, DataError, rng_for, stable_hash
 from .audio import MAX_PEAK, RATE, pad_batch, resample
 from .corpus import Corpus
+from .effects import apply_effects
 from .image import normalise, to_rgb
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a11
@@ -33,18 +34,18 @@ _SEE = 'See the page "Your own dataset"'
 
 
 def is_corpus(data) -> bool:  # what was given to train or to evaluate on
-    """Whether `data` is a corpus; False: an iterable of batches. Raises `ConfigError` for what is neither: a
-    path, a class, a list of corpora, an incomplete corpus."""
+    """Whether `data` is a corpus (True) or an iterable of batches (False). Raises `ConfigError` for anything
+    else, such as a path, a class, a list of corpora or an incomplete corpus."""
     kind, why = type(data).__name__, ""
     lacks = {name: form for name, form in _CORPUS_PARTS.items() if not hasattr(data, name)}
     reads = callable(getattr(data, "image", None)) and callable(getattr(data, "audio", None))
     if isinstance(data, (str, os.PathLike)):
-        why = f"data is the path {str(data)!r}; open it first: load_corpus(path) of sgmim.data.corpora"
+        why = f"data is the path {str(data)!r}; open it with load_corpus(path) of sgmim.data.corpora"
     elif isinstance(data, type):
         why = f"data is the class {data.__name__}; give an instance: {data.__name__}(…)"
     elif lacks and (reads or "image_of_caption" not in lacks):
         missing = "; ".join(f"{name} ({form})" for name, form in lacks.items())
-        why = f"data ({kind}) is no complete corpus. Missing: {missing}"
+        why = f"data ({kind}) is not a complete corpus. Missing: {missing}"
     elif isinstance(data, (list, tuple)) and data and hasattr(data[0], "image_of_caption"):
         why = f"data is a {kind} of {len(data)} corpora; give one corpus. As dev, give a dict of corpora"
     elif lacks and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
@@ -55,7 +56,7 @@ def is_corpus(data) -> bool:  # what was given to train or to evaluate on
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a13
 def _check_corpus(corpus) -> tuple:
-    "`image_of_caption` (n,) and `samples` (n,) of your own corpus, as int arrays, or `DataError`."
+    "`image_of_caption` (n,) and `samples` (n,) of a user's corpus, as int arrays, or `DataError`."
     images, captions = _whole_numbers(corpus.image_of_caption, "image_of_caption"), corpus.captions
     if not len(images):
         raise DataError("the corpus has no captions: image_of_caption is empty")
@@ -75,7 +76,7 @@ def _whole_numbers(values, what):
     "Integers >= 0 as an array (n,), or `DataError`."
     x = _array(values, what)
     if x.ndim != 1 or (x.dtype.kind not in "iu" and x.size):
-        raise DataError(f"{what} has to hold whole numbers, not {x.dtype} of shape {x.shape}")
+        raise DataError(f"{what} must be integers (n,), not {x.dtype} of shape {x.shape}")
     if x.size and x.min() < 0:
         raise DataError(f"{what} is {x.min()} at caption {int(x.argmin())}: it must be 0 or more")
     return x
@@ -92,7 +93,7 @@ def _array(x, what):
     try:
         return np.asarray(x)
     except Exception as e:
-        raise DataError(f"{what} ({type(x).__name__}) is no array of numbers ({e}); {expected}") from e
+        raise DataError(f"{what} ({type(x).__name__}) is not an array ({e}); {expected}") from e
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a14
 _IN_RANGE = "give floats in [-1, 1] (16-bit integers: divide by 32768)"
@@ -101,7 +102,7 @@ _MAX_CHANNELS = 8  # of a waveform with two axes: the shorter one holds the chan
 
 def _as_picture(image, what: str = "the image") -> np.ndarray:
     """A PIL image, or a uint8 array or tensor, (H, W, 3), (3, H, W), grey (H, W), or with alpha (laid over
-    white) → uint8 (H, W, 3). `DataError` for floats: their scale is unknown."""
+    white) → uint8 (H, W, 3). `DataError` for floats, whose scale is unknown."""
     if isinstance(image, Image.Image):
         return np.array(to_rgb(image, what))
     x = _array(image, what)
@@ -123,7 +124,7 @@ def _as_waveform(wave, what: str = "the waveform") -> np.ndarray:
     "An array, a tensor or a list of floats, (L,), (L, channels) or (channels, L) → their mean, float32 (L,)."
     x = _array(wave, what)
     if not x.size:
-        raise DataError(f"{what} has no samples: leave this caption out")
+        raise DataError(f"{what} has no samples. Leave this caption out")
     if x.dtype.kind != "f":
         raise DataError(f"{what} holds {x.dtype} samples; {_IN_RANGE}")
     with np.errstate(over="ignore"):
@@ -141,11 +142,11 @@ def _as_waveform(wave, what: str = "the waveform") -> np.ndarray:
 
 # %% ../../nbs/data/06_batches.ipynb #5c0f7a16
 def read_item(
-    corpus,  # your own
+    corpus,  # a corpus of your own
     name: str,  # 'image' or 'audio'
     k: int,  # number of the image or caption
 ) -> np.ndarray:  # uint8 (H, W, 3) or float32 (L,)
-    "Read and check an item of your own corpus. Raises `DataError`, naming the item, for any failure."
+    "Read and check an item of your own corpus. Any failure raises a `DataError` that names the item."
     what, check = (f"image {k}", _as_picture) if name == "image" else (f"caption {k}", _as_waveform)
     try:
         return check(getattr(corpus, name)(k), what)
@@ -165,7 +166,7 @@ def _need(ok, text):
 
 
 def _wanted_keys(batch, train):
-    "{key: (number of axes, type and shape in words)} of what a batch has to hold."
+    "The required keys of a batch: {key: (number of axes, type and shape in words)}."
     present = [name for name in ("frames", "audio") if name in batch]
     sound = present[0] if present else "audio"
     wanted = {}
@@ -196,7 +197,7 @@ def _is_list_of_pairs(x):
 def check_batch(
     batch,  # anything
     what: str = "the batch",  # its name, for messages
-    train: bool = True,  # it needs all keys; False: it may hold the images or the captions alone
+    train: bool = True,  # require all keys; False: images or captions alone are enough
     least: int = 2,  # pairs, in training
 ):
     "Raise `DataError`, naming `what` and the key, if `batch` is not the documented batch."
@@ -211,21 +212,21 @@ def check_batch(
     rows = len(batch[next(iter(wanted))])
     tensors = {k: v for k, v in batch.items() if torch.is_tensor(v)}
     uneven = {k: tuple(v.shape) for k, v in tensors.items() if not v.ndim or len(v) != rows}
-    _need(not uneven, f"{what} has {rows} pairs, and other lengths in {uneven}")
+    _need(not uneven, f"{what} has {rows} pairs, but these entries have another length: {uneven}")
     enough = not train or rows >= least or "unreadable" in batch
-    _need(enough, f"{what} has {rows} pair(s); the contrastive loss takes two (a DataLoader: drop_last=True)")
+    _need(enough, f"{what} has {rows} pair(s); the contrastive loss needs two (DataLoader: drop_last=True)")
     listed = "unreadable" not in batch or _is_list_of_pairs(batch["unreadable"])
-    _need(listed, f"{what} has an 'unreadable' that is no list of (what, why)")
+    _need(listed, f"'unreadable' of {what} must be a list of (what, why)")
 
 
 def check_batches(batches):  # an iterable
-    "Yield the batches of an evaluation, checked one by one; `DataError` if there is none."
+    "Check and yield the batches of an evaluation; `DataError` if there are none."
     k = -1
     for k, batch in enumerate(batches):
         check_batch(batch, f"batch {k}", train=False)
         yield batch
     if k < 0:
-        raise DataError("the loader gave no batch: it is empty, or a used up generator (give a list)")
+        raise DataError("the loader gave no batch: it is empty, or an exhausted generator (give a list)")
 
 # %% ../../nbs/data/06_batches.ipynb #6d260df2
 class Pairs(torch.utils.data.Dataset):
@@ -234,10 +235,10 @@ class Pairs(torch.utils.data.Dataset):
     def __init__(
         self,
         corpus,  # a `Corpus`, or your own
-        max_seconds: float = 8.0,  # of each caption that are read (VG-HuBERT's code: 8 s, 18 s for Places)
+        max_seconds: float = 8.0,  # read of each caption (VG-HuBERT's code: 8 s, 18 s for Places)
         transform=None,  # uint8 (H, W, 3) -> uint8 (S, S, 3), for size and augmentation; None: none
         pad: bool = False,  # pad every batch to exactly `max_seconds`, as VG-HuBERT's code does
-        speed: float = 0.0,  # play captions up to this share faster or slower, like other voices
+        speed: float = 0.0,  # captions are up to this share faster or slower
         side: int | None = None,  # short side in pixels that `transform` needs; None: all pixels
         skip: bool = False,  # an unreadable file gives {'unreadable': (what, why)} instead of a `DataError`
         shortest: int = 1,  # samples that a model needs for one frame
@@ -251,27 +252,28 @@ class Pairs(torch.utils.data.Dataset):
         self.measured = known is not None
         self.lengths = np.full(len(self.image_of_caption), self.max_samples)
         if self.measured:
-            # 0: unreadable; such are not all to come in one bucket
+            # 0: unreadable; counted as long, so that not all are in one bucket
             self.lengths[known > 0] = np.minimum(known[known > 0], self.max_samples)
-        self.frames = None  # a list of float32 (T, C): outputs of a frozen front end, given instead of sound
+        self.frames = None  # list of float32 (T, C), output of a frozen front end, instead of the sound
+        self.effects = ()  # names of `sgmim.data.effects.EFFECTS` for captions that are drawn for training
         self._kept = None  # decoded images by number
-        self.as_they_are = None  # (H, W) of the pictures that need no transform, if any
+        self.as_they_are = None  # (H, W) of the images that need no transform, if any
 
     def keep_images(self):
-        "Hold decoded images in memory from now on."
+        "Keep decoded images in memory from now on."
         self._kept = {}
 
     def __len__(self):
         return len(self.image_of_caption)
 
     def collate(self, items) -> dict:  # of these pairs
-        "`collate` with the padding of these pairs."
+        "Call `collate` with the padding of these pairs."
         return collate(items, self.max_samples if self.pad else None)
 
     def image(
         self,
         i,  # number of the image
-        draw=None,  # seed of the augmentation; None: leave that to the caller
+        draw=None,  # seed of the augmentation; None: do not seed
     ):  # uint8 (S, S, 3)
         "Image `i`, transformed; decoded once if kept."
         image = (self._kept or {}).get(i)
@@ -288,9 +290,9 @@ class Pairs(torch.utils.data.Dataset):
     def sound(
         self,
         j,  # number of the caption
-        draw=None,  # seed of its speed; None: as it was spoken
+        draw=None,  # seed of the speed; None: the original speed
     ):  # {'audio': waveform} or {'frames': (T, C)}
-        "Caption `j`, as it is heard."
+        "The recording of caption `j`, or its frames."
         if self.frames is not None:
             if self.frames[j] is None:
                 raise DataError(f"caption {j}: its recording could not be read")
@@ -302,16 +304,18 @@ class Pairs(torch.utils.data.Dataset):
             change = rng_for(draw, "speed").uniform(-self.speed, self.speed)
             wave = resample(wave, round(RATE * (1 + change)), RATE)
         wave = wave[: self.max_samples]
+        if self.effects and draw is not None:
+            wave = apply_effects(wave, self.effects, rng_for(draw, "effects"), self.max_samples)
         if len(wave) < self.shortest:
-            raise DataError(f"caption {j} has {len(wave)} samples, and one frame takes {self.shortest}")
+            raise DataError(f"caption {j} has {len(wave)} samples, but one frame needs {self.shortest}")
         return {"audio": wave}
 
     def attempt(
         self,
-        what,  # is read
+        what,  # name of the item, for messages
         read,  # function without arguments
     ):  # what `read` returns
-        "`read()`; with `skip` what cannot be read becomes an entry of the batch's `unreadable`."
+        "Call `read()`; with `skip`, an error becomes an entry of the batch's `unreadable`."
         try:
             return read()
         except (DataError, OSError) as e:
@@ -320,8 +324,7 @@ class Pairs(torch.utils.data.Dataset):
             return {"unreadable": (what, str(e))}
 
     def __getitem__(self, key):
-        """Caption `j`, or (j, draw): `draw` seeds the augmentation, so that it too depends on the seed and
-        the step alone."""
+        "Caption `j`, or (j, draw); `draw` seeds the augmentation, which so depends only on seed and step."
         j, draw = key if isinstance(key, tuple) else (key, None)
         i = int(self.image_of_caption[j])
 
@@ -333,9 +336,9 @@ class Pairs(torch.utils.data.Dataset):
 # %% ../../nbs/data/06_batches.ipynb #36eff567
 def collate(
     items: list,  # of `Pairs`
-    length: int | None = None,  # pad waveforms to so many samples; None: to the longest
+    length: int | None = None,  # samples to which waveforms are padded; None: the longest
 ) -> dict:  # the documented batch
-    "Put items together into a batch."
+    "Combine items into a batch."
     lost = [x["unreadable"] for x in items if "unreadable" in x]
     items = [x for x in items if "unreadable" not in x]
     batch = {"unreadable": lost} if lost else {}
@@ -346,7 +349,7 @@ def collate(
         sizes = {x["image"].shape: x["image_id"] for x in items}
         listed = ", ".join(f"{size} (image {i})" for size, i in sizes.items())
         if len(sizes) > 1:
-            raise DataError(f"pictures of a batch need one size, not {listed}: give `Pairs` a transform")
+            raise DataError(f"images of a batch must have one size, not {listed}: give `Pairs` a transform")
         batch["image"] = normalise(np.stack([x["image"] for x in items]))
     if items and "audio" in items[0]:
         waves, lengths = pad_batch([x["audio"] for x in items], length)
@@ -362,7 +365,7 @@ _EASY_START = 0.25  # share of the captions, the shortest, that a curriculum sta
 
 
 class Order:
-    "Which captions make up step `step`: `order[step]` -> int64 (B,). A function of the arguments alone."
+    "The captions of each step: `order[step]` -> int64 (B,). Depends only on the arguments."
 
     def __init__(
         self,
@@ -372,7 +375,7 @@ class Order:
         seed: int = 0,  # another seed, another order
         bucket: int = 0,  # batches in a pool that is sorted by length; 0: no pools
         curriculum: float = 0.0,  # share of the training that starts from short captions
-        groups=None,  # (n,) the shard of each caption; None: any caption may meet any other
+        groups=None,  # (n,) shard of each caption; None: no groups
         window: int = 16,  # groups that captions are drawn from at a time
     ):
         self.lengths, self.n = np.asarray(lengths), len(lengths)
@@ -382,7 +385,7 @@ class Order:
         if not 1 < batch_size <= self.n:
             raise ConfigError(f"batch_size must be 2 to {self.n} (the number of pairs), got {batch_size}")
         self.warm = round(curriculum * steps)
-        # the rest of an epoch, less than a batch, is dropped; another rest each epoch
+        # the incomplete batch at the end of each epoch is dropped
         self.per_epoch = self.n // batch_size
         self._epoch = self._batches = self._by_length = None
 
@@ -418,7 +421,7 @@ class Order:
         batches = order.reshape(self.per_epoch, self.batch_size)
         if self.groups is None:
             return batches[rng.permutation(self.per_epoch)]
-        # within a pool: near on the disk
+        # shuffle only within a pool, whose captions are close on the disk
         pools = range(0, len(batches), self.bucket)
         return np.concatenate([rng.permutation(batches[a : a + self.bucket]) for a in pools])
 
@@ -449,9 +452,9 @@ def train_loader(
     order: Order,  # which of them make up a step
     start: int = 0,  # the first step
     workers: int = 0,  # processes that decode ahead; 0: none
-    rows=None,  # rows(B) -> slice: the rows of each batch that this process is to have; None: all
+    rows=None,  # rows(B) -> slice: the rows of each batch for this process; None: all
 ) -> torch.utils.data.DataLoader:  # of batches
-    "The batches of a training."
+    "The batches of a training run."
     return torch.utils.data.DataLoader(
         pairs,
         batch_sampler=_Steps(order, start, rows),
@@ -464,8 +467,8 @@ def train_loader(
 
 
 def ahead(batches):  # an iterable
-    """Yield batches, each taken in a thread while the one before it is in use: opening what a worker hands
-    over takes time (a DataLoader does as much where it pins memory)."""
+    """Yield batches, fetching the next one in a thread, because unpacking the data of a worker takes time
+    (with pinned memory a DataLoader does this itself)."""
     it = iter(batches)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, it, None)
@@ -475,7 +478,7 @@ def ahead(batches):  # an iterable
 
 
 def _ignore_interrupt(worker):
-    # Ctrl-C is for the training, which saves and then ends its workers
+    # Ctrl-C is for the training process, which saves and then ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

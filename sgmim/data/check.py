@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import ConfigError, DataError, SgmimError, rng_for
-from .audio import MAX_PEAK, RATE, audio_problems, sound_facts
+from .audio import RATE, audio_problems, sound_facts
 from sgmim.data.corpora import (
     UNKNOWN,
     WITHOUT_KARPATHY,
@@ -342,15 +342,15 @@ def _draw(eligible, sample, seed, *key):
 
 # %% ../../nbs/data/05_check.ipynb #a378cd8b
 def _look_at_recording(corpus, j):
-    """Decode recording `j` whole: {'seconds', 'silent', 'rate', 'channels', 'format', 'peak' (of
-    floating-point files, else 0)}, or {'fault': why}."""
+    """Decode recording `j` whole: {'seconds', 'silent', 'rate', 'channels', 'format'},
+    or {'fault': why}."""
     try:
         wave = corpus.audio(j)
         seen = {"seconds": len(wave) / RATE, "silent": "silent" in audio_problems(wave)}
         if not isinstance(corpus, Shards):
             return seen | sound_facts(corpus.audio_path(j))
         written = corpus.settings["audio"].upper()
-        return seen | {"rate": RATE, "channels": 1, "format": written, "peak": 0.0}
+        return seen | {"rate": RATE, "channels": 1, "format": written}
     except (SgmimError, RuntimeError, OSError) as e:
         return {"fault": str(e)}
 
@@ -424,10 +424,8 @@ def _judge_sounds(report, corpus, seen):
         "other": 0 if low else sum(rates.values()),
         "several": sum(x["channels"] > 1 for x in every),
         "silent": sum(x["silent"] for x in every),
-        "loud": sum(x["peak"] > MAX_PEAK for x in every),
-        "over": sum(1 < x["peak"] <= MAX_PEAK for x in every),
     }
-    facts = {"rate": RATE, "rates": _tally(rates), "peak": max(x["peak"] for x in every)}
+    facts = {"rate": RATE, "rates": _tally(rates)}
     for which, n in counts.items():
         severity, what, do = _SOUNDS[which]
         if n:
@@ -440,7 +438,6 @@ def _judge_sounds(report, corpus, seen):
     _check_alignments(report, corpus, {j: x["seconds"] for j, x in seen.items()})
 
 
-_INTEGERS = "nothing: they are divided by the range of these integers; write them again if that is wrong."
 _SOUNDS = {  # severity, what was found, what to do
     "low": (
         "warning",
@@ -449,9 +446,7 @@ _SOUNDS = {  # severity, what was found, what to do
     ),
     "other": ("note", "not sampled at {rate:,} Hz ({rates})", "nothing: they are converted on reading."),
     "several": ("note", "with several channels", "nothing: their mean is taken."),
-    "silent": ("warning", "silent", "leave these records out: they teach nothing."),
-    "loud": ("warning", "hold integers as floating-point samples (up to {peak:,.0f})", _INTEGERS),
-    "over": ("note", "have floating-point samples beyond -1 and 1", "nothing: training takes them so."),
+    "silent": ("warning", "silent", "leave these records out."),
 }
 
 

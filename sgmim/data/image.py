@@ -118,7 +118,7 @@ def load_image(
     too large, or too long."""
     path = Path(path)
     if not os.path.isfile(path):
-        raise DataError(f"{path} is not there. Check the image folder that the paths are joined to.")
+        raise DataError(f"{path} does not exist. Check the image folder that the paths are joined to.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes). Download or copy it again.")
     try:

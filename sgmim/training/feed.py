@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..core import CheckpointError, ConfigError, DataError, stable_hash
 from ..data.batches import Order, Pairs, ahead, check_batch, is_corpus, pool_loader, train_loader
 from ..data.corpus import Corpus
+from ..data.effects import effect_names
 from ..evaluation.retrieval import pool
 from ..models.inputs import corpus_pairs
 from ..models.sgmim import SGMIM
@@ -42,6 +43,7 @@ class Feed:
             self.pairs = corpus_pairs(
                 data, config.max_seconds, model, config.augment, keep=workers == 0, **options
             )
+            self.pairs.effects = effect_names(config.effects)
         self.per_epoch = len(self.pairs) // config.batch_size if self.corpus else _length(data)
         if not self.per_epoch:
             raise DataError(f"the data do not fill one batch of {config.batch_size}")
@@ -143,8 +145,10 @@ def _check_caching(model, feed):
     "`ConfigError` if the output of the front end would not be the same every time."
     if not (feed.corpus and model.config.freeze_cnn):
         raise ConfigError("cache_frames needs a corpus and a frozen front end (freeze_cnn)")
-    if feed.config.speed:
-        raise ConfigError("cache_frames and speed exclude each other: a caption sounds different every time")
+    if feed.config.speed or feed.config.effects:
+        raise ConfigError(
+            "cache_frames excludes speed and effects, with which a caption sounds different every time"
+        )
     if model.config.padding_matters:
         raise ConfigError(
             "cache_frames needs conv_norm='layer', zero_padded_frames=True and valid_frames='convolution':"
