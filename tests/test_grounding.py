@@ -37,7 +37,6 @@ from sgmim.evaluation.grounding import (
     grounding_record,
     heat_maps,
     patch_features,
-    scores_figure,
     spoken_words,
     word_features,
 )
@@ -129,7 +128,7 @@ def test_captions_of_other_corpora():
     ]
     with pytest.raises(DataError, match="caption 1 has no word times"):
         spoken_words(corpus, 1)
-    with pytest.raises(DataError, match="knows no boxes.*caption_maps"):
+    with pytest.raises(DataError, match="has no boxes.*caption_maps"):
         _ground(None, corpus)
 
 
@@ -156,7 +155,7 @@ def test_maps_without_boxes(trained, dev):
     (words, maps), (own, same) = caption_maps(trained, plain, j), caption_maps(trained, dev, j)
     assert [w.word for w in words] == [w.word for w in own] and np.allclose(maps, same, atol=1e-4)
     assert caption_figure(trained, plain, j).axes
-    with pytest.raises(DataError, match="knows no boxes"):
+    with pytest.raises(DataError, match="has no boxes"):
         _ground(trained, plain)
 
 
@@ -167,7 +166,7 @@ def test_captions_that_speak_of_what_is_not_there_have_no_scores(trained, dev):
             self.captions = [corpus.captions[0]] * len(corpus)
             self.scene = lambda i: Scene("sea", (Thing("hat", "red", None, (0, 0, 0.5, 0.5)),), 0)
 
-    with pytest.raises(DataError, match="no caption says a word of a thing"):
+    with pytest.raises(DataError, match="no caption has a word about a thing"):
         _ground(trained, Elsewhere(dev), 4, ("frames",))
 
 
@@ -455,12 +454,7 @@ def test_the_shipped_model_points(grounded, dev):
         for who in (*_CHANCE, "beside"):
             assert thing[score][f"minus_{who}"]["interval"][0] > 0, (score, who)
     assert thing["choice"]["model"]["n"] == sum(len(s.things) for s in dev.scenes if len(s.things) > 1)
-    assert (
-        found["words"] == len(grounded.words)
-        and found["images"] == 120
-        and sum(d["pointing"]["n"] for d in found["category"].values()) == thing["pointing"]["model"]["n"]
-    )
-    assert set(found["things"]) == {"1", "2", "3"} and found["things"]["1"]["choice"]["model"] is None
+    assert found["words"] == len(grounded.words) and found["images"] == 120
 
 
 def test_each_chance_map_is_scored_with_its_own_threshold(grounded):
@@ -495,7 +489,6 @@ def test_records_and_figures(trained, dev, scenes, tmp_path):
     best = max(made["chosen_from"], key=lambda v: made["chosen_from"][v]["mean"])
     assert ", ".join(made["config"]["variant"]) == best
     for name, figure in (
-        ("a", scores_figure(made["metrics"]["dev"], "title")),
         ("b", caption_figure(trained, dev, 0)),
         ("c", caption_figure(trained, dev, 1, ("frames", "cosine"), kinds=None, title="t")),
     ):

@@ -217,15 +217,14 @@ def test_what_to_do_where_it_does_not_fit():
         made = P.make_plan(MACHINE, micro(), train, P.Workload(10**4), device(memory, 1e9), devices)
         return str(made).splitlines()[-1]
 
-    assert say(1.3e9) == "fits: up to 117 pairs at a time on a device"
+    assert say(1.3e9) == "fits: up to 117 pairs at a time per device"
     assert (
         say(1.2e9)
-        == "DOES NOT FIT: 100 pairs at a time, and 69 would; set micro_batch=69, which takes about a third"
-        " longer, or take 2 devices"
+        == "DOES NOT FIT: 100 pairs at a time, but 69 would; set micro_batch=69, which takes about a third"
+        " longer, or use 2 devices"
     )
     assert (
-        say(1.2e9, micro_batch=50)
-        == "fits: up to 69 pairs at a time on a device, so micro_batch=50 is needed"
+        say(1.2e9, micro_batch=50) == "fits: up to 69 pairs at a time per device, so micro_batch=50 is needed"
     )
     assert say(1.2e9, devices=2).startswith("fits")
     assert "checkpoint" in say(1.09e9, batch_size=2) and "larger device" in say(1e9)
@@ -338,7 +337,7 @@ def test_sgmim_plan(capsys, tmp_path):
         )
         == 0
     )
-    assert "10 steps of 100 pairs, 10 an epoch, on 2 devices: modelled" in capsys.readouterr().out
+    assert "steps: 10 of 100 pairs, 10 per epoch, on 2 devices (modelled)" in capsys.readouterr().out
     for args, why in (
         (["--device", "h900"], "'h900'"),
         (["--device", "h100", "--calibrate"], "measures this machine"),
@@ -369,7 +368,7 @@ def test_a_corpus_is_planned_by_its_lengths(capsys, tmp_path, monkeypatch):
     args = ["--data", str(tmp_path / "coco"), "--set", "epochs=2", "batch_size=8"]
     assert run_command("sgmim_plan", [*args, "--workers", "0"]) == 0
     said = capsys.readouterr().out
-    assert "10 steps of 8 pairs, 5 an epoch" in said and "modelled" in said
+    assert "steps: 10 of 8 pairs, 5 per epoch" in said and "modelled" in said
     # a training says the same
     dry = ["--dry-run", "--no-calibration", "--device", "cpu", "--workers", "0"]
     for name, value in (("this_machine", device(1e12)), ("decoding_seconds", 1e-3), ("resident_bytes", 0)):

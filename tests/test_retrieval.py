@@ -166,17 +166,17 @@ ZI, ZA, OWNER = pool(0, 4, 4)
             spoil(ZI, torch.nan),
             ZA,
             OWNER,
-            "z_image holds NaN or infinite values in 1 of 4 rows, the first is row 2",
+            "z_image has NaN or infinite values in 1 of 4 rows, first in row 2",
         ),
-        (ZI, spoil(ZA, torch.inf), OWNER, "z_audio holds NaN"),
-        (ZI[:, :2], ZA, OWNER, "z_image is 2 wide and z_audio 4"),
-        (ZI, ZA, OWNER[:-1], "image_of_caption has to hold 8"),
+        (ZI, spoil(ZA, torch.inf), OWNER, "z_audio has NaN"),
+        (ZI[:, :2], ZA, OWNER, "z_image and z_audio differ: 2 and 4"),
+        (ZI, ZA, OWNER[:-1], "image_of_caption must have 8"),
         (ZI, ZA, OWNER.float(), "torch.float32"),
         (ZI, ZA, OWNER + 1, "there are 4 images"),
-        (ZI, ZA, OWNER - 1, "runs from -1"),
-        (ZI[0], ZA, OWNER, "z_image has to be a matrix"),
+        (ZI, ZA, OWNER - 1, "ranges from -1"),
+        (ZI[0], ZA, OWNER, "z_image must be a matrix"),
         (ZI[:0], ZA, OWNER, "n >= 1"),
-        (ZI, ZA[:0], OWNER[:0], "z_audio has to be a matrix"),
+        (ZI, ZA[:0], OWNER[:0], "z_audio must be a matrix"),
         (ZI * 1e30, ZA * 1e30, OWNER, "overflow"),
     ],
 )
@@ -309,9 +309,9 @@ def test_embed(size, frames, training):
 
 def test_embed_faults_put_the_mode_back():
     model = Model().train()
-    with pytest.raises(DataError, match="gave no batch"):
+    with pytest.raises(DataError, match="has no batches"):
         embed(model, [])
-    with pytest.raises(DataError, match="1 captions came twice"):
+    with pytest.raises(DataError, match="1 captions are repeated"):
         embed(model, batches([1, 2, 1], [0, 1, 0], 2))
     with pytest.raises(KeyError):
         embed(model, [dict()])
@@ -346,7 +346,7 @@ def test_tables():
         and plain[3].split() == "a long name 100.0 100.0 100.0 | 100.0 100.0 100.0".split()
     )
     marked = format_table([("x", r)], markdown=True).splitlines()
-    assert len({x.count("|") for x in marked}) == 1 and marked[1].startswith("| --- | ---: |")
+    assert len({x.count("|") for x in marked}) == 1 and marked[1].startswith("|---|---:|")
     with pytest.raises(DataError, match="'x' needs six numbers"):
         format_table([("x", (1, 2, 3))])
     assert format_table([]).count("\n") == 1

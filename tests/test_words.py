@@ -36,7 +36,6 @@ from sgmim.evaluation.words import (
     attention_share,
     before_training,
     boundaries,
-    chance_figure,
     class_shares,
     cls_attention_of,
     discovery_figure,
@@ -346,7 +345,7 @@ def test_nothing_found_nothing_true_and_one_word():
     missed = _boundary_scores([[0, 0.2, 1]], [[0, 0.5, 1]])
     assert missed["f1"] == missed["precision"] == missed["over_segmentation"] == 0
     for one_word in ([[0, 1]], [[]], []):
-        with pytest.raises(DataError, match="nothing to find"):
+        with pytest.raises(DataError, match="inner word boundary"):
             _boundary_scores([[0, 0.5, 1]][: len(one_word)], one_word)
 
 
@@ -569,15 +568,12 @@ def test_choice_is_by_dev(model, scenes):
     ]
     best = _choose_quantile(table)
     assert best["r_value"] == max(r["r_value"] for r in table if r["at"] == "middles")
-    assert _choose_quantile(table, layer=-1, at="edges", by="f1")["layer"] == 3
+    assert _choose_quantile(table, layer=-1, at="edges")["layer"] == 3
     [h] = [h for h in [cls_attention_of(model, scenes["dev"], layer=1)]]
     row = next(r for r in table if r["layer"] == 1 and r["quantile"] == 0.8 and r["at"] == "edges")
     assert row["r_value"] == pytest.approx(
         _boundary_scores(_found_boundaries(h, 0.8, "edges"), truth(h))["r_value"]
     )
-    for wrong in ({"layer": 0}, {"at": "ends"}, {"by": "recal"}):
-        with pytest.raises(ConfigError, match="nothing to choose from"):
-            _choose_quantile(table, **wrong)
 
 
 @pytest.mark.slow
@@ -615,7 +611,7 @@ def test_a_corpus_without_word_times_says_so(model, corpus, tmp_path):
         lambda: _quantile_table(model, facc),
         lambda: _with_words([], facc),
     ):
-        with pytest.raises(DataError, match="tells no word times.*aligned variants"):
+        with pytest.raises(DataError, match="has no word times.*aligned variants"):
             run()
 
 
@@ -679,15 +675,6 @@ def test_discovery_figure_marks_what_is_right(corpus, heard):
     )
     assert fig._repr_png_()[:4] == b"\x89PNG"
     discovery_figure(corpus.audio(0), replace(h, words=()), 0.75, at="edges")._repr_png_()
-
-
-def test_chance_figure(heard, model, corpus):
-    result = word_discovery(model, corpus, 0.75, 2, draws=2, heard=heard[2])
-    fig = chance_figure(result, "a title")
-    assert [round(p.get_height(), 5) for p in fig.axes[0].patches[::2]] == [
-        result["boundaries"]["20 ms"][k]["f1"] for k in ("found", "exchanged", "even", "random")
-    ]
-    assert len(fig.axes[0].patches) == 8 and fig._repr_png_()
 
 
 def test_it_needs_no_image(model):
@@ -793,7 +780,7 @@ def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsy
 def test_nothing_can_be_read(model, coco, tmp_path):
     toy = load_corpus(coco[0], "test")
     toy.audio_root = tmp_path
-    with pytest.raises(DataError, match="not one of .* captions could be read"):
+    with pytest.raises(DataError, match="none of .* captions could be read"):
         discovery_record(model, toy, {"test": toy})
     with pytest.raises(DataError):
         cls_attention_of(model, toy, [0])
@@ -802,7 +789,7 @@ def test_nothing_can_be_read(model, coco, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_other_analyses_say_of_a_corpus_without_scenes(coco, tmp_path, capsys):
     assert run_command("sgmim_analyse", ["grounding", "--data", str(coco[0]), "--device", "cpu"]) == 1
-    assert "knows no boxes" in capsys.readouterr().err
+    assert "has no boxes" in capsys.readouterr().err
     made = by_command(["dependence", "--data", coco[0]], tmp_path / "d.json")
     assert set(made["metrics"]["test"]) == {"overall", "pairs"} and set(made["data"]) == {"test"}
     export_facc({"test": coco[2]}, tmp_path / "facc")
@@ -815,4 +802,4 @@ def test_what_the_other_analyses_say_of_a_corpus_without_scenes(coco, tmp_path, 
         )
         == 1
     )
-    assert "tells no word times" in capsys.readouterr().err
+    assert "has no word times" in capsys.readouterr().err

@@ -99,8 +99,8 @@ def markdown_table(
         for i in range(len(head))
     ]
     rule = ["---" if left else "---:" for left in [True, *words[1:]]]
-    lines = [[h.replace("_", " ") for h in head], rule, *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    first, *lines = ["| " + " | ".join(line) + " |" for line in ([h.replace("_", " ") for h in head], *body)]
+    return "\n".join([first, "|" + "|".join(rule) + "|", *lines])
 
 
 def folded(

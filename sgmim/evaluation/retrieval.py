@@ -22,8 +22,8 @@ from ..models.inputs import corpus_pairs
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #3faff7a8
 def _ranks(z_image, z_audio, image_of_caption, block, team=None):
-    """Ranks (n_captions,) of A → I and (n_images,) of I → A; never more than `block` rows of scores at a
-    time. The processes of a `team` share the blocks."""
+    """Ranks (n_captions,) of A → I and (n_images,) of I → A, with at most `block` rows of scores at a time.
+    The processes of a `team` share the blocks."""
     rank, size = (0, 1) if team is None else (team.rank, team.size)
 
     def all_of(x, op="sum"):
@@ -77,10 +77,10 @@ class Direction:
 class RetrievalResult:
     "Both directions of retrieval."
 
-    audio_to_image: Direction  # a caption looks for its image
-    image_to_audio: Direction  # an image looks for one of its captions
-    images_dropped: int = 0  # left out of the pool, because no caption is theirs
-    unreadable: int = 0  # images and captions left out, because their files could not be read
+    audio_to_image: Direction  # retrieve the image of a caption
+    image_to_audio: Direction  # retrieve a caption of an image
+    images_dropped: int = 0  # images without captions, left out of the pool
+    unreadable: int = 0  # unreadable images and captions, left out
 
     @property
     def row(self) -> tuple:
@@ -90,7 +90,7 @@ class RetrievalResult:
 
     @property
     def mean(self) -> tuple:
-        "R@1, R@5, R@10, each the mean of both directions, as in Table 4. The first selects the model."
+        "R@1, R@5, R@10, mean of both directions, as in Table 4. The first selects the best checkpoint."
         return tuple((a + b) / 2 for a, b in zip(self.row[:3], self.row[3:], strict=True))
 
     def to_dict(self) -> dict:
@@ -105,40 +105,44 @@ class RetrievalResult:
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #d2ff1f49
 def _checked(z, name):
-    "A matrix of embeddings as a finite float tensor (n,D)."
+    "Embeddings as a finite float tensor (n, D)."
     z = torch.as_tensor(z).detach()
     if z.ndim != 2 or not len(z):
-        raise DataError(f"{name} has to be a matrix (n, D) with n >= 1, not {tuple(z.shape)}")
+        raise DataError(f"{name} must be a matrix (n, D) with n >= 1, not {tuple(z.shape)}")
     z = z.float() if z.dtype != torch.float64 else z
     if bad := (~z.isfinite().all(1)).nonzero()[:, 0].tolist():
-        rows = f"{len(bad)} of {len(z)} rows, the first is row {bad[0]}"
-        raise DataError(f"{name} holds NaN or infinite values in {rows}: a diverged model or a broken input")
+        rows = f"{len(bad)} of {len(z)} rows, first in row {bad[0]}"
+        raise DataError(
+            f"{name} has NaN or infinite values in {rows}: the model diverged or an input is broken"
+        )
     return z
 
 
 def _for_similarity(a, b, similarity):
-    "Both as they are for 'dot', L2-normalised for 'cosine'."
+    "Both unchanged for 'dot', L2-normalised for 'cosine'."
     if similarity not in ("dot", "cosine"):
         raise ConfigError(f"similarity is {similarity!r}; choose 'dot' (the paper) or 'cosine' (SpeechCLIP)")
     return (a, b) if similarity == "dot" else (F.normalize(a, dim=1), F.normalize(b, dim=1))
 
 
 def _checked_pool(z_image, z_audio, image_of_caption, similarity):
-    "Two checked matrices of one width, and owners (n_captions,) that exist."
+    "Check and prepare the embeddings of a pool, and the row of the image of each caption."
     z_image, z_audio = _checked(z_image, "z_image"), _checked(z_audio, "z_audio")
     owner, n, images = torch.as_tensor(image_of_caption, device=z_image.device), len(z_audio), len(z_image)
     if z_image.shape[1] != z_audio.shape[1]:
-        raise DataError(f"z_image is {z_image.shape[1]} wide and z_audio {z_audio.shape[1]}: not one space")
+        raise DataError(
+            f"the widths of z_image and z_audio differ: {z_image.shape[1]} and {z_audio.shape[1]}"
+        )
     if owner.shape != (n,) or owner.is_floating_point():
         given = f"{tuple(owner.shape)} of {owner.dtype}"
-        raise DataError(f"image_of_caption has to hold {n} row numbers, one per caption, not {given}")
+        raise DataError(f"image_of_caption must have {n} row numbers, one per caption, not {given}")
     if owner.min() < 0 or owner.max() >= images:
         given = f"from {int(owner.min())} to {int(owner.max())}"
-        raise DataError(f"image_of_caption runs {given}, and there are {images} images")
+        raise DataError(f"image_of_caption ranges {given}, but there are {images} images")
     z_image, z_audio = _for_similarity(z_image, z_audio, similarity)
     largest = z_image.norm(dim=1).max().double() * z_audio.norm(dim=1).max().double()
     if largest > torch.finfo(z_image.dtype).max / 2:
-        raise DataError("inner products of such embeddings overflow: give float64, or similarity='cosine'")
+        raise DataError("inner products of these embeddings overflow: use float64 or similarity='cosine'")
     return z_image, z_audio.to(z_image), owner.long()
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #624ddd98
@@ -148,19 +152,18 @@ def retrieval_metrics(
     image_of_caption,  # (n_captions,) row of z_image that each caption describes
     similarity: str = "dot",  # 'dot' (the paper) or 'cosine'
     block: int = 1024,  # captions scored at a time; memory is block * n_images numbers
-    without_caption: str = "error",  # 'drop': leave images that no caption describes out of the pool
+    without_caption: str = "error",  # 'drop': leave images without captions out of the pool
     team=None,  # a `Team`, whose processes share the work
 ) -> RetrievalResult:
-    "Recalls of both directions; ties count against the model. `DataError` on NaN and on what does not fit."
+    "Recalls of both directions; ties count against the model. `DataError` for an invalid pool."
     z_image, z_audio, owner = _checked_pool(z_image, z_audio, image_of_caption, similarity)
     if block < 1:
         raise ConfigError(f"block is {block}; give a number of captions >= 1")
     used = torch.bincount(owner, minlength=len(z_image)) > 0
     dropped = int((~used).sum())
     if dropped and without_caption != "drop":
-        images = (
-            f"{dropped} of {len(used)} images have no caption, the first is row {int((~used).nonzero()[0])}"
-        )
+        row = int((~used).nonzero()[0])
+        images = f"{dropped} of {len(used)} images have no caption, the first is row {row}"
         raise DataError(f"{images}: correct image_of_caption, or drop them (without_caption='drop')")
     z_image, owner = z_image[used], (used.cumsum(0) - 1)[owner]
     a2i, i2a = _ranks(z_image, z_audio, owner, block, team)
@@ -173,7 +176,7 @@ def bootstrap(
     ks=(1, 5, 10),  # of R@k
     n: int = 1000,  # resamples of the queries
     seed: int = 0,  # of the resamples
-    groups=None,  # (Q,): queries that are drawn together, such as the image of each caption
+    groups=None,  # (Q,) groups of queries that are drawn together, such as the image of each caption
     minus=None,  # (Q,) ranks of another model on the same queries: the interval of the difference in R@k
     level: float = 0.95,  # coverage
 ) -> dict:  # {k: (low, high)} in per cent
@@ -194,14 +197,14 @@ def bootstrap(
 # %% ../../nbs/evaluation/02_retrieval.ipynb #c063f2a0
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    "A pool of embedded images and captions, float32 on the CPU."
+    "The embeddings of a pool of images and captions, float32 on the CPU."
 
     z_image: torch.Tensor  # (n_images, D)
     z_audio: torch.Tensor  # (n_captions, D)
     image_id: torch.Tensor  # (n_images,) id of each row of z_image
     image_of_caption: torch.Tensor  # (n_captions,) row of z_image that each caption describes
     index: torch.Tensor  # (n_captions,) number of the caption in its dataset
-    unreadable: tuple = ()  # (what, why) of what was left out
+    unreadable: tuple = ()  # (file, reason) of what was left out
 
     def metrics(
         self,
@@ -216,7 +219,7 @@ class Embeddings:
     def save(
         self,
         folder,  # created if it is missing
-        **about,  # what the pool is of, for `load`
+        **about,  # description of the pool, which `load` compares
     ):
         "Write the pool to `folder` (safetensors and JSON)."
         tensors = {k: v for k, v in vars(self).items() if k != "unreadable"}
@@ -226,13 +229,13 @@ class Embeddings:
     @classmethod
     def load(
         cls,
-        folder,  # that `save` wrote
-        **about,  # what the pool has to be of
+        folder,  # written by `save`
+        **about,  # expected description
     ):
-        "Read what `save` wrote; `CheckpointError` if it is damaged, or of something else."
+        "Read a pool; `CheckpointError` if it is damaged or has another description."
         tensors, meta = load_checkpoint(folder)
         if meta.get("embeddings") != 1:
-            raise CheckpointError(f"{folder} holds no embeddings")
+            raise CheckpointError(f"{folder} has no embeddings")
         stored = meta["about"]
         wrong = [f"{k} is {stored.get(k)!r}, not {v!r}" for k, v in about.items() if stored.get(k) != v]
         if wrong:
@@ -245,13 +248,13 @@ _SOUND = ("audio", "audio_len", "frames", "frames_len")  # a waveform, or the ca
 
 @torch.no_grad()
 def embed(
-    model,  # used in evaluation mode; its mode is put back
-    loader,  # batches (dicts) with image_id (B,); image, or index (B,) and sound, or both; perhaps unreadable
-    device="cpu",  # that the model is on
-    max_unreadable: float = 0.01,  # share of images and captions; more is a `DataError`
-    team=None,  # a `Team`, whose processes share the batches; all get the whole
+    model,  # evaluated in evaluation mode; its mode is restored
+    loader,  # batches (dicts) with image_id (B,), and image, or index (B,) and sound, or both
+    device="cpu",  # device of the model
+    max_unreadable: float = 0.01,  # maximum share of unreadable images and captions
+    team=None,  # a `Team`, whose processes share the batches; all get the result
 ) -> Embeddings:
-    "Embed every image (once by id) and every caption; `DataError` if a caption is repeated, or has no image."
+    "Embed every image (once by id) and every caption; `DataError` if a caption is repeated or has no image."
     seen, was_training = set(), model.training
     model.eval()
     try:
@@ -264,9 +267,8 @@ def embed(
 
 
 def _embed_batch(model, batch, seen, device):
-    "What one batch holds, embedded; images whose ids are in the set `seen` are left out, and added to it."
+    "The embeddings of a batch, without images whose ids are in `seen`; adds the new ids to it."
     ids, sound = batch["image_id"].tolist(), {k: batch[k].to(device) for k in _SOUND if k in batch}
-    # where each image that is new first stands
     new = [ids.index(i) for i in dict.fromkeys(ids) if i not in seen] if "image" in batch else []
     seen.update(ids[k] for k in new)
     return {
@@ -280,7 +282,7 @@ def _embed_batch(model, batch, seen, device):
 
 
 def _share(loader, team):
-    "The batches that are this process's, in turn."
+    "The batches of this process."
     if team is None or team.size == 1:
         return loader
     if hasattr(loader, "deal"):
@@ -289,16 +291,16 @@ def _share(loader, team):
 
 
 def _pool(parts, max_unreadable):
-    "What was embedded, batch by batch, as `Embeddings`."
+    "`Embeddings` from the embedded batches."
     keys = ("images", "owners", "captions", "lost")
     images, owners, captions, lost = (list(itertools.chain(*(b[k] for b in parts))) for k in keys)
     _check_parts(images, captions, lost, max_unreadable)
-    # where each image first stands: two processes may both have met it
+    # first position of each image: two processes may both have embedded it
     place = {i: k for k, i in reversed(list(enumerate(images)))}
     row_of = {i: row for row, i in enumerate(sorted(place, key=place.get))}
     homeless = [j for j, i in zip(captions, owners, strict=True) if i not in row_of]
     if homeless and not lost:
-        raise DataError(f"{len(homeless)} captions came without their image, first caption {homeless[0]}")
+        raise DataError(f"{len(homeless)} captions have no image in the loader, first caption {homeless[0]}")
     lost += [(f"caption {j}", "its image could not be read") for j in homeless]
     keep = torch.tensor([i in row_of for i in owners])
     z_image, z_audio = (torch.cat([b[k] for b in parts if b[k] is not None]) for k in ("z_image", "z_audio"))
@@ -313,33 +315,33 @@ def _pool(parts, max_unreadable):
 
 
 def _check_parts(images, captions, lost, max_unreadable):
-    "`DataError` unless nearly all could be read, and every caption came once."
+    "`DataError` for too many unreadable files, an empty loader or repeated captions."
     total = len(set(images)) + len(captions) + len(lost)
     if lost and len(lost) > max_unreadable * total:
         first, why = lost[0]
         raise DataError(
             f"{len(lost)} of {total} images and captions could not be read ({first}: {why}), more than"
-            f" {max_unreadable:.0%}. Is the disk there, and are the paths right?"
+            f" {max_unreadable:.0%}: check the disk and the paths"
         )
     if not captions or not images:
-        raise DataError("the loader gave no batch: the split is empty, or smaller than one (drop_last)")
+        raise DataError("the loader has no batches: the split is empty, or smaller than a batch (drop_last)")
     if twice := len(captions) - len(set(captions)):
-        raise DataError(f"{twice} captions came twice: evaluate with a loader that neither repeats nor draws")
+        raise DataError(f"{twice} captions are repeated: use a loader that neither repeats nor samples")
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #cea32e4c
 def evaluation_cut(
     corpus,  # any corpus
 ) -> float:
-    "Seconds of each caption that count in evaluation: 25 for Places Audio, else 10 (VG-HuBERT's code)."
+    "Maximum seconds of each caption in evaluation: 25 for Places Audio, else 10 (VG-HuBERT's code)."
     return float(CAPS.get(getattr(corpus, "name", ""), (8, 10))[1])
 
 
 def pool(
-    model,  # the model's config
+    model,  # configuration of the model
     corpus,  # any corpus
     max_seconds: float | None = None,  # of each caption; None: `evaluation_cut`
-    batch_size: int = 64,  # images, and captions
-    workers: int = 0,  # processes that read
+    batch_size: int = 64,  # images or captions
+    workers: int = 0,  # data loading processes
 ) -> pool_loader:
     "The loader of a retrieval test: every image once, every caption once."
     max_seconds = evaluation_cut(corpus) if max_seconds is None else max_seconds
@@ -351,10 +353,10 @@ def evaluate(
     model,  # `SGMIM`
     data,  # a corpus, or a loader of batches
     device=None,  # None: the model's
-    batch_size: int = 64,  # images, and captions
+    batch_size: int = 64,  # images or captions
     max_seconds: float | None = None,  # of each caption; None: `evaluation_cut`
-    workers: int = 0,  # processes that read
-    max_unreadable: float = 0.01,  # share of the files
+    workers: int = 0,  # data loading processes
+    max_unreadable: float = 0.01,  # maximum share of unreadable files
     team=None,  # a `Team`, whose processes share the work; all get the result
 ) -> RetrievalResult:
     "Retrieval of a model on a corpus: every caption once, every image once."
@@ -374,7 +376,7 @@ def top_k(
     similarity: str = "dot",  # or 'cosine'
     block: int = 1024,  # queries scored at a time
 ) -> tuple:  # row numbers (Q, k) and scores (Q, k), arrays
-    "The k best items of each query, best first."
+    "The k best items per query, best first."
     q, z = _for_similarity(_checked(z_query, "z_query"), _checked(z_item, "z_item"), similarity)
     best = [(b @ z.T).topk(min(k, len(z)), dim=1) for b in q.split(block)]
     rows, scores = torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
@@ -388,7 +390,7 @@ def format_table(
     "A table of retrieval results."
     body = [[name, *(f"{x:.1f}" for x in getattr(r, "row", r))] for name, r in rows]
     if short := [name for name, *numbers in body if len(numbers) != 6]:
-        raise DataError(f"the row {short[0]!r} needs six numbers: R@1, R@5, R@10 of A → I, then of I → A")
+        raise DataError(f"row {short[0]!r} needs six numbers: R@1, R@5, R@10 of A → I, then of I → A")
     if markdown:
         return markdown_table(["", *(f"{d} R@{k}" for d in ("A → I", "I → A") for k in (1, 5, 10))], body)
     width = max([len(b[0]) for b in body], default=0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Heard', 'frame_times', 'layer_attention', 'layer_numbers', 'cls_attention_of', 'segments', 'boundaries',
            'word_of_frames', 'class_shares', 'favour', 'attention_share', 'word_discovery', 'discovery_figure',
-           'discovery_record', 'coverage_table', 'discovery_table', 'chance_figure', 'before_training']
+           'discovery_record', 'coverage_table', 'discovery_table', 'before_training']
 
 # %% ../../nbs/evaluation/06_words.ipynb #7b966d74
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ from ..data.batches import Pairs, collate
 from ..data.corpus import Corpus, measure
 from sgmim.evaluation.analysis import (
     Resamples,
-    estimate_bars,
     format_estimate,
     markdown_table,
     percentile_interval,
@@ -34,36 +33,36 @@ from ..scenes.captions import word_class
 # %% ../../nbs/evaluation/06_words.ipynb #3020e90d
 @dataclass(frozen=True)
 class Heard:
-    "What [CLS] attended to in one spoken caption."
+    "The attention of [CLS] over one spoken caption."
 
     caption: int  # number of the caption in the corpus
     image: int  # number of its image
     attention: np.ndarray  # (H, T), a row per head
-    first: float  # seconds; middle of frame 0
+    first: float  # centre of frame 0 in seconds
     hop: float  # seconds from frame to frame
     duration: float  # seconds
-    words: tuple  # ((word, start s, end s), …), () where the corpus has no word times
+    words: tuple  # ((word, start s, end s), …); () without word times
 
     @property
     def middles(self):
-        "Middle of each frame in seconds, (T,)."
+        "Centre of each frame in seconds, (T,)."
         return self.first + self.hop * np.arange(self.attention.shape[1])
 
 # %% ../../nbs/evaluation/06_words.ipynb #e99e7e6a
 def frame_times(
     encoder,  # an `AudioEncoder`
-) -> tuple:  # (middle of frame 0, step from frame to frame) in seconds
-    "When the frames of a recording are."
+) -> tuple:  # (centre of frame 0, hop) in seconds
+    "Times of the frames of a recording."
     return encoder.shortest / 2 / RATE, encoder.hop / RATE
 
 # %% ../../nbs/evaluation/06_words.ipynb #45192609
 @torch.no_grad()
 def layer_attention(
     encoder,  # an `AudioEncoder`
-    batch: dict,  # its arguments: audio (B, L), audio_len (B,)
+    batch: dict,  # audio (B, L), audio_len (B,)
     layers,  # numbers from 0
 ) -> tuple:  # {layer: attention of [CLS] (B, H, T)}, number of valid frames (B,)
-    "The attention of [CLS] in several layers, in one pass."
+    "The attention of [CLS] in several layers, in one forward pass."
     blocks, inputs = encoder.hubert.encoder.layers, {}
     hooks = [
         blocks[k].register_forward_pre_hook(lambda module, args, k=k: inputs.update({k: args[0]}))
@@ -90,13 +89,13 @@ def layer_numbers(
 
 # %% ../../nbs/evaluation/06_words.ipynb #63d9d161
 def cls_attention_of(
-    model,  # `SGMIM` or `AudioEncoder`; read in evaluation mode
+    model,  # `SGMIM` or `AudioEncoder`
     corpus,  # any corpus
     captions=None,  # numbers; None: all
     layer=-1,  # from 0, -1 the last; or several
-    batch_size: int | None = None,  # None: 32, or 1 where frames depend on the padding (HuBERT Base)
+    batch_size: int | None = None,  # None: 32, or 1 if frames depend on the padding (HuBERT Base)
     max_seconds: float = 60.0,  # of each caption
-    unreadable: list | None = None,  # takes (caption, why) of what cannot be read; None: it is a `DataError`
+    unreadable: list | None = None,  # receives (caption, why) of unreadable captions; None: `DataError`
 ):  # list of `Heard`; for several layers {layer: list}
     "The attention of [CLS] over captions of a corpus."
     encoder = getattr(model, "audio_encoder", model)
@@ -113,18 +112,18 @@ def cls_attention_of(
         encoder.train(training)
     if unreadable and not heard[layers[0]]:
         lost, why = unreadable[-1]
-        raise DataError(f"not one of {len(captions):,} captions could be read (caption {lost}: {why})")
+        raise DataError(f"none of {len(captions):,} captions could be read (caption {lost}: {why})")
     lists = {k: [found[j] for j in captions if j in found] for k, found in heard.items()}
     return lists[layers[0]] if isinstance(layer, int) else lists
 
 
 def _sound_batches(encoder, corpus, captions, batch_size, max_seconds, unreadable):
-    "Batches of sound, the shortest captions first; what cannot be read goes into the list `unreadable`."
+    "Batches of sound, the shortest captions first; appends unreadable captions to `unreadable`."
     if isinstance(corpus, Corpus):
         measure(corpus, progress=False)
     pairs = Pairs(corpus, max_seconds, skip=unreadable is not None, shortest=encoder.shortest)
     order = sorted(captions, key=lambda j: pairs.lengths[j])
-    # disable=None: a bar on a terminal alone
+    # disable=None: show a progress bar only in a terminal
     for a in tqdm(range(0, len(order), batch_size), desc="attention", leave=False, disable=None):
         part = order[a : a + batch_size]
         batch = collate([pairs.attempt(j, lambda j=j: {**pairs.sound(j), "index": j}) for j in part])
@@ -148,7 +147,7 @@ def _heard_in(encoder, corpus, batch, layers):
 
 
 def _words_before(words, seconds):
-    "Words ((word, start s, end s), …) in the order of time, without those that begin after `seconds`."
+    "Words ((word, start s, end s), …) sorted by time, without those that begin after `seconds`."
     return tuple(sorted((w for w in words if w[1] < seconds), key=lambda w: w[1:]))
 
 # %% ../../nbs/evaluation/06_words.ipynb #fe67a90b
@@ -156,7 +155,7 @@ def segments(
     attention,  # (H, T)
     quantile: float = 0.7,  # each head keeps about (1 - quantile) T frames; .7 is VG-HuBERT's
     seconds_per_frame: float = 0.02,  # HuBERT's
-    first: float | None = None,  # middle of frame 0 in seconds; None: half a frame
+    first: float | None = None,  # centre of frame 0 in seconds; None: half a frame
 ) -> np.ndarray:  # (S, 2) start and end in seconds
     "Segments of the frames that some head attends to most (VG-HuBERT's code)."
     attention = np.asarray(attention)
@@ -165,7 +164,7 @@ def segments(
     if not 0 <= quantile <= 1:
         raise ConfigError(f"quantile must be within 0 and 1, got {quantile}")
     least = np.quantile(attention.astype(np.float64), quantile, axis=1, keepdims=True)
-    # slightly less, so that rounding decides nothing
+    # slightly less, because of rounding
     kept = (attention >= least - 1e-6 * np.abs(least)).any(0)
     runs = np.flatnonzero(np.diff(np.r_[False, kept, False].astype(int))).reshape(-1, 2)
     if (longer := runs[:, 1] - runs[:, 0] > 1).any():
@@ -191,7 +190,7 @@ def boundaries(
 
 
 def _true_boundaries(words, duration=np.inf):
-    "Where words begin and end until `duration`: a pause between two words counts twice (VG-HuBERT's code)."
+    "Start and end of words until `duration`; a pause gives two boundaries (VG-HuBERT's code)."
     return np.unique([min(t, duration) for _, start, end in words if start < duration for t in (start, end)])
 
 # %% ../../nbs/evaluation/06_words.ipynb #0a6ae244
@@ -200,7 +199,7 @@ def _matches(found, true, tolerance=0.02):
     found, true, i, j, pairs = np.asarray(found).tolist(), np.asarray(true).tolist(), 0, 0, []
     while i < len(found) and j < len(true):
         apart = found[i] - true[j]
-        if abs(apart) <= tolerance + 1e-9:  # 20 ms is within 20 ms, whatever the rounding
+        if abs(apart) <= tolerance + 1e-9:  # because of rounding
             pairs.append((i, j))
             i, j = i + 1, j + 1
         elif apart < 0:
@@ -218,7 +217,7 @@ def _boundary_counts(found, true, tolerance=0.02):
 
 # %% ../../nbs/evaluation/06_words.ipynb #ab11a909
 def _segmentation_scores(precision, recall, over=None):
-    "F1, over-segmentation (if it is not known) and R-value from shares of 1, numbers or arrays."
+    "F1, over-segmentation and R-value from precision and recall, numbers or arrays."
     p, r = np.asarray(precision, float), np.asarray(recall, float)
     over = r / p - 1 if over is None else np.asarray(over, float)
     f1 = 2 * p * r / np.where(p + r > 0, p + r, 1)
@@ -227,21 +226,21 @@ def _segmentation_scores(precision, recall, over=None):
 
 
 def _scores_of_counts(counts):
-    "`_segmentation_scores` from matched, found and true boundaries (…, 3); finding nothing has precision 0."
+    "`_segmentation_scores` of matched, found and true boundaries (…, 3); nothing found: precision 0."
     matched, found, true = np.moveaxis(np.asarray(counts, float), -1, 0)
     if not np.all(true):
-        raise DataError("there is nothing to find: no caption has an inner word boundary")
+        raise DataError("no caption has an inner word boundary")
     return _segmentation_scores(matched / np.maximum(found, 1e-9), matched / true, found / true - 1)
 
 
 def _boundary_scores(found, true, tolerance=0.02):
-    "Scores of the boundaries of captions, see `_boundary_counts`, pooled over captions."
+    "Scores of the boundaries, pooled over captions."
     total = _boundary_counts(found, true, tolerance).sum(0)
     return {k: float(v) for k, v in _scores_of_counts(total).items()}
 
 # %% ../../nbs/evaluation/06_words.ipynb #9a9d2fc6
 def _random_boundaries(found, durations, rng):
-    "For each caption as many inner boundaries as were found, anywhere in it, between its two ends."
+    "As many random inner boundaries as were found, for each caption."
     return [
         np.r_[0, np.sort(rng.uniform(0, d, max(len(f) - 2, 0))), d]
         for f, d in zip(found, durations, strict=True)
@@ -249,12 +248,12 @@ def _random_boundaries(found, durations, rng):
 
 
 def _even_boundaries(found, durations):
-    "For each caption as many inner boundaries as were found, at equal distances."
+    "As many inner boundaries as were found, at equal distances, for each caption."
     return [np.linspace(0, d, max(len(f), 2)) for f, d in zip(found, durations, strict=True)]
 
 
 def _exchanged_boundaries(found, durations, shift=1):
-    "For each caption those of the caption `shift` places on (or back) by duration, scaled to its own."
+    "The boundaries of the caption `shift` places further by duration, scaled, for each caption."
     order, n = np.argsort(durations, kind="stable"), len(durations)
     there, other = np.arange(n) + shift, np.empty(n, int)
     other[order] = order[np.where((there < 0) | (there >= n), there - 2 * shift, there)]
@@ -265,7 +264,7 @@ _BASELINES = ("random", "even", "exchanged")
 
 
 def _chance_counts(found, true, durations, tolerance, draws=100, seed=0):
-    "{baseline: mean `_boundary_counts`}; 'exchanged' is the mean of up to 20 neighbours in length, if any."
+    "{baseline: mean `_boundary_counts`}; 'exchanged' is the mean over up to 20 captions of similar length."
     rng, most = np.random.default_rng(seed), min(10, len(found) // 2)
 
     def counted(some):
@@ -287,7 +286,7 @@ def _interval(draws):
 
 
 def _scores_with_chance(heard, found, tolerance=0.02, draws=100, seed=0):
-    "Scores of the boundaries found with intervals over images, those of the baselines, and the gains in F1."
+    "Scores with intervals over images, those of the baselines, and the gains in F1."
     durations, true = [h.duration for h in heard], [_true_boundaries(h.words, h.duration) for h in heard]
     counts = {"found": _boundary_counts(found, true, tolerance)}
     counts |= _chance_counts(found, true, durations, tolerance, draws, seed)
@@ -332,7 +331,7 @@ def word_of_frames(
     words,  # ((word, start s, end s), …) in the order of time
     middles,  # (T,) seconds
 ) -> np.ndarray:  # int (T,), -1 in a pause
-    "Which of the words is spoken at each time."
+    "The number of the word that is spoken at each time."
     if not words:
         return np.full(len(middles), -1)
     starts, ends = np.array([w[1:] for w in words], float).T
@@ -344,8 +343,8 @@ def class_shares(
     heard,  # list of `Heard`
     kind=word_class,  # function from a word to one of `names`
     names=WORD_CLASSES,  # C classes
-) -> tuple:  # time (n, C) and attention (n, H, C), as shares of 1; what is left is pause
-    "Share of the time and of each head's attention that each class of words has in each caption."
+) -> tuple:  # time (n, C) and attention (n, H, C), as shares of 1; the rest is pause
+    "Share of the time and of each head's attention of each word class, per caption."
     time = np.zeros((len(heard), len(names)))
     weight = np.zeros((len(heard), len(heard[0].attention), len(names)))
     for n, h in enumerate(heard):
@@ -370,7 +369,7 @@ def attention_share(
     names=WORD_CLASSES,  # classes
     seed: int = 0,  # of the resamples of images
 ) -> dict:  # {class: {'time', 'attention', 'favour', 'interval', 'heads': favour of each, 'words': number}}
-    "Shares of time and attention of each class of words that occurs, mean over heads, with 95 % intervals."
+    "Shares of time and attention of each word class that occurs, mean over heads, with 95 % intervals."
     time, weight = class_shares(heard, kind, names)
     both = Resamples([h.image for h in heard], seed=seed).sums(np.stack([time, weight.mean(1)], axis=1))
     words = [kind(w) for h in heard for w, _, _ in h.words]
@@ -394,12 +393,12 @@ _QUANTILES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0
 
 
 def _with_words(heard, corpus):
-    "Those of `heard` whose words are known; `DataError` if there are none."
+    "The captions with word times; `DataError` if there are none."
     known = [h for h in heard if h.words]
     if not known:
         raise DataError(
-            f"{corpus!r} tells no word times. The embedded corpus and its exports do, SpokenCOCO and Places"
-            ' Audio in the aligned variants of their files ("…_with_alignments.json"), Flickr8k Audio never'
+            f"{corpus!r} has no word times. SpokenCOCO and Places Audio have them in the aligned variants of"
+            ' their files ("…_with_alignments.json"), Flickr8k Audio has none'
         )
     return known
 
@@ -410,7 +409,7 @@ def _found_boundaries(heard, quantile, at="middles"):
 
 
 def _quantile_table(model, dev, layers=None, quantiles=_QUANTILES, captions=1000, unreadable=None):
-    "Boundary scores at 20 ms of a dev corpus, a row {'layer', 'at', 'quantile', …} for each combination."
+    "Boundary scores at 20 ms on dev, a row {'layer', 'at', 'quantile', …} per combination."
     depth = len(getattr(model, "audio_encoder", model).hubert.encoder.layers)
     layers, first = range(depth) if layers is None else layers, range(min(captions, len(dev)))
     heard = cls_attention_of(model, dev, first, layers, unreadable=unreadable)
@@ -424,14 +423,12 @@ def _quantile_table(model, dev, layers=None, quantiles=_QUANTILES, captions=1000
     ]
 
 
-def _choose_quantile(table, layer=None, at="middles", by="r_value"):
-    "The row of a `_quantile_table` with the best score, of all layers (None) or of the last (-1)."
+def _choose_quantile(table, layer=None, at="middles"):
+    "The row of a `_quantile_table` with the best R-value, of all layers (None) or of the last (-1)."
     if layer == -1:
         layer = max(r["layer"] for r in table)
-    rows = [r for r in table if r["at"] == at and layer in (None, r["layer"]) and by in r]
-    if not rows:
-        raise ConfigError(f"nothing to choose from in the table: layer {layer}, at {at!r}, by {by!r}")
-    return max(rows, key=lambda r: r[by])
+    rows = [r for r in table if r["at"] == at and layer in (None, r["layer"])]
+    return max(rows, key=lambda r: r["r_value"])
 
 # %% ../../nbs/evaluation/06_words.ipynb #f9d4e908
 _TOLERANCES = (0.02, 0.06)  # seconds
@@ -440,14 +437,14 @@ _TOLERANCES = (0.02, 0.06)  # seconds
 def word_discovery(
     model,  # `SGMIM` or `AudioEncoder`
     corpus,  # with word times, else `DataError`
-    quantile: float,  # this, `layer` and `at` are chosen on dev: `_choose_quantile`
+    quantile: float,  # quantile, layer and method are chosen on dev
     layer: int = -1,  # -1: the last
     at: str = "middles",  # see `boundaries`
     draws: int = 100,  # of random boundaries
     seed: int = 0,  # of baselines and resamples
-    heard=None,  # what `cls_attention_of` gave for that layer; None: made
+    heard=None,  # result of `cls_attention_of` for that layer; None: computed
 ) -> dict:  # {'captions', 'without_words', 'layer', 'quantile', 'at', 'segments', 'boundaries', 'attention'}
-    "Boundaries beside chance, at 20 and 60 ms, and shares of attention by class of words."
+    "Boundary scores and baselines at 20 and 60 ms, and shares of attention by word class."
     [layer] = layer_numbers(getattr(model, "audio_encoder", model), [layer])
     heard = cls_attention_of(model, corpus, layer=layer) if heard is None else heard
     known = _with_words(heard, corpus)
@@ -468,13 +465,13 @@ def word_discovery(
 # %% ../../nbs/evaluation/06_words.ipynb #d93fa2d0
 def discovery_figure(
     wave,  # (L,)
-    heard: Heard,  # what [CLS] attended to in it
+    heard: Heard,  # attention of [CLS] over it
     quantile: float,  # see `segments`
-    tolerance: float = 0.02,  # seconds; boundaries this near to a true one are green
+    tolerance: float = 0.02,  # seconds; boundaries within it are green
     at: str = "middles",  # see `boundaries`
     title: str | None = None,  # above the words
 ) -> Picture:
-    "`attention_figure` with the frames that each head keeps, the segments (shaded) and the boundaries found."
+    "`attention_figure` with the frames that each head keeps, segments (shaded) and boundaries."
     fig = attention_figure(wave, heard.attention, heard.words, RATE, heard.hop, heard.first, title=title)
     top, *lanes = fig.axes
     found = segments(heard.attention, quantile, heard.hop, heard.first)
@@ -494,7 +491,7 @@ def discovery_figure(
 
 # %% ../../nbs/evaluation/06_words.ipynb #720ad391
 def _nested(table):
-    "The R-values of `_quantile_table` as {at: {layer: {quantile: R-value}}}: short enough for a record."
+    "The R-values of a `_quantile_table` as {at: {layer: {quantile: R-value}}}."
     found = {}
     for r in table:
         of_layer = found.setdefault(r["at"], {}).setdefault(str(r["layer"]), {})
@@ -506,14 +503,14 @@ _MAX_SECONDS = 60.0  # of each caption
 
 
 def _check_readable(lost, n, split, max_unreadable):
-    "`DataError` if more than the share `max_unreadable` of n captions are in the list of what is unreadable."
+    "`DataError` if more than the share `max_unreadable` of n captions is unreadable."
     if len(lost) > max_unreadable * n:
         (first, why), share = lost[0], f"{len(lost):,} of {n:,} captions could not be read"
         raise DataError(f"{split}: {share}, more than {max_unreadable:.1%} (caption {first}: {why})")
 
 
 def _words_entry(corpus, lost=(), heard=None):
-    "How many captions could not be read, have no word times, were cut."
+    "Numbers of captions that are unreadable, have no word times or were cut."
     entry = {
         "left_out": getattr(getattr(corpus, "skipped", None), "counts", {}),
         "unreadable": {str(j): why for j, why in lost[:20]},
@@ -535,15 +532,15 @@ _READINGS = {
 
 def discovery_record(
     model,  # `SGMIM` or `AudioEncoder`
-    dev,  # corpus on which `_READINGS` are chosen
+    dev,  # corpus on which layer and quantile are chosen
     splits: dict,  # {name: corpus}
-    about: dict | None = None,  # more for the config, such as the checkpoint
+    about: dict | None = None,  # further entries of the config, such as the checkpoint
     draws: int = 100,  # of random boundaries
     seed: int = 0,  # of baselines and resamples
     dev_captions: int = 1000,  # the first of dev
-    max_unreadable: float = 0.01,  # share of captions; more is a `DataError`
+    max_unreadable: float = 0.01,  # maximum share of unreadable captions
 ) -> dict:
-    "`word_discovery` of several splits as a run record, with metrics[split][reading]."
+    "`word_discovery` of several splits as a run record, with metrics[split][setting]."
     finish, lost = start_analysis("words", model, {"dev": dev, **splits}, seed), []
     table = _quantile_table(model, dev, captions=dev_captions, unreadable=lost)
     dev_captions = min(dev_captions, len(dev))
@@ -574,7 +571,7 @@ def discovery_record(
 def coverage_table(
     record: dict,  # of `discovery_record`
 ) -> str:
-    "How many captions of each split were scored, and what became of the others, in Markdown."
+    "Numbers of captions of each split that were scored or not, in Markdown."
     rows = []
     for split, d in record["data"].items():
         if "captions" not in d:
@@ -596,7 +593,7 @@ def discovery_table(
     record: dict,  # of `discovery_record`
     tolerance: str = "20 ms",  # or '60 ms'
 ) -> str:
-    "Scores of each split and reading, F1 by chance, and the gain over exchanged boundaries, in Markdown."
+    "Scores of each split and setting, F1 of the baselines, and the gain over the exchanged one, in Markdown."
     rows = []
     for split, readings in record["metrics"].items():
         for name, r in readings.items():
@@ -607,33 +604,16 @@ def discovery_table(
             row += [f"{found['over_segmentation']:+.2f}", f"{found['r_value']:.3f}"]
             row += [f"{s[b]['f1']:.3f}" if b in s else "" for b in _BASELINES]
             rows.append([*row, format_estimate(_f1_estimate(gain), sign="+") if gain else ""])
-    head = ["split", "reading", "layer", "quantile", "P", "R", "F1", "OS", "R-value"]
+    head = ["split", "setting", "layer", "quantile", "P", "R", "F1", "OS", "R-value"]
     chance = [f"F1 {name}" for name in _BASELINES]
     return markdown_table([*head, *chance, "gain over exchanged"], rows)
-
-# %% ../../nbs/evaluation/06_words.ipynb #08d56fbb
-_BARS = {"found": "found", "exchanged": "another caption's", "even": "even", "random": "random"}
-
-
-def chance_figure(
-    result: dict,  # of `word_discovery`
-    title: str | None = None,  # above all
-) -> Picture:
-    "Bars of the boundary F1 beside the baselines, at each tolerance, with 95 % intervals."
-    scores = result["boundaries"].items()
-    groups = {f"within {t}": {k: _f1_estimate(s[k]) for k in _BARS if k in s} for t, s in scores}
-    fig = Picture(6.4, 2.7)
-    estimate_bars(ax := fig.subplots(), groups, _BARS, ("#0072B2", "#8c8c8c", "#b3b3b3", "#d9d9d9"))
-    ax.set_ylabel("boundary $F_1$", fontsize=8)
-    ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(-0.01, 0.97))
-    return fig.titled(title)
 
 # %% ../../nbs/evaluation/06_words.ipynb #e75878a0
 def before_training(
     model,  # of the configuration scenes-tiny
-    seed: int = 0,  # of [CLS] and all else that the shipped backbones do not have
+    seed: int = 0,  # of [CLS] and all other weights that the shipped backbones lack
 ):
-    "The model as it is before its first step, in evaluation mode."
+    "The model before its first training step."
     from sgmim.models.pretrained import load_tiny_backbones
 
     with torch.random.fork_rng():

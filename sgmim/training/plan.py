@@ -666,42 +666,41 @@ def _parameters_line(plan):
 
 
 def _cost_lines(p):
-    step = f"{p.seconds_after:.3g} s a step"
+    step = f"{p.seconds_after:.3g} s per step"
     if p.seconds_before != p.seconds_after:
-        step += f" ({p.seconds_before:.3g} before the onset of reconstruction)"
+        step += f", {p.seconds_before:.3g} before the onset of reconstruction"
     if p.devices > 1:
-        step += f", {p.seconds_exchange:.3g} of it to exchange"
+        step += f", {p.seconds_exchange:.3g} of it for exchange"
     memory = _size_text(p.memory_bytes)
     if not math.isinf(p.memory):
         memory += f" of {_size_text(p.memory / _MEMORY_SHARE)}"
     if p.memory_saving > p.memory_bytes:
-        memory += f", and {_size_text(p.memory_saving)} while a checkpoint is written"
-    free = "" if p.disk_free is None else f"; {_size_text(p.disk_free)} are free"
+        memory += f", {_size_text(p.memory_saving)} while a checkpoint is written"
+    free = "" if p.disk_free is None else f" ({_size_text(p.disk_free)} free)"
     devices = f"{p.devices} device{'s' * (p.devices > 1)}"
-    hours = {"compute": p.hours_compute, "decode": p.hours_decoding, "evaluate": p.hours_evaluation}
-    compute, *rest = [f"{_time_text(h)} to {what}" for what, h in hours.items()]
+    parts = f"computation {_time_text(p.hours_compute)} ({step}), decoding {_time_text(p.hours_decoding)}"
     return [
-        f"{p.steps:,} steps of {p.batch:,} pairs, {p.per_epoch:,} an epoch, on {devices}: {p.how}",
-        f"{_time_text(p.hours)} in all: {compute}, {step}; {'; '.join(rest)}",
+        f"steps: {p.steps:,} of {p.batch:,} pairs, {p.per_epoch:,} per epoch, on {devices} ({p.how})",
+        f"time: {_time_text(p.hours)} in total; {parts}, evaluation {_time_text(p.hours_evaluation)}",
         f"memory: {memory}; disk: {_size_text(p.disk_bytes)} for checkpoints{free}",
     ]
 
 
 def _advice(plan):
-    "Whether the memory suffices, and what to do if it does not."
+    "Whether the memory is sufficient, and what to do if not."
     share, largest = -(-plan.batch // plan.devices), plan.largest
     if math.isinf(plan.memory):
         return []
     if not largest:
-        return ["DOES NOT FIT: the model and its optimiser alone take more; take a larger device"]
+        return ["DOES NOT FIT: the model and its optimiser alone need more memory; use a larger device"]
     if plan.memory_saving > plan.memory:
         return ["DOES NOT FIT: there is not enough memory to write a checkpoint"]
     if plan.fits:
         needed = "" if share <= largest else f", so micro_batch={plan.micro_batch} is needed"
-        return [f"fits: up to {largest:,} pairs at a time on a device{needed}"]
+        return [f"fits: up to {largest:,} pairs at a time per device{needed}"]
     need = f"micro_batch={largest}, which takes about a third longer" if largest > 1 else "a larger device"
-    more = f"set {need}, or take {-(-plan.batch // largest)} devices"
-    return [f"DOES NOT FIT: {share:,} pairs at a time, and {largest:,} would; {more}"]
+    more = f"set {need}, or use {-(-plan.batch // largest)} devices"
+    return [f"DOES NOT FIT: {share:,} pairs at a time, but {largest:,} would; {more}"]
 
 
 def _size_text(n):
