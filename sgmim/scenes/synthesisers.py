@@ -299,26 +299,43 @@ def _kokoro(text, voice, pitch, rate):
     return wave.ravel().astype(np.float32), 24_000, []
 
 # %% ../../nbs/scenes/02_synthesisers.ipynb #e890ac5a
-_SCRIPT = """(voice_{voice})
-(set! utterance (SynthText "{text}"))
-(utt.save.wave utterance "{folder}/sound.wav")
-(utt.save.words utterance "{folder}/words.txt")
-"""
+@lru_cache(maxsize=1)
+def _open_festival():
+    "A running Festival, which reads commands until this process ends."
+    pipe = subprocess.PIPE
+    try:
+        return subprocess.Popen(
+            ["festival", "--pipe"], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as e:
+        raise _need("apt install festival festvox-us-slt-hts", "the synthesiser Festival", e) from e
+
+
+def _tell_festival(command):
+    "Run commands in Festival; returns what it prints, '' if all went well."
+    process, printed = _open_festival(), []
+    process.stdin.write(f'{command}\n(format t "done\\n")\n(fflush nil)\n')
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.strip() == "done":
+            return "".join(printed).strip()
+        printed.append(line)
+    _open_festival.cache_clear()
+    raise SgmimError(f"Festival ended: {''.join(printed).strip()}")
 
 
 def _festival(text, voice, pitch, rate):
     import soundfile
 
+    quoted = text.replace("\\", " ").replace('"', " ")
     with tempfile.TemporaryDirectory() as folder:
-        quoted = text.replace("\\", " ").replace('"', " ")
-        script = Path(folder) / "script.scm"
-        script.write_text(_SCRIPT.format(voice=voice, text=quoted, folder=folder), encoding="utf-8")
-        try:
-            done = subprocess.run(["festival", "-b", str(script)], capture_output=True, text=True)
-        except OSError as e:
-            raise _need("apt install festival festvox-us-slt-hts", "the synthesiser Festival", e) from e
-        if done.returncode or "unbound variable" in done.stderr:
-            raise ConfigError(f"Festival could not speak with its voice '{voice}': {done.stderr.strip()}")
+        wrong = _tell_festival(
+            f'(voice_{voice})\n(set! utterance (SynthText "{quoted}"))\n'
+            f'(utt.save.wave utterance "{folder}/sound.wav")\n'
+            f'(utt.save.words utterance "{folder}/words.txt")'
+        )
+        if wrong:
+            raise ConfigError(f"Festival could not speak with its voice '{voice}': {wrong}")
         wave, sample_rate = soundfile.read(f"{folder}/sound.wav", dtype="float32")
         rows = Path(folder, "words.txt").read_text(encoding="utf-8").splitlines()
     rows = [row.split() for row in rows if row[:1] not in ("#", "")]
@@ -391,7 +408,9 @@ def synthesiser_version(
     if kind == "espeak-ng":
         lib, _ = _open_library()
         lib.espeak_Info.restype = ctypes.c_char_p
-        return lib.espeak_Info(None).decode()
+        version = lib.espeak_Info(None).decode()
+        _close_library(lib)  # an utterance needs a library that is freshly loaded
+        return version
     if kind == "flite":
         _open_flite()
     return None
