@@ -220,8 +220,8 @@ def test_what_to_do_where_it_does_not_fit():
     assert say(1.3e9) == "fits: up to 117 pairs at a time on a device"
     assert (
         say(1.2e9)
-        == "DOES NOT FIT: 100 pairs at a time, and 69 would; set micro_batch=69, which takes about a third"
-        " longer, or take 2 devices"
+        == "DOES NOT FIT: 100 pairs at a time; 69 would fit. To fit, set micro_batch=69, which takes about"
+        " a third longer, or use 2 devices"
     )
     assert (
         say(1.2e9, micro_batch=50)
@@ -336,7 +336,7 @@ def test_sgmim_plan(capsys, tmp_path):
         )
         == 0
     )
-    assert "10 steps of 100 pairs, 10 an epoch, on 2 devices: modelled" in capsys.readouterr().out
+    assert "10 steps of 100 pairs, 10 per epoch, on 2 devices: modelled" in capsys.readouterr().out
     for args, why in (
         (["--device", "h900"], "'h900'"),
         (["--device", "h100", "--calibrate"], "measures this machine"),
@@ -377,7 +377,7 @@ def test_a_corpus_is_planned_by_its_lengths(capsys, tmp_path, monkeypatch):
     assert run_command("sgmim_train", [*args, *dry, "--out", str(tmp_path / "run")]) == 0
     trained = [re.sub("; [^;]* are free$", "", line) for line in capsys.readouterr().out.splitlines()]
     assert trained == planned and "What it takes on cpu, with 40%" in said
-    for line in ("Printed otherwise", "  image_size = 96: ours; printed: 224", "  pairs: 40"):
+    for line in ("Not as printed", "  image_size = 96: ours; printed: 224", "  pairs: 40"):
         assert line in planned
 
 
