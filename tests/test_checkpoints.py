@@ -682,7 +682,7 @@ def test_another_vit(tmp_path, vit):
 
 def test_not_an_image_encoder(tmp_path):
     save_file({"vit.embeddings.cls_token": torch.zeros(1)}, tmp_path / "v.safetensors")
-    with pytest.raises(CheckpointError, match="holds no vision transformer under a name known here"):
+    with pytest.raises(CheckpointError, match="has no vision transformer under a name known here"):
         image_weights(tmp_path / "v.safetensors")
     save_file(
         {f"{p}.patch_embed.proj.weight": torch.zeros(1) for p in ("a", "b")}, tmp_path / "v.safetensors"
@@ -812,7 +812,7 @@ def test_vg_hubert_faults(tmp_path):
         vg_hubert_model(tmp_path)
     for args, words in (
         (argparse.Namespace(layer_norm_first=True), "layer_norm_first True where the model has False"),
-        ([3], "holds no settings"),
+        ([3], "has no named settings"),
     ):
         (tmp_path / "args.pkl").write_bytes(pickle.dumps(args))
         with pytest.raises(CheckpointError, match=words):
@@ -1055,7 +1055,7 @@ def test_vg_hubert_audio_encoder_alone(tmp_path):
     for source in (path, tmp_path):
         with pytest.raises(
             CheckpointError,
-            match=r"vg-hubert-word.pth holds an audio encoder without an image encoder.*--audio-weights",
+            match=r"vg-hubert-word.pth has an audio encoder but no image encoder.*--audio-weights",
         ):
             vg_hubert_model(source, VG_SMALL)
 
@@ -1664,10 +1664,10 @@ def test_what_is_no_weight(tmp_path, said):
             tmp_path / "b.pth",
             _use_new_zipfile_serialization=zipped,
         )
-        with limited(), pytest.raises(CheckpointError, match=f"b.pth holds .*{said}") as e:
+        with limited(), pytest.raises(CheckpointError, match=f"b.pth has .*{said}") as e:
             vg_hubert_model(tmp_path / "b.pth", VG_SMALL)
         assert "encoder.layers.1.feed_forward.intermediate_dense.weight" in str(e.value)
-        with limited(), pytest.raises(CheckpointError, match=f"b.pth holds .*{said}"):
+        with limited(), pytest.raises(CheckpointError, match=f"b.pth has .*{said}"):
             hubert_weights(tmp_path / "b.pth", SMALL)
 
 
@@ -1682,7 +1682,7 @@ def test_what_is_no_weight_in_a_model_of_ours(tmp_path, small_model, said):
     export_model(small_model, tmp_path / "exported")
     save_file({k: v.clone() for k, v in state.items()}, tmp_path / "exported" / "model.safetensors")
     for folder in (tmp_path / "ours", tmp_path / "exported"):
-        with pytest.raises(CheckpointError, match=f"{folder.name}/.*safetensors holds .*{said}") as e:
+        with pytest.raises(CheckpointError, match=f"{folder.name}/.*safetensors has .*{said}") as e:
             load_model(folder, device="cpu")
         assert key in str(e.value)
 
@@ -1919,7 +1919,7 @@ def test_export_overwrites_and_reports_failure(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(sgmim.core.SgmimError, match="cannot write"):
         export_model(m, tmp_path / "file" / "m")
-    with pytest.raises(CheckpointError, match="neither|holds no SG-MIM|is no checkpoint"):
+    with pytest.raises(CheckpointError, match="neither|holds no SG-MIM|is not a checkpoint|does not exist"):
         SGMIM.from_pretrained(tmp_path)
 
 

@@ -68,7 +68,7 @@ def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
     assert read_json(tmp_path / "report.json")["ok"] and "ready to use" in capsys.readouterr().out
     ok("sgmim_train", "--data", folder, "--out", run, "--device", "cpu", "--workers", 0, *STEPS)
     said = capsys.readouterr().out
-    assert "Printed otherwise" in said and "memory: " in said and "best at step" in said
+    assert "Not as printed" in said and "memory: " in said and "best at step" in said
     record = read_json(run / "record.json")
     assert (
         record["preset"] == "scenes-tiny"
@@ -205,7 +205,7 @@ def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset,
         return [line.strip() for line in out[out.index(title + "\n") : out.index(end)].splitlines()[1:]]
 
     batch = 80 if corpus == "places" else 100
-    assert part("Printed otherwise", "Note") == [
+    assert part("Not as printed", "Note") == [
         "mask_same_image = True: VG-HuBERT's code; printed: False",
         "mim_reduction = mean: ours; printed: sum",
         f"batch_size = 8: ours; printed: {batch}",
@@ -215,7 +215,7 @@ def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset,
         " ".join(part(*titles))
         for titles in (
             ("Not printed, from VG-HuBERT's code", "Not printed, ours"),
-            ("Not printed, ours", "Printed otherwise"),
+            ("Not printed, ours", "Not as printed"),
         )
     )
     for field in (
@@ -249,8 +249,8 @@ def test_the_equations_as_printed_are_no_departure(layouts, tmp_path, capsys):
     )
     out = capsys.readouterr().out
     assert (
-        out[out.index("Printed otherwise\n") : out.index("Note")].split()
-        == "Printed otherwise batch_size = 8: ours; printed: 100".split()
+        out[out.index("Not as printed\n") : out.index("Note")].split()
+        == "Not as printed batch_size = 8: ours; printed: 100".split()
     )
 
 
@@ -509,7 +509,7 @@ def test_other_weights_do_not_go_on_with_a_run(layouts, tmp_path, capsys, monkey
     assert "checkpoints/step-00000002/config.json" in before
     assert run_command("sgmim_train", [str(a) for a in [*args, "--image-weights", tmp_path / "other"]]) == 1
     assert (
-        "it began with other initial weights (all else, image_encoder)" in capsys.readouterr().err
+        "its initial weights differ (all else, image_encoder)" in capsys.readouterr().err
         and listing(tmp_path / "run") == before
     )
     ok("sgmim_train", *args)
@@ -560,7 +560,7 @@ def test_dependence_beside_a_model_of_the_recon_row(cache, tmp_path, monkeypatch
     for other, said in (
         ("summary", "needs a model of the row + Recon (reconstruction='plain'), not 'summary'"),
         ("hides-less", "mask_ratio is 0.5, but the model has 0.75"),
-        ("nowhere", "is no checkpoint"),
+        ("nowhere", "does not exist"),
     ):
         assert (
             run_command("sgmim_analyse", [str(a) for a in (*args, tmp_path / other)]) == 1

@@ -649,9 +649,9 @@ def test_positions_are_row_then_column():
 
 def test_decoder_context_faults():
     m, v = random_mask(1, 16), torch.randn(1, 5, 32)
-    with pytest.raises(ConfigError, match="give it a context"):
+    with pytest.raises(ConfigError, match="pass a context"):
         Decoder(16, 32, 12, heads=4)(v, m)
-    with pytest.raises(ConfigError, match="give it no context"):
+    with pytest.raises(ConfigError, match="pass no context"):
         Decoder(16, 32, None, heads=4)(v, m, torch.randn(1, 2, 12))
     with pytest.raises(ConfigError, match="multiple of 4"):
         sincos_positions(4, 30)

@@ -270,8 +270,8 @@ def test_it_trains():
 @pytest.mark.parametrize(
     "kwargs, text",
     [
-        (dict(lr=-1), "lr is"),
-        (dict(lr=math.nan), "lr is"),
+        (dict(lr=-1), "lr must be"),
+        (dict(lr=math.nan), "lr must be"),
         (dict(warmup=1), "warmup"),
         (dict(warmup=-0.1), "warmup"),
         (dict(t_total=0), "t_total"),
@@ -287,7 +287,7 @@ def test_bad_settings(kwargs, text):
 
 
 def test_bad_settings_of_a_group():
-    with pytest.raises(ConfigError, match="lr is"):
+    with pytest.raises(ConfigError, match="lr must be"):
         BertAdam([dict(params=[start()], lr=-1)])
 
 

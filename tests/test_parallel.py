@@ -268,7 +268,7 @@ def test_how_a_process_finds_its_place(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(
-        ConfigError, match="WORLD_SIZE is 4, but MASTER_ADDR, MASTER_PORT is not set: start with torchrun"
+        ConfigError, match="WORLD_SIZE is 4, but MASTER_ADDR, MASTER_PORT not set: start with torchrun"
     ):
         join("cpu")
 

@@ -142,7 +142,7 @@ def test_too_many_are_an_error_that_says_which(tmp_path):
 def test_a_disk_that_is_gone_stops_the_training(tmp_path):
     corpus = on_disk(tmp_path)
     corpus.audio_root = tmp_path / "elsewhere"
-    with pytest.raises(DataError, match="too few of this batch are left. Is the disk there"):
+    with pytest.raises(DataError, match="too few of this batch are left. Is the disk available"):
         quick(corpus, max_unreadable=0.99)
 
 
@@ -550,7 +550,7 @@ def test_workers_however_they_are_started(files, method, monkeypatch):
 def test_the_limit_can_be_raised_and_the_run_goes_on(tmp_path):
     "The list is there when the error comes, and the same run goes on with a higher share allowed."
     corpus = broken_copy(tmp_path, recordings=range(0, 48, 6))
-    with pytest.raises(DataError, match="allow a higher share: the run goes on"):
+    with pytest.raises(DataError, match="allow a higher share; then resume the run"):
         quick(corpus, max_unreadable=0.1, out=tmp_path / "run")
     assert len(read_json(tmp_path / "run" / "unreadable.json")) == 5
     fitted = quick(corpus, max_unreadable=0.5, out=tmp_path / "run")

@@ -304,7 +304,7 @@ def test_a_broken_snapshot_is_passed_over(whole, tmp_path, capsys, harm):
     toy = Toy()
     assert same(whole, quick(toy, out=tmp_path))
     said = capsys.readouterr().err
-    assert "passing over a broken checkpoint" in said and "step-00000010" in said
+    assert "skipping a broken checkpoint" in said and "step-00000010" in said
     assert toy.read == 8 * 10  # it went on from step 5
 
 
@@ -314,7 +314,7 @@ def test_only_broken_snapshots(whole, tmp_path, capsys):
         quick(Toy(hook=at(8 * 12 + 1, crash)), out=tmp_path)
     for p in (tmp_path / "checkpoints").iterdir():
         break_file(p / "weights.safetensors")
-    assert same(whole, quick(out=tmp_path)) and capsys.readouterr().err.count("passing over") == 2
+    assert same(whole, quick(out=tmp_path)) and capsys.readouterr().err.count("skipping") == 2
 
 
 @pytest.mark.slow
@@ -456,17 +456,17 @@ def test_other_initial_weights_are_another_run(tmp_path):
     interrupted(tmp_path, model=model_of(1))
     before = listing(tmp_path)
     assert "all else" in refused(
-        "holds another run.*other initial weights .*image_encoder", model=model_of(2), out=tmp_path
+        "holds another run.*initial weights differ .*image_encoder", model=model_of(2), out=tmp_path
     )
     changed = model_of(1)
     with torch.no_grad():
         changed.audio_encoder.hubert.encoder.layers[0].final_layer_norm.weight.mul_(1.01)
     assert "image_encoder" not in refused(
-        r"other initial weights \(audio_encoder\)", model=changed, out=tmp_path
+        r"initial weights differ \(audio_encoder\)", model=changed, out=tmp_path
     )
     assert listing(tmp_path) == before
     assert same(quick(model=model_of(1), out=tmp_path), quick(model=model_of(1)))
-    refused("other initial weights", model=model_of(2), out=tmp_path)  # also of a run that is done
+    refused("initial weights differ", model=model_of(2), out=tmp_path)  # also of a run that is done
 
 
 @pytest.mark.slow
@@ -480,7 +480,7 @@ def test_the_same_model_object_goes_on(tmp_path, done):
         interrupted(tmp_path / "run", model=model)
     assert same(quick(model=model, out=tmp_path / "run"), quick(model=model_of(1)))
     quick(model=model, out=tmp_path / "other")
-    refused("other initial weights", model=model, out=tmp_path / "run")
+    refused("initial weights differ", model=model, out=tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -532,7 +532,7 @@ class Mine(View):
 @pytest.mark.parametrize("change", ["images", "recordings"])
 def test_another_corpus_of_the_same_lengths_is_another_run(tmp_path, change):
     quick(Mine(), out=tmp_path, epochs=0.4)
-    refused("the training data hold something else", Mine(1, change), out=tmp_path, epochs=0.4)
+    refused("the content of the training data has changed", Mine(1, change), out=tmp_path, epochs=0.4)
     quick(Mine(), out=tmp_path, epochs=0.4)
 
 
@@ -566,7 +566,7 @@ def test_other_dev_batches_are_another_run(tmp_path):
         return torch.utils.data.DataLoader(pairs, 8, shuffle=True, collate_fn=pairs.collate)
 
     interrupted(tmp_path, dev=loader(1))
-    refused("dev set dev holds something else", dev=loader(2), out=tmp_path)
+    refused("the content of dev set dev has changed", dev=loader(2), out=tmp_path)
     quick(dev=loader(1), out=tmp_path)
 
 
@@ -675,7 +675,7 @@ def test_two_runs_in_one_folder(whole, tmp_path):
     inside = []
 
     def second():
-        inside.append(refused("another training runs in .*in this process", out=tmp_path))
+        inside.append(refused("another run uses .*in this process", out=tmp_path))
 
     quick(Toy(hook=at(8 * 6 + 1, second)), out=tmp_path)
     assert inside and ".running" not in [p.name for p in tmp_path.iterdir()]
@@ -689,7 +689,7 @@ def test_two_runs_in_one_folder(whole, tmp_path):
     ) as other:
         assert other.stdout.readline() == b"in\n"
         assert (
-            str(other.pid) in refused("another training runs in", out=tmp_path / "x")
+            str(other.pid) in refused("another run uses", out=tmp_path / "x")
             and not (tmp_path / "x" / "checkpoints").exists()
         )
         other.kill()
@@ -764,7 +764,7 @@ def test_full_disk(whole, tmp_path, monkeypatch):
     """The disk fills while a snapshot is written: the one before stays whole, and the run goes on from it
     once there is room."""
     with monkeypatch.context() as m:
-        with pytest.raises(SgmimError, match="No space left.*has room"):
+        with pytest.raises(SgmimError, match="No space left.*free disk space"):
             quick(Toy(hook=at(8 * 7 + 1, lambda: m.setattr(os, "fsync", full))), out=tmp_path)
     assert snapshots(tmp_path) == ["step-00000005"]
     load_checkpoint(tmp_path / "checkpoints" / "step-00000005")

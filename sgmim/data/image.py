@@ -48,7 +48,7 @@ _MAX_ASPECT = 32  # long side / short side
 
 
 def _check_size(size, where):
-    "Refuse images that are absurdly large or long, before they are decoded."
+    "Raise an error for extremely large or long images before they are decoded."
     w, h = size
     if w * h > _MAX_PIXELS:
         raise DataError(f"{where} is {w} × {h}: more than {_MAX_PIXELS:,} pixels. Shrink it.")
@@ -65,7 +65,7 @@ _FORMATS = (
 
 
 def open_image(file) -> Image.Image:  # path or open binary file
-    "Open an image file of a format that Pillow decodes without another program; it is not decoded yet."
+    "Open an image file, without decoding it, in a format that Pillow decodes without another program."
     Image.init()
     return Image.open(file, formats=[f for f in _FORMATS if f in Image.OPEN])
 
@@ -82,7 +82,7 @@ _TURNS = {
 
 
 def orientation(im: Image.Image) -> int:  # as opened
-    "The orientation in the EXIF data of an image, 1 (upright) to 8; 1 where none can be read."
+    "The orientation in the EXIF data of an image, 1 (upright) to 8; 1 if it cannot be read."
     try:
         value = im.getexif().get(0x0112, 1)
     except Exception:
@@ -91,7 +91,7 @@ def orientation(im: Image.Image) -> int:  # as opened
 
 
 def _first_orientation(block: bytes) -> int:
-    "The same from the first directory of an EXIF block that Pillow cannot read."
+    "The orientation from the first directory of an EXIF block that Pillow cannot read."
     tiff = block.removeprefix(b"Exif\0\0")
     order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
     if order is None:
@@ -105,7 +105,7 @@ def _first_orientation(block: bytes) -> int:
 
 
 def upright(im: Image.Image) -> Image.Image:  # as opened
-    "Turn an image as its EXIF data say, so that it is as it is to be looked at."
+    "Rotate an image upright according to its EXIF data."
     turn = _TURNS.get(orientation(im))
     return im if turn is None else im.transpose(turn)
 
@@ -114,8 +114,8 @@ def load_image(
     path,  # of the file
     size: int | None = None,  # short side that is needed: large JPEGs are decoded smaller, not below it
 ) -> Image.Image:  # RGB, upright
-    """Read an image file. Raises `DataError`, naming the file, if it is missing, empty, truncated, no image,
-    too large, or too long."""
+    """Read an image file. Raises `DataError`, naming the file, if it does not exist, is empty, truncated, not
+    an image, too large, or too long."""
     path = Path(path)
     if not os.path.isfile(path):
         raise DataError(f"{path} does not exist. Check the image folder that the paths are joined to.")
@@ -132,7 +132,7 @@ def load_image(
     except DataError:
         raise
     except UnidentifiedImageError as e:
-        remedy = "Check what it is, convert it, or leave it out."
+        remedy = "Check it, convert it, or leave it out."
         raise DataError(f"{path} is no image of a format that is read here. {remedy}") from e
     except PermissionError as e:
         raise DataError(f"{path} cannot be opened: {e.strerror}") from e
@@ -146,7 +146,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def _channels(values, like: torch.Tensor):
-    "Three numbers → (3,1,1) on the device of `like`."
+    "Three numbers as a tensor (3,1,1) on the device of `like`."
     return torch.tensor(values, device=like.device, dtype=torch.float32).view(3, 1, 1)
 
 # %% ../../nbs/data/01_image.ipynb #aae97213

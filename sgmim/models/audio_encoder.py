@@ -92,17 +92,17 @@ def _check_waveforms(audio, audio_len, frames_len, shortest: int) -> None:
     if bad := rows(long):
         raise DataError(f"pairs {bad} of the batch claim more samples than the {audio.shape[1]} given")
     if bad := rows(short):
-        made = f"{audio_len[bad].tolist()} samples, and one frame takes {shortest}"
+        made = f"{audio_len[bad].tolist()} samples, but one frame needs {shortest}"
         raise DataError(f"pairs {bad} of the batch are too short: {made}; leave such recordings out")
-    raise DataError(f"pairs {rows(broken)} of the batch hold samples that are not finite (NaN or infinity)")
+    raise DataError(f"pairs {rows(broken)} of the batch have samples that are not finite (NaN or infinity)")
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #0e3c6503
 @torch.no_grad()
 def reinit_layers(
-    layers: nn.ModuleList,  # transformer layers to start afresh
+    layers: nn.ModuleList,  # transformer layers to re-initialise
     generator: torch.Generator | None = None,  # draws the weights
 ) -> None:
-    "Start layers afresh: N(0, 0.02) weights, zero biases, identity LayerNorms (§3.2, VG-HuBERT's code)."
+    "Re-initialise layers: N(0, 0.02) weights, zero biases, identity LayerNorms (§3.2, VG-HuBERT's code)."
     for m in (m for layer in layers for m in layer.modules()):
         if isinstance(m, nn.Linear):
             m.weight.copy_(torch.normal(0.0, 0.02, m.weight.shape, generator=generator))
@@ -114,7 +114,7 @@ def reinit_layers(
 # %% ../../nbs/models/02_audio_encoder.ipynb #f2a6d7b3
 @torch.no_grad()
 def _bf16_is_right(layer, width: int) -> bool:
-    "Whether a layer on the CPU gives in bfloat16 what it gives in float32, but for rounding."
+    "Whether a layer on the CPU gives the same result in bfloat16 and float32, up to rounding."
     x = torch.arange(32 * width, dtype=torch.float32).sin().view(1, 32, width)
     with torch.autocast("cpu", enabled=False):
         exact = layer(x)
@@ -132,7 +132,7 @@ def padding_matters(
     return not (conv_norm == "layer" and zero_padded_frames and valid_frames == "convolution")
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #7d66a9c9
-_PIECE = 16  # recordings that the convolutions take at a time at most, on a CPU and without a gradient
+_PIECE = 16  # largest number of recordings per convolution on a CPU without gradient
 
 
 class HubertParts(nn.Module):
@@ -228,23 +228,23 @@ class HubertParts(nn.Module):
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #1afe041a
 class AudioOutput(NamedTuple):
-    "What $E_A$ gives (eq. 1), and the attention of [CLS]."
+    "The output of $E_A$ (eq. 1), and the attention of [CLS]."
 
     cls: torch.Tensor  # (B, D) z_cls
-    frames: torch.Tensor  # (B, T, D) z_1 .. z_T; rows of padding hold no meaning
-    attention: torch.Tensor | None  # (B, H, T) W of the last layer, or None where not asked for
+    frames: torch.Tensor  # (B, T, D) z_1 .. z_T; rows of padding have no meaning
+    attention: torch.Tensor | None  # (B, H, T) W of the last layer, or None if not requested
     frame_mask: torch.Tensor  # (B, T) bool, True = padding
 
 # %% ../../nbs/models/02_audio_encoder.ipynb #a969df83
 class AudioEncoder(HubertParts):
-    "$E_A$ of eq. 1: HuBERT with a learned [CLS], put in after the positional convolution."
+    "$E_A$ of eq. 1: HuBERT with a learned [CLS], inserted after the positional convolution."
 
     def __init__(
         self,
         config: HubertConfig,  # from `hubert_config`
         drop_self: bool = True,  # W without the column of [CLS] itself
         renormalise: bool = False,  # W's rows sum to 1 again
-        attention_grad: bool = False,  # does W carry gradient?
+        attention_grad: bool = False,  # whether W has a gradient
         **parts,  # options of `HubertParts`
     ):
         super().__init__(config, **parts)
@@ -283,6 +283,6 @@ class AudioEncoder(HubertParts):
         n: int,  # layers (§3.2: 3)
         generator: torch.Generator | None = None,  # draws the weights
     ) -> None:
-        "Start the last layers afresh."
+        "Re-initialise the last layers."
         if n:
             reinit_layers(self.hubert.encoder.layers[-n:], generator)

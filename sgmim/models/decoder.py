@@ -30,8 +30,8 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,  # (B, N, D) asks
-        context: torch.Tensor,  # (B, S, C) answers
+        x: torch.Tensor,  # (B, N, D) queries
+        context: torch.Tensor,  # (B, S, C) keys and values
         context_mask: torch.Tensor | None = None,  # (B, S) bool, True = padding
     ) -> torch.Tensor:  # (B, N, D)
         B, N, D = x.shape
@@ -131,9 +131,9 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:  # (B, N, D): z^R of every patch, hidden or not
         "Predict the features of all patches (eq. 4)."
         if self.guided != (context is not None):
-            need = "is guided by speech: give it a context"
+            need = "is guided by speech: pass a context"
             if not self.guided:
-                need = "has no cross-attention: give it no context, or build it with context_width"
+                need = "has no cross-attention: pass no context, or create it with context_width"
             raise ConfigError(f"this decoder {need}")
         x = self.inp(visible)
         patches = scatter_patches(x[:, 1:], mask, self.mask_token) + self.position

@@ -48,8 +48,8 @@ def info_nce(
     similarity: str = "dot",  # 'dot' (the paper) or 'cosine'
     temperature: float | None = None,  # None: none (the paper)
     margin: float = 0.0,  # subtracted on the diagonal (VG-HuBERT's code: 1)
-    mask_same_image: bool = True,  # with image_id: other captions of one's own image are no negatives
-    own: slice | None = None,  # these rows' part of the loss alone: the parts of all processes add up to it
+    mask_same_image: bool = True,  # with image_id: other captions of the same image are not negatives
+    own: slice | None = None,  # only the part of these rows; the parts of all processes add up to the loss
 ) -> torch.Tensor:  # scalar: L_I + L_A
     "InfoNCE in both directions (eq. 2). Raises `DataError` for a batch of one pair, which has no negatives."
     B = len(z_image)
@@ -76,7 +76,7 @@ def mim_loss(
     reduction: str = "mean",  # over D: 'mean' (MSE) or 'sum' (the squared norm as printed)
     normalise_target: bool = False,  # LayerNorm without weights on each target vector
 ) -> torch.Tensor:  # scalar
-    "Squared distance at the hidden patches (eq. 4, sign put right), averaged over them."
+    "Squared distance at the hidden patches (eq. 4 with a corrected sign), averaged over them."
     if reduction not in ("mean", "sum"):
         raise ConfigError(f"mim_loss: reduction must be 'mean' or 'sum', not {reduction!r}")
     predicted, target = predicted.float(), target.detach().float()

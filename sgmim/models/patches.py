@@ -17,7 +17,7 @@ def patchify(
     image: torch.Tensor,  # (B, C, S, S) images, S pixels a side
     patch_size: int,  # P, pixels a side of a patch; divides S
 ) -> torch.Tensor:  # (B, N, P*P*C), N = (S/P)**2, patches in reading order
-    "Cut images into patches $i^n$ (§2.1). Raises `ConfigError` where P does not divide the image."
+    "Cut images into patches $i^n$ (§2.1). Raises `ConfigError` if P does not divide the image."
     B, C, height, width = image.shape
     if height % patch_size or width % patch_size:
         raise ConfigError(f"{height}x{width} pixels cannot be cut into patches of {patch_size}")
@@ -30,7 +30,7 @@ def unpatchify(
     patches: torch.Tensor,  # (B, N, P*P*C) patches of a square image, in reading order
     patch_size: int,  # P, pixels a side of a patch
 ) -> torch.Tensor:  # (B, C, S, S)
-    "Put patches together again: the inverse of `patchify` for square images."
+    "Join patches: the inverse of `patchify` for square images."
     B, N, dim = patches.shape
     side, channels = round(N**0.5), dim // patch_size**2
     if side * side != N or channels * patch_size**2 != dim:
@@ -50,8 +50,8 @@ def random_mask(
     B: int,  # images
     N: int,  # patches an image
     ratio: float = 0.75,  # share of patches to hide (§3.2, as MAE)
-    generator: torch.Generator | None = None,  # for masks that can be drawn again
-    device: torch.device | str | None = None,  # where the mask lives
+    generator: torch.Generator | None = None,  # for reproducible masks
+    device: torch.device | str | None = None,  # of the mask
 ) -> PatchMask:
     "Hide `ratio` of the patches of each image, chosen independently; `ConfigError` if none or all would be."
     V = round(N * (1 - ratio)) if 0 < ratio < 1 else 0
@@ -75,9 +75,9 @@ def gather_patches(
 def scatter_patches(
     visible: torch.Tensor,  # (B, V, D) features of the visible patches
     mask: PatchMask,  # which are visible
-    fill: torch.Tensor,  # broadcasts to (B, N, D): what stands at the hidden places
+    fill: torch.Tensor,  # broadcasts to (B, N, D): features of the hidden positions
 ) -> torch.Tensor:  # (B, N, D)
-    "Put visible features back in place, with `fill` at the hidden places."
+    "Put visible features back in their positions, with `fill` at the hidden ones."
     D = visible.shape[-1]
     full = fill.to(visible.dtype).expand(*mask.mask.shape, D)
     return full.scatter(1, mask.visible_idx[..., None].expand(-1, -1, D), visible)

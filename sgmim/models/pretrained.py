@@ -29,10 +29,12 @@ _TINY = {"image": "tiny-mae", "audio": "tiny-hubert"}
 def shipped(
     name: str,  # 'tiny-hubert', 'tiny-mae' or 'scenes-tiny'
 ) -> Path:
-    "The folder of weights that came with the package."
+    "The folder of weights that are part of the package."
     folder = Path(str(files("sgmim") / "weights" / name))
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing: sgmim came without its small weights; install it again")
+        raise CheckpointError(
+            f"{folder} is missing: the small weights of sgmim are not installed; install sgmim again"
+        )
     return folder
 
 
@@ -60,7 +62,7 @@ def initial_weights(
     weights: str = "pretrained",  # or 'random': the model stays as it is
     image=None,  # source for the image encoder; None: the preset's
     audio=None,  # source for the audio encoder; None: the preset's
-    seed: int = 0,  # of the layers started afresh
+    seed: int = 0,  # of the re-initialised layers
     download: bool = False,  # go to the network for names that are not in the cache
     show=None,  # called with the report, if published weights were loaded
 ) -> dict:  # for the run record
@@ -88,28 +90,28 @@ def initial_weights(
 def build_model(
     model,  # `SGMIM`, `SGMIMConfig`, or name of a preset
 ) -> SGMIM:
-    "The model to train. The small preset gets its shipped encoders; a configuration starts at random."
+    "The model to train. The small preset gets its shipped encoders; a configuration gets random weights."
     if isinstance(model, SGMIMConfig):
         return SGMIM(model)
     if not isinstance(model, str):
         return model
     if model not in PRESETS:
-        raise ConfigError(f"no preset '{model}'; there are {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset '{model}'; the presets are {', '.join(PRESETS)}")
     made = SGMIM(PRESETS[model]())
     return load_tiny_backbones(made) if model == "scenes-tiny" else made
 
 # %% ../../nbs/models/10_pretrained.ipynb #464229a6
 def _is_untrained(module) -> bool:
-    "Do all normalisations have scale 1 and shift 0, as they are made? Training moves them."
+    "Whether all normalisations have their initial scale 1 and shift 0."
     norms = [m for m in module.modules() if isinstance(m, (torch.nn.LayerNorm, torch.nn.GroupNorm))]
     return bool(norms) and all(bool((m.weight == 1).all() and (m.bias == 0).all()) for m in norms)
 
 
 def check_front_end(
     model: SGMIM,  # to be trained
-    given,  # what it was made of: model, configuration, or name of a preset
+    given,  # its origin: model, configuration, or name of a preset
 ) -> None:
-    "Refuse to freeze a random front end: `ConfigError` if there are weights of its sizes, else a warning."
+    "Refuse a frozen random front end: `ConfigError` if there are weights of its sizes, else a warning."
     if not (model.config.freeze_cnn and _is_untrained(model.audio_encoder.hubert.feature_extractor)):
         return
     fault = "the convolutional front end of the audio encoder is random, and freeze_cnn=True keeps it so"
@@ -133,7 +135,7 @@ def open_checkpoint(
     path: Path,  # of a run, an exported model or VG-HuBERT: a folder, a file, or `VG_HUB`
     download: bool = False,  # fetch VG-HuBERT from the hub if it is not in the cache
 ) -> SGMIM:  # on the CPU, in evaluation mode
-    "The trained model at `path`, whoever wrote it."
+    "The trained model at `path`, in any supported format."
     if (path / "best").is_dir():
         path = path / "best"
     ours = any((path / name).is_file() for name in WEIGHT_FILES)
@@ -145,7 +147,7 @@ def open_checkpoint(
 
 
 def state_digest(model: SGMIM) -> str:  # 64 bits, in hexadecimal
-    "A hash of the configuration and of all weights: which model this was."
+    "A hash of the configuration and all weights, which identifies the model."
     h = hashlib.blake2b(repr(sorted(config_to_dict(model.config).items())).encode(), digest_size=8)
     for name, v in sorted(model.state_dict().items()):
         h.update(name.encode() + v.detach().cpu().contiguous().numpy().tobytes())

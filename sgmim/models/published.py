@@ -35,10 +35,10 @@ def _strip_prefix(state: dict, mark: str, what: str, path) -> tuple:
     prefixes = sorted({k[: m.start()] for k in state if (m := re.search(rf"(?<![^.]){mark}$", k))})
     if not prefixes:
         names = f"known here ({_plain(mark)}); its names are like {', '.join(list(state)[:4])}"
-        raise CheckpointError(f"{path} holds no {what} under a name {names}")
+        raise CheckpointError(f"{path} has no {what} under a name {names}")
     if len(prefixes) > 1:
         under = ", ".join(map(repr, prefixes))
-        raise CheckpointError(f"{path} holds more than one {what}, under {under}; name the right entry")
+        raise CheckpointError(f"{path} has more than one {what}, under {under}; name the right entry")
     [prefix] = prefixes
     inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return inside, prefix, tuple(k for k in state if not k.startswith(prefix))
@@ -94,7 +94,7 @@ def _count_layers(tensors: dict, before: str, what: str) -> int:
 
 
 def _check_fields(what: str, found: dict, wanted: dict) -> None:
-    "Raise `CheckpointError` with every field in which what was found is not what is wanted."
+    "Raise `CheckpointError` with every field that differs from the wanted one."
     shared = [k for k in found if k in wanted]
     wrong = [f"{k} {found[k]!r} where the model has {wanted[k]!r}" for k in shared if found[k] != wanted[k]]
     if wrong:
@@ -160,7 +160,7 @@ def hubert_weights(
     download: bool = False,  # go to the network for a name that is not in the cache
     progress=None,  # called with a line of text
 ) -> Weights:  # in `HubertModel`'s names
-    "The tensors of a published HuBERT. Raises `CheckpointError` if it is none, or not of the model's size."
+    "The tensors of a published HuBERT. Raises `CheckpointError` if it is not one or has another size."
     wanted = vars(config or EncoderConfig())
     state, read, hf = _open_encoder(source, _AUDIO_MARK, "HuBERT", AUDIO_EXTRA, entry, download, progress)
     if isinstance(hf, dict):
@@ -208,7 +208,7 @@ def _timm_tensors(tensors: dict, what: str) -> dict:
     return {k: torch.cat(v) if isinstance(v, list) else v for k, v in joined.items()}
 
 # %% ../../nbs/models/09_published.ipynb #c08b5f14
-# what DINOv2's networks have and a plain ViT has not
+# what DINOv2 has and a plain ViT does not
 _NOT_PLAIN = {
     r"\.(ls1\.gamma|layer_scale1)": "layer scale",
     r"(^|\.)(reg_token|register_tokens)$": "register tokens",
@@ -223,7 +223,7 @@ def _vit_sizes(tensors: dict, what: str = "this ViT") -> dict:
     if more := [name for mark, name in _NOT_PLAIN.items() if any(re.search(mark, k) for k in tensors)]:
         raise CheckpointError(
             f"{what} has {' and '.join(more)} and patches of {sizes.get('patch_size', '?')} pixels, as"
-            " DINOv2; the image encoder is a plain ViT. Take MAE, the first DINO, or a plain ViT of timm"
+            " DINOv2; the image encoder is a plain ViT. Use MAE, the first DINO, or a plain ViT of timm"
         )
     sizes["image_depth"] = _count_layers(tensors, r"blocks\.", what)
     s = _shape(tensors, "pos_embed", 3)
@@ -249,7 +249,7 @@ def image_weights(
     download: bool = False,  # go to the network for a name that is not in the cache
     progress=None,  # called with a line of text
 ) -> Weights:  # in timm's names
-    "The tensors of a published ViT. Raises `CheckpointError` if it is none, or not of the model's size."
+    "The tensors of a published ViT. Raises `CheckpointError` if it is not one, or not of the model's size."
     vit, wanted, layout = "vision transformer", vars(config) if config else {}, "timm's names"
     state, read, hf = _open_encoder(source, _IMAGE_MARK, vit, IMAGE_EXTRA, entry, download, progress)
     what = f"the {vit} in {read.name}"
@@ -273,11 +273,11 @@ def load_pretrained(
     model: SGMIM,  # filled in place
     image=None,  # source for E_I, as for `image_weights`; None: stays as it is
     audio=None,  # source for E_A, as for `hubert_weights`; None: stays as it is
-    generator: torch.Generator | None = None,  # for the layers started afresh
+    generator: torch.Generator | None = None,  # for the re-initialised layers
     download: bool = False,  # go to the network for names that are not in the cache
     progress=None,  # called with a line of text
 ) -> LoadReport:
-    "Start a model from published encoders (§3.2); the last layers of HuBERT start afresh."
+    "Load published encoders into a model (§3.2); the last layers of HuBERT are re-initialised."
     options, weights, fresh = dict(config=model.config, download=download, progress=progress), {}, ()
     if image is not None:
         weights["image"] = image_weights(image, **options)
@@ -334,7 +334,7 @@ def _vg_config(tensors: dict, args: dict, what: str = "this VG-HuBERT") -> SGMIM
     try:
         return dataclasses.replace(base, **sizes)
     except (ConfigError, ArithmeticError) as e:
-        raise CheckpointError(f"{what}: these tensors make no VG-HuBERT: {e}") from e
+        raise CheckpointError(f"{what}: these tensors are not a VG-HuBERT: {e}") from e
 
 # %% ../../nbs/models/09_published.ipynb #ee138e04
 def _vg_args(path: Path) -> tuple:
@@ -344,7 +344,7 @@ def _vg_args(path: Path) -> tuple:
     content, _, names = read_file(path)
     args = content if isinstance(content, dict) else getattr(content, "state", None)
     if not isinstance(args, dict):
-        raise CheckpointError(f"{path} holds no settings by name; leave it out, and the shapes will do")
+        raise CheckpointError(f"{path} has no named settings; remove it, and the shapes will be used")
     _check_fields(f"VG-HuBERT as {path} describes it", args, _VG_FIXED)
     return args, names
 
@@ -355,14 +355,14 @@ def vg_hubert_model(
     device=None,  # None: CUDA if there is one, else CPU
     download: bool = False,  # go to the network for a name that is not in the cache
     progress=None,  # called with a line of text
-) -> tuple[SGMIM, LoadReport]:  # the model, in evaluation mode; what it was filled from
-    "The published VG-HuBERT, whole. Raises `CheckpointError` unless every tensor has its place and shape."
+) -> tuple[SGMIM, LoadReport]:  # the model, in evaluation mode; its sources
+    "The complete published VG-HuBERT. Raises `CheckpointError` unless all tensors fit."
     path, _, name = locate(source, download, progress, VG_FILES)
     state, read = read_state(path, path.name if Path(source).exists() else f"{name}/{path.name}")
     state = {k.removeprefix("module."): v for k, v in state.items()}
     if any(re.search(_AUDIO_MARK + "$", k) for k in state) and not any(k.startswith("trm.") for k in state):
         advice = "as audio weights (hubert_weights; --audio-weights)"
-        raise CheckpointError(f"{path} holds an audio encoder without an image encoder. Give it {advice}")
+        raise CheckpointError(f"{path} has an audio encoder but no image encoder. Pass it {advice}")
     args, names = _vg_args(path.parent / "args.pkl")
     tensors = {_vg_name(k): v for k, v in state.items() if not k.startswith(_VG_LEFT)}
     check_tensors(tensors, path, read.bytes)

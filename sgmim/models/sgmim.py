@@ -75,7 +75,7 @@ class EncoderConfig:
     # of a padded caption: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
     valid_frames: str = "any_sample"
     freeze_cnn: bool = True  # convolutions stay as pretrained (VG-HuBERT's code)
-    reinit_layers: int = 3  # last layers started afresh after loading HuBERT (§3.2)
+    reinit_layers: int = 3  # last layers re-initialised after loading HuBERT (§3.2)
 
     @property
     def num_patches(self) -> int:
@@ -592,7 +592,7 @@ def load_backbones(
     model: SGMIM,  # filled in place
     image_weights: dict | None = None,  # timm's names -> tensors, of a ViT of the model's size
     audio_weights: dict | None = None,  # transformers' `HubertModel` names -> tensors
-    generator: torch.Generator | None = None,  # for the layers started afresh
+    generator: torch.Generator | None = None,  # for the re-initialised layers
     what: tuple = ("the image weights", "the audio weights"),  # the two, for messages
 ) -> None:
     "Load pretrained encoders in place (§3.2). Raises `CheckpointError` with a list of all that does not fit."

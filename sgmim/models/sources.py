@@ -22,7 +22,7 @@ from .reading import read_file
 # %% ../../nbs/models/08_sources.ipynb #151a215f
 @dataclass(frozen=True)
 class Source:
-    "Where tensors came from, and what of the file was used."
+    "The origin of tensors, and the parts of the file that were used."
 
     name: str  # of the file or folder, or on the hub
     layout: str  # as recognised
@@ -41,17 +41,17 @@ class Source:
         labels = ("left out", "also in the file", "classes not read")
         for label, names in zip(labels, (self.left_out, self.beside, self.not_read), strict=True):
             if names:
-                more = f", … ({len(names)} in all)" if len(names) > 6 else ""
+                more = f", … ({len(names)} in total)" if len(names) > 6 else ""
                 lines.append(f"  {label}: {', '.join(names[:6])}{more}")
         return "\n".join(lines)
 
 # %% ../../nbs/models/08_sources.ipynb #720cbd1c
 @dataclass(frozen=True)
 class LoadReport:
-    "What a model was filled from: printable, and for the record of a run."
+    "The sources of the weights of a model, for printing and for run records."
 
     sources: dict  # 'image', 'audio' or 'model' -> Source
-    reinitialised: tuple = ()  # layers started afresh, by name
+    reinitialised: tuple = ()  # re-initialised layers, by name
 
     def to_dict(self) -> dict:
         "Plain, JSON-able values."
@@ -61,7 +61,7 @@ class LoadReport:
     def __str__(self):
         lines = [f"{k}: {s}" for k, s in self.sources.items()] or ["nothing was loaded"]
         if self.reinitialised:
-            lines.append(f"started afresh: {', '.join(self.reinitialised)}")
+            lines.append(f"re-initialised: {', '.join(self.reinitialised)}")
         return "\n".join(lines)
 
 # %% ../../nbs/models/08_sources.ipynb #7db5076c
@@ -193,7 +193,7 @@ def _find_state(content, path, entry: str | None = None) -> tuple:
     if not state:
         places = f"neither at its top nor under {', '.join(_ENTRIES)}"
         top = has or type(content).__name__
-        raise CheckpointError(f"{path} holds no tensors by name, {places}; at its top are: {top}")
+        raise CheckpointError(f"{path} has no named tensors, {places}; at its top are: {top}")
     beside = [str(k) for k in inside if k not in state]
     if entry:
         beside += [str(k) for k in top if k != entry]

@@ -14,16 +14,18 @@ from ..core import ConfigError
 
 # %% ../../nbs/training/00_optim.ipynb #a3cb927f
 def _check_warmup(warmup):
-    "The share of training spent on warm-up has to leave room for the descent."
+    "Raise `ConfigError` unless `warmup` is a share below 1."
     if not 0 <= warmup < 1:
-        raise ConfigError(f"warmup is {warmup}; give a share of training, 0 <= warmup < 1 (the paper: 0.1)")
+        raise ConfigError(
+            f"warmup must be a share of training, 0 <= warmup < 1 (the paper: 0.1), got {warmup}"
+        )
 
 # %% ../../nbs/training/00_optim.ipynb #7349564f
 def warmup_linear(
     x: float,  # updates done / updates in all, >= 0; past 1 the factor stays 0
     warmup: float = 0.1,  # share of training with a rising rate
 ) -> float:  # factor on the peak learning rate
-    "Up from 0 over the warm-up, then straight down to 0 (§3.2, VG-HuBERT's code)."
+    "Rise linearly from 0 during warm-up, then fall linearly to 0 (§3.2, VG-HuBERT's code)."
     _check_warmup(warmup)
     return x / warmup if x < warmup else max((x - 1) / (warmup - 1), 0.0)
 
@@ -32,7 +34,7 @@ def warmup_cosine(
     x: float,  # as for `warmup_linear`
     warmup: float = 0.1,  # share of training with a rising rate
 ) -> float:  # factor on the peak learning rate
-    "Like `warmup_linear`, but down along half a cosine. Not in the paper: an option of ours."
+    "Like `warmup_linear`, with cosine decay. Not in the paper, an option of ours."
     _check_warmup(warmup)
     if x < warmup:
         return x / warmup
@@ -40,32 +42,32 @@ def warmup_cosine(
 
 # %% ../../nbs/training/00_optim.ipynb #d76a9e63
 def _check_settings(lr, warmup, t_total, betas, eps, weight_decay):
-    "Refuse settings that would train nonsense without a word."
+    "Raise `ConfigError` for invalid settings."
     _check_warmup(warmup)
     if not (lr >= 0 and math.isfinite(lr)):
-        raise ConfigError(f"lr is {lr}; give a number >= 0 (the paper: 5e-6)")
+        raise ConfigError(f"lr must be >= 0 (the paper: 5e-6), got {lr}")
     if t_total is not None and t_total < 1:
-        raise ConfigError(f"t_total is {t_total}; give the number of updates, >= 1, or None")
+        raise ConfigError(f"t_total must be a number of updates >= 1 or None, got {t_total}")
     if not all(0 <= b < 1 for b in betas):
-        raise ConfigError(f"betas are {betas}; each has to lie in [0, 1)")
+        raise ConfigError(f"betas must be in [0, 1), got {betas}")
     if not eps > 0:
-        raise ConfigError(f"eps is {eps}; it has to be > 0")
+        raise ConfigError(f"eps must be > 0, got {eps}")
     if not weight_decay >= 0:
-        raise ConfigError(f"weight_decay is {weight_decay}; it has to be >= 0")
+        raise ConfigError(f"weight_decay must be >= 0, got {weight_decay}")
 
 # %% ../../nbs/training/00_optim.ipynb #4593fb81
 class BertAdam(torch.optim.Optimizer):
-    """Adam as BERT's code had it: no bias correction, weight decay added to the update, on all parameters
-    (§3.2; betas, eps and decay from VG-HuBERT's code). Gradients are clipped outside.
+    """Adam as in BERT's code: no bias correction, weight decay on all parameters, added to the update (§3.2;
+    betas, eps and decay from VG-HuBERT's code). Gradients are clipped outside.
 
-    The step count is in each group ('step'), the moments in the state ('m', 'v'), so `state_dict` resumes
-    exactly. The `schedule` is a function and not saved: give the same one again.
+    Each group has its step count ('step'), the state has the moments ('m', 'v'), so `state_dict` resumes
+    exactly. The `schedule` is a function and not saved: pass the same one again.
     """
 
     def __init__(
         self,
         params,  # iterable of parameters or groups
-        lr: float = 5e-6,  # peak; with `t_total=None` the rate itself, yours to set per group
+        lr: float = 5e-6,  # peak; with `t_total=None` the rate itself, set per group from outside
         warmup: float = 0.1,  # share of training
         t_total: int | None = None,  # updates in all, for the schedule
         schedule=warmup_linear,  # (share of training done, warmup) -> factor on the peak rate
@@ -88,8 +90,8 @@ class BertAdam(torch.optim.Optimizer):
         ]
 
     @torch.no_grad()
-    def step(self, closure=None):  # which computes the loss and its gradient -> its loss, or None
-        "One update of every parameter that has a gradient."
+    def step(self, closure=None):  # computes the loss and its gradient; returns the loss
+        "Update every parameter that has a gradient."
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -100,7 +102,7 @@ class BertAdam(torch.optim.Optimizer):
         return loss
 
     def _update(self, group, lr):
-        "The formula, on lists of tensors."
+        "Apply the formula to lists of tensors."
         ps = [p for p in group["params"] if p.grad is not None]
         if not ps:
             return

@@ -25,9 +25,9 @@ from .parallel import Team, gather
 @contextlib.contextmanager
 def autocast(
     amp: str,  # `TrainConfig.amp`: 'auto' (bfloat16 on CUDA), 'bf16' or 'off'
-    device: torch.device,  # that computes
+    device: torch.device,  # of the computation
 ):
-    "A context that computes in bfloat16 where `amp` asks for it."
+    "A context that computes in bfloat16 if `amp` requests it."
     on = amp == "bf16" or (amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     plain = sdpa_kernel(SDPBackend.MATH) if on and device.type == "cpu" else contextlib.nullcontext()
     with plain, torch.autocast(device.type, torch.bfloat16, enabled=on):
@@ -56,7 +56,7 @@ def _set_rate(optimiser, config, x):
 # %% ../../nbs/training/03_step.ipynb #b61acf04
 @dataclass(frozen=True)
 class _Part:
-    "The rows of a batch that this process has."
+    "The rows of a batch for this process."
 
     batch: dict  # this process's rows
     masks: PatchMask | None  # of the whole batch; None: no reconstruction
@@ -92,7 +92,7 @@ class _Part:
             )
 
     def share(self, rows):
-        "The share of the whole batch that a slice of rows makes up."
+        "The share of a slice of rows in the whole batch."
         return (rows.stop - rows.start) / sum(self.counts)
 
 # %% ../../nbs/training/03_step.ipynb #c3979f0e
@@ -109,7 +109,7 @@ def _no_contrast(z_image, z_audio, image_id):
 
 
 def _product(image_grad, audio_grad, z_image, z_audio, image_id):
-    "A stand-in for L_NCE whose gradient at the embeddings is the one given."
+    "Replaces L_NCE; its gradient at the embeddings is the given one."
     return (z_image.float() * image_grad).sum() + (z_audio.float() * audio_grad).sum()
 
 
@@ -143,7 +143,7 @@ def gradients(
 ) -> dict:  # loss, loss_nce, loss_mim of the whole batch, as numbers
     "Backward pass of eq. 5 over the whole batch; leaves the gradient in the parameters."
     part = _Part(batch, masks, counts, config, seed, team)
-    # the same on all processes, also where one's own rows fit: what they exchange has to match
+    # the same on all processes, because their exchanges have to match
     cached = 0 < config.micro_batch < max(counts)
     nce, mim = (_cached_gradient if cached else _whole_gradient)(net, part)
     nce, mim = team.reduce([float(nce), float(mim)])
@@ -160,7 +160,7 @@ def train_step(
     onset: int,  # the first step with reconstruction
     config,  # `TrainConfig`
     team: Team = Team(),  # the processes that share the batch
-) -> dict:  # losses of the whole batch, lr, alpha, `pairs` in it; `finite`: False if nothing was updated
+) -> dict:  # losses of the whole batch, lr, alpha, `pairs`; `finite`: False if there was no update
     "One update of the model, its momentum encoder and the optimiser."
     model = getattr(net, "module", net)
     c, device = model.config, next(model.parameters()).device
@@ -185,7 +185,7 @@ def train_step(
 
 
 def _counts(batch, team):
-    "Rows of each process: fewer where files could not be read."
+    "Rows of each process; fewer if files could not be read."
     counts = team.everyone(len(batch["image"]))
     if min(counts) < 1:
         raise DataError(f"a batch of {sum(counts)} pairs cannot be shared by {team.size} processes")
