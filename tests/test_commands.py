@@ -558,8 +558,8 @@ def test_dependence_beside_a_model_of_the_recon_row(cache, tmp_path, monkeypatch
         record["metrics"]["test-seen"]["overall"]
     ) and "alone" in out
     for other, said in (
-        ("summary", "needs a model of the row + Recon (reconstruction='plain'), not 'summary'"),
-        ("hides-less", "mask_ratio is 0.5, but the model has 0.75"),
+        ("summary", "a model of the row + Recon (reconstruction='plain'), not 'summary'"),
+        ("hides-less", "mask_ratio of the + Recon model is 0.5, not 0.75"),
         ("nowhere", "does not exist"),
     ):
         assert (

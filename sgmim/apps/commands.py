@@ -27,7 +27,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from sgmim.core import (
-    CheckpointError,
     ConfigError,
     DataError,
     SgmimError,
@@ -401,13 +400,13 @@ def sgmim_train(
         plan = _plan_training(feed, c, dev, device, team.size, before, (threads, seconds), out)
     if dry_run:
         return team.wait()
-    with _plan_file(out, plan):
-        fitted = fit(net, data, dev, config, out=out, device=device, workers=workers, notes=notes)
+    fitted = fit(net, data, dev, config, out=out, device=device, workers=workers, notes=notes)
     text, best = f"model in {out}/best, record in {out}/record.json", fitted.record["metrics"]["best"]
     if best:
         r1, r10 = best["score"]
         text += f"; best at step {best['step']}: dev R@1 {r1:.1f}, R@10 {r10:.1f} (mean of both directions)"
     if team.first:
+        write_json(Path(out) / "plan.json", plan)
         print(text, flush=True)
 
 # %% ../../nbs/apps/05_commands.ipynb #645a1701
@@ -486,21 +485,6 @@ def _print_plan(plan, c, config, corpus, data, where):
     }
     for title, lines in sections.items():
         print(title, *lines, sep="\n  ", flush=True)
-
-
-@contextlib.contextmanager
-def _plan_file(out, plan):
-    "Write plan.json into the folder of a run; restore the old one if the folder belongs to another run."
-    where = Path(out) / "plan.json"
-    old = where.read_bytes() if where.is_file() else None
-    if plan:
-        write_json(where, plan)
-    try:
-        yield
-    except CheckpointError:
-        if plan and old:
-            where.write_bytes(old)
-        raise
 
 # %% ../../nbs/apps/05_commands.ipynb #a6bcdbff
 @_takes_corpus
@@ -790,25 +774,6 @@ def sgmim_reproduce(
     paper.tune(tune, plan, options, dry_run)
     print("\n" + paper.tuning_table(label or data, results))
 
-# %% ../../nbs/apps/05_commands.ipynb #29938f89
-def _open_recon(path, model):
-    "The model at `path`; `ConfigError` if it is not of the row + Recon, or its patches differ."
-    from sgmim.models.pretrained import open_checkpoint
-
-    recon = open_checkpoint(path)
-    if recon.config.reconstruction != "plain":
-        raise ConfigError(
-            f"--recon {path}: needs a model of the row + Recon (reconstruction='plain'), not"
-            f" '{recon.config.reconstruction}'"
-        )
-    for k in ("image_size", "patch_size", "crop_pct", "mask_ratio", "mim_target"):
-        if (mine := getattr(recon.config, k)) != (other := getattr(model.config, k)):
-            raise ConfigError(
-                f"--recon {path}: {k} is {mine}, but the model has {other}, so the errors cannot be compared"
-                " patch by patch"
-            )
-    return recon
-
 # %% ../../nbs/apps/05_commands.ipynb #2cea227c
 def _checkpoint_groups(what, paths, labels, runs):
     "{name: [path]}: each checkpoint alone, or the runs of each row of Table 4 with these labels."
@@ -878,7 +843,7 @@ def sgmim_analyse(
         dev, *_ = _open_splits(source, names, "dev", most, (["dev"], images // 2, size)).values()
     splits = _open_splits(source, split, "test", most, (["test-seen"], images, size))
     if recon:
-        path, recon = Path(recon), _open_recon(Path(recon), model).to(device)
+        path, recon = Path(recon), open_checkpoint(Path(recon)).to(device)
         about |= {"recon": path.name, "recon_model": state_digest(recon)}
     made = _run_analysis(what, models, dev, splits, about, recon, max_unreadable)
     if record:

@@ -368,13 +368,21 @@ def speech_dependence(
     names = CAPTIONS + (tuple(f"no {c}" for c in _TAKEN) if known else ())
     errors = _patch_errors(model, corpus, names, pairs, seed, batch_size)
     if recon is not None:
+        _check_comparable(model, recon)
         alone = _patch_errors(recon, corpus, ("alone",), pairs, seed, batch_size)
-        if not np.array_equal(errors.hidden, alone.hidden):
-            raise ConfigError("the + Recon model hides other patches: sizes and mask_ratio must be equal")
         errors = errors._replace(error={**errors.error, **alone.error})
     draws = Resamples(errors.image, resamples, seed)
     found = {"overall": _compare(errors, draws), "pairs": len(errors.caption)}
     return found | _by_patch(errors, _PatchTruth(corpus, errors, model.config), draws) if known else found
+
+
+def _check_comparable(model, recon):
+    "`ConfigError` unless both models hide and predict the same patches."
+    for k in ("image_size", "patch_size", "crop_pct", "mask_ratio", "mim_target"):
+        if (other := getattr(recon.config, k)) != (own := getattr(model.config, k)):
+            raise ConfigError(
+                f"{k} of the + Recon model is {other}, not {own}: the errors cannot be compared"
+            )
 
 
 def _by_patch(errors, truth, draws):
