@@ -197,3 +197,18 @@ def test_the_human_test_is_left_out_of_pre_training():
     licences = {package.name: package for package in SPEECH_PACKAGES}
     assert {word.package for word in HUMAN_TEST} <= set(licences)
     assert all(licences[word.package].english for word in HUMAN_TEST)
+
+
+def test_analyses_leave_out_captions_without_word_times(tmp_path):
+    "hibari gives no word times: such captions have no mentions, and grounding uses the others."
+    from sgmim.evaluation.dependence import mentions
+    from sgmim.evaluation.grounding import _ground
+    from sgmim.models.pretrained import open_checkpoint
+
+    need("hibari-heart")
+    scenes = load_scenes("dev", 24, recipe="scenes-2", cache=tmp_path, progress=False)
+    silent = [j for j, c in enumerate(scenes.captions) if not c.words]
+    assert 0 < len(silent) < 24 and {scenes.captions[j].kind for j in silent} == {"hibari"}
+    assert all(mentions(scenes.captions[j]) == [] for j in silent)
+    used = {word.caption for word in _ground(open_checkpoint(shipped("scenes-tiny")), scenes, 24).words}
+    assert used and not used & set(silent)

@@ -223,9 +223,11 @@ class Mention(NamedTuple):
 def mentions(
     caption,  # of the embedded corpus, else `DataError`
 ) -> list[Mention]:  # in the order of speech
-    "The words of a caption about things: their names, colours and sizes."
+    "The words of a caption about things: names, colours and sizes. None if the caption has no word times."
     if not hasattr(caption, "things"):
         raise DataError("only captions of the embedded corpus record their facts")
+    if not caption.words:
+        return []
     spoken = [(word, e) for e, (text, _, _) in enumerate(caption.words) for word in text.lower().split()]
     words, found, at = [word for word, _ in spoken], [], 0
     for category, _, _ in caption.things:

@@ -311,13 +311,13 @@ def _scored_words(corpus, j):
 
 # %% ../../nbs/evaluation/07_grounding.ipynb #e7bce0c3
 def _ground(model, corpus, pairs=1000, speech=_SPEECH):
-    "The words about things in the first captions, with their features, patches and truth."
+    "Words about things in the first captions that have word times, with features, patches and truth."
     if not hasattr(corpus, "scene"):
         raise DataError(f"{corpus!r} has no boxes to score against: use caption_maps")
     model.eval()
     device, data = next(model.parameters()).device, corpus_pairs(corpus, evaluation_cut(corpus), model.config)
     words, patches, images, features = [], [], [], {k: [] for k in speech}
-    numbers = torch.arange(min(pairs, len(corpus)))
+    numbers = torch.tensor([j for j in range(min(pairs, len(corpus))) if corpus.captions[j].words])
     for part in numbers.split(50):
         batch = {k: v.to(device) for k, v in data.collate([data[int(j)] for j in part]).items()}
         shown = batch["image_id"].tolist()
@@ -501,5 +501,7 @@ def grounding_record(
     metrics = {
         k: _grounding_scores(_ground(model, c, pairs), chosen, resamples, seed) for k, c in splits.items()
     }
+    for name, corpus in splits.items():
+        metrics[name]["captions_without_words"] = sum(not c.words for c in corpus.captions[:pairs])
     config = dict(row=model.config.reconstruction, dev_pairs=min(dev_pairs, len(dev)), pairs=pairs)
     return finish({**(about or {}), **config, "resamples": resamples, **chosen}, metrics, chosen_from=tried)
