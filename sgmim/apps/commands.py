@@ -203,7 +203,9 @@ _EXPORTED = {
 
 
 def sgmim_scenes(
-    splits: list[str],  # split=images of train, dev, test-seen, test-unseen, test-novel, pretrain
+    # split=images of train, dev, dev-unseen-kind, dev-natural, test-seen, test-unseen, test-unseen-kind,
+    # test-novel, pretrain
+    splits: list[str],
     *,
     captions: int = 1,  # captions per image, 1 to 5 (SpokenCOCO and FACC have 5)
     size: int = 96,  # side of the images in pixels
