@@ -203,7 +203,9 @@ _EXPORTED = {
 
 
 def sgmim_scenes(
-    splits: list[str],  # split=images of train, dev, test-seen, test-unseen, test-novel, pretrain
+    # split=images of train, dev, dev-unseen-kind, dev-natural, test-seen, test-unseen, test-unseen-kind,
+    # test-novel, pretrain
+    splits: list[str],
     *,
     captions: int = 1,  # captions per image, 1 to 5 (SpokenCOCO and FACC have 5)
     size: int = 96,  # side of the images in pixels
@@ -840,8 +842,8 @@ def sgmim_analyse(
     size, most = model.config.image_size, None if what == "words" else max_unreadable
     if what in ("words", "grounding"):  # their parameters are chosen on dev
         names = dev_split and [dev_split]
-        dev, *_ = _open_splits(source, names, "dev", most, (["dev"], images // 2, size)).values()
-    splits = _open_splits(source, split, "test", most, (["test-seen"], images, size))
+        dev, *_ = _open_splits(source, names, "dev", most, (["dev"], images // 2, size, "scenes-1")).values()
+    splits = _open_splits(source, split, "test", most, (["test-seen"], images, size, "scenes-1"))
     if recon:
         path, recon = Path(recon), open_checkpoint(Path(recon)).to(device)
         about |= {"recon": path.name, "recon_model": state_digest(recon)}
