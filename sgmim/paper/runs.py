@@ -386,6 +386,7 @@ def _spec_stale_reasons(spec, record, prints=None):
     "Why a record is not that of this run: a list of sentences."
     # at equal compute the epochs may differ slightly: PyTorch versions count operations differently
     defaults = {"model": config_to_dict(PRESETS[spec.preset]()), "train": config_to_dict(recipe(spec.preset))}
+    defaults["data"] = asdict(DemoData())
     config, was = spec.config, record.get("config", {}).get("train", {}).get("epochs")
     if spec.plan.budget == "compute" and was and abs(was / spec.train.epochs - 1) <= _NEAR:
         config = config | {"train": config["train"] | {"epochs": was}}
