@@ -27,6 +27,7 @@ from sgmim.data.check import (
     _check_lists,
     _check_overlap,
     _draw,
+    _seek,
     check_data,
     report_figure,
 )
@@ -288,7 +289,7 @@ def test_the_examples_are_few_and_the_report_short(copy):
         not r.ok
         and len(r.of("error")) > 15
         and len(str(r).splitlines()) <= 60
-        and str(r).splitlines()[-1].startswith("Verdict: NOT READY")
+        and str(r).splitlines()[-1].startswith("Verdict: NOT fit")
     )
     assert (
         "more lines" in str(r)
@@ -300,20 +301,71 @@ def test_the_examples_are_few_and_the_report_short(copy):
 # ---- where the files are
 
 
-def test_the_option_for_a_moved_folder_is_named(copy, tmp_path):
+def test_a_moved_folder_is_found_and_the_option_named(copy, tmp_path):
     folder = copy("facc")
-    (folder / "Flicker8k_Dataset").rename(tmp_path / "elsewhere")
+    there = tmp_path / "some where/data/vision/torralba/images256"
+    there.parent.mkdir(parents=True)
+    (folder / "Flicker8k_Dataset").rename(there)
     r = checked(folder, splits=["dev"])
-    (missing,) = matching(r, "error", "dev: all 8 images missing")
-    assert "--image-root DIR" in missing.do
-    assert checked(folder, splits=["dev"], image_root=tmp_path / "elsewhere").ok
+    (found,) = matching(r, "error", "dev: all 8 images missing")
+    assert f"add --image-root '{there}'" in found.do
+    assert checked(folder, splits=["dev"], image_root=there).ok
+    (folder / "flickr_audio/wavs").rename(tmp_path / "sounds")
+    (found,) = matching(checked(folder, splits=["dev"], image_root=there), "error", "recordings missing")
+    assert f"add --audio-root {tmp_path / 'sounds'}" in found.do
+    assert checked(folder, splits=["dev"], image_root=there, audio_root=tmp_path / "sounds").ok
     wrong = checked(folder, image_root=tmp_path / "nowhere")
     # once, not for each split
-    assert not wrong.ok and [f.what for f in wrong.of("error") if "is not a folder" in f.what] == [
-        f"train: image_root {tmp_path / 'nowhere'} is not a folder"
+    assert not wrong.ok and [f.what for f in wrong.of("error") if "is no folder" in f.what] == [
+        f"train: image_root {tmp_path / 'nowhere'} is no folder"
     ]
-    with pytest.raises(ConfigError, match="shards contain images"):
-        checked(folder, kind="shards", image_root=folder)
+
+
+def test_a_few_missing_files_are_not_looked_for(copy):
+    "The folder is the right one: another that happens to hold such a name is no advice."
+    folder = copy("facc")
+    path = images(folder)[0]
+    (folder.parent / "backup").mkdir()
+    path.rename(folder.parent / "backup" / path.name)
+    (found,) = matching(checked(folder, splits=["test"]), "error", "1 of 8 images missing")
+    assert "backup" not in found.do and found.do.startswith("copy them there")
+
+
+def test_files_in_other_folders_than_listed(copy):
+    folder = copy("places")
+    (folder / "flat").mkdir()
+    for path in images(folder, "test_seen"):
+        path.rename(folder / "flat" / path.name)
+    (found,) = matching(checked(folder, splits=["test_seen"]), "error", "images missing")
+    assert "the folders in between are not as listed" in found.do and str(folder / "flat") in found.do
+
+
+def test_the_search_is_bounded(tmp_path):
+    deep = tmp_path
+    for k in range(30):
+        deep = deep / f"d{k}"
+    deep.mkdir(parents=True)
+    (deep / "x.wav").write_bytes(b"x")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    start = time.monotonic()
+    assert _seek(["x.wav"], [tmp_path]) == (None, None) and time.monotonic() - start < 3
+    assert _seek(["x.wav"], [tmp_path], depth=40) == (deep, None)
+    assert _seek(["x.wav"], [tmp_path], seconds=0, depth=40) == (None, None)
+    assert _seek(["x.wav"], [tmp_path / "gone", tmp_path], depth=40)[0] == deep
+
+
+def test_a_table_of_ones_own_elsewhere(copy, tmp_path):
+    folder = copy("pairs")
+    shutil.move(folder / "mine.csv", tmp_path / "mine.csv")
+    (tmp_path / "x").mkdir()
+    shutil.move(tmp_path / "mine.csv", tmp_path / "x/mine.csv")
+    found = matching(checked(tmp_path / "x/mine.csv"), "error", "missing")
+    assert {f.do.split("add ")[1].split()[0] for f in found} == {"--image-root", "--audio-root"} and all(
+        str(folder) in f.do for f in found
+    )
+    assert checked(tmp_path / "x/mine.csv", audio_root=str(folder), image_root=folder).ok
+    with pytest.raises(ConfigError, match="shards hold"):
+        checked(tmp_path / "x/mine.csv", kind="shards", image_root=folder)
 
 
 # ---- lists
@@ -354,7 +406,7 @@ def places_faults():
         "warning",
         "test_unseen: 100% of its captions have a speaker of the training split",
     )
-    yield "test_seen", lambda data: data.clear(), "error", "no usable caption"
+    yield "test_seen", lambda data: data.clear(), "error", "not one usable caption"
 
 
 @pytest.mark.parametrize(
@@ -445,7 +497,7 @@ def copy_of(folder):
 def test_places_with_a_part_of_a_role_missing(copy):
     folder = copy("places")
     (folder / "metadata/test_unseen_2020.json").unlink()
-    assert len(matching(checked(folder, sample=1), "warning", "the split test_unseen is missing")) == 1
+    assert len(matching(checked(folder, sample=1), "warning", "the split test_unseen is not there")) == 1
     shutil.copytree(folder / "metadata", folder.parent / "all")
     for split in ("dev_seen", "dev_unseen", "test_seen"):
         (folder / f"metadata/{split}_2020.json").unlink()
@@ -517,7 +569,7 @@ def test_what_two_splits_share_is_an_error(copy, layout, what):
         and not r.ok
         and "train" in found[0].what
         and "test" in found[0].what
-        and "remove them from train" in found[0].do
+        and "take them out of train" in found[0].do
     ), str(r)
 
 
@@ -710,8 +762,8 @@ def test_broken_shards(copy):
         and set(r.stats["splits"]) == {"train", "dev"}
     )
     tar.unlink()
-    assert "does not exist" in checked(folder).of("error")[0].what
-    with pytest.raises(ConfigError, match="shards contain images"):
+    assert "is not there" in checked(folder).of("error")[0].what
+    with pytest.raises(ConfigError, match="shards hold their images"):
         checked(folder, image_root=folder)
 
 
@@ -746,9 +798,9 @@ def test_bad_paths(tmp_path, clean):
     shutil.copytree(clean["places"] / "metadata", tmp_path / "two/metadata")
     for path, words in (
         (tmp_path / "gone", "does not exist"),
-        (tmp_path / "a.txt", "not metadata of a known kind"),
-        (tmp_path / "empty", "is not a corpus"),
-        (clean["places"] / "wavs", "is not a corpus"),
+        (tmp_path / "a.txt", "no metadata of a known kind"),
+        (tmp_path / "empty", "holds no corpus"),
+        (clean["places"] / "wavs", "holds no corpus"),
         (tmp_path / "two", "more than one corpus"),
     ):
         r = checked(path)
@@ -769,7 +821,7 @@ def test_bad_arguments(clean):
     for options, words in (
         ({"sample": 0}, "sample"),
         ({"workers": 0}, "workers"),
-        ({"kind": "plces"}, "no corpus kind 'plces'"),
+        ({"kind": "plces"}, "no kind 'plces'"),
         ({"nonsense": 1}, "no option 'nonsense'"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -851,8 +903,10 @@ def gone(folder, names="wavs/*"):
 
 
 SPELT = [
-    ("wavs\\s0.wav' is read as wavs/s0.wav", lambda k: (f"images\\p{k}.jpg", f"wavs\\s{k}.wav")),
-    ("wavs//s0.wav ' is read as wavs/s0.wav", lambda k: (f"./images/p{k}.jpg", f"wavs//s{k}.wav ")),
+    ("backslashes", lambda k: (f"images\\p{k}.jpg", f"wavs\\s{k}.wav")),
+    ("with blanks", lambda k: (f"./images/p{k}.jpg", f"wavs//s{k}.wav ")),
+    ("images/P0.JPG is images/p0.jpg", lambda k: (f"images/P{k}.JPG", f"wavs/s{k}.wav")),
+    ("wavs/s0.WAV is wavs/s0.wav", lambda k: (f"images/p{k}.jpeg", f"wavs/s{k}.WAV")),
 ]
 
 
@@ -880,6 +934,85 @@ def test_absolute_paths_elsewhere_are_told_once(tmp_path):
         and text.count("is absolute") == 3
     )
     assert checked(tmp_path / "c", image_root=tmp_path / "media", audio_root=tmp_path / "media").ok
+
+
+def test_one_file_of_two_splits_in_two_spellings(tmp_path):
+    table = own(
+        tmp_path / "c",
+        2,
+        listed=lambda k: (("images/p0.jpg", "IMAGES/P0.JPG")[k], f"wavs/s{k}.wav"),
+        head="image,audio,split",
+        more=lambda k: (",train", ",test")[k],
+    )
+    assert matching(checked(table), "error", "train and test share 1 image")
+
+
+# ---- advice on moved files
+
+
+def others(folder, kind):
+    "Another corpus in `folder` with files of the same names; its lists as `kind` has them."
+    own(folder)
+    (folder / "pairs.csv").unlink()
+    lists = {
+        "csv": "pairs.csv",
+        "tsv": "x.tsv",
+        "jsonl": "lists/x.jsonl",
+        "places": "metadata/train_2020.json",
+        "older": "metadata/val.json",
+        "spokencoco": "SpokenCOCO_train.json",
+        "facc": "flickr_audio/wav2capt.txt",
+        "shards": "shards-train.json",
+        "upper": "PAIRS.CSV",
+    }
+    path = folder / lists[kind]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"data": [{"wav": "a.wav"}]}')
+
+
+@pytest.mark.parametrize(
+    "kind", ["csv", "tsv", "jsonl", "places", "older", "spokencoco", "facc", "shards", "upper"]
+)
+@pytest.mark.parametrize("where", ["beside", "inside", "deep"])
+def test_files_of_another_corpus_are_not_advised(tmp_path, kind, where):
+    table = own(tmp_path / "mine")
+    gone(table.parent)
+    others(
+        {"beside": tmp_path / "other", "inside": tmp_path / "mine/sub/other", "deep": tmp_path / "x/y/other"}[
+            where
+        ],
+        kind,
+    )
+    (found,) = matching(checked(table), "error", "recordings missing")
+    assert "other" not in found.do and found.do.endswith(
+        "name the folder that holds them with --audio-root DIR."
+    )
+
+
+def test_part_of_the_files_beside_is_not_advised(tmp_path):
+    "Nearly all names have to be there, outside the own folder; below it one is enough."
+    table = own(tmp_path / "mine", 20)
+    (tmp_path / "mine/wavs").rename(tmp_path / "away")
+    (tmp_path / "backup/wavs").mkdir(parents=True)
+    for k in range(0, 20, 2):
+        shutil.copy(tmp_path / f"away/s{k}.wav", tmp_path / "backup/wavs")
+    assert "backup" not in checked(table).of("error")[0].do
+    for k in range(1, 20, 2):
+        shutil.copy(tmp_path / f"away/s{k}.wav", tmp_path / "backup/wavs")
+    assert f"add --audio-root {tmp_path / 'backup'}" in checked(table).of("error")[0].do
+    for k in range(1, 20):
+        (tmp_path / f"backup/wavs/s{k}.wav").unlink()
+    (tmp_path / "backup").rename(tmp_path / "mine/deep")
+    (tmp_path / "mine/deep").rename(tmp_path / "mine/images/deep")
+    assert f"add --audio-root {tmp_path / 'mine/images/deep'}" in checked(table).of("error")[0].do
+
+
+@pytest.mark.parametrize("name", [".Trash-1000", "__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN"])
+def test_folders_of_the_system_are_not_advised(tmp_path, name):
+    table = own(tmp_path / "mine")
+    (tmp_path / "mine" / name).mkdir()
+    (tmp_path / "mine/wavs").rename(tmp_path / "mine" / name / "wavs")
+    assert name not in str(checked(table))
 
 
 @pytest.mark.parametrize(
@@ -998,15 +1131,16 @@ def test_empty_texts(tmp_path, texts, said):
     [
         (
             "spokencoco",
-            lambda d: d[0].update(captons=d[0].pop("captions")),
+            lambda d: d[0].update(captons=d[0].pop("captions") * 3),
             "error",
-            'no key "captions" (did you mean "captons"?)',
+            'no key "captions" (is "captons" meant?)',
         ),
+        ("places", lambda d: d[0].update(wave=d[0].pop("wav")), "warning", 'no key "wav" (is "wave" meant?)'),
         (
             "places",
-            lambda d: d[0].update(wave=d[0].pop("wav")),
-            "warning",
-            'no key "wav" (did you mean "wave"?)',
+            lambda d: d[0].update(Scenelabel=d[0].pop("scenelabel")),
+            "note",
+            'no key "scenelabel" (is "Scenelabel" meant?)',
         ),
         ("places", lambda d: d[0].update(asr_text="  "), "note", "1 of "),
         ("places", lambda d: d[0].update(text_alignment="0__A__100"), "warning", "the words end at 100 s"),
@@ -1020,7 +1154,16 @@ def test_slips_in_official_lists(copy, kind, spoil, severity, said):
     severity = "warning" if severity == "error" else severity
     assert said in " ".join(f.what + " ".join(f.where) for f in r.of(severity)), str(r)
     if kind == "spokencoco":
-        assert matching(r, "warning", "1 x missing key")
+        assert matching(r, "warning", "6 x missing key")
+
+
+def test_a_facc_number_that_is_not_that_of_its_recording(copy):
+    folder = copy("facc")
+    path = folder / "flickr_audio/wav2capt.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0].replace("#0", "#1"), *lines[1:]]) + "\n")
+    (found,) = matching(checked(folder, splits=["train"], sample=1), "warning", "1 x wrong number")
+    assert "ends in _0, and its line says #1" in found.where[0] and "which of the two numbers" in found.do
 
 
 def test_flickr_audio_alone(copy):

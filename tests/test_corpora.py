@@ -183,7 +183,7 @@ def test_spokencoco_without_karpathy(few, tmp_path):
     refused(
         lambda: spokencoco(tmp_path, "test"),
         "no split 'test'",
-        "its splits: train, val",
+        "there are train, val",
         "dataset_coco.json",
         "--karpathy PATH",
     )
@@ -291,6 +291,7 @@ WHERE = {
         "list",
         "no key",
         "object",
+        "deep",
         "zeros",
         "utf-16",
     ],
@@ -310,6 +311,7 @@ def test_broken_json(copy, which, fault):
         "list": b'[{"uttid": "u"}]',
         "no key": text.replace(f'"{key}"', f'"{key}x"', 1).encode(),
         "object": f'{{"{key}": {{"a": 1}}}}'.encode(),
+        "deep": f'{{"{key}": {"[" * 100_000}'.encode(),
         "zeros": bytes(5000),
         "utf-16": text.encode("utf-16"),
     }
@@ -327,12 +329,13 @@ def test_broken_json(copy, which, fault):
             "empty": ["is empty (0 bytes)"],
             "blank": ["is empty (3 bytes)"],
             "html": ['begins with "<"', "web page"],
-            "cut": [f"line {lines}, column", "not valid JSON", "may be truncated"],
+            "cut": [f"line {lines}, column", "not valid JSON", "may be cut off"],
             "comma": ["line ", "column", "not valid JSON"],
             "encoding": [f"line {lines}, byte {len(half.encode())}: 0xe9 is not UTF-8"],
             "list": ["holds a list", f'an object with the key "{key}"'],
-            "no key": [f'no key "{key}" (did you mean "{key}x"?)'],
+            "no key": [f'no key "{key}" (is "{key}x" meant?)'],
             "object": [f'"{key}" is an object; a list was expected'],
+            "deep": ["not readable as JSON"],
             "zeros": ["not valid JSON"],
             "utf-16": ["line 1, byte 0: 0xff is not UTF-8"],
         }[fault],
@@ -349,19 +352,17 @@ def test_missing_files(copy, tmp_path):
     refused(lambda: pairs(tmp_path / "nowhere.csv"), "nowhere.csv does not exist")
     refused(
         lambda: places_audio(copy / "places/metadata/train_2020.json"),
-        "is a file, not the folder of a corpus",
+        "is a file; the folder of the corpus was expected",
     )
     refused(
-        lambda: places_audio(copy / "facc"),
-        "no split 'train'; its splits: none",
-        "metadata/<split>_2020.json",
+        lambda: places_audio(copy / "facc"), "no split 'train'; there are none", "metadata/<split>_2020.json"
     )
     refused(
         lambda: places_audio(copy / "places", "train", metadata="not_there.json"),
         "not_there.json does not exist",
     )
-    refused(lambda: spokencoco(copy / "places"), "has no SpokenCOCO_<split>.json")
-    refused(lambda: flickr8k_audio(copy / "places"), "has no flickr_audio/wav2capt.txt")
+    refused(lambda: spokencoco(copy / "places"), "holds no SpokenCOCO_<split>.json")
+    refused(lambda: flickr8k_audio(copy / "places"), "holds no flickr_audio/wav2capt.txt")
     (copy / "spokencoco/SpokenCOCO_val.json").unlink()
     refused(
         lambda: spokencoco(copy / "spokencoco", "test", karpathy="dataset"), "SpokenCOCO_val.json is missing"
@@ -369,11 +370,12 @@ def test_missing_files(copy, tmp_path):
     for word in ("unrolled", "dataset"):
         refused(
             lambda word=word: spokencoco(spoiled(copy, word), karpathy=word),
-            f"has no {'dataset_coco' if word == 'dataset' else 'SpokenCOCO_<split>_unrolled_karpathy'}.json",
+            "holds no"
+            f" {'dataset_coco' if word == 'dataset' else 'SpokenCOCO_<split>_unrolled_karpathy'}.json",
         )
     refused(
         lambda: spokencoco(copy / "spokencoco", karpathy="unroled"),
-        "neither an existing file or folder",
+        "no such file or folder",
         "unrolled, dataset, none",
     )
     refused(lambda: spokencoco(copy / "spokencoco", karpathy=copy / "facc"), "no file of Karpathy's")
@@ -395,7 +397,7 @@ def check_skips(load, kinds, *said):
         corpus = load(False)
     assert corpus.skipped.counts == kinds, corpus.skipped
     assert any(
-        "left out" in str(w.message) and "`skipped` lists all" in str(w.message) for w in caught
+        "left out" in str(w.message) and "skipped lists all" in str(w.message) for w in caught
     ) == bool(corpus.skipped.left_out)
     text = "\n".join(f"{s.where}: {s.why}" for s in corpus.skipped)
     for words in said:
@@ -410,27 +412,29 @@ def check_skips(load, kinds, *said):
 
 RECORDS = [
     ({"wav": "/etc/passwd"}, "bad path", "the wav '/etc/passwd' is absolute"),
-    ({"wav": "wavs/../../x.wav"}, "bad path", "the wav 'wavs/../../x.wav' leaves its root"),
+    ({"wav": "wavs/../../x.wav"}, "bad path", "the wav 'wavs/../../x.wav' climbs out"),
     ({"image": "C:\\x.jpg"}, "bad path", "the image "),
-    ({"image": ""}, "bad path", "the image is not a path: ''"),
-    ({"wav": 17}, "bad path", "the wav is not a path: 17"),
-    ({"image": None}, "bad path", "the image is not a path: None"),
-    ({"image": ["a"]}, "bad path", "the image is not a path: ['a']"),
-    ({"image": "a\0.jpg"}, "bad path", "the image is not a path"),
+    ({"image": ""}, "bad path", "the image is no path: ''"),
+    ({"wav": 17}, "bad path", "the wav is no path: 17"),
+    ({"image": None}, "bad path", "the image is no path: None"),
+    ({"image": ["a"]}, "bad path", "the image is no path: ['a']"),
+    ({"image": "a\0.jpg"}, "bad path", "the image is no path"),
     ({"uttid": 17}, "bad name", '"uttid" is a number; a text was expected'),
     ({"uttid": ""}, "bad name", '"uttid" is empty'),
+    ({"uttid": "\ud800x"}, "bad name", "half a character"),
+    ({"wav": "x\udfff.wav"}, "bad name", "half a character"),
     ({"uttid": None}, "bad name", '"uttid" is null'),
 ]
 DEL = [
-    ("uttid", 'no key "uttid" (did you mean "uttidd"?); it has '),
-    ("wav", 'no key "wav" (did you mean "wavd"?)'),
-    ("image", 'no key "image" (did you mean "imaged"?)'),
+    ("uttid", 'no key "uttid" (is "uttidd" meant?); it has '),
+    ("wav", 'no key "wav" (is "wavd" meant?)'),
+    ("image", 'no key "image" (is "imaged" meant?)'),
 ]
 KEPT = [
     ({"speaker": 3}, "no speaker", '"speaker" is a number'),
     ({"speaker": ""}, "no speaker", '"speaker" is empty'),
     ({"asr_text": None}, "no text", '"asr_text" is null'),
-    ({"text_alignment": "0.1__A__0.2 0.3__B"}, "bad alignment", "the alignment has '0.3__B'"),
+    ({"text_alignment": "0.1__A__0.2 0.3__B"}, "bad alignment", "the alignment holds '0.3__B'"),
     ({"text_alignment": "2__B__1"}, "bad alignment", "'2__B__1'"),
     ({"text_alignment": 4}, "bad alignment", '"text_alignment" is a number'),
 ]
@@ -506,12 +510,12 @@ def test_nothing_usable(copy):
     changed(copy / "places/metadata/dev_seen_2020.json", change)
     refused(
         lambda: places_audio(copy / "places", "dev_seen"),
-        "places, split dev_seen: no usable caption",
-        'no key "wav" (did you mean "wave"?)',
+        "places, split dev_seen: not one usable caption",
+        'no key "wav" (is "wave" meant?)',
         "data[0]",
     )
     (copy / "places/metadata/dev_seen_2020.json").write_text('{"data": []}')
-    refused(lambda: places_audio(copy / "places", "dev_seen"), "no usable caption")
+    refused(lambda: places_audio(copy / "places", "dev_seen"), "not one usable caption")
 
 
 def test_an_image_in_several_records_is_one(copy):
@@ -545,8 +549,8 @@ def test_places_2020_before_the_older_files(copy):
     )
     refused(
         lambda: places_audio(copy / "places", "val"),
-        "no split 'val'; its splits: train, dev_seen, test_seen",
-        "val has parts",
+        "no split 'val'; there are train, dev_seen, test_seen",
+        "comes in parts",
     )
     assert (
         len(places_audio(copy / "places", "train", metadata=meta / "train.json"))
@@ -572,7 +576,7 @@ def test_places_metadata_elsewhere(copy, tmp_path):
     refused(
         lambda: places_audio(copy / "places", "dev", metadata=tmp_path / "lists"),
         "lists",
-        "dev has parts",
+        "dev comes in parts",
         "dev_seen",
     )
     for name in (
@@ -588,11 +592,24 @@ def test_places_metadata_elsewhere(copy, tmp_path):
         shutil.rmtree(target)
 
 
-def test_folders_of_the_images(exported, copy, tmp_path):
-    "A subfolder of any name is found; a folder that the caller names goes first."
+def test_base_paths(exported, copy, tmp_path):
+    "Used if the files are there and not below the root; the caller's word before both."
     base = {"image": exported / "places/images", "audio": exported / "places"}
+    # its files are the exported ones, which the base paths of the copy still name
     corpus = places_audio(copy / "places")
-    assert corpus.audio_root == copy / "places"
+    assert (corpus.image_root, corpus.audio_root) == (base["image"], base["audio"]) and len(
+        present(corpus, strict=True)
+    ) == len(corpus)
+    path = copy / "places/metadata/train_2020.json"
+    for wrong in ("/nowhere/images", "", None, 7, str(tmp_path)):
+        path.write_text(
+            json.dumps({"data": read_json(path)["data"], "image_base_path": wrong, "audio_base_path": wrong})
+        )
+        corpus = places_audio(copy / "places")
+        assert corpus.audio_root == copy / "places" and corpus.image_root in (
+            copy / "places/images",
+            copy / "places",
+        )
     (copy / "places/Places205").symlink_to(base["image"])
     assert places_audio(copy / "places").image_root == copy / "places/Places205"
     corpus = places_audio(copy / "places", image_root=base["image"], audio_root=str(base["audio"]))
@@ -601,7 +618,7 @@ def test_folders_of_the_images(exported, copy, tmp_path):
         refused(
             lambda which=which: places_audio(copy / "places", **{which: tmp_path / "none"}),
             f"{which} ",
-            "is not a folder",
+            "is no folder",
         )
 
 
@@ -626,6 +643,11 @@ def coco_change(copy, change, name="SpokenCOCO_train.json"):
 
 COCO_FAULTS = [
     (
+        lambda d: d[0]["captions"][0].update(uttid="spk_999_12"),
+        {"uttid of another image": 1},
+        "data[0].captions[0]: 'spk_999_12' is of image 999, and is listed under train2014/",
+    ),
+    (
         lambda d: d[0]["captions"][0].update(wav="/x.wav"),
         {"bad path": 1},
         "data[0].captions[0]: the wav '/x.wav' is absolute",
@@ -637,7 +659,7 @@ COCO_FAULTS = [
         {"not a record": 1},
         'data[0]: "captions" is an object; a list was expected',
     ),
-    (lambda d: d[1].update(image=5), {"bad path": "all"}, "data[1].captions[0]: the image is not a path: 5"),
+    (lambda d: d[1].update(image=5), {"bad path": "all"}, "data[1].captions[0]: the image is no path: 5"),
     (
         lambda d: d[1].pop("image"),
         {"missing key": "all"},
@@ -660,7 +682,7 @@ def test_spokencoco_faults(copy, change, kinds, said, karpathy):
     captions = len(read_json(copy / "spokencoco/SpokenCOCO_train.json")["data"][1].get("captions", ()))
     # all captions of the entry are lost
     kinds = {kind: captions if n == "all" else n for kind, n in kinds.items()}
-    if karpathy == "dataset" and ("image is not a path" in said or 'no key "image"' in said):
+    if karpathy == "dataset" and ("image is no path" in said or 'no key "image"' in said):
         kinds = {**kinds, "no spoken captions": 1}  # its name is lost
     check_skips(
         lambda strict: spokencoco(copy / "spokencoco", "train", karpathy=karpathy, strict=strict),
@@ -731,7 +753,7 @@ def test_which_files_of_spokencoco(few, copy):
         and words(spokencoco(root, "dev"))
         and splits_of(root) == ["train", "val", "test"]
     )
-    refused(lambda: spokencoco(root, "test", karpathy="unrolled"), "no split 'test'; its splits: train, val")
+    refused(lambda: spokencoco(root, "test", karpathy="unrolled"), "no split 'test'; there are train, val")
     assert (
         words(spokencoco(root, "test", karpathy=moved))
         and words(load_corpus(moved))
@@ -740,7 +762,7 @@ def test_which_files_of_spokencoco(few, copy):
     listing = (root / "dataset_coco.json").rename(copy / "dataset_coco.json")
     refused(
         lambda: spokencoco(root, "test"),
-        "no split 'test'; its splits: train, val",
+        "no split 'test'; there are train, val",
         "dataset_coco.json beside them",
     )
     assert (
@@ -808,12 +830,42 @@ def test_shapes_of_an_unrolled_entry(tmp_path):
         ) and not corpus.skipped
     for entry, why in (
         ({**image, "caption": [said]}, "a list; an object was expected"),
-        ({**image, "captoin": said}, 'no key "captions" (did you mean "captoin"?)'),
+        ({**image, "captoin": said}, 'no key "caption" (is "captoin" meant?)'),
     ):
         write_json(
             tmp_path / "SpokenCOCO_test_unrolled_karpathy.json", {"data": [entry, {**image, "caption": said}]}
         )
         assert [s.why.startswith(why) for s in spokencoco(tmp_path, "test").skipped] == [True]
+
+
+@pytest.mark.parametrize(
+    "uttid,good",
+    [
+        ("a_7_1", True),
+        ("a_07_1", True),
+        ("a_8_1", False),
+        ("7_1", True),
+        ("free", True),
+        ("a_b_7_1", True),
+        ("a_x_1", True),
+        ("a_0_1", False),
+        ("a_²_1", True),
+        (f"a_{'9' * 5000}_1", False),
+    ],
+)
+def test_the_image_in_an_uttid(tmp_path, uttid, good):
+    entry = {
+        "image": "val2014/COCO_val2014_000000000007.jpg",
+        "captions": [
+            {"text": "t", "speaker": "s", "uttid": uttid, "wav": "x.wav"},
+            {"text": "t", "speaker": "s", "uttid": "q", "wav": "q.wav"},
+        ],
+    }
+    write_json(tmp_path / "SpokenCOCO_val.json", {"data": [entry]})
+    assert spokencoco(tmp_path, "val").skipped.counts == ({} if good else {"uttid of another image": 1})
+    # an image without a number says nothing
+    write_json(tmp_path / "SpokenCOCO_val.json", {"data": [{**entry, "image": "val2014/photo.jpg"}]})
+    assert not spokencoco(tmp_path, "val").skipped
 
 
 def test_restval(few, copy):
@@ -860,13 +912,13 @@ FACC_FAULTS = [
         "flickr_audio/wav2capt.txt",
         lambda lines: lines.__setitem__(2, re.sub("#.*", "1", lines[2])),
         {"bad line": 1},
-        "wav2capt.txt, line 3: '1' is not #number",
+        "wav2capt.txt, line 3: '1' is no #number",
     ),
     (
         "flickr_audio/wav2capt.txt",
         lambda lines: lines.__setitem__(2, re.sub("#.*", "#two", lines[2])),
         {"bad line": 1},
-        "'#two' is not #number",
+        "'#two' is no #number",
     ),
     ("flickr_audio/wav2capt.txt", lambda lines: lines.append(lines[0]), {"duplicate": 1}, "was there before"),
     (
@@ -963,7 +1015,7 @@ def test_facc_files_that_are_not_there(copy):
     assert corpus.texts is None and corpus.captions[0].text == "" and not corpus.skipped
     (root / "Flickr8k_text/Flickr_8k.testImages.txt").unlink()
     refused(
-        lambda: flickr8k_audio(root, "test"), "no split 'test'; its splits: train, dev", "Flickr8k_text.zip"
+        lambda: flickr8k_audio(root, "test"), "no split 'test'; there are train, dev", "Flickr8k_text.zip"
     )
     (root / "flickr_audio/wav2spk.txt").write_bytes(b"")
     refused(lambda: flickr8k_audio(root), "wav2spk.txt is empty")
@@ -1059,10 +1111,10 @@ def test_tables(tmp_path, suffix):
         and recognise(path) == "pairs"
         and load_corpus(path, "dev").fingerprint == dev.fingerprint
     )
-    refused(lambda: pairs(path), "has the splits train, dev: name one")
-    refused(lambda: pairs(path, "test"), "no split 'test'; its splits: train, dev")
+    refused(lambda: pairs(path), "holds the splits train, dev: say which")
+    refused(lambda: pairs(path, "test"), "no split 'test'; there are train, dev")
     assert pairs(path, "train", audio_root=tmp_path.parent).audio_path(0) == tmp_path.parent / "s/1.wav"
-    refused(lambda: pairs(path, "train", image_root=tmp_path / "none"), "is not a folder")
+    refused(lambda: pairs(path, "train", image_root=tmp_path / "none"), "is no folder")
 
 
 def test_the_least_table(tmp_path):
@@ -1078,10 +1130,10 @@ def test_the_least_table(tmp_path):
         None,
     ) and not corpus.skipped
     assert load_corpus(tmp_path).fingerprint == corpus.fingerprint and splits_of(tmp_path) == ["holiday"]
-    refused(lambda: pairs(path, "train"), "no split 'train'; its splits: holiday", "no column 'split'")
+    refused(lambda: pairs(path, "train"), "no split 'train'; there is holiday", "no column 'split'")
     table(tmp_path / "test.csv", [dict(image="b.jpg", audio="3.wav")])  # a table a split
     assert splits_of(tmp_path) == ["holiday", "test"] and load_corpus(tmp_path, "test").n_images == 1
-    refused(lambda: load_corpus(tmp_path), "holiday, test: name one")
+    refused(lambda: load_corpus(tmp_path), "holiday, test: say which")
 
 
 @pytest.mark.parametrize(
@@ -1091,12 +1143,12 @@ def test_the_least_table(tmp_path):
             "image,wav\na,b\n",
             "has no column 'audio'; its columns are image, wav. Known are image, audio, text",
         ),
-        ("imgae,audio\n", "unknown column 'imgae'; did you mean 'image'?"),
-        ("image,audio,speakr\n", "unknown column 'speakr'; did you mean 'speaker'?"),
-        ("image,audio,image\n", "the column image occurs twice"),
+        ("imgae,audio\n", "the column 'imgae' is not known; is 'image' meant?"),
+        ("image,audio,speakr\n", "'speakr' is not known; is 'speaker' meant?"),
+        ("image,audio,image\n", "the column image is there twice"),
         ("image|audio\n", "separated by commas"),
-        ("Image,Audio\n", "did you mean 'image'?"),
-        ("image,audio\n", "no usable caption"),
+        ("Image,Audio\n", "is 'image' meant?"),
+        ("image,audio\n", "not one usable caption"),
         ('image,audio\na,"b\n', "line 2: unexpected end of data"),
         (",\n\n", "has no column 'image'; its columns are"),
         ("", "is empty"),
@@ -1106,7 +1158,7 @@ def test_the_least_table(tmp_path):
 def test_tables_that_cannot_be(tmp_path, text, said):
     (tmp_path / "mine.csv").write_text(text)
     if text == ",\n\n":
-        said = "no usable caption"
+        said = "not one usable caption"
     refused(lambda: pairs(tmp_path / "mine.csv"), "mine", said)
 
 
@@ -1115,8 +1167,8 @@ def test_tables_that_cannot_be(tmp_path, text, said):
     [
         ('{"image": "a", "audio": "b"}\n{"image": \n', "mine.jsonl, line 2, column"),
         ('{"image": "a"}\n', "has no column 'audio'"),
-        ('{"image": "a", "audio": "b", "txt": ""}', "did you mean 'text'?"),
-        ("[1]\n", "no usable caption"),
+        ('{"image": "a", "audio": "b", "txt": ""}', "is 'text' meant?"),
+        ("[1]\n", "not one usable caption"),
         ("[[" + "[" * 100_000, "line 1"),
     ],
 )
@@ -1156,7 +1208,7 @@ def test_rows_left_out(tmp_path):
             "bad alignment": 1,
         },
         "mine.jsonl, line 2: a number; an object was expected",
-        "line 3: the audio is not a path: 3",
+        "line 3: the audio is no path: 3",
         "line 4: no key",
         '"audoi"',
         'line 5: "speaker" is a number',
@@ -1178,9 +1230,9 @@ def test_what_is_recognised(exported, copy, tmp_path):
         for f in fs:
             assert recognise(exported / name / f) == name
     refused(lambda: recognise(tmp_path / "none"), "none does not exist")
-    refused(lambda: recognise(exported / "spokencoco/dataset_coco.json"), "not metadata of a known kind")
+    refused(lambda: recognise(exported / "spokencoco/dataset_coco.json"), "no metadata of a known kind")
     (tmp_path / "empty").mkdir()
-    said = refused(lambda: load_corpus(tmp_path / "empty", "train"), "is not a corpus", "Found: nothing")
+    said = refused(lambda: load_corpus(tmp_path / "empty", "train"), "holds no corpus", "Found: nothing")
     for what in (
         "shards-<split>.json",
         "metadata/<split>_2020.json",
@@ -1219,12 +1271,12 @@ def test_options_and_names(exported):
     ):
         load_corpus(exported / "places", "train", karpathy="none")
     with pytest.raises(
-        ConfigError, match="no corpus kind 'place'; the kinds are places, spokencoco, facc, pairs, shards"
+        ConfigError, match="no kind 'place' of corpus; there are places, spokencoco, facc, pairs, shards"
     ):
         load_corpus(exported / "places", "train", kind="place")
     with pytest.raises(ConfigError, match="no role 'valid' of 'places'"):
         protocol_splits("places", "valid")
-    refused(lambda: load_corpus(exported / "facc"), "train, dev, test: name one")
+    refused(lambda: load_corpus(exported / "facc"), "train, dev, test: say which")
     for asked, given in (
         ("dev-seen", "dev_seen"),
         ("val_seen", "dev_seen"),
@@ -1238,7 +1290,7 @@ def test_options_and_names(exported):
         _pick_split("val", ["val", "dev"], "x") == "val"
         and load_corpus(exported / "facc", "val").split == "dev"
     )
-    refused(lambda: _pick_split("valid", ["val", "dev"], "x"), "its splits: val, dev")
+    refused(lambda: _pick_split("valid", ["val", "dev"], "x"), "there are val, dev")
     assert [protocol_splits(k, "dev") for k in ("places", "spokencoco", "facc", "pairs")] == [
         ("dev_seen", "dev_unseen"),
         ("val",),
@@ -1259,7 +1311,7 @@ def test_shards_are_a_corpus_too(few, exported, tmp_path):
         c.text for c in corpus.captions
     ]
     assert load_corpus(tmp_path).split == "dev_seen"
-    refused(lambda: load_corpus(tmp_path, "train"), "no split 'train'; its splits: dev_seen")
+    refused(lambda: load_corpus(tmp_path, "train"), "no split 'train'; there is dev_seen")
 
 
 def test_columns_are_an_ordinary_corpus(few, exported):
@@ -1332,7 +1384,9 @@ def test_a_file_replaced_under_its_name_is_noticed(exported, tmp_path, what, cha
         path = getattr(corpus, f"{what}_path")(k)
         whole = path.read_bytes()
         change(path)
-        with pytest.raises(CheckpointError, match="the content of the training data has changed"):
+        with pytest.raises(
+            CheckpointError, match="the training data hold something else under the same names"
+        ):
             start(own(exported, tmp_path), tmp_path / "run")
         path.write_bytes(whole)
     assert start(own(exported, tmp_path), tmp_path / "run").record["steps"] == len(corpus) // 4
@@ -1349,7 +1403,7 @@ def test_a_file_of_the_dev_set_replaced_is_noticed(exported, tmp_path):
     dev = own(exported, tmp_path, "dev")
     start(own(exported, tmp_path), tmp_path / "run", dev=dev)
     same_size(dev.audio_path(2))
-    with pytest.raises(CheckpointError, match="the content of dev set dev has changed"):
+    with pytest.raises(CheckpointError, match="dev set dev holds something else"):
         start(own(exported, tmp_path), tmp_path / "run", dev=own(exported, tmp_path, "dev"))
 
 
@@ -1361,12 +1415,12 @@ def test_a_file_that_was_mended_is_no_other_corpus(exported, tmp_path):
     whole = [p.read_bytes() for p in paths]
     for p in paths[1::5]:
         p.write_bytes(p.read_bytes()[:100])
-    with pytest.raises(DataError, match="Repair the files"):
+    with pytest.raises(DataError, match="Mend the files"):
         start(corpus, tmp_path / "run")
     for p, b in zip(paths, whole, strict=True):
         p.write_bytes(b)
     assert list((tmp_path / "run").glob("checkpoints/step-*"))
-    with pytest.warns(UserWarning, match="The run resumes, since it had unreadable files"):
+    with pytest.warns(UserWarning, match="The run goes on, since it met unreadable files"):
         fitted = start(own(exported, tmp_path), tmp_path / "run")
     assert fitted.record["files_changed_at"]
 
@@ -1381,7 +1435,7 @@ def test_shards_are_known_by_their_checksums(exported, tmp_path):
     a, b = (load_corpus(tmp_path / name, "train") for name in ("a", "b"))
     assert a.fingerprint == b.fingerprint and a.marks != b.marks
     start(a, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="the content of the training data has changed"):
+    with pytest.raises(CheckpointError, match="the training data hold something else"):
         start(b, tmp_path / "run")
 
 
@@ -1468,7 +1522,11 @@ def test_paths_of_official_lists_in_any_form(exported, copy, kind, options, how)
         and not got.skipped
         and len(present(got, strict=True)) == len(want)
     )
-    assert len(got.notes) == 1 and "is read as" in got.notes[0]
+    assert (
+        len(got.notes) == 1
+        and "is read as" in got.notes[0]
+        and ("backslash" in got.notes[0]) == ("\\" in how("a/b"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -1540,6 +1598,18 @@ def test_paths_of_a_table_in_any_form(tmp_path, suffix, how):
     )
 
 
+def test_a_backslash_can_be_part_of_a_name(tmp_path):
+    "What is there as it is listed is taken; so are blanks."
+    rows = [("a\\b.jpg", "wavs/x .wav"), ("c.jpg ", "wavs/a\\b.wav")]
+    media(tmp_path, rows)
+    corpus = pairs(table(tmp_path / "t.csv", [dict(image=i, audio=a) for i, a in rows]))
+    assert (
+        [*corpus.image_names, *corpus.audio_names] == ["a\\b.jpg", "c.jpg ", "wavs/x .wav", "wavs/a\\b.wav"]
+        and len(present(corpus, strict=True)) == 2
+        and not corpus.notes
+    )
+
+
 def test_two_forms_of_a_path_are_one_picture(tmp_path):
     rows = [("images/p0.jpg", "a.wav"), ("images\\p0.jpg", "b.wav"), ("./images/p1.jpg", "c.wav")]
     media(tmp_path, PLAIN)
@@ -1548,6 +1618,64 @@ def test_two_forms_of_a_path_are_one_picture(tmp_path):
         "images/p0.jpg",
         "images/p1.jpg",
     ] and corpus.image_of_caption.tolist() == [0, 0, 1]
+
+
+DISK = {
+    "suffix": ("s{}.wav", "s{}.WAV", "p{}.JPG", "p{}.jpg"),
+    "stem": ("s{}.wav", "S{}.WAV", "P{}.jpg", "p{}.jpg"),
+    "jpeg": ("s{}.wav", "s{}.wav", "p{}.jpg", "p{}.jpeg"),
+    "jpg": ("s{}.wav", "s{}.wav", "p{}.JPEG", "p{}.jpg"),
+    "nfc": ("\u00e9{}.wav", "e\u0301{}.wav", "\u00fc{}.jpg", "u\u0308{}.jpg"),
+    "nfd": ("e\u0301{}.wav", "\u00e9{}.wav", "u\u0308{}.jpg", "\u00fc{}.jpg"),
+    "hangul": ("\uac00{}.wav", "\u1100\u1161{}.wav", "p{}.jpg", "p{}.jpg"),
+}
+
+
+@pytest.mark.parametrize("listed_sound, sound, listed_picture, picture", DISK.values(), ids=DISK)
+def test_files_that_the_disk_spells_otherwise(tmp_path, listed_sound, sound, listed_picture, picture):
+    media(tmp_path, [("Images/" + picture.format(k), "wavs/" + sound.format(k)) for k in range(3)])
+    corpus = pairs(
+        table(
+            tmp_path / "t.csv",
+            [
+                dict(image="images/" + listed_picture.format(k), audio="Wavs/" + listed_sound.format(k))
+                for k in range(3)
+            ],
+        )
+    )
+    again = pickle.loads(pickle.dumps(corpus))
+    assert len(present(corpus, strict=True)) == 3 and corpus.image_names[
+        0
+    ] == "images/" + listed_picture.format(0)  # the fingerprint is that of the list
+    for c in (corpus, again, present(corpus)):
+        assert c.audio_path(2) == tmp_path / "wavs" / sound.format(2) and c.image_path(
+            1
+        ) == tmp_path / "Images" / picture.format(1)
+
+
+def test_another_listed_file_never_stands_in(tmp_path):
+    """Names that differ in case alone can be two recordings; two files alike, or two lines that mean one
+    file, are no answer."""
+    media(tmp_path, [("p.jpg", "a.wav"), ("p.jpg", "B.wav"), ("p.jpg", "b.WAV"), ("p.jpg", "c.WAV")])
+    corpus = pairs(
+        table(
+            tmp_path / "t.csv",
+            [dict(image="p.jpg", audio=a) for a in ("a.wav", "A.wav", "b.wav", "c.wav", "C.wav", "maße.wav")],
+        )
+    )
+    assert list(present(corpus).audio_names) == ["a.wav"] and corpus.audio_path(1) == tmp_path / "A.wav"
+    said = {s.where: s.why for s in present(corpus).skipped}
+    assert (
+        "there are B.wav and b.WAV, and it is not clear" in said["b.wav"]
+        and "there is a.wav, and" in said["A.wav"]
+        and said["maße.wav"].endswith("is not there")
+    )
+
+
+def test_the_root_is_found_by_another_spelling(tmp_path):
+    (tmp_path / "a").mkdir()
+    media(tmp_path / "b", [("x.JPG", "x.WAV")])
+    assert _find_root([tmp_path / "a", tmp_path / "b"], ["x.jpg"]) == tmp_path / "b"
 
 
 # ---- absolute paths
@@ -1564,11 +1692,13 @@ def absolute(tmp_path, how, image_base, audio_base, suffix=".csv", **options):
     "how",
     [
         str,
+        lambda p: p.as_uri(),
+        lambda p: "file://localhost" + str(p),
         lambda p: str(p).replace("/c/", "/c/./"),
         lambda p: f'"{p}"',
         lambda p: f"{p} ",
     ],
-    ids=["path", "dot", "quoted", "blank"],
+    ids=["path", "uri", "localhost", "dot", "quoted", "blank"],
 )
 def test_absolute_paths_below_the_root(tmp_path, suffix, how):
     "They become relative: the corpus is the same as with relative paths, wherever it lies."
@@ -1588,7 +1718,7 @@ def test_absolute_paths_below_the_given_roots(tmp_path):
     media(tmp_path / "x", PLAIN)
     refused(
         lambda: absolute(tmp_path, str, tmp_path / "x", tmp_path / "x"),
-        "is absolute",
+        f"and not below {tmp_path}/c",
         "--image-root DIR",
     )
     roots = dict(image_root=tmp_path / "x/images", audio_root=tmp_path / "x")
@@ -1656,6 +1786,7 @@ OUT = [
     "/etc/passwd",
     "{root}/../x.wav",
     "{root}/wavs/../../x.wav",
+    "{root}/out/x.wav",
     "{root}2/x.wav",
     "file:///etc/passwd",
     "//server/share/x.wav",
@@ -1669,6 +1800,7 @@ OUT = [
     '"../x.wav"',
     "\\x.wav",
     "https://example.org/x.wav",
+    "{root}/wavs/leads_out.wav",
     "/",
     " ",
 ]
@@ -1679,6 +1811,8 @@ def test_paths_that_lead_out(tmp_path, path):
     root = tmp_path / "c"
     media(root, PLAIN)
     media(tmp_path, [("x.jpg", "x.wav")])
+    (root / "out").symlink_to(tmp_path)
+    (root / "wavs/leads_out.wav").symlink_to(tmp_path / "x.wav")
     corpus = pairs(
         table(
             root / "t.csv",
@@ -1703,6 +1837,10 @@ def test_the_option_is_said_once(tmp_path):
         "image_root=DIR",
     )
     assert said.count("--image-root") == said.count("--audio-root") == said.count("Remedy") == 1
+    assert "List the paths relative" in refused(
+        lambda: absolute(tmp_path, lambda p: "C:" + str(p).replace("/", "\\"), tmp_path, tmp_path),
+        "a path of Windows",
+    )
 
 
 # ---- tables as programs write them
@@ -1804,6 +1942,16 @@ def test_what_macos_keeps_beside_a_file(tmp_path):
         refused(lambda name=name: load_corpus(tmp_path / name), name, "AppleDouble")
 
 
+def test_a_folder_with_lists_of_its_own_is_no_root(tmp_path):
+    "Another corpus inside the folder: its files of the same names are not taken."
+    media(tmp_path / "other", PLAIN)
+    table(tmp_path / "other/pairs.csv", [dict(image=i, audio=a) for i, a in PLAIN])
+    corpus = pairs(table(tmp_path / "t.csv", [dict(image=i, audio=a) for i, a in PLAIN]))
+    assert corpus.audio_root == corpus.image_root == tmp_path
+    (tmp_path / "other/pairs.csv").unlink()
+    assert pairs(tmp_path / "t.csv").audio_root == tmp_path / "other"
+
+
 def test_splits_that_are_numbers_stay_apart(tmp_path):
     table(tmp_path / "t.jsonl", [dict(image="a", audio=f"{k}.wav", split=k % 2) for k in range(4)])
     assert splits_of(tmp_path / "t.jsonl") == ["0", "1"] and len(load_corpus(tmp_path / "t.jsonl", "1")) == 2
@@ -1814,7 +1962,7 @@ def test_semicolons_in_a_table_whose_lines_end_with_cr(tmp_path):
     assert list(pairs(tmp_path / "t.csv").audio_names) == ["1.wav"]
 
 
-# ---- one recording for two pictures; missing keys
+# ---- one recording for two pictures; keys that are misspelt
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
@@ -1832,6 +1980,81 @@ def test_one_recording_for_two_pictures(tmp_path, suffix):
     )
 
 
+SLIPS = ["captons", "caption_s", "Captions", "captionss", "captionns", "CAPTIONS"]
+
+
+@pytest.mark.parametrize("key", SLIPS)
+@pytest.mark.parametrize("karpathy", ["none", "dataset"])
+def test_all_captions_of_a_misspelt_key_are_counted(copy, key, karpathy):
+    def change(data):
+        data[0][key] = data[0].pop("captions") * 2
+
+    coco_change(copy, change)
+    n = len(read_json(copy / "spokencoco/SpokenCOCO_train.json")["data"][0][key])
+    corpus = spokencoco(copy / "spokencoco", "train", karpathy=karpathy)
+    assert (
+        corpus.skipped.counts == {"missing key": n}
+        and n > 2
+        and f'no key "captions" (is "{key}" meant?)' in str(corpus.skipped)
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, old, new",
+    [
+        ("places", "text_alignment", "text_alignmnt"),
+        ("places", "scenelabel", "scene_label"),
+        ("places", "text_alignment", "Text_Alignment"),
+        ("spokencoco", "text_alignment", "textalignment"),
+    ],
+)
+def test_optional_keys_that_are_misspelt(copy, kind, old, new):
+    path = (
+        copy
+        / kind
+        / {
+            "places": "metadata/train_2020.json",
+            "spokencoco": "SpokenCOCO_train_unrolled_karpathy_with_alignments.json",
+        }[kind]
+    )
+    data = read_json(path)["data"]
+    for r in [data[1], data[1].get("caption", {})]:
+        if old in r:
+            r[new] = r.pop(old)
+    if kind == "spokencoco":
+        data[1]["caption"][new] = data[1].pop(new, "") or data[1]["caption"].pop(new)
+    write_json(path, {"data": data})
+    corpus = load_corpus(copy / kind, "train")
+    assert (
+        corpus.skipped.counts == {"misspelt key": 1}
+        and f'no key "{old}" (is "{new}" meant?)' in str(corpus.skipped)
+        and not corpus.skipped.left_out
+    )
+
+
+@pytest.mark.parametrize(
+    "old, new", [("speaker", "speakr"), ("text", "txt"), ("uttid", "utt_id"), ("alignment", "alignmnt")]
+)
+def test_misspelt_keys_in_a_line_of_jsonl(tmp_path, old, new):
+    full = dict(image="a", audio="s", speaker="x", text="t", uttid="u", alignment="0__A__1")
+    corpus = pairs(
+        table(
+            tmp_path / "t.jsonl",
+            [
+                full,
+                {new if k == old else k: v for k, v in full.items()}
+                | {"audio": "r"}
+                | ({"uttid": "v"} if old != "uttid" else {}),
+            ],
+        )
+    )
+    assert (
+        len(corpus) == 2
+        and corpus.skipped.counts == {"misspelt key": 1}
+        and f'line 2: no key "{old}" (is "{new}" meant?)' in str(corpus.skipped)
+    )
+
+
 def test_keys_of_karpathys_listing(copy):
     changed(
         copy / "spokencoco/dataset_coco.json",
@@ -1841,8 +2064,39 @@ def test_keys_of_karpathys_listing(copy):
     refused(
         lambda: spokencoco(copy / "spokencoco", "test", karpathy="dataset"),
         "images[1]",
-        'no key "filename" (did you mean "file_name"?)',
+        'no key "filename" (is "file_name" meant?)',
     )
+
+
+# ---- FACC: what its names say
+
+
+@pytest.mark.parametrize(
+    "line, kind, said",
+    [
+        (
+            "train000000_scene_7.wav train000000_scene.jpg #8",
+            "wrong number",
+            "train000000_scene_7.wav ends in _7, and its line says #8",
+        ),
+        (
+            "train000000_scene_7.wav train000001_scene.jpg #7",
+            "recording of another image",
+            "is of train000000_scene.jpg, and is listed under train000001_scene.jpg",
+        ),
+    ],
+)
+def test_facc_names_against_their_lines(copy, line, kind, said):
+    facc_edit(copy, "flickr_audio/wav2capt.txt", lambda lines: lines.append(line))
+    facc_edit(copy, "flickr_audio/wav2spk.txt", lambda lines: lines.append("train000000_scene_7.wav 1"))
+    n = len(flickr8k_audio(copy / "facc", "train"))
+    corpus = flickr8k_audio(copy / "facc", "train")
+    assert (
+        corpus.skipped.counts == {kind: 1}
+        and said in str(corpus.skipped)
+        and bool(corpus.skipped.left_out) == (kind != "wrong number")
+    )
+    assert kind != "wrong number" or corpus.captions[n - 1].text == ""  # either text may be the wrong one
 
 
 @pytest.mark.parametrize("path", ["", "flickr_audio", "flickr_audio/wav2capt.txt"])
@@ -1850,4 +2104,4 @@ def test_flickr_audio_without_the_lists(copy, path):
     for p in (copy / "facc").glob("Flickr_8k.*"):
         p.unlink()
     for call in (lambda: splits_of(copy / "facc" / path), lambda: load_corpus(copy / "facc" / path, "train")):
-        refused(call, "has no Flickr_8k.trainImages.txt", "put them into", "facc")
+        refused(call, "holds no Flickr_8k.trainImages.txt", "put them into", "facc")

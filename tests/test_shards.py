@@ -563,7 +563,7 @@ def test_functions_of_the_corpus_page_work_or_say_why_not(shards):
         except DataError as e:
             assert "shards.select(keep)" in str(e)
     for path in (shards.image_path, shards.audio_path):
-        with pytest.raises(DataError, match=r"use image\(i\)"):
+        with pytest.raises(DataError, match=r"read them with image\(i\)"):
             path(0)
 
 
@@ -640,12 +640,15 @@ def test_the_system_is_told_once_what_will_be_needed(written, monkeypatch):
         for i in range(N):
             s.image(i)
     assert len(told) == s.shard_of_image.max() + 1
+    monkeypatch.setattr(_Reader, "FORGOTTEN", 0.0)
+    s.image(0), s.image(0)
+    assert len(told) == s.shard_of_image.max() + 3
     for i in range(N):
         open_shards(written, "train", readahead=False).image(i)
-    assert len(told) == s.shard_of_image.max() + 1
+    assert len(told) == s.shard_of_image.max() + 3
 
 
-# ---- interrupted, finished, changed
+# ---- interrupted, finished, mended
 
 
 class Stops(Corpus):
@@ -677,7 +680,7 @@ def test_goes_on_after_an_interruption(loose, written, tmp_path, j):
         and not [n for n in there if n.startswith(".")]
     )
     assert all((tmp_path / n).read_bytes() == (written / n).read_bytes() for n in whole)
-    with pytest.raises(DataError, match="was interrupted. The same call of write_shards resumes"):
+    with pytest.raises(DataError, match="was interrupted. The same call of write_shards goes on"):
         open_shards(tmp_path, "train")
     times = {n: (tmp_path / n).stat().st_mtime_ns for n in whole}
     (tmp_path / ".train-00007.tar.ab12_3cd.part").write_bytes(b"left by a process that was killed")
@@ -712,6 +715,20 @@ def test_finished_returns_at_once(loose, copy, monkeypatch):
     assert before == {p: p.stat().st_mtime_ns for p in copy.iterdir()}
 
 
+def test_makes_lost_shards_again(loose, copy, written):
+    (copy / "train-00000.tar").unlink()
+    (copy / "train-00002.tar").write_bytes(b"short")
+    assert _to_arrays(loose, copy)["written"] == 2 and listing(copy) == listing(written)
+
+
+def test_changed_files_are_no_way_to_mend(own, copy):
+    Image.new("RGB", (50, 50)).save(own.image_path(0))
+    (copy / "train-00000.tar").unlink()
+    with pytest.raises(DataError, match="have changed since. Write all anew"):
+        _to_arrays(own, copy)
+    assert not (copy / "train-00000.tar").exists() and not list(copy.glob(".*"))
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -730,7 +747,7 @@ def test_other_settings_are_refused(loose, copy, written, change, said):
 
 def test_another_corpus_is_refused_or_takes_the_place(loose, copy, written):
     other = corpus_module.select(loose, np.arange(len(loose)) < 6)
-    with pytest.raises(DataError, match="source fingerprint is.*source captions is.*Use another folder"):
+    with pytest.raises(DataError, match="source fingerprint is.*source captions is.*Give another folder"):
         _to_arrays(other, copy)
     assert listing(copy) == listing(written)
     result = _to_arrays(other, copy, overwrite=True)
@@ -749,7 +766,7 @@ def test_overwrite_writes_the_same_anew(loose, copy, written):
 def test_files_of_somebody_else_are_left_alone(loose, tmp_path):
     (tmp_path / "train-00000.tar").write_bytes(b"mine")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match="exists without an index"):
+    with pytest.raises(DataError, match="is there already, and no index says what it is"):
         _to_arrays(loose, tmp_path)
     assert (tmp_path / "train-00000.tar").read_bytes() == b"mine"
     _to_arrays(loose, tmp_path, overwrite=True)
@@ -773,9 +790,7 @@ def test_splits_share_a_folder(loose, tmp_path):
     s = open_shards(tmp_path, "dev-2")
     # the name of the split is part of it
     assert s.split == "dev-2" and s.fingerprint != s.source_fingerprint == few.fingerprint
-    with pytest.raises(
-        DataError, match="no shards of a split train; its splits: dev, dev-2, dev.x, dev_seen"
-    ):
+    with pytest.raises(DataError, match="no shards of a split train; there are dev, dev-2, dev.x, dev_seen"):
         open_shards(tmp_path, "train")
 
 
@@ -843,7 +858,7 @@ def test_unreadable_files_are_left_out_and_listed(own, loose, tmp_path):
     )
     whys = {k.where: k.why for k in s.skipped}
     assert (
-        "does not exist" in whys[loose.image_names[2]]
+        "is not there" in whys[loose.image_names[2]]
         and "truncated" in whys[loose.image_names[5]]
         and "empty" in whys[loose.uttids[0]]
     )
@@ -890,7 +905,7 @@ def test_nothing_readable(own, tmp_path):
     shutil.rmtree(own.audio_root / "wavs")
     with pytest.raises(DataError, match="max_unreadable"):
         _to_arrays(own, tmp_path / "s")
-    with pytest.raises(DataError, match="no usable caption"):
+    with pytest.raises(DataError, match="not one usable caption"):
         _to_arrays(own, tmp_path / "s", max_unreadable=1)
 
 
@@ -912,12 +927,11 @@ def test_what_was_left_out_before_is_remembered(own, tmp_path):
 def test_missing_and_truncated_shards(copy):
     (copy / "train-00001.tar").rename(copy / "elsewhere.tar")
     with pytest.raises(
-        DataError,
-        match=r"1 of \d+ shards cannot be used: .*train-00001.tar does not exist.*write the shards again",
+        DataError, match=r"1 of \d+ shards cannot be used: .*train-00001.tar is not there.*write_shards again"
     ):
         open_shards(copy, "train")
     (copy / "train-00001.tar").write_bytes((copy / "elsewhere.tar").read_bytes()[:-512])
-    with pytest.raises(DataError, match=r"train-00001.tar has [\d,]+ bytes, but [\d,]+ are listed"):
+    with pytest.raises(DataError, match=r"train-00001.tar has [\d,]+ bytes, and [\d,]+ are listed"):
         open_shards(copy, "train")
 
 
@@ -971,7 +985,7 @@ def test_a_shard_that_goes_while_it_is_used(copy):
 
 def test_nothing_there(tmp_path):
     for folder in (tmp_path, tmp_path / "no such folder"):
-        with pytest.raises(DataError, match="has no shards of a split train. Is it the folder"):
+        with pytest.raises(DataError, match="has no shards of a split train. Is that the folder"):
             open_shards(folder, "train")
         with pytest.raises(DataError, match="has no shards"):
             verify_shards(folder)
@@ -1024,4 +1038,37 @@ def test_columns_that_do_not_belong(copy, loose):
             _to_arrays(loose, copy)
     path.unlink()
     with pytest.raises(DataError, match="shards-train.npz cannot be read"):
+        open_shards(copy, "train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, row, value",
+    [
+        ("image_at", (0, 1), 10**9),
+        ("sound_at", (2, 0), 99),
+        ("sound_at", (0, 2), -5),
+        ("_image_of_caption", (0,), 1000),
+        ("image_at", None, None),
+        ("_samples", None, None),
+    ],
+)
+def test_columns_that_lie(copy, name, row, value):
+    "An index whose digests agree and whose content does not."
+    with np.load(copy / "shards-train.npz") as z:
+        columns = {k: z[k] for k in z.files}
+    if row is None:
+        columns[name] = columns[name][:-1]
+    else:
+        columns[name][row] = value
+    np.savez_compressed(copy / "shards-train.npz", **columns)
+    blob, meta = (copy / "shards-train.npz").read_bytes(), read_json(copy / "shards-train.json")
+    write_json(
+        copy / "shards-train.json",
+        {
+            **meta,
+            "columns": {"bytes": len(blob), "blake2b": hashlib.blake2b(blob, digest_size=16).hexdigest()},
+        },
+    )
+    with pytest.raises(DataError, match="is not what write_shards writes"):
         open_shards(copy, "train")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,18 @@ class Plain:
         return self.corpus.audio(j)
 
 
+def upload(explorer, content):
+    explorer.upload.value = (
+        {
+            "name": "../<b>.wav",
+            "type": "audio/wav",
+            "size": len(content),
+            "content": memoryview(content),
+            "last_modified": datetime.now(timezone.utc),
+        },
+    )
+
+
 def test_nothing_from_outside_becomes_markup():
     assert "<script" not in _table_html(["<script>"], [["<script>"]], "<script>")
     from sgmim.evaluation.figures import Picture
@@ -73,6 +86,30 @@ def test_every_control_has_a_name(model, corpus):
     ):
         assert all(c.description for c in explorer.controls.values())
         assert "<img" in explorer.shown.value and 'alt=""' not in explorer.shown.value
+
+
+def test_a_recording_of_ones_own(model, corpus):
+    import io
+
+    import soundfile
+
+    explorer, file = AttentionExplorer(model, corpus), io.BytesIO()
+    was = explorer.shown.value
+    soundfile.write(file, corpus.audio(7), 16_000, format="WAV")
+    upload(explorer, file.getvalue())
+    assert explorer.said.value == "" and explorer.shown.value != was and not explorer.words.children
+    mine = explorer.shown.value
+    explorer.controls["threshold"].value = 0.9  # still one's own
+    assert explorer.shown.value != mine and explorer.own is not None
+    for bad in (b"x", b"RIFF1234WAVE", b""):
+        upload(explorer, bad)
+        assert (
+            'role="alert"' in explorer.said.value
+            and "<b>" not in explorer.said.value
+            and explorer.own is not None
+        )
+    explorer.controls["caption"].value = 3  # back to the corpus
+    assert explorer.own is None and explorer.words.children and explorer.said.value == ""
 
 
 def test_photographs_are_seen_as_the_model_sees_them(model, corpus):
@@ -93,6 +130,19 @@ def test_photographs_are_seen_as_the_model_sees_them(model, corpus):
     gone.captions = np.where(gone.captions == 5, 999, gone.captions)
     with pytest.raises(DataError, match="caption 5 could not be read"):
         gone.ranked(5, "caption")
+
+
+def test_back_from_a_recording(model, corpus):
+    explorer = AttentionExplorer(model, corpus)
+    was, drawn, draw = explorer.shown.value, [], explorer.draw
+    explorer.draw = lambda **state: drawn.append(state) or draw(**state)
+    explorer.own = corpus.audio(9)
+    explorer.back.click()
+    assert (
+        explorer.own is None and explorer.shown.value == was and explorer.words.children and len(drawn) == 1
+    )
+    explorer.controls["caption"].value = 2
+    assert len(drawn) == 2  # once for each change
 
 
 def test_closing_leaves_other_explorers_alone(model, corpus):
@@ -121,6 +171,7 @@ def test_a_corpus_without_words(model, corpus):
     plain = Plain(corpus)
     explorer, finder = AttentionExplorer(model, plain), RetrievalExplorer(model, plain)
     assert not explorer.words.children and "<img" in explorer.shown.value and "<img" in finder.shown.value
+    assert "only the embedded corpus" in finder.box.children[-1].value
 
 
 @pytest.mark.slow
@@ -362,7 +413,7 @@ def test_widgets_outlive_run_all(lab, browser):
 
 
 @pytest.mark.slow
-def test_in_jupyterlab(lab, browser, tmp_path):
+def test_in_jupyterlab(lab, browser, corpus, tmp_path):
     """All cells are run; sliders are moved with the keyboard, a word is pressed, the direction is changed;
     each time something else is shown. Every picture says what it is."""
     from selenium.webdriver.common.by import By
@@ -437,6 +488,19 @@ def test_in_jupyterlab(lab, browser, tmp_path):
     assert "mod-info" in words[1].get_attribute("class") and "mod-info" not in words[0].get_attribute("class")
     browser.save_screenshot(str(shots / "widgets-attention.png"))
 
+    import soundfile
+
+    soundfile.write(tmp_path / "mine.wav", corpus.audio(7), 16_000)
+    # instead of the system's window to choose a file
+    browser.execute_script("HTMLInputElement.prototype.click = function () { document.body.append(this) }")
+    next(b for b in output(1).find_elements(By.CSS_SELECTOR, "button") if b.text.startswith("Upload")).click()
+    moves(
+        1,
+        lambda: browser.find_element(By.CSS_SELECTOR, "body > input[type=file]").send_keys(
+            str(tmp_path / "mine.wav")
+        ),
+    )
+    until(lambda: len(alts(1)) == 1)  # the words of the caption are gone: nobody says what is in a recording
     until(lambda: "Threshold (quantile)" == handle(1, 0).accessible_name)
 
     moves(2, lambda: handle(2, 1).send_keys(Keys.ARROW_RIGHT))  # the seed of the mask
@@ -447,7 +511,11 @@ def test_in_jupyterlab(lab, browser, tmp_path):
 
     (other,) = [b for b in output(3).find_elements(By.CSS_SELECTOR, "button") if "an image finds" in b.text]
     moves(3, other.click)
-    assert alts(3)[0].startswith("image ")
+    assert (
+        alts(3)[0].startswith("image ")
+        and "Hardest negatives" in output(3).text
+        and "colour" in output(3).text
+    )
     output(3).screenshot(str(shots / "widgets-retrieval.png"))
 
     until(lambda: alts(4) == ["losses and recalls up to step 8"])

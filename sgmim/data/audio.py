@@ -11,6 +11,8 @@ import contextlib
 import io
 import math
 import os
+import re
+import struct
 import warnings
 from pathlib import Path
 
@@ -20,21 +22,21 @@ from ..core import DataError, atomic_write
 
 # %% ../../nbs/data/00_audio.ipynb #5209b493
 RATE = 16_000  # Hz; what HuBERT was trained on
-_MIN_SAMPLES = 400  # the receptive field of HuBERT's CNN: a shorter waveform gives no frame
+_MIN_SAMPLES = 400  # the receptive field of HuBERT's CNN: a shorter waveform gives it not one frame
 
 # %% ../../nbs/data/00_audio.ipynb #d75dd95b
 def audio_problems(
     wave: np.ndarray,  # (L,)
     min_samples: int = _MIN_SAMPLES,  # fewer are too short
 ) -> list:  # any of 'empty', 'too short', 'not finite', 'silent'
-    "The problems of a waveform."
+    "What is wrong with a waveform."
     wave = np.asarray(wave)
     if wave.size == 0:
         return ["empty"]
-    problems = ["too short"] if wave.size < min_samples else []
+    found = ["too short"] if wave.size < min_samples else []
     if not np.isfinite(wave).all():
-        return problems + ["not finite"]
-    return problems + (["silent"] if np.abs(wave).max() < 1e-5 else [])  # less than half a 16-bit step
+        return found + ["not finite"]
+    return found + (["silent"] if np.abs(wave).max() < 1e-5 else [])  # 1e-5: below half a step of 16 bit
 
 # %% ../../nbs/data/00_audio.ipynb #736916ce
 def check_audio(
@@ -43,27 +45,25 @@ def check_audio(
     min_samples: int = _MIN_SAMPLES,  # fewer are too short
 ) -> list:  # ['silent'] or []
     "Raise `DataError` if a waveform cannot be encoded; warn if it is silent."
-    problems = audio_problems(wave, min_samples)
-    texts = {
+    found = audio_problems(wave, min_samples)
+    said = {
         "empty": "has no samples",
-        "not finite": "has NaN or infinite samples",
-        "too short": f"has {np.size(wave)} samples, but the first frame needs {min_samples}",
+        "not finite": "holds NaN or infinite samples",
+        "too short": f"has {np.size(wave)} samples, and the first frame needs {min_samples}",
     }
-    fatal = [texts[p] for p in problems if p in texts]
+    fatal = [said[p] for p in found if p in said]
     if fatal:
         raise DataError(f"{where} {' and '.join(fatal)}. Leave this record out, or record it again.")
-    if problems:
+    if found:
         warnings.warn(f"{where} is silent: every sample is (nearly) 0", stacklevel=2)
-    return problems
+    return found
 
 # %% ../../nbs/data/00_audio.ipynb #299e7386
 def to_mono(wave: np.ndarray) -> np.ndarray:  # floats, (L,) or (L, channels)
     "Mean of the channels, float32 (L,). Raises `DataError` for other shapes and for integer samples."
     wave = np.asarray(wave)
     if not np.issubdtype(wave.dtype, np.floating):
-        raise DataError(
-            f"samples are {wave.dtype}; give floats in [-1, 1] (16-bit integers: divide by 32768)"
-        )
+        raise DataError(f"samples are {wave.dtype}; give floats in [-1, 1] (of 16 bits: divide by 32768)")
     if wave.ndim == 2:
         wave = wave.mean(axis=1)
     if wave.ndim != 1:
@@ -78,7 +78,7 @@ def resample(
 ) -> np.ndarray:  # float32 (about L * to_rate / from_rate,)
     "Change the sampling rate of a waveform with soxr's HQ filter."
     if from_rate <= 0 or to_rate <= 0:
-        raise DataError(f"cannot resample from {from_rate} to {to_rate} Hz: rates must be greater than 0")
+        raise DataError(f"cannot resample from {from_rate} to {to_rate} Hz: rates are > 0")
     wave = to_mono(wave)
     if from_rate == to_rate or not len(wave):
         return wave
@@ -87,151 +87,334 @@ def resample(
     return soxr.resample(wave, from_rate, to_rate, quality="HQ")
 
 # %% ../../nbs/data/00_audio.ipynb #e1cea516
-def _wav_rest(source) -> int:
-    "Bytes after the last chunk of a wav; negative if the sound is longer than the file."
-    size, at = source.seek(0, 2), 12
-    while True:
-        source.seek(at)
-        head = source.read(8)
-        n = int.from_bytes(head[4:], "little")
-        if head[:4] == b"data" and n >= 0x7FFF0000:  # written to a pipe
-            return 0
-        end = at + 8 + n
-        if head[:4] == b"data" and end > size:
-            return size - end
-        if end > size or len(head) < 8 or not head[:4].strip().isalnum():
-            return size - at
-        at = min(end + n % 2, size)  # chunks start at even bytes
+def _wav_chunks(blob: bytes):
+    "Yield (name, position, size) of the chunks of a wav, as far as they go."
+    at = 12
+    while len(blob) >= at + 8:
+        name, n = struct.unpack("<4sI", blob[at : at + 8])
+        yield name, at, n
+        at += 8 + n + n % 2  # chunks begin at even bytes
+
+
+def _wav_end(path) -> int:
+    "Where the sound of a RIFF wav ends, by its header; the size of the file for streams and other formats."
+    size = os.path.getsize(path)
+    with open(path, "rb") as f:
+        head = f.read(65_536)
+    chunks = _wav_chunks(head) if head[:4] == b"RIFF" else ()
+    return next((at + 8 + n for name, at, n in chunks if name == b"data" and n < 0x7FFF0000), size)
 
 # %% ../../nbs/data/00_audio.ipynb #de11dd77
-_CUT = "{} is truncated, or its header states a wrong length. Download it again, or convert it to wav."
-
-
-def _check_ogg(path, source) -> None:
-    "Raise `DataError` if the last page of an Ogg file is incomplete; warn if it is not marked as the last."
-    source.seek(max(0, source.seek(0, 2) - 2**20))
-    tail = source.read()
-    page = tail[tail.rfind(b"OggS") :]
-    if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+def _check_ogg(path, blob=None) -> None:
+    """Walk the pages of an Ogg file (Vorbis, Opus), or of its content `blob`. `DataError` if one is
+    incomplete or a second recording follows; a warning if the end is not marked."""
+    size, at, last, data = os.path.getsize(path) if blob is None else len(blob), 0, None, False
+    with open(path, "rb") if blob is None else io.BytesIO(blob) as f:
+        while (head := f.read(27))[:4] == b"OggS":
+            lengths = f.read(head[26]) if len(head) == 27 else b""
+            end = at + len(head) + len(lengths) + sum(lengths)
+            if len(head) < 27 or len(lengths) < head[26] or end > size:
+                raise DataError(_CUT.format(path))
+            first, last = head[5] & 2, head[5] & 4
+            if first and data:
+                raise DataError(f"{path} holds several recordings one after the other. Split it.")
+            data, at = data or not first, end
+            f.seek(at)
+    if head and b"OggS".startswith(head):
         raise DataError(_CUT.format(path))
-    if not page[5] & 4:
-        why = "its last page is not marked as the last, so it may be truncated"
-        warnings.warn(f"{path}: {why}", stacklevel=2)
+    if last == 0:
+        said = "does not mark its last page as the last: it may have been cut between two pages"
+        warnings.warn(f"{path} {said}", stacklevel=2)
+
+
+_CUT = "{} is truncated: it ends before its sound does. Download or copy it again."
+
+# %% ../../nbs/data/00_audio.ipynb #7b83668a
+_KBPS = {
+    # by (MPEG version, layer)
+    (1, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (1, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+def _mp3_frame(head: bytes) -> tuple | None:
+    """(bytes, (version, layer, rate)) of the MPEG audio frame that starts with the four bytes `head`; None
+    if they are no frame's."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = {0: 2.5, 2: 2, 3: 1}.get(head[1] >> 3 & 3), 4 - (head[1] >> 1 & 3)
+    rate, speed, pad = head[2] >> 2 & 3, head[2] >> 4, head[2] >> 1 & 1
+    if version is None or layer == 4 or rate == 3 or speed in (0, 15):
+        return None
+    hertz = (44_100, 48_000, 32_000)[rate] // {1: 1, 2: 2, 2.5: 4}[version]
+    bits = 1000 * _KBPS[1 if version == 1 else 2, layer][speed]
+    slots = {1: 12, 2: 144, 3: 144 if version == 1 else 72}[layer]
+    return (slots * bits // hertz + pad) * (4 if layer == 1 else 1), (version, layer, hertz)
+
+# %% ../../nbs/data/00_audio.ipynb #4a39598f
+def _count_mp3(blob: bytes) -> tuple:
+    """Frames of an mp3: (position of the first, number, whether the last is incomplete). Bytes between
+    frames (tags, damage) are passed over: a frame counts if another of its kind follows it, or a tag, or
+    the end of the file."""
+    at, first, kind, n, size = 0, None, None, 0, len(blob)
+    while at < size - 4:
+        frame = _mp3_frame(blob[at : at + 4])
+        fits = frame and (kind is None or frame[1] == kind)
+        end = at + frame[0] if fits else 0
+        if fits and end > size:
+            return first, n, n > 0
+        tag = blob[end : end + 3] in (b"TAG", b"APE", b"LYR")
+        if fits and (end > size - 4 or tag or _followed(blob, at, frame, 1)):
+            first, kind, n, at = (at if first is None else first), frame[1], n + 1, end
+        elif first is not None and frame and _followed(blob, at, frame, 2):  # two more: no chance
+            raise DataError("an mp3 of several recordings of different rates or kinds")
+        else:
+            at = (blob.find(b"\xff", at + 1) + size + 1) % (size + 1)  # -1, not found: the end
+    return first, n, False
+
+
+def _followed(blob, at, frame, times) -> bool:
+    "Whether a frame at a byte is followed by this many frames of its kind."
+    for _ in range(times):
+        at, kind = at + frame[0], frame[1]
+        frame = _mp3_frame(blob[at : at + 4])
+        if frame is None or frame[1] != kind:
+            return False
+    return True
+
+
+def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
+    """An mp3 with a Xing header that has the right number of frames, from the first frame on; None if it
+    has one already. `DataError` if its last frame is incomplete and no header says so."""
+    try:
+        first, n, cut = _count_mp3(blob)
+    except DataError as e:
+        raise DataError(f"{where} is {e}. Split it, or convert it to wav or flac.") from None
+    if first is None:
+        return None
+    length, (version, layer, _) = _mp3_frame(blob[first : first + 4])
+    head = blob[first : first + min(length, 64)]
+    tag = next((k for k in (head.find(b"Xing"), head.find(b"Info")) if k >= 0), -1)
+    if b"VBRI" in head:
+        return None
+    if tag >= 0:
+        said = int.from_bytes(head[tag + 8 : tag + 12], "big") if head[tag + 7] & 1 else None
+        if said is not None and (n - 1 <= said + 1 or cut):
+            return None  # some encoders count the header too; too few frames show in decoding
+        first, n = first + length, n - 1
+    elif cut:
+        raise DataError(_CUT.format(where))
+    return _xing(blob[first : first + 4], n) + blob[first:]
+
+
+def _xing(head: bytes, frames: int) -> bytes:
+    "A frame without sound of the kind of `head`, with the number of frames."
+    side = {(1, 1): 17, (1, 0): 32, (0, 1): 9, (0, 0): 17}[head[1] >> 3 & 1, int(head[3] >> 6 == 3)]
+    for speed in range(1, 15):
+        new = bytes([head[0], head[1] | 1, speed << 4 | head[2] & 0x0C, head[3]])
+        if (length := _mp3_frame(new)[0]) >= 4 + side + 12:
+            break
+    tag = b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
+    return (new + bytes(side) + tag).ljust(length, b"\0")
 
 # %% ../../nbs/data/00_audio.ipynb #09924051
-def _without_id3(file):
-    "An open file, or, if it begins with ID3v2 tags, its content without them."
-    head = file.read(3)
-    file.seek(0)
-    if head != b"ID3":
-        return file
-    blob, at = file.read(), 0
+def _id3_bytes(blob: bytes) -> int:
+    "Bytes of the ID3v2 tags at the beginning."
+    at = 0
     while blob[at : at + 3] == b"ID3" and len(blob) >= at + 10:
-        a, b, c, d = blob[at + 6 : at + 10]
-        footer = 10 * (blob[at + 5] >> 4 & 1)
-        at += 10 + (a << 21 | b << 14 | c << 7 | d) + footer
-    return io.BytesIO(blob[at:].lstrip(b"\0"))
+        size = blob[at + 6 : at + 10]
+        at += 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]) + 10 * (blob[at + 5] >> 4 & 1)
+    return at
+
+
+def _past_chunks(blob: bytes, at: int) -> int:
+    "The end of the chunks that begin at a byte: four printable characters and a size that fits, each."
+    while (
+        len(blob) >= at + 8
+        and blob[at : at + 4].strip().isalnum()
+        and (end := at + 8 + int.from_bytes(blob[at + 4 : at + 8], "little")) <= len(blob)
+    ):
+        at = end + end % 2
+    return at
+
+
+def _wav_to_its_end(blob: bytes) -> bytes | None:
+    "A wav whose data chunk has size 0 although sound follows, with the size of a stream; None for any other."
+    at = next((at for name, at, n in _wav_chunks(blob) if name == b"data" and n == 0), None)
+    if at is None or _past_chunks(blob, at + 8) >= len(blob):
+        return None  # nothing follows but other chunks
+    return blob[: at + 4] + b"\xff" * 4 + blob[at + 8 :]
+
+
+def _rest_of_wav(path) -> int:
+    "Bytes of a wav behind its sound that are no chunks; up to 4 kB count as none, and are not read."
+    end = _wav_end(path)
+    if os.path.getsize(path) - end <= 4096:
+        return 0
+    with open(path, "rb") as f:
+        f.seek(end + end % 2)
+        blob = f.read()
+    return max(0, len(blob) - _past_chunks(blob, 0))
+
+
+def _repaired(path) -> bytes | None:
+    "The content of a sound file as libsndfile reads it rightly; None if the file itself will do."
+    with open(path, "rb") as f:
+        head = f.read(65_536)
+
+        def rest():
+            return head + f.read()
+
+        if head[:3] == b"ID3":
+            blob = (blob := rest())[_id3_bytes(blob) :].lstrip(b"\0")
+            return (blob[:4] == b"RIFF" and _wav_to_its_end(blob)) or blob
+        if head[:4] == b"RIFF":
+            # 0: also where it lies further back
+            data = next((n for name, _, n in _wav_chunks(head) if name == b"data"), 0)
+            return _wav_to_its_end(rest()) if data == 0 else None
+        if head[:4] == b".snd" and head[8:12] == bytes(4):
+            return head[:8] + b"\xff" * 4 + rest()[12:]
+        if head[:4] == b"fLaC":
+            f.seek(max(0, os.path.getsize(path) - 128))
+            if f.read(3) == b"TAG":
+                f.seek(0)
+                return f.read()[:-128]
+        if head[:1] == b"\0" and _mp3_frame(head.lstrip(b"\0")[:4]):
+            return rest().lstrip(b"\0")  # padding in front
 
 # %% ../../nbs/data/00_audio.ipynb #b317cc08
-_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # the end of others is not checked
-_MAX_REST = 1024  # bytes after the sound that are taken for tags
+# whose end can be checked
+_SOUND_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 MAX_PEAK = 8.0  # float samples beyond it are integers written as floats
 
 
 @contextlib.contextmanager
 def _open_sound(path):
-    """Yield the `soundfile.SoundFile` of a file and the open source it reads. Raises `DataError` for other
-    formats, and the errors of libsndfile."""
+    """A `soundfile.SoundFile` of a file's content, to be read from its beginning to its end, whatever the
+    file is called. Raises `DataError` for formats that are not read here, and what libsndfile raises."""
+    with contextlib.ExitStack() as opened:
+        f = opened.enter_context(_sound_file(path, blob := _repaired(path)))
+        if f.format not in _SOUND_FORMATS:
+            raise DataError(f"{path} is in the format {f.format}, not read here. Convert it to wav or flac.")
+        if f.format == "MP3" and (whole := _with_mp3_header(blob or Path(path).read_bytes(), path)):
+            f = opened.enter_context(_sound_file(path, whole))
+        f.seekable = lambda: False  # reading goes forward alone: FLAC of unknown length cannot be sought in
+        yield f
+
+
+@contextlib.contextmanager
+def _sound_file(path, blob=None):
+    "The `SoundFile` of a file, or of a `blob` of bytes."
     import soundfile
 
-    with open(path, "rb", buffering=0) as file:
-        source = _without_id3(file)
-        with soundfile.SoundFile(file.fileno() if source is file else source, closefd=False) as f:
-            if f.format not in _FORMATS:
-                raise DataError(f"{path} has the format {f.format}. Convert it to wav or flac.")
-            f.seekable = lambda: False  # a FLAC of unknown length cannot be sought in
-            yield f, source
+    with open(path, "rb") if blob is None else io.BytesIO(blob) as source:
+        with soundfile.SoundFile(source.fileno() if blob is None else source, closefd=False) as f:
+            yield f
 
 
 def sound_length(
     path,  # of a sound file
-) -> tuple:  # (samples, rate in Hz); 0 samples where the headers do not state the number
-    "The length of a sound file, from its headers. Raises `DataError` and the errors of libsndfile."
-    with _open_sound(path) as (f, _):
+) -> tuple:  # (samples, rate in Hz); 0 samples where the headers do not say
+    "The length of a sound file, from its headers. Raises `DataError` and what libsndfile raises."
+    with _open_sound(path) as f:
         return (0 if f.frames >= 2**62 else f.frames), f.samplerate
 
 
 def sound_facts(
     path,  # of a sound file
-) -> dict:  # rate (Hz), channels, format
-    "Properties of a sound file, from its headers. Raises `DataError` and the errors of libsndfile."
-    with _open_sound(path) as (f, _):
-        return {"rate": f.samplerate, "channels": f.channels, "format": f"{f.format} {f.subtype}"}
+) -> dict:  # rate (Hz), channels, format, peak (of the samples as stored if they are floats, else 0)
+    "What a sound file holds. Raises `DataError` and what libsndfile raises."
+    with _open_sound(path) as f:
+        facts, peak = {"rate": f.samplerate, "channels": f.channels, "format": f"{f.format} {f.subtype}"}, 0.0
+        while f.subtype in ("FLOAT", "DOUBLE") and len(piece := f.read(1 << 20, always_2d=True)):
+            peak = max(peak, float(np.abs(piece).max()))
+    return facts | {"peak": peak}
+
+
+def _is_short(path, f) -> bool:
+    "Whether the header of a file promises more sound than the file holds."
+    if f.format == "NIST":
+        with open(path, "rb") as source:
+            said = re.search(rb"sample_count -i (\d+)", source.read(4096))
+        return bool(said) and int(said[1]) > f.frames
+    # libsndfile's log
+    sizes = re.findall(r"(?:data|SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)", f.extra_info)
+    return any(int(there) < int(said) < 0x7FFF0000 for said, there in sizes) or _wav_end(
+        path
+    ) > os.path.getsize(path)
 
 
 def _decode(path, max_seconds):
-    "Samples (n, channels) float32 and their rate. Raises `DataError` and the errors of libsndfile."
-    with _open_sound(path) as (f, source):
+    """Samples (n, channels) float32 and their rate. Raises whatever the decoder raises, and `DataError` if
+    the file is cut short."""
+    blob = _repaired(path)
+    _check_ogg(path, blob)
+    with _open_sound(path) as f:
         most = math.inf if max_seconds is None else math.ceil((max_seconds + 0.1) * f.samplerate)
         pieces, left = [], min(f.frames, most)  # piece by piece: a damaged header can promise terabytes
         while left > 0 and len(piece := f.read(min(left, 1 << 20), dtype="float32", always_2d=True)):
             pieces.append(piece)
             left -= len(piece)
-        slack = 2304 if f.format == "MP3" else 0  # the length of an mp3 is accurate to two frames
-        if f.frames < 2**62 and left > slack:
+        slack = 2304 if f.format == "MP3" else 0  # an mp3's length is good to a frame or two
+        known, floating, whole = f.frames < 2**62, f.subtype in ("FLOAT", "DOUBLE"), f.frames < most
+        if (known and left > slack) or _is_short(path, f):
             raise DataError(_CUT.format(path))
-        _check_end(path, f, source, f.frames < most)
-        wave = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
-        return wave, f.samplerate
+    if whole and blob is None and f.format in ("WAV", "WAVEX") and (rest := _rest_of_wav(path)):
+        said = f"{path} holds {rest:,} bytes behind its sound that were not read: its header may be wrong"
+        warnings.warn(said, stacklevel=2)
+    wave = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
+    return _in_range(wave, path) if floating else wave, f.samplerate
 
 
-def _check_end(path, f, source, whole) -> None:
-    "Raise `DataError` or warn if sound was left out. `whole`: all that the header states was decoded."
-    position = source.tell()
-    rest = source.seek(0, 2) - position
-    if f.format in ("WAV", "WAVEX"):
-        rest = _wav_rest(source)
-    if f.format == "OGG":
-        _check_ogg(path, source)
-    if rest < 0:
-        raise DataError(_CUT.format(path))
-    if whole and rest > _MAX_REST:
-        what = f"{path} has {rest:,} bytes after the sound that its header states"
-        if f.format in ("MP3", "OGG"):
-            raise DataError(f"{what}. Convert it to wav or flac; if it holds several recordings, split it.")
-        warnings.warn(f"{what}; they were not read", stacklevel=2)
+def _in_range(wave, path):
+    """Float samples; those that are integers written as floats are divided by the range of these integers,
+    with a warning."""
+    peak = np.abs(wave).max(initial=0)
+    if not peak > MAX_PEAK or not np.isfinite(peak):
+        return wave
+    full, said = next((b for b in (15, 23, 31) if peak <= 2.0**b), None), f"{path} holds float samples up to"
+    if full is None:
+        raise DataError(f"{said} {peak:.3g}; they belong between -1 and 1. Convert it.")
+    how = f"read as {full + 1}-bit integers and divided by {2**full:,}"
+    warnings.warn(f"{said} {peak:,.0f}: {how}", stacklevel=2)
+    return wave / np.float32(2**full)
 
 # %% ../../nbs/data/00_audio.ipynb #ec0b688f
 def load_audio(
-    path,  # of a wav, flac, mp3 or ogg file
+    path,  # of a file with a header: wav, flac, mp3, ogg, …
     rate: int = RATE,  # Hz
     max_seconds: float | None = None,  # read only the beginning; None: all
 ) -> np.ndarray:  # float32 (L,), mono
-    """Read a sound file of any rate and any number of channels. Raises `DataError`, naming the file, if it
-    does not exist, is empty, truncated, not a sound file, shorter than one frame, or not finite. Warns if it
-    is silent or its end is not marked."""
+    """Read a sound file of any rate and any number of channels. Raises `DataError`, naming the file, if it is
+    missing, empty, truncated, no sound file, shorter than one frame, or not finite. A silent file gives a
+    warning, and so does one whose end is not marked, or that holds integers as floats."""
     path = Path(path)
     if max_seconds is not None and not 0 < max_seconds < math.inf:
-        raise DataError(f"max_seconds must be greater than 0, got {max_seconds}")
+        raise DataError(f"max_seconds is {max_seconds}; give a number > 0")
     if not os.path.isfile(path):
-        raise DataError(f"{path} does not exist. Check the audio folder that the paths are joined to.")
+        raise DataError(f"{path} is not there. Check the audio folder that the paths are joined to.")
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes). Leave this record out.")
+        raise DataError(f"{path} is empty (0 bytes), as some of Places Audio are: leave the record out.")
     try:
         wave, native = _decode(path, max_seconds)
     except OSError as e:
         raise DataError(f"{path} cannot be opened: {e.strerror or e}") from e
     except RuntimeError as e:  # soundfile's errors are RuntimeErrors
         why = f"cannot be read as sound ({getattr(e, 'error_string', e)})"
-        raise DataError(f"{path} {why}. It is damaged, or not a wav, flac, mp3 or ogg file.") from e
-    check_audio(wave.ravel(), path, min_samples=1)
-    if (peak := np.abs(wave).max()) > MAX_PEAK:
-        why = "divide them by the range of the integers, such as 32768"
-        raise DataError(f"{path} has float samples up to {peak:,.0f}, beyond [-1, 1]: {why}.")
+        raise DataError(f"{path} {why}. It is damaged, or no wav, flac, mp3 or ogg file.") from e
+    if not np.isfinite(wave).all() or not wave.size:
+        check_audio(wave.ravel(), path, min_samples=1)
     mono = resample(to_mono(wave), native, rate)
     if max_seconds is not None:
         mono = mono[: round(max_seconds * rate)]
-    check_audio(mono, path)
+    if audio_problems(mono) != ["silent"] or np.abs(wave).max() < 1e-5:
+        check_audio(mono, path)
+    else:
+        warnings.warn(f"{path}: the channels cancel each other, their mean is silent", stacklevel=2)
     return mono
 
 # %% ../../nbs/data/00_audio.ipynb #116b5d1f
@@ -245,10 +428,10 @@ def write_audio(
 
     wave, kind = np.asarray(wave), Path(path).suffix[1:].upper()
     if kind not in ("WAV", "FLAC", "OGG", "MP3"):
-        raise DataError(f"cannot write {path}: the name must end in .wav, .flac, .ogg or .mp3")
+        raise DataError(f"cannot write {path}: name it .wav, .flac, .ogg or .mp3")
     check_audio(wave.ravel(), f"the waveform for {path}", min_samples=1)
     if np.abs(wave).max() > 1:
-        raise DataError(f"{path} would be clipped: the peak is {np.abs(wave).max():.3g}. Divide by it.")
+        raise DataError(f"the peak is {np.abs(wave).max():.3g}, {path} would be clipped: divide by the peak")
     with atomic_write(path) as f:
         soundfile.write(f, wave, rate, format=kind)
 
@@ -273,7 +456,7 @@ def _windows(wave: np.ndarray, window: int = 400, hop: int = 320) -> np.ndarray:
     "Windows of a waveform (L,), a view (T, window), T = (L - window) // hop + 1; `DataError` if L < window."
     wave = np.asarray(wave)
     if len(wave) < window:
-        raise DataError(f"{len(wave)} samples are fewer than one window of {window}")
+        raise DataError(f"{len(wave)} samples are less than one window of {window}")
     return np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
 
 # %% ../../nbs/data/00_audio.ipynb #37ebfa01
@@ -307,7 +490,7 @@ def log_mel(
     rate: int = RATE,  # Hz
     n_mels: int = 40,  # bands
     window: int = 400,  # samples
-    hop: int = 320,  # samples; the defaults give one row per frame of HuBERT's CNN
+    hop: int = 320,  # samples; the defaults give one row to each frame of HuBERT's CNN
 ) -> np.ndarray:  # float32 (T, n_mels), T = (L - window) // hop + 1
     "Log-mel spectrogram, natural logarithm."
     power = _power_spectrum(wave, window, hop)

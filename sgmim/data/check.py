@@ -10,8 +10,10 @@ import hashlib
 import io
 import itertools
 import os
+import shlex
+import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,17 +21,19 @@ from pathlib import Path
 import numpy as np
 
 from ..core import ConfigError, DataError, SgmimError, rng_for
-from .audio import RATE, audio_problems, sound_facts
+from .audio import MAX_PEAK, RATE, audio_problems, sound_facts
 from sgmim.data.corpora import (
     UNKNOWN,
     WITHOUT_KARPATHY,
     canonical,
+    has_lists,
     load_corpus,
     protocol_splits,
     recognise,
     splits_of,
+    subfolders,
 )
-from .corpus import REMEDY, file_faults, in_order, overlap
+from .corpus import REMEDY, Listing, file_faults, in_order, overlap, unclear
 from .image import open_image
 from .shards import Shards, verify_shards
 
@@ -39,10 +43,10 @@ _SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    "A problem or a property of a corpus."
+    "Something that was found in a corpus."
 
     severity: str  # 'error', 'warning' or 'note'
-    what: str  # the problem or property
+    what: str  # was found
     where: tuple = ()  # examples
     do: str = ""  # what to do about it
 
@@ -51,7 +55,7 @@ class Finding:
 
 
 def _paragraphs(findings):
-    "Findings as lines of text, the most severe first, grouped by severity and advice."
+    "Findings as lines of text, the worst first; the same severity and the same advice stand together."
     groups = {}
     for f in sorted(findings, key=lambda f: _SEVERITIES.index(f.severity)):
         groups.setdefault((f.severity, f.do), []).append(f)
@@ -66,14 +70,14 @@ def _paragraphs(findings):
 # %% ../../nbs/data/05_check.ipynb #2a6e2c18
 @dataclass(eq=False)
 class CorpusReport:
-    "The result of `check_data`."
+    "What `check_data` found in a corpus."
 
     path: Path  # folder or metadata file of the corpus
     kind: str | None = None  # as `recognise` names it
     findings: list = field(default_factory=list)  # of `Finding`
     stats: dict = field(default_factory=lambda: {"splits": {}})  # numbers, {'splits': {split: {…}}}
     seconds: dict = field(default_factory=dict)  # {split: (n,) lengths of the opened recordings}
-    per_speaker: dict = field(default_factory=dict)  # {split: captions of each speaker, in falling order}
+    per_speaker: dict = field(default_factory=dict)  # {split: captions of each speaker, the most first}
 
     lines = 40  # of findings in the text; `to_dict` has all
 
@@ -83,11 +87,11 @@ class CorpusReport:
     def add(
         self,
         severity,  # 'error', 'warning' or 'note'
-        what,  # the problem or property
+        what,  # was found
         do="",  # what to do about it
         where=(),  # iterable of places; three are kept
     ):
-        "Add a finding."
+        "Note a finding."
         self.findings.append(Finding(severity, what, tuple(map(str, itertools.islice(where, 3))), do))
 
     def of(self, severity) -> list:  # 'error', 'warning' or 'note'
@@ -101,11 +105,11 @@ class CorpusReport:
 
     @property
     def verdict(self):
-        "Whether the corpus can be used, in words."
+        "Whether the corpus is ready to use, in words."
         n = {s: len(self.of(s)) for s in _SEVERITIES}
         counts = ", ".join(f"{n[s]} {s}{'s' * (n[s] != 1)}" for s in _SEVERITIES)
-        result = "the corpus is ready to use" if self.ok else "NOT READY; fix the errors and check again"
-        return f"Verdict: {result} ({counts})."
+        fit = "the corpus is ready to use" if self.ok else "NOT READY; fix the errors and check again"
+        return f"Verdict: {fit} ({counts})."
 
     def to_dict(self):
         "Everything, as plain values for JSON."
@@ -118,16 +122,16 @@ class CorpusReport:
         roots = [f"{what} {s[k]}" for s in splits.values() for k, what in folders.items() if k in s]
         text = list(_paragraphs(self.findings))
         if (more := len(text) - self.lines) > 0:
-            text[self.lines :] = [f"{'':9} … and {more} more lines (for all, see `findings` or --json FILE)"]
+            text[self.lines :] = [f"{'':9} … and {more} more lines (`findings`, or --json FILE, has all)"]
         heading = f"{self.path} ({self.kind or 'not recognised'})"
         return "\n".join([heading, *list(dict.fromkeys(roots))[:4], *_table(splits)[:8], *text, self.verdict])
 
 # %% ../../nbs/data/05_check.ipynb #97a8c6ec
-_HEADING = "split,images,captions,per image,speakers,hours,median,cut,opened,bad in the rest"
+_HEADING = "split,images,captions,an image,speakers,hours,median,cut,opened,bad in the rest"
 
 
 def _table(splits):
-    "A heading line and one line per split."
+    "Lines: a heading, and one for each split."
     rows = [_HEADING.split(","), *(_row(name, s) for name, s in splits.items())]
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = ["  ".join([r[0].ljust(first), *map(str.rjust, r[1:], others)]) for r in rows]
@@ -148,7 +152,7 @@ def _row(name, s):
 
 
 def _rest(bounds):
-    "The largest share of bad files in the rest. `bounds`: of recordings and images; None: some were bad."
+    "What the opened files say of the others; `bounds`: for recordings and images, None if some were bad."
     if bounds is None or None in bounds:
         return "?" if bounds is None else "some were bad"
     return f"< {max(bounds):.1%}" if max(bounds) else "none left"
@@ -182,25 +186,26 @@ CHECKSUMS = {
 
 # %% ../../nbs/data/05_check.ipynb #0274fbd2
 def _check_counts(report, name, split, images, captions):
-    "Compare the numbers of a split of the corpus `name` with the official ones."
+    "Compare the numbers of a split of the corpus `name` with the official ones, where they are known."
     known = EXPECTED.get(name, {}).get(split, {})
     part = "a subset, or another corpus in this layout: its recalls cannot be compared with published ones."
     pairs = ((images, "images"), (captions, "captions"))
     wrong = [(n, what, known[what]) for n, what in pairs if known.get(what) not in (None, n)]
-    text = " and ".join(f"{n:,} {what} (official: {official:,})" for n, what, official in wrong)
+    said = " and ".join(f"{n:,} {what} (official: {official:,})" for n, what, official in wrong)
     about = known.get("about", captions)
     if wrong and not all(2 * n < official for n, _, official in wrong):
-        do = "records may be missing, or the lists may be another version."
-        report.add("warning", f"{split}: {text}", do)
+        do = "look for records that were left out, or for another version of the lists."
+        report.add("warning", f"{split}: {said}", do)
     elif wrong or not about / 2 < captions < 2 * about:
-        report.add("note", f"{split}: {text or f'{captions:,} captions (official: about {about:,})'}", part)
+        report.add("note", f"{split}: {said or f'{captions:,} captions (official: about {about:,})'}", part)
 
 # %% ../../nbs/data/05_check.ipynb #67a057a2
 _FIELDS = {"recording": "audio", "image": "image"}  # what a file is: its field in a `Corpus`
 
 
-def _check_files(report, corpus, max_unreadable=0.01):
-    "Look for every listed file. Returns which recordings (n,) and images (m,) exist and are not empty."
+def _check_files(report, corpus, find=None, max_unreadable=0.01):
+    """Look for every listed file. Returns which recordings (n,) and images (m,) are there and not empty.
+    `find`: (names, root, option) -> advice on where else the files may be."""
     stats, faults, there = report.stats["splits"][corpus.split], {}, []
     for what, field_ in _FIELDS.items():
         sizes, missing, empty = file_faults(corpus, field_)
@@ -217,24 +222,30 @@ def _check_files(report, corpus, max_unreadable=0.01):
     for what, (missing, empty) in faults.items():
         names = getattr(corpus, f"{_FIELDS[what]}_names")
         if missing.any():
-            _add_missing(report, corpus, severity, what, missing)
+            _tell_missing(report, corpus, severity, find, what, missing)
         if empty.any():
-            text = f"{_share(corpus, empty, what)} empty (no bytes, or only a header)"
-            do = "unpack or download them again; training leaves empty files out."
-            report.add(severity, text, do, (names[k] for k in np.flatnonzero(empty)))
+            said = f"{_share(corpus, empty, what)} empty (no bytes, or a header alone)"
+            do = "unpack or download them again; if they stay empty, they are left out in training."
+            report.add(severity, said, do, (names[k] for k in np.flatnonzero(empty)))
+        if spelt := corpus.spelt(_FIELDS[what]):
+            said = f"{corpus.split}: {_n(spelt, what)} {_be(spelt)} spelt otherwise on the disk than listed"
+            do = "nothing: they are found here. For other programs, rename them or correct the lists."
+            report.add("note", said, do, (f"{listed} is {there}" for listed, there in spelt.items()))
     return there
 
 
-def _add_missing(report, corpus, severity, what, missing):
-    "Report missing files."
+def _tell_missing(report, corpus, severity, find, what, missing):
+    "Note which files are missing, and where they may be."
     root, names = (getattr(corpus, f"{_FIELDS[what]}_{part}") for part in ("root", "names"))
-    lost = [names[k] for k in np.flatnonzero(missing)[:3]]
-    folder = (root / lost[0]).parent
-    option = f"--{_FIELDS[what]}-root DIR"
-    do = f"copy them there (upper and lower case must match), or name their folder with {option}."
+    lost = [names[k] for k in np.flatnonzero(missing)[:: missing.sum() // 50 + 1]]
+    do, folder, listing, option = "", (root / lost[0]).parent, Listing(root), f"--{_FIELDS[what]}-root"
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
-        do = f"you may not read the folder {folder}: change its permissions (chmod -R u+rX)."
-    report.add(severity, f"{_share(corpus, missing, what)} missing below {root}", do, lost)
+        do = f"you may not read the folder {folder}: have its rights changed (chmod -R u+rX)."
+    elif find and missing.mean() > 0.5:
+        do = find(lost, root, option)
+    do = do or f"copy them there, or name the folder that holds them with {option} DIR."
+    said = f"{_share(corpus, missing, what)} missing below {root}"
+    report.add(severity, said, do, (name + unclear(listing, name) for name in lost))
 
 # %% ../../nbs/data/05_check.ipynb #33670575
 def _n(things, what):
@@ -249,6 +260,60 @@ def _share(corpus, which, what):
     "'train: 3 of 20 images' for `which` (n,) bool."
     return f"{corpus.split}: {'all' if which.all() else f'{which.sum():,} of'} {len(which):,} {what}s"
 
+# %% ../../nbs/data/05_check.ipynb #1f2e5005
+def _seek(names, starts, home=None, seconds=5.0, depth=7):
+    """(folder, None): the relative paths `names` can be joined to it; (None, path) of a file with such a
+    name; or (None, None). Breadth first below `starts`, at most `depth` levels and `seconds` long. Below
+    `home`, the folder of the corpus, one path is enough, elsewhere nearly all have to be there."""
+    deadline, queue = time.monotonic() + seconds, deque((Path(os.path.abspath(s)), 0) for s in starts)
+    bases, seen, elsewhere = {Path(n).name for n in names}, set(), None
+    while queue and time.monotonic() < deadline:
+        folder, level = queue.popleft()
+        real, inside = os.path.realpath(folder), home in (None, folder, *folder.parents)
+        if real in seen or _foreign(folder, home):
+            continue
+        seen.add(real)
+        share = np.mean([os.path.isfile(folder / n) for n in names])
+        if share >= 0.9 or share and inside:
+            return folder, None
+        same = [folder / base for base in bases if inside and os.path.isfile(folder / base)]
+        elsewhere = elsewhere or next(iter(same), None)
+        if level < depth:
+            queue.extend((f, level + 1) for f in subfolders(folder))
+    return None, elsewhere
+
+
+def _foreign(folder, home):
+    "Whether lists of another corpus than that in `home` are in a folder or beside its files."
+    if home in (None, folder):
+        return False
+    around = folder in home.parents
+    return has_lists(folder) or not around and any(map(has_lists, subfolders(folder)[:50]))
+
+# %% ../../nbs/data/05_check.ipynb #84e56a56
+_LISTS_IN = ("metadata", "flickr_audio", "placesaudio_2020_splits")  # folders of a corpus for its lists
+
+
+def _advice(path):
+    "A `find` for `_check_files`: each folder is searched for once."
+    known, home = {}, Path(os.path.abspath(path))
+    home = home if home.is_dir() else home.parent
+    home = home.parent if home.name in _LISTS_IN else home
+
+    def find(names, root, option):
+        if (root, option) not in known:
+            known[root, option] = _seek(names[:10], [home, home.parent, root.parent], home)
+        folder, elsewhere = known[root, option]
+        if folder and folder != root:
+            return f"they seem to be below another folder: add {option} {shlex.quote(str(folder))}"
+        if elsewhere:
+            why = f"a file of this name is {elsewhere}: the folders in between are not as listed"
+            return (
+                f"{why}. Unpack the archive again, with its folders, and name the top one with {option} DIR."
+            )
+
+    return find
+
 # %% ../../nbs/data/05_check.ipynb #541165d6
 @dataclass(frozen=True)
 class _Opening:
@@ -261,15 +326,15 @@ class _Opening:
 
 
 def _bound(n, total):
-    """The largest share of bad files among the others, with 95 % confidence, if `n` of `total` were opened
-    and none was bad."""
+    """Largest share of bad files among the others, with 95 % confidence, if `n` of `total` were opened and
+    none was bad."""
     if n >= total:
         return 0.0
     return 1 - 0.05 ** (1 / n) if n else 1.0
 
 
 def _draw(eligible, sample, seed, *key):
-    "Up to `sample` (None: all) of the indices where `eligible` (n,) bool is true, in ascending order."
+    "Up to `sample` (None: all) of the indices where `eligible` (n,) bool is true, in rising order."
     index = np.flatnonzero(eligible)
     if sample is None or sample >= len(index):
         return index
@@ -277,20 +342,21 @@ def _draw(eligible, sample, seed, *key):
 
 # %% ../../nbs/data/05_check.ipynb #a378cd8b
 def _look_at_recording(corpus, j):
-    "Decode recording `j`: {'seconds', 'silent', 'rate', 'channels', 'format'}, or {'fault': why}."
+    """Decode recording `j` whole: {'seconds', 'silent', 'rate', 'channels', 'format', 'peak' (of
+    floating-point files, else 0)}, or {'fault': why}."""
     try:
         wave = corpus.audio(j)
         seen = {"seconds": len(wave) / RATE, "silent": "silent" in audio_problems(wave)}
         if not isinstance(corpus, Shards):
             return seen | sound_facts(corpus.audio_path(j))
         written = corpus.settings["audio"].upper()
-        return seen | {"rate": RATE, "channels": 1, "format": written}
+        return seen | {"rate": RATE, "channels": 1, "format": written, "peak": 0.0}
     except (SgmimError, RuntimeError, OSError) as e:
         return {"fault": str(e)}
 
 
 def _look_at_image(corpus, i):
-    "Decode image `i`: {'short', 'long' side, 'mode', 'format'}, or {'fault': why}."
+    "Decode image `i` whole: {'short', 'long' side, 'mode', 'format'}, or {'fault': why}."
     try:
         corpus.image(i)
         packed = isinstance(corpus, Shards)
@@ -301,8 +367,8 @@ def _look_at_image(corpus, i):
 
 # %% ../../nbs/data/05_check.ipynb #84fb8c44
 def _check_opened(report, corpus, there, opening):
-    """Open a sample of the recordings and images that are `there`. Returns the indices of the (recordings,
-    images) that could be read."""
+    """Open a sample of the recordings and images that are `there`, and judge what is seen. Returns the
+    indices of the (recordings, images) that could be read."""
     s, readable, broken, lost = report.stats["splits"][corpus.split], [], {}, 0
     s |= {"opened": {}, "rest": []}
     judges = {"recording": _judge_sounds, "image": _judge_images}
@@ -319,21 +385,21 @@ def _check_opened(report, corpus, there, opening):
             all_ = "" if len(seen) == which.sum() else " --all opens every file."
             broken[f"{len(bad):,} of {len(seen):,} opened {what}s unreadable"] = bad, all_
             lost += _share_lost(corpus, what, seen)
-    for text, (bad, all_) in broken.items():
+    for said, (bad, all_) in broken.items():
         severity = "error" if lost > opening.max_unreadable else "warning"
-        report.add(severity, f"{corpus.split}: {text}", f"download or copy them again.{all_}", bad)
+        report.add(severity, f"{corpus.split}: {said}", f"download or copy them again.{all_}", bad)
     return readable
 
 
 def _open_all(corpus, what, which, opening):
-    "{index: properties} of a sample of the files `which` (n,) bool."
+    "{index: what was seen} of a sample of the files `which` (n,) bool."
     from tqdm.auto import tqdm
 
     look = {"recording": _look_at_recording, "image": _look_at_image}[what]
     chosen = _draw(which, opening.sample, opening.seed, corpus.split, what)
     bar = dict(total=len(chosen), desc=f"{corpus.split}: {what}s", disable=None, leave=False)
     with ThreadPoolExecutor(opening.workers) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # silence is counted instead
+        warnings.simplefilter("ignore")  # silence is counted, not warned of
         seen = list(tqdm(in_order(pool, lambda k: look(corpus, k), chosen), **bar))
     return dict(zip(chosen.tolist(), seen, strict=True))
 
@@ -346,41 +412,51 @@ def _share_lost(corpus, what, seen):
 
 # %% ../../nbs/data/05_check.ipynb #a7eb72f2
 def _judge_sounds(report, corpus, seen):
-    "Report lengths, rates, channels and silence of the readable recordings, {index: properties}."
+    "Lengths, rates, channels and silence of the recordings that could be read, {index: what was seen}."
     _lengths(report, corpus, seen)
     s, split, every = report.stats["splits"][corpus.split], corpus.split, list(seen.values())
     for key in ("rate", "channels", "format"):
         s[key] = dict(Counter(x[key] for x in every).most_common())
     rates = {f"{r:,} Hz": n for r, n in s["rate"].items() if r != RATE}
     low = sum(x["rate"] < RATE for x in every)
-    kinds = (
-        (low, "warning", f"sampled below {RATE:,} Hz ({_tally(rates)})", "high frequencies are lost."),
-        (
-            0 if low else sum(rates.values()),
-            "note",
-            f"not sampled at {RATE:,} Hz ({_tally(rates)})",
-            "nothing: they are resampled.",
-        ),
-        (
-            sum(x["channels"] > 1 for x in every),
-            "note",
-            "with several channels",
-            "nothing: they are averaged.",
-        ),
-        (sum(x["silent"] for x in every), "warning", "silent", "leave these records out."),
-    )
-    for n, severity, what, do in kinds:
+    counts = {
+        "low": low,
+        "other": 0 if low else sum(rates.values()),
+        "several": sum(x["channels"] > 1 for x in every),
+        "silent": sum(x["silent"] for x in every),
+        "loud": sum(x["peak"] > MAX_PEAK for x in every),
+        "over": sum(1 < x["peak"] <= MAX_PEAK for x in every),
+    }
+    facts = {"rate": RATE, "rates": _tally(rates), "peak": max(x["peak"] for x in every)}
+    for which, n in counts.items():
+        severity, what, do = _SOUNDS[which]
         if n:
-            report.add(severity, f"{split}: {n:,} of {len(seen):,} opened recordings {what}", do)
+            said = f"{split}: {n:,} of {len(seen):,} opened recordings {what.format(**facts)}"
+            report.add(severity, said, do)
     share, cut = s["seconds"]["over_eval"], s["seconds"]["eval_cut"]
     if share > 0.5:
-        text = f"{split}: {share:.0%} of the opened recordings longer than {cut} s, where evaluation cuts"
-        report.add("warning", text, "split the recordings, or raise max_seconds.")
+        said = f"{split}: {share:.0%} of the opened recordings longer than {cut} s, where evaluation cuts"
+        report.add("warning", said, "split the recordings, or raise max_seconds.")
     _check_alignments(report, corpus, {j: x["seconds"] for j, x in seen.items()})
 
 
+_INTEGERS = "nothing: they are divided by the range of these integers; write them again if that is wrong."
+_SOUNDS = {  # severity, what was found, what to do
+    "low": (
+        "warning",
+        "sampled below {rate:,} Hz ({rates})",
+        "look for a better copy: high frequencies are lost.",
+    ),
+    "other": ("note", "not sampled at {rate:,} Hz ({rates})", "nothing: they are converted on reading."),
+    "several": ("note", "with several channels", "nothing: their mean is taken."),
+    "silent": ("warning", "silent", "leave these records out: they teach nothing."),
+    "loud": ("warning", "hold integers as floating-point samples (up to {peak:,.0f})", _INTEGERS),
+    "over": ("note", "have floating-point samples beyond -1 and 1", "nothing: training takes them so."),
+}
+
+
 def _lengths(report, corpus, seen):
-    "Add the lengths of the recordings to the report."
+    "Put the lengths of the recordings into the report."
     train_cut, eval_cut = CAPS.get(corpus.name, (8, 10))
     t = corpus.samples
     t = np.array([x["seconds"] for x in seen.values()]) if t is None else t / RATE
@@ -399,7 +475,7 @@ def _lengths(report, corpus, seen):
 
 # %% ../../nbs/data/05_check.ipynb #f95815cd
 def _judge_images(report, corpus, seen):
-    "Report sizes and modes of the readable images, {index: properties}."
+    "Sizes and modes of the images that could be read, {index: what was seen}."
     s, seen = report.stats["splits"][corpus.split], list(seen.values())
     short = np.array([x["short"] for x in seen])
     s["image_sizes"] = {
@@ -412,11 +488,11 @@ def _judge_images(report, corpus, seen):
         s[f"image_{key}"] = dict(Counter(x[key] for x in seen).most_common())
     opened = f"{corpus.split}: {{:,}} of {len(seen):,} opened images"
     if other := {m: n for m, n in s["image_mode"].items() if m != "RGB"}:
-        text = f"{opened.format(sum(other.values()))} not RGB ({_tally(other)})"
-        report.add("note", text, "nothing: they are converted.")
+        said = f"{opened.format(sum(other.values()))} not RGB ({_tally(other)})"
+        report.add("note", said, "nothing: they are converted on reading.")
     if small := (short < 224).sum():
-        text = f"{opened.format(small)} with a short side below 224 pixels (down to {short.min()})"
-        report.add("note", text, "nothing: they are enlarged if a model needs it.")
+        said = f"{opened.format(small)} with a short side below 224 pixels (down to {short.min()})"
+        report.add("note", said, "nothing: they are enlarged where a model needs it.")
 
 
 def _tally(counts):
@@ -427,23 +503,23 @@ _LATE = 0.1  # seconds
 
 
 def _check_alignments(report, corpus, seconds):
-    "Report word times after the end of a recording. `seconds`: {caption: length of its recording}."
+    "Look for word times after the end of a recording. `seconds`: {caption: length of its recording}."
     if not corpus.alignments or isinstance(corpus, Shards) and corpus.settings.get("max_seconds"):
-        return  # these shards have only the beginnings
+        return  # shards may hold the beginnings alone
     late = []
     for j, s in seconds.items():
         end = max((end for _, _, end in corpus.captions[j].words), default=0)
         if end > s + _LATE:
             late.append(f"{corpus.uttids[j]}: the words end at {end:g} s, the recording at {s:.2f} s")
     if late:
-        text = f"{corpus.split}: {len(late):,} of {len(seconds):,} opened recordings end before the last word"
-        do = "check that the alignments are in seconds and of these recordings; training does not use them."
-        report.add("warning", f"{text} of their alignment", do, late)
+        said = f"{corpus.split}: {len(late):,} of {len(seconds):,} opened recordings end before the last word"
+        do = "look whether the alignments are of these recordings, and in seconds; no training needs them."
+        report.add("warning", f"{said} of their alignment", do, late)
 
 # %% ../../nbs/data/05_check.ipynb #44b1f75a
 def _check_lists(report, corpus, told=None):
-    """Report the numbers of a split, records that its reader left out, and recordings that are listed twice.
-    `told`: the records that were reported for other splits."""
+    """What the lists of a split say by themselves: its numbers, what its reader left out, recordings that
+    are listed twice. `told`: a set of what was reported for other splits."""
     report.stats["splits"][corpus.split] = _list_numbers(report, corpus)
     told = set() if told is None else told
     new = [x for x in corpus.skipped if x not in told]
@@ -453,13 +529,13 @@ def _check_lists(report, corpus, told=None):
         severity = "note" if all("kept without it" in x.why for x in those) else "warning"
         severity = "error" if fault == "image in two splits" else severity
         where = (f"{x.where}: {x.why}" for x in those)
-        text = f"{corpus.split}: {len(those):,} x {fault} (in the lists)"
-        report.add(severity, text, those[0].do or _HINTS[severity], where)
-    for text in corpus.notes:
-        report.add("note", f"{corpus.split}: {text}", "nothing: training accepts them.")
+        said = f"{corpus.split}: {len(those):,} x {fault} (in the lists)"
+        report.add(severity, said, those[0].do or _HINTS[severity], where)
+    for said in corpus.notes:
+        report.add("note", f"{corpus.split}: {said}", "nothing: training takes them so.")
     if twice := [name for name, n in Counter(corpus.audio_names).items() if n > 1]:
-        text = f"{corpus.split}: {_n(twice, 'recording')} {_be(twice)} listed more than once"
-        report.add("warning", text, "check which caption each belongs to.", twice)
+        said = f"{corpus.split}: {_n(twice, 'recording')} {_be(twice)} listed more than once"
+        report.add("warning", said, "look which caption each belongs to.", twice)
 
 
 def _list_numbers(report, corpus):
@@ -479,48 +555,51 @@ def _list_numbers(report, corpus):
 
 
 _HINTS = {
-    "error": "correct the lists: training data must not be test data.",
-    "warning": "these records are left out; correct the lists to use them.",
+    "error": "correct the lists: what was trained on cannot be tested on.",
+    "warning": "these records are left out; correct the lists if that is more than you can spare.",
     "note": "nothing: training does not need it.",
 }
 
 # %% ../../nbs/data/05_check.ipynb #c59d2288
 def _check_overlap(report, corpora):
-    """Report images and recordings that two splits share, and the share of a split's captions whose speaker
-    is in the training split. `corpora`: {split: Corpus}."""
-    names = {
-        split: {what: set(getattr(c, f"{f}_names")) for what, f in _FIELDS.items()}
-        for split, c in corpora.items()
-    }
+    """`corpora`: {split: Corpus}. Images and recordings that two splits share (an error), and the share of
+    a split's captions whose speaker the training split has."""
+
+    def files(c, what):  # as the disk spells them
+        spelt = (c._spelt or {}).get(what, {})
+        return {spelt.get(name, name) for name in getattr(c, f"{what}_names")}
+
+    names = {split: {what: files(c, f) for what, f in _FIELDS.items()} for split, c in corpora.items()}
     places = any(c.name == "places" for c in corpora.values())
     of_2020 = places and any(canonical(s).startswith(("dev_", "test_")) for s in corpora)
     for a, b in itertools.combinations(corpora, 2):
         for what in ("image", "recording"):
             if both := sorted(names[a][what] & names[b][what]):
-                take = f"remove them from {b if b.startswith('train') else a}"
-                severity, do = "error", f"{take}: training data must not be test data."
+                take = f"take them out of {b if b.startswith('train') else a}"
+                severity, do = "error", f"{take}: what was trained on cannot be tested on."
                 if of_2020 and "val" in (a, b):  # two ways to split one corpus
                     severity, do = "note", "do not mix the older split with those of 2020."
-                report.add(severity, f"{a} and {b} share {_n(both, what)}", do, both)
+                said = f"{a} and {b} share {_n(both, what)}"
+                report.add(severity, said, do, both)
     for split, corpus in corpora.items() if "train" in corpora else ():
         if split != "train" and report.stats["splits"][split]["speakers"]:
             _check_seen(report, corpus, corpora["train"])
 
 
 def _check_seen(report, corpus, train):
-    "Report a split of Places whose speakers do not match the 'seen' or 'unseen' in its name."
+    "Whether the speakers of a split are those of the training split, as its name says."
     split, name = corpus.split, canonical(corpus.split)
     shared = report.stats["splits"][split]["shared_with_train"] = overlap(corpus, train)
     share = shared["speakers"]
     odd = share > 0.1 if name.endswith("_unseen") else name.endswith("_seen") and share < 0.9
     if corpus.name == "places" and odd:
-        text = f"{split}: {share:.0%} of its captions have a speaker of the training split, despite its name"
-        do = "check whether files were renamed, or the training split is a part of the official one."
-        report.add("warning", text, do)
+        said = f"{split}: {share:.0%} of its captions have a speaker of the training split, despite its name"
+        do = "look whether the files were renamed, or this training split is a part of the official one."
+        report.add("warning", said, do)
 
 # %% ../../nbs/data/05_check.ipynb #aa8d7ea9
 def _check_copies(report, opened):
-    "Report files with the same content. `opened`: [(split, what, path), …] of files that were read."
+    "`opened`: [(split, what, path), …] of files that were read. Reports other names with the same content."
     sizes, groups = {}, {}
     for split, what, path in opened:
         sizes.setdefault((what, os.path.getsize(path)), []).append((split, path))
@@ -534,20 +613,20 @@ def _check_copies(report, opened):
         within = [g for g in copies if len(set(g.values())) == 1]
         of = f"of the opened {what}s"
         if across:
-            text = f"{len(across):,} {of} {_be(across)} in two splits under different names"
-            report.add("error", text, "remove them from one of the splits.", map(" = ".join, across))
+            said = f"{len(across):,} {of} {_be(across)} in two splits under different names"
+            report.add("error", said, "take them out of one of the splits.", map(" = ".join, across))
         if within:
             have = "has" if len(within) == 1 else "have"
-            text = f"{len(within):,} {of} {have} copies under other names in the same split"
-            do = "check whether a download overwrote a file."
-            report.add("warning", text, do, map(" = ".join, within))
+            said = f"{len(within):,} {of} {have} copies under other names in the same split"
+            do = "look whether a download wrote one file over another."
+            report.add("warning", said, do, map(" = ".join, within))
 
 # %% ../../nbs/data/05_check.ipynb #a4121c42
-_DIGEST_BYTES = 2e9  # a split of shards up to this size is read completely
+_DIGEST_BYTES = 2e9  # a split of shards up to this size is read whole
 
 
 def _check_shards(report, corpus, whole=False):
-    "Compare the digests of the shards of a split. Returns which recordings and images exist: all."
+    "Compare the digests of the shards of a split. Returns which recordings and images can be tried: all."
     size = sum(p.stat().st_size for p in corpus.folder.glob(f"{corpus.split}-*.tar"))
     digests = whole or size <= _DIGEST_BYTES
     facts = {"shards": str(corpus.folder), "settings": corpus.settings}
@@ -558,24 +637,24 @@ def _check_shards(report, corpus, whole=False):
         except DataError as e:
             report.add("error", f"{corpus.split}: {e}")
     else:
-        text = f"{corpus.split}: the digests of {size / 1e9:.0f} GB of shards were not compared"
-        report.add("note", text, "--all compares them.")
+        said = f"{corpus.split}: the digests of {size / 1e9:.0f} GB of shards were not compared"
+        report.add("note", said, "--all reads them.")
     return [np.ones(len(corpus), bool), np.ones(corpus.n_images, bool)]
 
 # %% ../../nbs/data/05_check.ipynb #33f378ac
-_LAST = "give sgmim_train --dev-split without a name: then it keeps the last checkpoint."
-_ROLES = {  # advice if there is no split for this role, or only a part of it
+_LAST = "tell sgmim_train so with --dev-split and no name after it: then the last checkpoint is kept."
+_ROLES = {  # what to do without a split of this role; what a part of it is for
     "train": ("it is needed only for training.", ""),
     "dev": (_LAST, "the best checkpoint is chosen by the mean of dev_seen and dev_unseen."),
-    "test": ("without it there is no final evaluation.", "the tables report test_seen and test_unseen."),
+    "test": ("without it there is nothing to report on.", "the tables report test_seen and test_unseen."),
 }
 
 
 def _check_layout(report, there):
-    "Report roles without a split, and lists that are not the published ones."
+    "Roles that none of the splits `there` can take, and lists that are not the published ones."
     _check_published(report)
     if report.path.is_file() and report.kind != "pairs":
-        return  # one of several files
+        return  # one file of several
     splits = f"(there: {', '.join(there)})"
     for role, (without, part) in _ROLES.items():
         try:
@@ -588,7 +667,7 @@ def _check_layout(report, there):
         official = set(protocol_splits(report.kind, role))
         if report.kind == "places" and set(taken) < official:
             for name in sorted(official - set(taken)):
-                report.add("warning", f"the split {name} is missing {splits}", part)
+                report.add("warning", f"the split {name} is not there {splits}", part)
 
 
 def _check_published(report):
@@ -597,9 +676,9 @@ def _check_published(report):
         places = (report.path / name, report.path / Path(name).name)
         file = next((f for f in places if f.is_file()), None)
         if file and (md5 := hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()) != published:
-            text = f"{file.name} is not the published list (md5 {md5}, not {published})"
-            do = "it is a subset, another corpus in this layout, or damaged: then download it again."
-            report.add("note", text, do)
+            said = f"{file.name} is not the published list (md5 {md5}, not {published})"
+            do = "a subset, another corpus in this layout, or a changed copy: then download the list again."
+            report.add("note", said, do)
 
 # %% ../../nbs/data/05_check.ipynb #bc6ffb6c
 def _splits_there(report, options):
@@ -607,21 +686,21 @@ def _splits_there(report, options):
     try:
         report.kind = report.kind or recognise(report.path)
         if report.kind == "shards" and options.keys() & {"image_root", "audio_root"}:
-            raise ConfigError("shards contain images and recordings: leave out image_root and audio_root")
+            raise ConfigError("shards hold their images and recordings: leave image_root and audio_root out")
         if there := splits_of(report.path, report.kind, **options):
             return there
-        raise DataError(f"{report.path} has no split of the kind {report.kind}")
+        raise DataError(f"{report.path} holds no split of the kind {report.kind}")
     except (DataError, OSError) as e:
-        do = "correct the list" if report.kind else "give the folder that the archive was unpacked into"
+        do = "mend the list" if report.kind else "give the folder that the archive was unpacked into"
         report.add("error", str(e), f"{do}; see data_manifests/README.md for the expected layout.")
         return []
 
 
 def _loaded(report, split, options, told):
-    "The split as a `Corpus`, or None with a finding (each message once)."
+    "The split as a `Corpus`, or None with a finding (each text once)."
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # skipped records are reported below
+            warnings.simplefilter("ignore")  # what was left out will be reported
             return load_corpus(report.path, split, report.kind, **options)
     except (DataError, OSError) as e:
         what, _, do = str(e).partition(REMEDY)
@@ -630,12 +709,12 @@ def _loaded(report, split, options, told):
         told.add(str(e))
 
 
-def _check_media(report, corpus, opening):
-    "Look for the files of a split and open some. Returns [(split, what, path), …] of those that were read."
+def _check_media(report, corpus, opening, find):
+    "Look for the files of a split, and open some. Returns [(split, what, path), …] of those that were read."
     if isinstance(corpus, Shards):
         _check_opened(report, corpus, _check_shards(report, corpus, opening.sample is None), opening)
         return []
-    there = _check_files(report, corpus, opening.max_unreadable)
+    there = _check_files(report, corpus, find, opening.max_unreadable)
     sounds, pictures = _check_opened(report, corpus, there, opening)
     files = {"recording": map(corpus.audio_path, sounds), "image": map(corpus.image_path, pictures)}
     return [(corpus.split, what, path) for what, paths in files.items() for path in paths]
@@ -643,8 +722,8 @@ def _check_media(report, corpus, opening):
 # %% ../../nbs/data/05_check.ipynb #6b12cdea
 def check_data(
     path,  # folder, or metadata file, of a corpus in any layout
-    kind=None,  # as `recognise` names it; None: detect
-    splits=None,  # to check; None: all
+    kind=None,  # as `recognise` names it; None: find out
+    splits=None,  # those to look at; None: all
     sample=200,  # recordings of each split to open, and as many images
     all_files=False,  # open every file
     seed=0,  # chooses the sample
@@ -652,14 +731,14 @@ def check_data(
     max_unreadable=0.01,  # share of a split's captions that may be lost before it is an error, as in training
     **options,  # of the reader: image_root, audio_root, karpathy, metadata
 ):  # `CorpusReport`
-    """Check a corpus, with progress bars on a terminal. Problems of the data are findings in the report, not
-    exceptions. Raises `ConfigError` for invalid arguments."""
+    """Look through a corpus, with progress bars on a terminal. What is wrong with the data is a finding in
+    the report, not an exception. `ConfigError` for arguments that cannot be."""
     if sample < 1 or workers < 1:
-        raise ConfigError(f"sample and workers must be at least 1, got {sample} and {workers}")
+        raise ConfigError(f"sample is {sample} and workers is {workers}; both have to be at least 1")
     opening = _Opening(None if all_files else sample, seed, workers, max_unreadable)
     options = {k: v for k, v in options.items() if v is not None}
     report, corpora, opened, told = CorpusReport(path, kind), {}, [], set()
-    there = _splits_there(report, options)
+    there, find = _splits_there(report, options), _advice(path)
     for split in splits or there if there else ():
         corpus = _loaded(report, split, options, told)
         if corpus is None:
@@ -668,7 +747,7 @@ def check_data(
         _check_lists(report, corpus, told)
         if corpus.name != "spokencoco" or "test" in there:  # the official numbers are those of Karpathy
             _check_counts(report, corpus.name, corpus.split, corpus.n_images, len(corpus))
-        opened += _check_media(report, corpus, opening)
+        opened += _check_media(report, corpus, opening, find)
     if there and not splits:
         _check_layout(report, there)
     _check_overlap(report, corpora)
@@ -691,7 +770,7 @@ def report_figure(report):  # `CorpusReport`
     left.set(xlabel="length of a caption (s)", ylabel="density", xlim=(0, longest * 1.02))
     for split, n in report.per_speaker.items():
         right.plot(np.arange(1, len(n) + 1), n, marker=".", linewidth=1.4, label=split)
-    right.set(xlabel="speakers, by number of captions", ylabel="captions", ylim=(0, None))
+    right.set(xlabel="speakers, the busiest first", ylabel="captions", ylim=(0, None))
     if report.per_speaker:
         right.legend(frameon=False, fontsize=8)
     return fig
