@@ -289,7 +289,7 @@ def test_the_examples_are_few_and_the_report_short(copy):
         not r.ok
         and len(r.of("error")) > 15
         and len(str(r).splitlines()) <= 60
-        and str(r).splitlines()[-1].startswith("Verdict: NOT fit")
+        and str(r).splitlines()[-1].startswith("Verdict: NOT READY")
     )
     assert (
         "more lines" in str(r)
@@ -497,7 +497,7 @@ def copy_of(folder):
 def test_places_with_a_part_of_a_role_missing(copy):
     folder = copy("places")
     (folder / "metadata/test_unseen_2020.json").unlink()
-    assert len(matching(checked(folder, sample=1), "warning", "the split test_unseen is not there")) == 1
+    assert len(matching(checked(folder, sample=1), "warning", "the split test_unseen does not exist")) == 1
     shutil.copytree(folder / "metadata", folder.parent / "all")
     for split in ("dev_seen", "dev_unseen", "test_seen"):
         (folder / f"metadata/{split}_2020.json").unlink()
@@ -762,7 +762,7 @@ def test_broken_shards(copy):
         and set(r.stats["splits"]) == {"train", "dev"}
     )
     tar.unlink()
-    assert "is not there" in checked(folder).of("error")[0].what
+    assert "does not exist" in checked(folder).of("error")[0].what
     with pytest.raises(ConfigError, match="shards hold their images"):
         checked(folder, image_root=folder)
 

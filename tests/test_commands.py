@@ -420,7 +420,7 @@ def test_numbers_that_cannot_be(command, args, capsys):
 @pytest.mark.parametrize(
     "args,said",
     [
-        (["--device", "meta"], "cannot be computed on"),
+        (["--device", "meta"], "is not supported"),
         (["--set", "epochs={[]:1}"], "epochs"),
         (["--from-scratch", "--image-weights", "x"], "excludes"),
         (["--data", "/nowhere"], "does not exist"),

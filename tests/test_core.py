@@ -48,7 +48,7 @@ def fault(path, content=b"new"):
     with pytest.raises(SgmimError) as e:
         with atomic_write(path) as f:
             f.write(content)
-    assert str(path) in str(e.value) and "Check that" in str(e.value)
+    assert str(path) in str(e.value) and "Check the permissions" in str(e.value)
     return str(e.value)
 
 
@@ -87,7 +87,7 @@ def big():
         for _ in range(64): f.write(bytes(1024))
 for write, name in ((big, 'old.bin'), (lambda: write_json(folder/'new.json', list(range(5000))), 'new.json')):
     try: write()
-    except SgmimError as e: assert str(folder/name) in str(e) and 'room' in str(e), e
+    except SgmimError as e: assert str(folder/name) in str(e) and 'free disk space' in str(e), e
     else: sys.exit(f'{name} was written')
 write_json(folder/'small.json', 'what fits is written')
 """
@@ -332,7 +332,7 @@ def test_half_a_checkpoint(checkpoint, name):
 
 
 def test_no_checkpoint(tmp_path):
-    refused(tmp_path / "nowhere", "is missing")
+    refused(tmp_path / "nowhere", "does not exist")
     refused(tmp_path)
 
 

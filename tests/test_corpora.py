@@ -1384,9 +1384,7 @@ def test_a_file_replaced_under_its_name_is_noticed(exported, tmp_path, what, cha
         path = getattr(corpus, f"{what}_path")(k)
         whole = path.read_bytes()
         change(path)
-        with pytest.raises(
-            CheckpointError, match="the training data hold something else under the same names"
-        ):
+        with pytest.raises(CheckpointError, match="the content of the training data has changed"):
             start(own(exported, tmp_path), tmp_path / "run")
         path.write_bytes(whole)
     assert start(own(exported, tmp_path), tmp_path / "run").record["steps"] == len(corpus) // 4
@@ -1403,7 +1401,7 @@ def test_a_file_of_the_dev_set_replaced_is_noticed(exported, tmp_path):
     dev = own(exported, tmp_path, "dev")
     start(own(exported, tmp_path), tmp_path / "run", dev=dev)
     same_size(dev.audio_path(2))
-    with pytest.raises(CheckpointError, match="dev set dev holds something else"):
+    with pytest.raises(CheckpointError, match="the content of dev set dev has changed"):
         start(own(exported, tmp_path), tmp_path / "run", dev=own(exported, tmp_path, "dev"))
 
 
@@ -1415,12 +1413,12 @@ def test_a_file_that_was_mended_is_no_other_corpus(exported, tmp_path):
     whole = [p.read_bytes() for p in paths]
     for p in paths[1::5]:
         p.write_bytes(p.read_bytes()[:100])
-    with pytest.raises(DataError, match="Mend the files"):
+    with pytest.raises(DataError, match="Repair the files"):
         start(corpus, tmp_path / "run")
     for p, b in zip(paths, whole, strict=True):
         p.write_bytes(b)
     assert list((tmp_path / "run").glob("checkpoints/step-*"))
-    with pytest.warns(UserWarning, match="The run goes on, since it met unreadable files"):
+    with pytest.warns(UserWarning, match="The run resumes, since it had unreadable files"):
         fitted = start(own(exported, tmp_path), tmp_path / "run")
     assert fitted.record["files_changed_at"]
 
@@ -1435,7 +1433,7 @@ def test_shards_are_known_by_their_checksums(exported, tmp_path):
     a, b = (load_corpus(tmp_path / name, "train") for name in ("a", "b"))
     assert a.fingerprint == b.fingerprint and a.marks != b.marks
     start(a, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="the training data hold something else"):
+    with pytest.raises(CheckpointError, match="the content of the training data has changed"):
         start(b, tmp_path / "run")
 
 
@@ -1668,7 +1666,7 @@ def test_another_listed_file_never_stands_in(tmp_path):
     assert (
         "there are B.wav and b.WAV, and it is not clear" in said["b.wav"]
         and "there is a.wav, and" in said["A.wav"]
-        and said["maße.wav"].endswith("is not there")
+        and said["maße.wav"].endswith("does not exist")
     )
 
 

@@ -83,8 +83,8 @@ def test_only_the_needed_part_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "make, text",
     [
-        (lambda p: None, "is not there"),
-        (lambda p: p.mkdir(), "is not there"),
+        (lambda p: None, "does not exist"),
+        (lambda p: p.mkdir(), "does not exist"),
         (lambda p: p.write_bytes(b""), "is empty"),
         (lambda p: p.write_text("<html>404</html>" * 50), "cannot be read as sound"),
         (lambda p: Image.new("RGB", (9, 9)).save(p, "PNG"), "cannot be read as sound"),
@@ -311,7 +311,7 @@ def test_a_wav_of_size_0_behind_anything(tmp_path, front, filler, start):
 
 @pytest.mark.parametrize("read", [audio.load_audio, image.load_image])
 def test_a_name_that_no_file_can_have(read):
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         read("x" * 300 + ".wav")
 
 
@@ -745,8 +745,8 @@ def test_no_other_program_is_started(tmp_path, monkeypatch, name, blob):
 @pytest.mark.parametrize(
     "make, text",
     [
-        (lambda p: None, "is not there"),
-        (lambda p: p.mkdir(), "is not there"),
+        (lambda p: None, "does not exist"),
+        (lambda p: p.mkdir(), "does not exist"),
         (lambda p: p.write_bytes(b""), "is empty"),
         (lambda p: p.write_text("<html>404</html>"), "no image"),
         (make_bomb, "more than"),

@@ -416,7 +416,7 @@ def test_evaluation_takes_parts_of_a_batch():
     )
     used = (b for b in [])
     for nothing in (used, []):
-        with pytest.raises(DataError, match="has no batches"):
+        with pytest.raises(DataError, match="gave no batch"):
             evaluate(model, nothing)
     with pytest.raises(DataError, match="has no 'audio'"):
         evaluate(model, [{"image_id": torch.arange(8), "index": torch.arange(8)}])

@@ -78,7 +78,7 @@ def test_import_is_light():
 
 
 # A process that has loaded what is slow to load, but nothing of sgmim, forked anew for each module, two at a
-# time: whatever a notebook's unexported cells imported is not there, and no module can lean on what another
+# time: whatever a notebook's unexported cells imported does not exist, and no module can lean on what another
 # one loaded.
 FRESH = """
 import importlib, os, sys, traceback
@@ -543,14 +543,14 @@ FAULTS = {
         ("nbs/_quarto.yml", ("project:", "format: html\nproject:"), "nothing else"),
         ("_quarto.yml", ("format:", "formats:"), "formats is no key"),
         ("_quarto.yml", ("navbar:", "navber:"), "website: navber is no key"),
-        ("_quarto.yml", ("styles.css", "style.css"), "style.css is not there"),
-        ("_quarto.yml", ("href: index", "href: indix"), "indix.ipynb is not there"),
-        ("_quarto.yml", ("[00_core.ipynb]", "[02_core.ipynb]"), "02_core.ipynb is not there"),
+        ("_quarto.yml", ("styles.css", "style.css"), "style.css does not exist"),
+        ("_quarto.yml", ("href: index", "href: indix"), "indix.ipynb does not exist"),
+        ("_quarto.yml", ("[00_core.ipynb]", "[02_core.ipynb]"), "02_core.ipynb does not exist"),
         ("_quarto.yml", ("[00_core.ipynb]", "[]"), "More is empty"),
-        ("_quarto.yml", ("website:\n", "website:\n  favicon: images/gone.svg\n"), "gone.svg is not there"),
-        ("_quarto.yml", ("settings.ini", "setting.ini"), "setting.ini is not there"),
-        ("_quarto.yml", ("#why", "#how"), "is not there"),
-        ("_quarto.yml", ("core.html", "gone.html"), "is not there"),
+        ("_quarto.yml", ("website:\n", "website:\n  favicon: images/gone.svg\n"), "gone.svg does not exist"),
+        ("_quarto.yml", ("settings.ini", "setting.ini"), "setting.ini does not exist"),
+        ("_quarto.yml", ("#why", "#how"), "does not exist"),
+        ("_quarto.yml", ("core.html", "gone.html"), "does not exist"),
         ("nbs/sidebar.yml", ("[00_core.ipynb, data/00_more.ipynb]", "[]"), "A is empty"),
     ],
     "specifiers": [

@@ -398,7 +398,7 @@ def test_large_jpegs_are_decoded_small_but_never_too_small(tmp_path):
 def test_columns_that_do_not_fit(files):
     with pytest.raises(DataError, match="keep has shape"):
         select(files, [True])
-    with pytest.raises(DataError, match="no usable caption"):
+    with pytest.raises(DataError, match="not one usable caption"):
         select(files, np.zeros(48, bool))
 
 
@@ -477,7 +477,7 @@ def test_strings_of_any_kind():
     "bad", ["1.0__A", "x__A__2", "2__A__1", "1____2", "-1__A__2", "nan__A__2", "0__A__inf"]
 )
 def test_alignments_that_are_none(bad):
-    with pytest.raises(DataError, match="utt: the alignment has"):
+    with pytest.raises(DataError, match="utt: the alignment holds"):
         parse_words(f"0__OK__1 {bad}", "utt")
 
 
@@ -610,7 +610,7 @@ def test_other_files_under_the_same_names_are_other_data(tmp_path):
 
 def test_lengths_that_cannot_be_kept_are_no_reason_to_stop(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="could not be saved"):
+    with pytest.warns(UserWarning, match="could not be kept"):
         assert measure(on_disk(tmp_path), cache=tmp_path / "file", progress=False).samples.all()
 
 

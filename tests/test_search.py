@@ -480,7 +480,7 @@ def test_refusals_of_the_commands(tmp_path, indexed, checkpoint, photos, capsys)
     save_model(SGMIM(micro()), tmp_path / "other")
     assert "made by other weights" in refused(indexed, "--say", "a boat", "--checkpoint", tmp_path / "other")
     _edit(indexed, checkpoint=str(tmp_path / "moved"))
-    assert "say with --checkpoint" in refused(indexed, "--say", "a boat")
+    assert "give its new place with --checkpoint" in refused(indexed, "--say", "a boat")
     assert (
         run_command(
             "sgmim_search",

@@ -858,7 +858,7 @@ def test_unreadable_files_are_left_out_and_listed(own, loose, tmp_path):
     )
     whys = {k.where: k.why for k in s.skipped}
     assert (
-        "is not there" in whys[loose.image_names[2]]
+        "does not exist" in whys[loose.image_names[2]]
         and "truncated" in whys[loose.image_names[5]]
         and "empty" in whys[loose.uttids[0]]
     )
@@ -927,7 +927,8 @@ def test_what_was_left_out_before_is_remembered(own, tmp_path):
 def test_missing_and_truncated_shards(copy):
     (copy / "train-00001.tar").rename(copy / "elsewhere.tar")
     with pytest.raises(
-        DataError, match=r"1 of \d+ shards cannot be used: .*train-00001.tar is not there.*write_shards again"
+        DataError,
+        match=r"1 of \d+ shards cannot be used: .*train-00001.tar does not exist.*write_shards again",
     ):
         open_shards(copy, "train")
     (copy / "train-00001.tar").write_bytes((copy / "elsewhere.tar").read_bytes()[:-512])

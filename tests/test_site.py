@@ -126,7 +126,7 @@ def test_a_fault_of_the_site_is_found(site):
         (replace("description: ", "about: "), "no description"),
         (
             lambda cells: cells.append({"cell_type": "markdown", "source": "[a](gone.ipynb)"}),
-            "gone.ipynb, which is not there",
+            "gone.ipynb, which does not exist",
         ),
         (replace("core.html#one", "core.html#nine"), "no such heading"),
         (replace("core.html#one", "cores.html"), "not there"),

@@ -62,7 +62,7 @@ def inside(
     try:
         mode = real.stat().st_mode
     except OSError as e:
-        raise DataError(f"{path} is not there any more ({e.strerror})") from e
+        raise DataError(f"{path} no longer exists ({e.strerror})") from e
     if not stat.S_ISREG(mode):
         raise DataError(f"{path} is no ordinary file")
     return real
@@ -647,7 +647,7 @@ def _check_gone(before, paths, folder, root):
 
 
 def update_index(
-    folder,  # of the index; made if it is not there
+    folder,  # of the index; made if it does not exist
     root,  # the folder whose files are indexed
     model,  # an `SGMIM` in evaluation mode
     kind: str = "images",  # or 'audio'
@@ -704,7 +704,7 @@ def open_model(
     path = Path(checkpoint or index.about["checkpoint"])
     if not path.exists() or path == Path("."):
         raise DataError(
-            f"the checkpoint of this index, {path}, is not there: say with --checkpoint where it is now"
+            f"the checkpoint of this index, {path}, does not exist: give its new place with --checkpoint"
         )
     model = open_checkpoint(path).to(pick_device(device))
     if state_digest(model) != index.about["model"]:

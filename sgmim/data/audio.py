@@ -396,7 +396,7 @@ def load_audio(
     if max_seconds is not None and not 0 < max_seconds < math.inf:
         raise DataError(f"max_seconds is {max_seconds}; give a number > 0")
     if not os.path.isfile(path):
-        raise DataError(f"{path} is not there. Check the audio folder that the paths are joined to.")
+        raise DataError(f"{path} does not exist. Check the audio folder that the paths are joined to.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes), as some of Places Audio are: leave the record out.")
     try:

@@ -667,7 +667,7 @@ def _check_layout(report, there):
         official = set(protocol_splits(report.kind, role))
         if report.kind == "places" and set(taken) < official:
             for name in sorted(official - set(taken)):
-                report.add("warning", f"the split {name} is not there {splits}", part)
+                report.add("warning", f"the split {name} does not exist {splits}", part)
 
 
 def _check_published(report):

@@ -110,7 +110,7 @@ class Skips(list):
         "Raise `DataError` if `strict` and there was a fault; else warn of what was left out."
         said = f"{what}: {str(self).rstrip('.')}."
         if self and strict:
-            raise DataError(f"{said} Mend the files, or pass strict=False to go on without these records.")
+            raise DataError(f"{said} Repair the files, or pass strict=False to go on without these records.")
         if self.left_out:
             warnings.warn(f"{said} The attribute skipped lists all.", stacklevel=4)
 
@@ -299,7 +299,7 @@ def _look_up(root, names):
 
 def unclear(
     listing,  # `Listing` of the root
-    name,  # a listed path that is not there
+    name,  # a listed path that does not exist
 ):  # words, or ''
     "Which files a missing one may be, where it is not clear which."
     paths = listing.resembling(name)
@@ -398,7 +398,7 @@ class Corpus:
         return f"Corpus({self.name}, {self.split}: {sizes})"
 
     def _path(self, what, name):
-        "Where a listed file is: its folder is looked through only if it is not there as it is listed."
+        "Where a listed file is: its folder is looked through only if it does not exist as it is listed."
         root = getattr(self, f"{what}_root")
         if self._spelt is None and os.path.exists(root / name):
             return root / name
@@ -544,7 +544,7 @@ def _absence(corpus, what, k, listing, uttid):
     if not listing:
         return Skip(f"empty {noun}", uttid, f"{path} has {path.stat().st_size} bytes")
     do = f"If they lie elsewhere, name the folder of the {noun}s: --{what}-root DIR ({what}_root=DIR)."
-    return Skip(f"missing {noun}", uttid, f"{path} is not there{unclear(listing, name)}", do)
+    return Skip(f"missing {noun}", uttid, f"{path} does not exist{unclear(listing, name)}", do)
 
 # %% ../../nbs/data/02_corpus.ipynb #a6e20252
 def measure(

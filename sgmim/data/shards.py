@@ -963,7 +963,7 @@ def _shard_fault(folder, shard, verify=False):
     "What is wrong with a shard of the index (a dict), or None."
     path = Path(folder) / shard["file"]
     if not path.is_file():
-        return f"{path} is not there"
+        return f"{path} does not exist"
     if (size := path.stat().st_size) != shard["bytes"]:
         return f"{path} has {size:,} bytes, and {shard['bytes']:,} are listed"
     if verify and _file_digest(path) != shard["blake2b"]:

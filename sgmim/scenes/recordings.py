@@ -178,5 +178,5 @@ def human_recording(
     word: HumanWord,  # one of `HUMAN_TEST`
     folder="/",  # into which the packages are unpacked
 ) -> np.ndarray:  # float32 (L,), 16 kHz
-    "A recording of the human test. `DataError` if its package is not there or the file cannot be read."
+    "A recording of the human test. `DataError` if its package does not exist or the file cannot be read."
     return load_audio(package_folder(word.package, folder) / word.path)
