@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from transformers import HubertModel
+from transformers import HubertModel, Wav2Vec2Config, Wav2Vec2Model
 
 from sgmim.core import CheckpointError
 from sgmim.models.audio_encoder import hubert_config
@@ -175,3 +175,103 @@ def test_a_published_speechclip_loads(tmp_path):
         mixed = torch.einsum("s,sbtd->btd", weights.softmax(0), states)
         z = encoder(torch.cat([cls.expand(2, -1, -1), mixed], 1))[:, 0]
         assert_close(model.embed_audio(sound), F.normalize(proj(z), dim=1))
+
+
+# --- FaST-VGS
+
+
+def linear(name, d_in, d_out):
+    "A linear layer under a name."
+    layer = nn.Linear(d_in, d_out)
+    return {f"{name}.weight": layer.weight.detach(), f"{name}.bias": layer.bias.detach()}
+
+
+def bert_tensors(layer):
+    "The tensors of torch's post-norm layer under BERT's names."
+    s, out = layer.state_dict(), {}
+    for p in ("weight", "bias"):
+        parts = s[f"self_attn.in_proj_{p}"].chunk(3)
+        out |= {f"attention.self.{n}.{p}": v for n, v in zip(("query", "key", "value"), parts, strict=True)}
+        out[f"attention.output.dense.{p}"] = s[f"self_attn.out_proj.{p}"]
+        out[f"attention.output.LayerNorm.{p}"] = s[f"norm1.{p}"]
+        out[f"intermediate.dense.{p}"], out[f"output.dense.{p}"] = s[f"linear1.{p}"], s[f"linear2.{p}"]
+        out[f"output.LayerNorm.{p}"] = s[f"norm2.{p}"]
+    return out
+
+
+def fast_vgs_parts():
+    "wav2vec2 of transformers, torch's layers, torchvision's blocks, and all as a bundle."
+    sizes = dict(num_hidden_layers=8, layerdrop=0.0, apply_spec_augment=False, mask_time_prob=0.0)
+    wav2vec2 = Wav2Vec2Model(Wav2Vec2Config(**sizes)).eval()
+    options = dict(activation="gelu", batch_first=True, layer_norm_eps=1e-12)
+    layers = [nn.TransformerEncoderLayer(768, 12, 3072, **options).eval() for _ in range(7)]
+    stack = dict(linear=nn.Linear(768, 128), bn1=nn.BatchNorm2d(128))
+    stack = random_norms(nn.ModuleDict(stack | time_stages((128, 128, 256, 512, 768))))
+    state = {"visual_cls_token": torch.randn(1, 1, 768)}
+    state |= linear("visn_fc.visn_fc", 2048, 768) | linear("visn_fc.box_fc", 4, 768)
+    for norm in ("visn", "box"):
+        state |= {f"visn_fc.{norm}_layer_norm.{p}": torch.rand(768) for p in ("weight", "bias")}
+    for name, layer in zip((*(f"trm.{i}" for i in range(6)), "trm2"), layers, strict=True):
+        state |= {f"{name}.{k}": v for k, v in bert_tensors(layer).items()}
+    for name in ("visual_cls_token_proj_coarse", "audio_cls_token_proj_coarse", "audio_cls_token_proj_pre"):
+        state |= linear(f"{name}.0", 768, 1536) | linear(f"{name}.2", 1536, 768)
+    state |= linear("trm2_proj", 768, 768) | {f"conv2.{k}": v for k, v in stack.state_dict().items()}
+    speech = {renamed(k, FAIRSEQ): v for k, v in wav2vec2.state_dict().items() if k != "masked_spec_embed"}
+    speech |= {"cls_token": torch.randn(1, 1, 768), "mask_emb": torch.rand(768)}
+    speech |= {"quantizer.vars": torch.rand(1, 640, 128)} | linear("quantizer.weight_proj", 512, 640)
+    speech |= linear("project_q", 256, 256) | linear("final_proj", 768, 256)
+    state |= {f"conv1_trm1_trm3.{k}": v for k, v in speech.items()}
+    return wav2vec2, layers, stack, state
+
+
+@pytest.mark.slow
+def test_a_published_fast_vgs_loads(tmp_path):
+    from sgmim.models.fast_vgs import fast_vgs_model
+
+    wav2vec2, layers, stack, s = fast_vgs_parts()
+    assert len(s) == 417
+    content = {
+        "dual_encoder": s,
+        "cross_encoder": {"fc.2.bias": torch.ones(1)},
+        "indices": [],
+        "libri_indices": [],
+    }
+    torch.save(content, tmp_path / "best_bundle.pth")
+    (tmp_path / "args.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")  # never read
+    model, report = fast_vgs_model(tmp_path, device="cpu")
+    source = report.sources["model"]
+    assert (source.tensors, len(source.left_out)) == (405, 12) and "cross_encoder" in source.beside
+    used = [v for k, v in s.items() if k not in source.left_out]
+    assert round(sum(v.numel() for v in used) / 1e6, 2) == 153.61
+    assert sorted(len(v) for v in (source.left_out, model.state_dict())) == [12, 405]
+
+    def mlp(name, x):
+        x = F.gelu(F.linear(x, s[f"{name}.0.weight"], s[f"{name}.0.bias"]))
+        return F.linear(x, s[f"{name}.2.weight"], s[f"{name}.2.bias"])
+
+    regions = torch.rand(2, 36, 2052)
+    with torch.no_grad():
+        x = 0
+        for v, a, b in ((regions[..., :2048], "visn_fc", "visn"), (regions[..., 2048:], "box_fc", "box")):
+            v = F.linear(v, s[f"visn_fc.{a}.weight"], s[f"visn_fc.{a}.bias"])
+            norm = (s[f"visn_fc.{b}_layer_norm.{p}"] for p in ("weight", "bias"))
+            x = x + F.layer_norm(v, (768,), *norm, 1e-12) / 2
+        x = torch.cat([s["visual_cls_token"].expand(2, -1, -1), x], 1)
+        for layer in layers[:6]:
+            x = layer(x)
+        assert_close(model.embed_image(regions), mlp("visual_cls_token_proj_coarse", x[:, 0]))
+        # ten seconds exactly: nothing is padded; 499 // 16 = 31 of the 32 compressed frames count
+        sound = torch.randn(1, 160_000)
+        wave = (sound - sound.mean()) / sound.std(correction=0)
+        frames, _ = wav2vec2.feature_projection(wav2vec2.feature_extractor(wave).mT)
+        frames = torch.cat([s["conv1_trm1_trm3.cls_token"], frames], 1)
+        z = wav2vec2.encoder(frames).last_hidden_state
+        x = torch.relu(stack["bn1"](stack["linear"](z[:, 1:]).mT[:, :, None]))
+        for i in range(1, 5):
+            x = stack[f"layer{i}"](x)
+        x = torch.cat([mlp("audio_cls_token_proj_pre", z[:, 0])[:, None], x[:, :, 0].mT], 1)
+        assert x.shape == (1, 1 + 32, 768)
+        x = layers[6](x[:, : 1 + 499 // 16])[:, 0]
+        assert_close(model.embed_audio(sound), F.linear(x, s["trm2_proj.weight"], s["trm2_proj.bias"]))
+        eight = model.train().audio_encoder.cnn(torch.randn(1, 128_000))[0]
+        assert eight.shape[1] == 399 and model.conv2(torch.randn(1, 399, 768)).shape[1] == 25
