@@ -49,7 +49,7 @@ class MILANStyleConfig:
     crop_pct: float = 0.875  # evaluation: centre crop over the short side (lingvo)
     audio_tower: str = "tf_efficientnet_b0"  # ours: an EfficientNet, as remembered, not verified
     n_mels: int = 128  # mel bands; remembered of the 2019 paper, not verified
-    n_fft: int = 1024  # ours: so that every band holds a bin
+    n_fft: int = 1024  # ours: so that narrow bands hold more than a bin
     max_frames: int = 1024  # ours: frames of 10 ms that a caption is padded or cut to
     margin: float = 0.001  # δ of the first updates (MMS)
     margin_growth: float = 1.0  # ours: none; 1.002 every 1,000 updates is remembered, not verified
@@ -86,7 +86,7 @@ def milan_style_tiny() -> MILANStyleConfig:
     image = dict(image_tower="tinynet_e", image_size=96, crop_pct=1.0)
     return MILANStyleConfig(**image, audio_tower="tinynet_e", n_mels=64, max_frames=416)
 
-# %% ../../nbs/models/13_milan_style.ipynb #825a100b
+# %% ../../nbs/models/13_milan_style.ipynb #7805a443
 class MILANStyle(nn.Module):
     "Two EfficientNets and the masked margin softmax; embeds images and captions as `DualEncoder` does."
 

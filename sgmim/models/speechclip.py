@@ -184,8 +184,7 @@ class SpeechCLIP(nn.Module):
             raise DataError(
                 f"this model takes images of shape (B, 3, {side}, {side}), got {tuple(image.shape)}"
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_image):
-            return F.normalize(self.image_encoder(clip_pixels(image)).image_embeds.float(), dim=-1)
+        return F.normalize(self.image_encoder(clip_pixels(image)).image_embeds.float(), dim=-1)
 
     def speech_states(
         self,
@@ -194,6 +193,7 @@ class SpeechCLIP(nn.Module):
     ) -> tuple:  # the output of the positional convolution and of each layer, (B, T, D) each
         "The hidden states of HuBERT."
         mask = torch.arange(audio.shape[1], device=audio.device) < audio_len[:, None]
+        # in training, transformers makes even a frozen HuBERT record its graph
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_audio):
             return self.audio_encoder(audio, mask.long(), output_hidden_states=True).hidden_states
 
