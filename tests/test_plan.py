@@ -378,7 +378,7 @@ def test_a_corpus_is_planned_by_its_lengths(capsys, tmp_path, monkeypatch):
     assert run_command("sgmim_train", [*args, *dry, "--out", str(tmp_path / "run")]) == 0
     trained = [re.sub(r" \([^()]* free\)$", "", line) for line in capsys.readouterr().out.splitlines()]
     assert trained == planned and "Estimate for cpu, at 40%" in said
-    for line in ("Printed otherwise", "  image_size = 96: ours; printed: 224", "  pairs: 40"):
+    for line in ("Not as printed", "  image_size = 96: ours; printed: 224", "  pairs: 40"):
         assert line in planned
 
 

@@ -179,9 +179,9 @@ def sgmim_demo(
     row: _ROW = "+ Summary",  # row of the paper's Table 4
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
-    set: list[str] = (),  # field=value: change fields of TrainConfig, as in epochs=12 seed=1
-    model: list[str] = (),  # field=value: change fields of SGMIMConfig
-    data: list[str] = (),  # field=value: change fields of DemoData
+    set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
+    model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
+    data: list[str] = (),  # field=value: sizes and recipe (see DemoData), as in train=12000
 ):
     "Generate the embedded corpus, train a small SG-MIM model on it, evaluate it and plot the results."
     from sgmim.apps.demo import run_demo
@@ -351,20 +351,20 @@ def sgmim_train(
     out: str,  # folder of the run
     preset: _PRESET = "scenes-tiny",  # recipe and model
     row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary', or the preset's own)
-    set: list[str] = (),  # field=value: change fields of TrainConfig
-    model: list[str] = (),  # field=value: change fields of SGMIMConfig
+    set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
+    model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     train_split: str = None,  # training split (default: the standard split of the corpus)
-    # splits that select the best checkpoint by mean R@1; no name: keep the last (default: the standard split)
+    # splits that choose the best checkpoint; without a name: keep the last (default: the standard split)
     dev_split: list[str] = None,
     images: _at_least(2) = 7000,  # training images of the embedded corpus
     captions: int = 2,  # captions per image of the embedded corpus
-    # file, folder or name (default: vit_base_patch16_224.mae; vg-hubert: vit_small_patch8_224.dino)
+    # file, folder or name (default: shipped; paper-*: vit_base_patch16_224.mae; vg-hubert: DINO)
     image_weights: str = None,
-    audio_weights: str = None,  # file, folder or name (default: facebook/hubert-base-ls960)
+    audio_weights: str = None,  # file, folder or name (default: shipped; paper-*: facebook/hubert-base-ls960)
     download: bool = False,  # download weights that are not on this machine
-    from_scratch: bool = False,  # start from random weights, and train the convolutional front end too
-    dry_run: bool = False,  # print the configuration and the estimate, and stop
-    no_calibration: bool = False,  # estimate time and memory without measuring a few steps
+    from_scratch: bool = False,  # start from random weights; also train the front end of the audio encoder
+    dry_run: bool = False,  # print the configuration and the estimated time and memory, and stop
+    no_calibration: bool = False,  # do not measure a few steps first; estimate from the configuration alone
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
     workers: _at_least(0) = None,  # data loading processes (default: half the cores, at most 8)
@@ -494,8 +494,8 @@ def sgmim_plan(
     *,
     preset: _PRESET = "scenes-tiny",  # recipe and model
     row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary', or the preset's own)
-    set: list[str] = (),  # field=value: change fields of TrainConfig
-    model: list[str] = (),  # field=value: change fields of SGMIMConfig
+    set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
+    model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     pairs: _at_least(2) = None,  # training pairs (default: those of --data, or of the preset's corpus)
     device: str = "cpu",  # cpu or cuda (this machine); or h200, h100, a100, l40s, l4, rtx4090, as published
     devices: _at_least(1) = 1,  # number of devices that share a batch
@@ -562,7 +562,7 @@ def _preset_workload(preset, pairs):
 # %% ../../nbs/apps/05_commands.ipynb #9190c74b
 @_takes_corpus
 def sgmim_eval(
-    # folder of a run or of sgmim_export, or VG-HuBERT's bundle (default: the shipped scenes-tiny)
+    # folder of a run or of sgmim_export, or a published VG-HuBERT (default: the shipped scenes-tiny)
     checkpoint: str = None,
     *,
     split: list[str] = (),  # splits to evaluate (default: the test splits)
@@ -573,13 +573,14 @@ def sgmim_eval(
     embeddings: str = None,  # folder for the embeddings; reused if present
     batch_size: _at_least(1) = 64,  # images or captions per batch
     workers: _at_least(0) = 0,  # data loading processes
-    download: bool = False,  # download a VG-HuBERT that is named by its hub repository
+    download: bool = False,  # download a checkpoint that is given by its Hugging Face name
     record: str = None,  # write a run record to this file
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     **corpus,
 ):
     """Compute R@1, R@5 and R@10 of a checkpoint in both directions. With --data human=FOLDER, search the
-    pictures of test-seen by single words instead, said by people and by synthetic voices."""
+    pictures of test-seen by single words instead, said by people (FOLDER: their packages, unpacked; see
+    nbs/scenes/05_recordings.ipynb) and by synthetic voices."""
     from sgmim.evaluation.analysis import corpus_entries
     from sgmim.evaluation.retrieval import evaluation_cut, format_table
     from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
