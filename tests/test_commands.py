@@ -669,3 +669,9 @@ def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, c
         "cpu",
     )
     assert "| audio encoder | " in capsys.readouterr().out
+
+
+def test_splits_are_named_only_with_data(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run"), "--dry-run"]
+    assert run_command("sgmim_train", [*out, "--dev-split", "dev"]) == 1
+    assert "name splits of a corpus: give --data too" in capsys.readouterr().err

@@ -190,7 +190,7 @@ def sgmim_demo(
     from sgmim.train import recipe
 
     _set_threads(threads)
-    config = dataclasses.replace(_changed(scenes_tiny(), model, "--model"), reconstruction=ROWS[row])
+    config = _changed(dataclasses.replace(scenes_tiny(), reconstruction=ROWS[row]), model, "--model")
     sizes, train = _changed(DemoData(), data, "--data"), _changed(recipe("scenes-tiny"), set)
     run_demo(out, sizes, train, config, device=device)
 
@@ -350,7 +350,7 @@ def sgmim_train(
     *,
     out: str,  # folder of the run
     preset: _PRESET = "scenes-tiny",  # recipe and model
-    row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary', or the preset's own)
+    row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary'; vg-hubert: 'VG-HuBERT (M)')
     set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
     model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     train_split: str = None,  # training split (default: the standard split of the corpus)
@@ -358,9 +358,9 @@ def sgmim_train(
     dev_split: list[str] = None,
     images: _at_least(2) = 7000,  # training images of the embedded corpus
     captions: int = 2,  # captions per image of the embedded corpus
-    # file, folder or name (default: shipped; paper-*: vit_base_patch16_224.mae; vg-hubert: DINO)
+    # file, folder or name (default: shipped; paper-*: MAE ViT-B/16; vg-hubert: DINO ViT-S/8)
     image_weights: str = None,
-    audio_weights: str = None,  # file, folder or name (default: shipped; paper-*: facebook/hubert-base-ls960)
+    audio_weights: str = None,  # file, folder or name (default: shipped; other presets: facebook/hubert-base-ls960)
     download: bool = False,  # download weights that are not on this machine
     from_scratch: bool = False,  # start from random weights; also train the front end of the audio encoder
     dry_run: bool = False,  # print the configuration and the estimated time and memory, and stop
@@ -441,8 +441,12 @@ def _training_data(source, c, config, train_split=None, dev_split=None, images=7
 
     size, most = c.image_size, config.max_unreadable
     if source is None:
-        dev = load_scenes("dev", max(100, images // 14), size=size)
-        return load_scenes("train", images, captions, size=size), {"dev": dev}
+        if train_split or dev_split:
+            raise ConfigError(
+                "--train-split and --dev-split name splits of the corpus of --data: give that too"
+            )
+        dev = {} if dev_split == [] else {"dev": load_scenes("dev", max(100, images // 14), size=size)}
+        return load_scenes("train", images, captions, size=size), dev
     [data] = _open_splits(source, train_split and [train_split], "train", most).values()
     return data, {} if dev_split == [] else _open_splits(source, dev_split, "dev", most)
 
@@ -493,7 +497,7 @@ def _print_plan(plan, c, config, corpus, data, where):
 def sgmim_plan(
     *,
     preset: _PRESET = "scenes-tiny",  # recipe and model
-    row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary', or the preset's own)
+    row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary'; vg-hubert: 'VG-HuBERT (M)')
     set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
     model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     pairs: _at_least(2) = None,  # training pairs (default: those of --data, or of the preset's corpus)
@@ -562,7 +566,7 @@ def _preset_workload(preset, pairs):
 # %% ../../nbs/apps/05_commands.ipynb #9190c74b
 @_takes_corpus
 def sgmim_eval(
-    # folder of a run or of sgmim_export, or a published VG-HuBERT (default: the shipped scenes-tiny)
+    # folder of a run or of sgmim_export, or VG-HuBERT's (default: the shipped scenes-tiny)
     checkpoint: str = None,
     *,
     split: list[str] = (),  # splits to evaluate (default: the test splits)
@@ -573,7 +577,7 @@ def sgmim_eval(
     embeddings: str = None,  # folder for the embeddings; reused if present
     batch_size: _at_least(1) = 64,  # images or captions per batch
     workers: _at_least(0) = 0,  # data loading processes
-    download: bool = False,  # download a checkpoint that is given by its Hugging Face name
+    download: bool = False,  # download VG-HuBERT if the checkpoint is 'hjvm/VG-HuBERT'
     record: str = None,  # write a run record to this file
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     **corpus,
