@@ -360,7 +360,7 @@ def sgmim_train(
     captions: int = 2,  # captions per image of the embedded corpus
     # file, folder or name (default: shipped; paper-*: MAE ViT-B/16; vg-hubert: DINO ViT-S/8)
     image_weights: str = None,
-    audio_weights: str = None,  # file, folder or name (default: shipped; other presets: facebook/hubert-base-ls960)
+    audio_weights: str = None,  # file, folder or name (default: shipped; others: facebook/hubert-base-ls960)
     download: bool = False,  # download weights that are not on this machine
     from_scratch: bool = False,  # start from random weights; also train the front end of the audio encoder
     dry_run: bool = False,  # print the configuration and the estimated time and memory, and stop
@@ -442,9 +442,7 @@ def _training_data(source, c, config, train_split=None, dev_split=None, images=7
     size, most = c.image_size, config.max_unreadable
     if source is None:
         if train_split or dev_split:
-            raise ConfigError(
-                "--train-split and --dev-split name splits of the corpus of --data: give that too"
-            )
+            raise ConfigError("--train-split and --dev-split name splits of a corpus: give --data too")
         dev = {} if dev_split == [] else {"dev": load_scenes("dev", max(100, images // 14), size=size)}
         return load_scenes("train", images, captions, size=size), dev
     [data] = _open_splits(source, train_split and [train_split], "train", most).values()
