@@ -581,7 +581,7 @@ def test_files_that_went(folder, tmp_path):
     with Server(searcher) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for row, status, says in (
-            (5, 404, "not there any more"),
+            (5, 404, "no longer exists"),
             (6, 422, "no image"),
             (7, 404, "leads out of"),
         ):
