@@ -555,7 +555,7 @@ def links(root):
             else:
                 goal = (file.parent / address).resolve() if address else file
             if not goal.exists():
-                problems.append(f"{name} links to {target}, which is not there")
+                problems.append(f"{name} links to {target}, which does not exist")
             elif root not in goal.parents and goal != root:
                 problems.append(f"{name} links to {target}, outside the project")
             elif (
@@ -590,7 +590,7 @@ def sidebar(root):
     pages = [p for p in listed if not re.match(r"https?:", p)]
     there = {p.as_posix() for p in notebooks(root)}
     problems = [
-        f"nbs/sidebar.yml lists {p}, which is not there"
+        f"nbs/sidebar.yml lists {p}, which does not exist"
         for p in sorted(set(pages))
         if not (Path(root) / "nbs" / p).exists()
     ]
@@ -665,7 +665,7 @@ def quarto_settings(root):
             )
             files += re.findall(r"\]\(([^)\s]+)\)", item)
             problems.extend(
-                f"{name}, {'.'.join(map(str, keys))}: {f} is not there" for f in files if not there(f)
+                f"{name}, {'.'.join(map(str, keys))}: {f} does not exist" for f in files if not there(f)
             )
 
     for name in ("_quarto.yml", "nbs/sidebar.yml"):
