@@ -129,7 +129,7 @@ def test_a_fault_of_the_site_is_found(site):
             "gone.ipynb, which does not exist",
         ),
         (replace("core.html#one", "core.html#nine"), "no such heading"),
-        (replace("core.html#one", "cores.html"), "not there"),
+        (replace("core.html#one", "cores.html"), "does not exist"),
     ):
         edit(site, "00_core.ipynb", change)
         assert any(words in p for p in docs.problems(site, site / "_proc")), words
