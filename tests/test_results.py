@@ -4,6 +4,7 @@ import ast
 import copy
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -1067,3 +1068,25 @@ def test_a_record_of_another_seed_row_or_best_model_is_refused(change, words):
     assert R.check_record(record) == []
     change(record)
     assert re.search(words, "\n".join(R.check_record(record)))
+
+
+def test_a_value_outside_its_interval_is_refused():
+    record = read_json(ROOT / "results/grounding-scenes-tiny.json")
+    estimate = record["metrics"]["test-seen"]["kind"]["thing"]["pointing"]["model"]
+    estimate["value"] = estimate["interval"][1] + 1
+    assert "outside of its interval" in "\n".join(R.check_record(record))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_copied_to_another_seed_does_not_count(tmp_path):
+    from sgmim.paper.runs import records_of_table
+
+    shutil.copytree(ROOT / "results", tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "table_4/scenes"
+    record = read_json(folder / "summary-seed0.json")
+    record["seed"] = record["spec"]["seed"] = record["config"]["train"]["seed"] = 1
+    write_json(folder / "summary-seed1.json", record)
+    faults = R.check_results(tmp_path)
+    assert faults and all("identical ranks in" in fault for fault in faults)
+    found = records_of_table(4, "scenes", results=tmp_path)
+    assert {seed for row, seed in found.stale if row == "+ Summary"} == {0, 1}

@@ -12,9 +12,10 @@ import timm
 import torch
 from torch import nn
 
-from ..core import ConfigError, DataError
+from ..core import ConfigError
+from .image_encoder import check_images
 from .losses import info_nce
-from .resdavenet import mel_batch
+from .resdavenet import LogMelInput, mel_batch
 
 # %% ../../nbs/models/13_milan_style.ipynb #35a2a335
 def margin_at(
@@ -41,7 +42,7 @@ def efficientnet_tower(
 
 # %% ../../nbs/models/13_milan_style.ipynb #595049a4
 @dataclass(frozen=True)
-class MILANStyleConfig:
+class MILANStyleConfig(LogMelInput):
     "Sizes of the two towers and the loss. What is known is marked with its source; the rest is *ours*."
 
     image_tower: str = "tf_efficientnet_b4"  # (lingvo)
@@ -64,21 +65,6 @@ class MILANStyleConfig:
         if not (self.margin >= 0 and self.margin_growth >= 1):
             given = f"margin = {self.margin} and margin_growth = {self.margin_growth}"
             raise ConfigError(f"MILANStyleConfig: {given}, but they must be at least 0 and at least 1")
-
-    @property
-    def padding_matters(self) -> bool:
-        "Whether the features of a caption depend on how far its waveform is padded."
-        return False
-
-    @property
-    def conv_kernel(self) -> tuple:
-        "Samples under a frame."
-        return (400,)
-
-    @property
-    def conv_stride(self) -> tuple:
-        "Samples from frame to frame."
-        return (160,)
 
 
 def milan_style_tiny() -> MILANStyleConfig:
@@ -107,11 +93,7 @@ class MILANStyle(nn.Module):
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, S, S) normalised -> (B, E)
         "From images to z^I."
-        side = self.config.image_size
-        if image.shape[1:] != (3, side, side):
-            raise DataError(
-                f"this model takes images of shape (B, 3, {side}, {side}), got {tuple(image.shape)}"
-            )
+        check_images(image, self.config.image_size)
         return self.image_proj(self.image_encoder(image).mean((2, 3)))
 
     def embed_audio(

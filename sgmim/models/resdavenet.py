@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['slaney_filters', 'decibel_mel', 'mel_batch', 'ResidualBlock', 'ResidualStack', 'jitter_frames', 'SpeechResNet',
-           'ImageResNet', 'sampled_hinge', 'semi_hard_hinge', 'triplet_loss', 'ResDAVEnetConfig', 'resdavenet_tiny',
-           'ResDAVEnet', 'build_checked', 'read_tensors', 'resdavenet_model']
+           'ImageResNet', 'sampled_hinge', 'semi_hard_hinge', 'triplet_loss', 'LogMelInput', 'ResDAVEnetConfig',
+           'resdavenet_tiny', 'ResDAVEnet', 'build_checked', 'read_tensors', 'resdavenet_model']
 
 # %% ../../nbs/models/12_resdavenet.ipynb #95fc14f4
 import functools
@@ -27,6 +27,7 @@ from sgmim.core import (
     pick_device,
 )
 from ..data.audio import RATE
+from .image_encoder import check_images
 from .losses import similarity_matrix
 from .sources import LoadReport, read_state
 
@@ -253,8 +254,16 @@ def triplet_loss(
     return loss
 
 # %% ../../nbs/models/12_resdavenet.ipynb #66f41005
+class LogMelInput:
+    "What the pipeline asks of the configuration of a model that reads log-mel frames."
+
+    padding_matters = False  # features of a caption do not depend on how far its waveform is padded
+    conv_kernel = (400,)  # samples under a frame
+    conv_stride = (160,)  # samples from frame to frame
+
+
 @dataclass(frozen=True)
-class ResDAVEnetConfig:
+class ResDAVEnetConfig(LogMelInput):
     "Sizes of ResDAVEnet and of its loss. Defaults: the public code's command line."
 
     image_size: int = 224  # pixels a side (code)
@@ -293,21 +302,6 @@ class ResDAVEnetConfig:
         "E: width of z^I and z^A."
         return self.audio_widths[-1]
 
-    @property
-    def padding_matters(self) -> bool:
-        "Whether the features of a caption depend on how far its waveform is padded."
-        return False
-
-    @property
-    def conv_kernel(self) -> tuple:
-        "Samples under a frame."
-        return (400,)
-
-    @property
-    def conv_stride(self) -> tuple:
-        "Samples from frame to frame."
-        return (160,)
-
 # %% ../../nbs/models/12_resdavenet.ipynb #dc8446dd
 def resdavenet_tiny() -> ResDAVEnetConfig:
     "A small variant for the embedded scenes (sizes ours): 96-pixel images, 4 s, 1.6 million parameters."
@@ -330,11 +324,7 @@ class ResDAVEnet(nn.Module):
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, S, S) normalised -> (B, E)
         "From images to z^I: the mean of the grid."
-        side = self.config.image_size
-        if image.shape[1:] != (3, side, side):
-            raise DataError(
-                f"this model takes images of shape (B, 3, {side}, {side}), got {tuple(image.shape)}"
-            )
+        check_images(image, self.config.image_size)
         return self.image_encoder(image).mean((2, 3))
 
     def embed_audio(

@@ -19,6 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Hubert
 
 from ..core import CheckpointError, ConfigError, DataError, check_state, pick_device
 from .audio_encoder import frame_count, hubert_config
+from .image_encoder import check_images
 from .losses import info_nce
 from .published import hubert_weights
 from .resdavenet import build_checked, read_tensors
@@ -179,11 +180,7 @@ class SpeechCLIP(nn.Module):
 
     def embed_image(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, S, S) normalised -> (B, E)
         "From images to z^I, of length 1."
-        side = self.config.image_size
-        if image.shape[1:] != (3, side, side):
-            raise DataError(
-                f"this model takes images of shape (B, 3, {side}, {side}), got {tuple(image.shape)}"
-            )
+        check_images(image, self.config.image_size)
         return F.normalize(self.image_encoder(clip_pixels(image)).image_embeds.float(), dim=-1)
 
     def speech_states(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'KS', 'RECALLS', 'pack_ranks', 'unpack_ranks', 'query_hits', 'bootstrap_interval', 'pack_result', 'slug',
-           'record_name', 'check_record', 'check_file', 'check_results', 'results_folder', 'stale_reasons']
+           'record_name', 'check_record', 'check_file', 'copied_records', 'check_results', 'results_folder',
+           'stale_reasons']
 
 # %% ../../nbs/paper/00_records.ipynb #c8663ced
 import hashlib
@@ -125,6 +126,18 @@ def _recall_faults(metrics):
             yield f"{path}: recalls {recalls} are not numbers from 0 to 100"
         elif sorted(recalls) != recalls:
             yield f"{path}: recalls fall from R@1 to R@10: {recalls}"
+
+
+def _interval_faults(metrics):
+    "Intervals whose ends are exchanged, and values outside their interval."
+    for path, value in _nodes(metrics, "metrics"):
+        if isinstance(value, dict) and "value" in value and value.get("interval"):
+            low, high = value["interval"]
+            if not low <= value["value"] <= high:
+                yield f"{path}.value is {value['value']}, outside of its interval {low} to {high}"
+        elif isinstance(value, list) and ".interval" in path and all(map(_is_number, value)):
+            if sorted(value) != value:
+                yield f"{path} is {value}: the lower end must come first"
 
 # %% ../../nbs/paper/00_records.ipynb #b8afe425
 def pack_ranks(
@@ -295,7 +308,9 @@ def check_record(
     "The faults of a run record: a list of sentences."
     if not isinstance(record, dict):
         return [f"{where}: not an object"]
-    faults = [*_field_faults(record), *_value_faults(record), *_recall_faults(record.get("metrics"))]
+    metrics = record.get("metrics")
+    faults = [*_field_faults(record), *_value_faults(record)]
+    faults += [*_recall_faults(metrics), *_interval_faults(metrics)]
     try:
         faults = faults or [*_retrieval_faults(record["metrics"]), *_training_faults(record)]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
@@ -335,11 +350,29 @@ def _settings_faults(record, root):
             yield f"chosen from {f}, which does not exist"
 
 # %% ../../nbs/paper/00_records.ipynb #b7a1f0d8
+def copied_records(
+    records: dict,  # {name: record}
+) -> dict:  # {name: sentence}
+    "The runs of different seeds whose ranks are identical: copies of one training."
+    by_ranks = {}
+    for name, record in records.items():
+        tests = record["metrics"].get("tests", {}).values()
+        ranks = " ".join(t[side]["ranks"] for t in tests for side in SIDES)
+        if len(set(ranks.split())) > 10:  # fewer different numbers may agree by chance
+            by_ranks.setdefault(ranks, []).append(name)
+    same = [names for names in by_ranks.values() if len({records[n]["seed"] for n in names}) > 1]
+    return {n: f"identical ranks in {', '.join(map(str, names))}" for names in same for n in names}
+
+
 def check_results(
     folder,  # folder of results
 ):
     "The faults of all files in a folder of results: a list of sentences."
-    return [fault for path in sorted(Path(folder).rglob("*.json")) for fault in check_file(path, folder)]
+    paths = sorted(Path(folder).rglob("*.json"))
+    if faults := [fault for path in paths for fault in check_file(path, folder)]:
+        return faults
+    runs = {path: read_json(path) for path in paths if path.parent.parent.name.startswith("table_")}
+    return [f"{path}: {why}" for path, why in copied_records(runs).items()]
 
 
 def results_folder():

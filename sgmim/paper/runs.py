@@ -41,6 +41,7 @@ from ..models.sgmim import PRESETS, ROWS, SGMIM, SGMIMConfig
 from .published import CORPUS_NAMES, CORPUS_OF_TABLE, PAPER, paper_table, rows_of
 from sgmim.paper.records import (
     check_file,
+    copied_records,
     pack_result,
     record_name,
     results_folder,
@@ -486,6 +487,9 @@ def records_of_table(
             found.records[spec.row, spec.seed] = read_json(what)
         elif kind == "stale":
             found.stale[spec.row, spec.seed] = what
+    for key, why in copied_records(found.records).items():
+        found.stale[key] = [why]
+        del found.records[key]
     return found
 
 # %% ../../nbs/paper/03_runs.ipynb #e7a1f0c6
