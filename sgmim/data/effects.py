@@ -124,9 +124,9 @@ def apply_effects(
     wave: np.ndarray,  # float32 (L,), 16 kHz
     names: tuple,  # of `EFFECTS`
     rng: np.random.Generator,  # makes all choices
-    longest: int,  # samples that a caption may have: a longer result is left shorter by its pauses and tempo
+    longest: int,  # samples that a caption may have; an effect whose result would be longer is skipped
 ) -> np.ndarray:  # float32, at most max(L, longest) samples
-    "A recording as another speaker, room and microphone might have given it."
+    "Apply each effect with its probability: another voice, room, microphone, line or level."
     for name in names:
         chance, effect = _EFFECTS[name]
         if rng.random() >= chance:
