@@ -144,7 +144,7 @@ A2I, I2A = "metrics.tests.test-seen.audio_to_image", "metrics.tests.test-unseen.
         ("metrics.tests.test-novel.mean.recall_at_1", 30.0, "mean.recall_at_1 is 30.0"),
         ("seed", 7, "seed is 7, but config.train.seed is 1"),
         ("spec.row", "+ Recon", "but config.model.reconstruction is"),
-        (f"{I2A}.interval.recall_at_1", [20.0, 10.0], "interval.recall_at_1.0 is 20.0"),
+        (f"{I2A}.interval.recall_at_1", [20.0, 10.0], "the lower end must come first"),
         ("spec.budget", "compute", "summary-seed1-compute.json"),
         ("spec.label", "places", "table_4/places/"),
         ("spec.table", 1, "this is the record of table_1/"),

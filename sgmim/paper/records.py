@@ -74,14 +74,14 @@ def _at(record, path):
 
 
 def _field_faults(record):
-    "Fields that are missing, empty or of another type."
+    "Fields that are missing, empty or of another type. A list may be empty: a run without dev has no scores."
     for path, types in (_FIELDS | _KINDS.get(str(record.get("kind")), {})).items():
         value, types = _at(record, path), types if isinstance(types, tuple) else (types,)
         if value is _MISSING:
             yield f"{path} is missing"
         elif isinstance(value, bool) or not isinstance(value, types):
             yield f"{path} is {value!r:.40}, not {' or '.join(t.__name__ for t in types)}"
-        elif value in ("", {}, []):
+        elif value in ("", {}):
             yield f"{path} is empty"
 
 # %% ../../nbs/paper/00_records.ipynb #d1541e71
