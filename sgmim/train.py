@@ -7,9 +7,10 @@ __all__ = ['RECIPES', 'TrainConfig', 'recipe', 'train_loop', 'Fitted', 'fit']
 
 # %% ../nbs/training/10_train.ipynb #851a53c6
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
@@ -18,7 +19,7 @@ from .data.effects import effect_names
 from .evaluation.figures import curves_figure, save_figure
 from .evaluation.retrieval import evaluate
 from .models.pretrained import build_model, check_front_end
-from .models.sgmim import PRESETS, SGMIM, SGMIMConfig
+from .models.systems import PRESETS
 from .training.feed import Feed, prepare_data
 from .training.parallel import join
 from .training.process import Stop, only_run
@@ -45,10 +46,13 @@ class TrainConfig:
 
     epochs: float = 30.0  # §3.2: 30 for SpokenCOCO and Places, 20 for FACC
     batch_size: int = 100  # §3.2: 100; 80 for Places
-    optimiser: str = "bertadam"  # §3.2; 'adamw' for small models (ours)
+    # §3.2; 'adam' (ResDAVEnet, SpeechCLIP, MILAN): decay in the gradient; 'adamw' for small models (ours)
+    optimiser: str = "bertadam"
     lr: float = 5e-6  # peak, §3.2
     warmup: float = 0.1  # share of training, §3.2
-    schedule: str = "linear"  # §3.2; 'cosine' (ours)
+    schedule: str = "linear"  # §3.2; 'cosine' (ours); 'steps': times `step_factor` (ResDAVEnet, MILAN)
+    step_epochs: tuple = (2.0, 3.0)  # epochs before the first reduction, and between two (ResDAVEnet)
+    step_factor: float = 0.95  # (ResDAVEnet)
     weight_decay: float = 0.01  # VG, on all parameters
     clip: float = 1.0  # global norm of the gradient, VG; 0: none
     max_seconds: float = 8.0  # of each caption, VG (18 for Places)
@@ -75,8 +79,8 @@ class TrainConfig:
         _check_config(self)
 
 # %% ../nbs/training/10_train.ipynb #ea1f4c1a
-_CHOICES = {"optimiser": ("bertadam", "adamw"), "augment": ("randaugment", "crop", "none")}
-_CHOICES |= {"pad": ("auto", "full", "batch"), "schedule": ("linear", "cosine")}
+_CHOICES = {"optimiser": ("bertadam", "adam", "adamw"), "augment": ("randaugment", "crop", "none")}
+_CHOICES |= {"pad": ("auto", "full", "batch"), "schedule": ("linear", "cosine", "steps")}
 _CHOICES |= {"amp": ("auto", "bf16", "off")}
 
 
@@ -94,27 +98,51 @@ def _check_config(c):
         need(getattr(c, f) >= 0, f, "0 or more")
     for f in ("warmup", "curriculum", "speed", "max_unreadable"):
         need(0 <= getattr(c, f) < 1, f, "at least 0 and less than 1")
+    need(len(c.step_epochs) == 2 and min(c.step_epochs) > 0, "step_epochs", "two numbers above 0")
+    need(0 < c.step_factor <= 1, "step_factor", "above 0, at most 1")
     effect_names(c.effects)
     for f, options in _CHOICES.items():
         need(getattr(c, f) in options, f, " or ".join(options))
 
 # %% ../nbs/training/10_train.ipynb #b7851153
+_TINY = TrainConfig(
+    **dict(epochs=2.25, batch_size=32, optimiser="adamw", lr=1e-3, schedule="cosine", weight_decay=0.05),
+    **dict(max_seconds=4.0, eval_seconds=4.0, augment="none", speed=0.12, bucket=16, curriculum=0.3),
+    eval_every=0.5,
+)
 RECIPES = {
     "paper-spokencoco": TrainConfig(),  # §3.2: batch 100, 30 epochs
     # §3.2: batch 80, 30 epochs; lengths VG
     "paper-places": TrainConfig(batch_size=80, max_seconds=18.0, eval_seconds=25.0),
     "paper-facc": TrainConfig(epochs=20.0),  # §3.2: batch 100, 20 epochs
     "vg-hubert": TrainConfig(lr=5e-5, augment="crop"),  # VG: batch 100, 30 epochs, peak 5e-5, no RandAugment
-    "scenes-tiny": TrainConfig(
-        **dict(epochs=2.25, batch_size=32, optimiser="adamw", lr=1e-3, schedule="cosine", weight_decay=0.05),
-        **dict(max_seconds=4.0, eval_seconds=4.0, augment="none", speed=0.12, bucket=16, curriculum=0.3),
-        eval_every=0.5,
+    "scenes-tiny": _TINY,
+    # ResDAVEnet's code, except that images are also flipped, and that captions are read up to 20.48 s
+    "resdavenet": TrainConfig(
+        **dict(epochs=150.0, batch_size=64, optimiser="adam", lr=2e-4, warmup=0.0, schedule="steps"),
+        **dict(weight_decay=5e-7, clip=0.0, max_seconds=20.48, eval_seconds=20.48, augment="crop"),
     ),
+    # optimiser and rate of the group's image-text model: 40,000 updates, times .999 every 1,000, of 402,385
+    # pairs in batches of 64; the rest is ours
+    "milan-style": TrainConfig(
+        **dict(epochs=6.36, batch_size=64, optimiser="adam", lr=1e-4, warmup=0.0, schedule="steps"),
+        **dict(step_epochs=(0.159, 0.159), step_factor=0.999, weight_decay=0.0, clip=1.0),
+        **dict(max_seconds=10.24, eval_seconds=10.24, augment="crop"),
+    ),
+    # FaST-VGS's code for SpokenCOCO
+    "fast-vgs": TrainConfig(epochs=20.0, batch_size=64, lr=1e-4, augment="none"),
+    # SpeechCLIP's code, except that the beginning of a long caption is taken, not a random part: 50,000
+    # updates of 117 per epoch of Flickr8k Audio, 5,000 of them warm-up
+    "speechclip": TrainConfig(
+        **dict(epochs=427.0, batch_size=256, optimiser="adam", lr=1e-4, weight_decay=1e-6, clip=4.0),
+        **dict(max_seconds=6.4, eval_seconds=60.0, augment="none"),
+    ),
+    **{f"{name}-tiny": _TINY for name in ("resdavenet", "milan-style", "fast-vgs", "speechclip")},
 }
 
 
 def recipe(
-    name: str,  # of a preset of `sgmim.models.sgmim.PRESETS`
+    name: str,  # of a preset of `sgmim.models.systems.PRESETS`
 ) -> TrainConfig:
     "The configuration that belongs to a preset."
     if name not in RECIPES:
@@ -189,14 +217,14 @@ def _where(run, signal):
 class Fitted:
     "What `fit` returns."
 
-    model: SGMIM  # the best on dev (without a dev set the last), in evaluation mode
+    model: torch.nn.Module  # the best on dev (without a dev set the last), in evaluation mode
     history: list  # losses and recalls, dicts with 'step'
     record: dict  # the run record
     folder: Path | None  # of the run
 
 
 def fit(  # noqa: PLR0913  the call that users make
-    model: SGMIM | SGMIMConfig | str,  # the model, its configuration, or the name of a preset
+    model,  # a model or configuration of any system, or the name of a preset
     data,  # corpus, or re-iterable of batches with a length
     dev=None,  # corpus or loader for choosing the best checkpoint, or {name: corpus or loader}
     config: TrainConfig | None = None,  # None: the recipe of the preset, else the paper's
@@ -221,8 +249,9 @@ def fit(  # noqa: PLR0913  the call that users make
     with only_run(out, team):
         set_seed(config.seed)
         net = build_model(model).to(device).train()
+        _check_model(net, config)
         run = Run(out, net, config, Feed(data, config, workers, net.config, team), team)
-        begin(run, dev, resume, start=not isinstance(model, SGMIMConfig))
+        begin(run, dev, resume, start=not is_dataclass(model))
         if not run.step:
             check_front_end(net, model)
         if show:
@@ -241,6 +270,16 @@ def _check_start(config, out, team):
         with atomic_write(Path(out) / "log.jsonl.try"):
             pass
         (Path(out) / "log.jsonl.try").unlink()
+
+
+def _check_model(model, config):
+    "`ConfigError` if a loss in micro-batches would not be that of the whole batch."
+    norms = [k for k, m in model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if config.micro_batch and norms:
+        raise ConfigError(
+            f"micro_batch must be 0 for this model: BatchNorm ({norms[0]}, …) depends on the whole batch, so"
+            " gradient caching would train another model"
+        )
 
 
 def _announcement(run, device):

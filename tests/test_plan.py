@@ -20,7 +20,8 @@ from conftest import ROOT, TESTS, Toy, micro
 from sgmim.apps.commands import run_command
 from sgmim.core import ConfigError, config_to_dict, read_json
 from sgmim.data.batches import Order
-from sgmim.models.sgmim import PRESETS, SGMIM, table4_rows
+from sgmim.models.sgmim import SGMIM, table4_rows
+from sgmim.models.systems import PRESETS
 from sgmim.paper.records import check_record
 from sgmim.train import TrainConfig
 from sgmim.training import plan as P

@@ -290,7 +290,8 @@ def test_table_4_is_the_mean_of_table_1(split, one, four, k):
 
 
 def test_rows_that_can_be_run_are_rows_of_the_model():
-    from sgmim.models.sgmim import PRESETS, ROWS
+    from sgmim.models.sgmim import ROWS
+    from sgmim.models.systems import PRESETS
 
     for n in N.PAPER:
         for row in N.rows_of(n):

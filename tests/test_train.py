@@ -31,7 +31,8 @@ from sgmim.core import (
 from sgmim.data.batches import Pairs, eval_loader
 from sgmim.evaluation.retrieval import evaluate, pool
 from sgmim.models.pretrained import build_model, load_tiny_backbones, shipped
-from sgmim.models.sgmim import PRESETS, SGMIM, load_model, scenes_tiny
+from sgmim.models.sgmim import SGMIM, load_model, scenes_tiny
+from sgmim.models.systems import PRESETS
 from sgmim.scenes.captions import _PLACE_PHRASES
 from sgmim.scenes.corpus import TESTS as TEST_SPLITS
 from sgmim.scenes.pictures import SCENE_PLACES, draw_scene, sample_scene

@@ -134,7 +134,11 @@ def run_command(
     return 0
 
 # %% ../../nbs/apps/05_commands.ipynb #3d722005
-_PRESET = _one_of("scenes-tiny", "paper-places", "paper-spokencoco", "paper-facc", "vg-hubert")
+_SYSTEMS = ("resdavenet", "milan-style", "fast-vgs", "speechclip")
+_PRESET = _one_of(
+    *("scenes-tiny", "paper-places", "paper-spokencoco", "paper-facc", "vg-hubert"),
+    *(name for system in _SYSTEMS for name in (system, f"{system}-tiny")),
+)
 _ROW = _one_of("VG-HuBERT (M)", "+ Recon", "+ Speech-Guided", "+ Summary")
 _RECIPE = _one_of("scenes-1", "scenes-2", "scenes-2-full")
 _KINDS = ("places", "spokencoco", "facc", "pairs", "shards")
@@ -154,19 +158,23 @@ def _set_threads(n):
 
 # %% ../../nbs/apps/05_commands.ipynb #fb27e9d4
 def sgmim_pretrain(
-    what: _one_of("hubert", "mae"),  # tiny-hubert or tiny-mae
+    what: _one_of("hubert", "mae", "clip"),  # tiny-hubert, tiny-mae or tiny-clip
     *,
-    out: str = None,  # folder (default: runs/tiny-hubert or runs/tiny-mae)
+    out: str = None,  # folder (default: runs/tiny-hubert, …)
     people: str = "/",  # folder into which the packages with recordings of people are unpacked
     threads: _at_least(1) = None,  # CPU threads
-    set: list[str] = (),  # field=value: change fields of HubertPretraining or MaePretraining
+    set: list[str] = (),  # field=value: change fields of HubertPretraining, MaePretraining or ClipPretraining
 ):
-    "Pre-train tiny-hubert or tiny-mae on unlabelled embedded data (hours). The same command resumes."
-    from sgmim.training.pretrain import HubertPretraining, MaePretraining, pretrain_hubert, pretrain_mae
+    "Pre-train tiny-hubert, tiny-mae or tiny-clip on embedded data (up to hours). The same command resumes."
+    from sgmim.training import pretrain as pre
 
     _set_threads(threads)
     out = out or f"runs/tiny-{what}"
-    makers = {"hubert": (pretrain_hubert, HubertPretraining), "mae": (pretrain_mae, MaePretraining)}
+    makers = {"hubert": (pre.pretrain_hubert, pre.HubertPretraining)}
+    makers |= {
+        "mae": (pre.pretrain_mae, pre.MaePretraining),
+        "clip": (pre.pretrain_clip, pre.ClipPretraining),
+    }
     make, config = makers[what]
     where = {"people": people} if what == "hubert" else {}
     record = make(_changed(config(), set), out, **where)
@@ -350,7 +358,8 @@ def sgmim_train(
     *,
     out: str,  # folder of the run
     preset: _PRESET = "scenes-tiny",  # recipe and model
-    row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary'; vg-hubert: 'VG-HuBERT (M)')
+    # row of the paper's Table 4, for SG-MIM (default: '+ Summary'; vg-hubert: 'VG-HuBERT (M)')
+    row: _ROW = None,
     set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
     model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     train_split: str = None,  # training split (default: the standard split of the corpus)
@@ -358,9 +367,11 @@ def sgmim_train(
     dev_split: list[str] = None,
     images: _at_least(2) = 7000,  # training images of the embedded corpus
     captions: int = 2,  # captions per image of the embedded corpus
-    # file, folder or name (default: shipped; paper-*: MAE ViT-B/16; vg-hubert: DINO ViT-S/8)
+    # file, folder or name (default: that of the preset, which --dry-run names)
     image_weights: str = None,
-    audio_weights: str = None,  # file, folder or name (default: shipped; others: facebook/hubert-base-ls960)
+    # file, folder or name (default: that of the preset, which --dry-run names)
+    audio_weights: str = None,
+    regions: list[str] = (),  # region features for FaST-VGS: TSV files, or an HDF5 file and its JSON
     download: bool = False,  # download weights that are not on this machine
     from_scratch: bool = False,  # start from random weights; also train the front end of the audio encoder
     dry_run: bool = False,  # print the configuration and the estimated time and memory, and stop
@@ -373,8 +384,8 @@ def sgmim_train(
     "Train a model from a preset. Run the same command again to resume."
     import torch
 
-    from sgmim.models.pretrained import initial_weights
-    from sgmim.models.sgmim import SGMIM
+    from sgmim.models.pretrained import give_regions, initial_weights
+    from sgmim.models.systems import new_model
     from sgmim.train import fit
     from sgmim.training.feed import Feed
     from sgmim.training.parallel import join
@@ -388,9 +399,12 @@ def sgmim_train(
     with team.first_alone():  # the first process generates the corpus
         source = _corpus_on_disk(**corpus)
         _check_corpus_given(preset, source)
+        if dry_run and team.first:
+            _print_requirements(preset, from_scratch, (image_weights, audio_weights), regions, download)
         data, dev = _training_data(source, c, config, train_split, dev_split, images, captions)
+        give_regions(c, data, *dev.values(), files=regions)
     torch.manual_seed(config.seed)
-    net, notes, plan = SGMIM(c), {"preset": preset}, None
+    net, notes, plan = new_model(c), {"preset": preset}, None
     if not dry_run:
         start, show = "random" if from_scratch else "pretrained", print if team.first else None
         with team.first_alone():
@@ -414,24 +428,37 @@ def sgmim_train(
 # %% ../../nbs/apps/05_commands.ipynb #645a1701
 def _configuration(preset, row, set, model, from_scratch=False):
     "(model, training) configuration of the options."
-    from sgmim.models.sgmim import PRESETS, ROWS
+    from sgmim.models.sgmim import ROWS
+    from sgmim.models.systems import PRESETS
     from sgmim.train import recipe
 
     c, config = PRESETS[preset](), _changed(recipe(preset), set)
+    if row and c.system != "sgmim":
+        raise ConfigError(f"--row chooses among the rows of SG-MIM; --preset {preset} is a row of its own")
     if row:
         c = dataclasses.replace(c, reconstruction=ROWS[row])
-    if from_scratch:
+    if from_scratch and "freeze_cnn" in vars(c):
         c, config = dataclasses.replace(c, freeze_cnn=False), dataclasses.replace(config, cache_frames=False)
     return _changed(c, model, "--model"), config
 
 
+def _print_requirements(preset, from_scratch, given, regions, download):
+    "Print the weights and features that a training needs, and whether they are there."
+    from sgmim.models.pretrained import start_sources
+    from sgmim.models.systems import requirements
+
+    sources = {} if from_scratch else start_sources(preset)
+    sources |= {part: value for part, value in zip(("image", "audio"), given, strict=True) if value}
+    print("Needs", *(requirements(preset, sources, regions, download) or ["nothing"]), sep="\n  ", flush=True)
+
+
 def _check_corpus_given(preset, source):
     "`ConfigError` if a preset of a real corpus would train on the embedded one."
-    if source is None and preset != "scenes-tiny":
+    if source is None and not preset.endswith("-tiny"):
         corpus = {"paper-places": "Places Audio", "paper-facc": "FACC"}.get(preset, "SpokenCOCO")
         raise ConfigError(
             f"--preset {preset} needs a corpus: add --data FOLDER, with the folder of {corpus} or of your own"
-            " data. Only the preset scenes-tiny trains on the embedded corpus"
+            " data. Only presets ending in -tiny train on the embedded corpus"
         )
 
 
@@ -439,7 +466,7 @@ def _training_data(source, c, config, train_split=None, dev_split=None, images=7
     "(training corpus, {name: dev corpus})."
     from sgmim.scenes.corpus import load_scenes
 
-    size, most = c.image_size, config.max_unreadable
+    size, most = getattr(c, "image_size", 96), config.max_unreadable
     if source is None:
         if train_split or dev_split:
             raise ConfigError("--train-split and --dev-split name splits of a corpus: give --data too")
@@ -564,7 +591,8 @@ def _preset_workload(preset, pairs):
 # %% ../../nbs/apps/05_commands.ipynb #9190c74b
 @_takes_corpus
 def sgmim_eval(
-    # folder of a run or of sgmim_export, or VG-HuBERT's (default: the shipped scenes-tiny)
+    # folder of a run or of sgmim_export, or a published VG-HuBERT, ResDAVEnet, FaST-VGS or SpeechCLIP
+    # (default: the shipped scenes-tiny)
     checkpoint: str = None,
     *,
     split: list[str] = (),  # splits to evaluate (default: the test splits)
@@ -575,6 +603,7 @@ def sgmim_eval(
     embeddings: str = None,  # folder for the embeddings; reused if present
     batch_size: _at_least(1) = 64,  # images or captions per batch
     workers: _at_least(0) = 0,  # data loading processes
+    regions: list[str] = (),  # region features for FaST-VGS: TSV files, or an HDF5 file and its JSON
     download: bool = False,  # download VG-HuBERT if the checkpoint is 'hjvm/VG-HuBERT'
     record: str = None,  # write a run record to this file
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
@@ -585,17 +614,18 @@ def sgmim_eval(
     nbs/scenes/05_recordings.ipynb) and by synthetic voices."""
     from sgmim.evaluation.analysis import corpus_entries
     from sgmim.evaluation.retrieval import evaluation_cut, format_table
-    from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
+    from sgmim.models.pretrained import give_regions, open_checkpoint, shipped, state_digest
 
     began, code, device = time.perf_counter(), code_version(), pick_device(device)
     folder = Path(checkpoint or shipped("scenes-tiny"))
     net = open_checkpoint(folder, download).to(device)
     if (corpus.get("data") or "").partition("=")[0] == "human":
-        pool = (images, net.config.image_size, recipe)
+        pool = (images, getattr(net.config, "image_size", 96), recipe)
         return _evaluate_words(net, folder, pool, corpus["data"].partition("=")[2] or "/", record)
     source, tests = _corpus_on_disk(**corpus), ("test-seen", "test-unseen", "test-novel")
-    embedded = (tests, images, net.config.image_size, recipe)
+    embedded = (tests, images, getattr(net.config, "image_size", 96), recipe)
     splits = _open_splits(source, split, "test", max_unreadable, embedded)
+    give_regions(net.config, *splits.values(), files=regions)
     seconds, results = max_seconds or max(evaluation_cut(c) for c in splits.values()), {}
     for name, c in splits.items():
         kept = embeddings and Path(embeddings) / name
@@ -744,6 +774,7 @@ def sgmim_reproduce(
     from_scratch: bool = False,  # start from random weights
     image_weights: str = None,  # file, folder or name of the pre-trained image encoder
     audio_weights: str = None,  # file, folder or name of the pre-trained audio encoder
+    regions: list[str] = (),  # region features for FaST-VGS: TSV files, or an HDF5 file and its JSON
     download: bool = False,  # download weights that are not on this machine
     kind: _KIND = None,  # type of the corpus (default: detected)
     image_root: str = None,  # root folder of the listed images
@@ -769,6 +800,7 @@ def sgmim_reproduce(
         )
     reader = {"kind": kind, "image_root": image_root, "audio_root": audio_root, "karpathy": karpathy}
     weights = {"image_weights": image_weights, "audio_weights": audio_weights, "download": download}
+    weights["regions"] = tuple(regions)
     where = {"results": results, "runs": runs, "device": device, "workers": workers, "hours": hours}
     options = paper.RunOptions(path or None, {k: v for k, v in reader.items() if v}, **where, **weights)
     changes = {"changes": tuple(set), "weights": "random" if from_scratch else "pretrained", "preset": preset}

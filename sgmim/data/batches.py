@@ -257,6 +257,7 @@ class Pairs(torch.utils.data.Dataset):
         self.frames = None  # list of float32 (T, C), output of a frozen front end, instead of the sound
         self.effects = ()  # names of `sgmim.data.effects.EFFECTS` for captions that are drawn for training
         self._kept = None  # decoded images by number
+        self.regions = None  # function of an image's number -> float32 (N, W), instead of the picture
         self.as_they_are = None  # (H, W) of the images that need no transform, if any
 
     def keep_images(self):
@@ -275,7 +276,9 @@ class Pairs(torch.utils.data.Dataset):
         i,  # number of the image
         draw=None,  # seed of the augmentation; None: do not seed
     ):  # uint8 (S, S, 3)
-        "Image `i`, transformed; decoded once if kept."
+        "Image `i`, transformed; decoded once if kept. With `regions`, its region features."
+        if self.regions is not None:
+            return self.regions(i)
         image = (self._kept or {}).get(i)
         if image is None:
             image = self.corpus.image(i, self.side) if self.files else read_item(self.corpus, "image", i)
@@ -350,7 +353,8 @@ def collate(
         listed = ", ".join(f"{size} (image {i})" for size, i in sizes.items())
         if len(sizes) > 1:
             raise DataError(f"images of a batch must have one size, not {listed}: give `Pairs` a transform")
-        batch["image"] = normalise(np.stack([x["image"] for x in items]))
+        images = np.stack([x["image"] for x in items])
+        batch["image"] = normalise(images) if images.dtype == np.uint8 else torch.from_numpy(images)
     if items and "audio" in items[0]:
         waves, lengths = pad_batch([x["audio"] for x in items], length)
         batch["audio"], batch["audio_len"] = torch.as_tensor(waves), torch.as_tensor(lengths)

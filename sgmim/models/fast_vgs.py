@@ -25,6 +25,7 @@ from .audio_encoder import HubertParts, hubert_config, reinit_layers
 from .losses import info_nce
 from .published import hubert_weights
 from .resdavenet import ResidualStack, build_checked, read_tensors
+from .sgmim import ContrastiveConfig, ContrastiveModel
 from .sources import LoadReport
 
 # %% ../../nbs/models/15_fast_vgs.ipynb #54effef2
@@ -109,6 +110,14 @@ class RegionHDF5:
         if missing := [k for k in ("features", "boxes", "img_h", "img_w") if k not in self.file]:
             raise DataError(f"{self.where} holds no region features: it lacks {', '.join(missing)}")
 
+    def __getstate__(self):  # an open file cannot be sent to a process
+        return {**vars(self), "file": self.where if self.where != "the open file" else self.file}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        if isinstance(self.file, str):
+            self.file = _open_hdf5(self.file)
+
     def __len__(self):
         return len(self.rows)
 
@@ -133,8 +142,10 @@ def _open_hdf5(path):
 
 # %% ../../nbs/models/15_fast_vgs.ipynb #2db250df
 @dataclass(frozen=True)
-class FastVGSConfig:
+class FastVGSConfig(ContrastiveConfig):
     "Sizes of FaST-VGS, coarse. Defaults: the public code for SpokenCOCO."
+
+    system = "fast-vgs"
 
     num_boxes: int = 36  # N (code)
     region_width: int = 2048  # numbers that describe a box (code)
@@ -170,6 +181,11 @@ class FastVGSConfig:
             )
 
     @property
+    def image_shape(self) -> tuple:
+        "Shape of the region features of one pair."
+        return self.num_boxes, self.region_width + 4
+
+    @property
     def audio_width(self) -> int:
         "D, under the name of `EncoderConfig`."
         return self.width
@@ -181,13 +197,11 @@ class FastVGSConfig:
 
 
 def fast_vgs_tiny() -> FastVGSConfig:
-    "A small variant for the embedded scenes (sizes ours): 8 boxes of 64 numbers, width 96."
-    image = dict(num_boxes=8, region_width=64, width=96, heads=4, hidden=384, image_depth=3)
-    audio = dict(
-        audio_depth=3, audio_heads=4, audio_hidden=384, conv_norm="layer", conv_bias=True, pos_kernel=32
-    )
-    convs = dict(conv_dim=(32, 96, 96, 96, 96), conv_kernel=(20, 4, 4, 4, 4), conv_stride=(10, 4, 4, 2, 2))
-    rest = dict(stack_widths=(32, 32, 48, 64), train_seconds=4.0, eval_seconds=4.0, freeze_cnn=False)
+    "A small variant for the embedded scenes (sizes ours): 6 boxes of 128 numbers, and `tiny-hubert`."
+    image = dict(num_boxes=6, region_width=128, width=128, heads=4, hidden=512, image_depth=2, dropout=0.0)
+    audio = dict(audio_depth=4, audio_heads=4, audio_hidden=512, conv_norm="layer", conv_bias=True)
+    convs = dict(conv_dim=(32, 96, 128, 128, 128), conv_kernel=(20, 4, 4, 4, 4), conv_stride=(10, 4, 4, 2, 2))
+    rest = dict(pos_kernel=32, stack_widths=(32, 32, 48, 64), train_seconds=4.0, eval_seconds=4.0)
     return FastVGSConfig(**image, **audio, **convs, **rest)
 
 # %% ../../nbs/models/15_fast_vgs.ipynb #15ad5e05
@@ -301,7 +315,7 @@ def _mlp(width):
     return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
 # %% ../../nbs/models/15_fast_vgs.ipynb #b92f68f0
-class FastVGS(nn.Module):
+class FastVGS(ContrastiveModel):
     "Boxes and speech to one vector each; embeds images and captions as `DualEncoder` does."
 
     def __init__(

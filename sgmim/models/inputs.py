@@ -6,7 +6,7 @@
 __all__ = ['shortest', 'image_transform', 'corpus_pairs']
 
 # %% ../../nbs/models/06_inputs.ipynb #00950c88
-from ..core import cache_folder
+from ..core import DataError, cache_folder
 from ..data.batches import Pairs, read_item
 from ..data.corpus import Corpus, measure
 from ..data.image import eval_transform, train_transform
@@ -46,18 +46,30 @@ def corpus_pairs(
     "The pairs of a corpus as a model takes them."
     full = pad == "full" or (pad == "auto" and model is not None and model.padding_matters)
     one_frame = shortest(model) if model else 1
-    if not isinstance(corpus, Corpus):
-        pairs = Pairs(corpus, max_seconds, pad=full, speed=speed, shortest=one_frame)
-        return _own_pairs(pairs, model, augment, keep)
-    if lengths:
+    own = not isinstance(corpus, Corpus)
+    if lengths and not own:
         measure(corpus, cache_folder())
-    transform = side = None
+    pairs = Pairs(corpus, max_seconds, pad=full, speed=speed, skip=not own, shortest=one_frame)
+    if model is not None and len(model.image_shape) == 2:
+        return _region_pairs(corpus, pairs)
+    if own:
+        return _own_pairs(pairs, model, augment, keep)
     if model is not None:
-        transform = image_transform(model, augment)
-        side = round(model.image_size * 2 if augment != "none" else model.image_size / model.crop_pct)
-    return Pairs(
-        corpus, max_seconds, transform, pad=full, speed=speed, side=side, skip=True, shortest=one_frame
-    )
+        pairs.transform = image_transform(model, augment)
+        side = model.image_size * 2 if augment != "none" else model.image_size / model.crop_pct
+        pairs.side = round(side)
+    return pairs
+
+
+def _region_pairs(corpus, pairs):
+    "Pairs for a model that takes region features instead of pictures."
+    pairs.regions = getattr(corpus, "regions", None)
+    if pairs.regions is None:
+        raise DataError(
+            "this model takes region features of images, and the corpus has none: give them by --regions FILE"
+            " (in Python, sgmim.models.systems.add_regions)"
+        )
+    return pairs
 
 
 def _own_pairs(pairs, model, augment, keep):

@@ -16,6 +16,7 @@ from ..core import ConfigError
 from .image_encoder import check_images
 from .losses import info_nce
 from .resdavenet import LogMelInput, mel_batch
+from .sgmim import ContrastiveModel
 
 # %% ../../nbs/models/13_milan_style.ipynb #35a2a335
 def margin_at(
@@ -45,6 +46,8 @@ def efficientnet_tower(
 class MILANStyleConfig(LogMelInput):
     "Sizes of the two towers and the loss. What is known is marked with its source; the rest is *ours*."
 
+    system = "milan-style"
+
     image_tower: str = "tf_efficientnet_b4"  # (lingvo)
     image_size: int = 380  # pixels a side (lingvo)
     crop_pct: float = 0.875  # evaluation: centre crop over the short side (lingvo)
@@ -73,7 +76,7 @@ def milan_style_tiny() -> MILANStyleConfig:
     return MILANStyleConfig(**image, audio_tower="tinynet_e", n_mels=64, max_frames=416)
 
 # %% ../../nbs/models/13_milan_style.ipynb #7805a443
-class MILANStyle(nn.Module):
+class MILANStyle(ContrastiveModel):
     "Two EfficientNets and the masked margin softmax; embeds images and captions as `DualEncoder` does."
 
     def __init__(

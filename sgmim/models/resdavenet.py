@@ -29,6 +29,7 @@ from sgmim.core import (
 from ..data.audio import RATE
 from .image_encoder import check_images
 from .losses import similarity_matrix
+from .sgmim import ContrastiveConfig, ContrastiveModel
 from .sources import LoadReport, read_state
 
 # %% ../../nbs/models/12_resdavenet.ipynb #b5994237
@@ -254,7 +255,7 @@ def triplet_loss(
     return loss
 
 # %% ../../nbs/models/12_resdavenet.ipynb #66f41005
-class LogMelInput:
+class LogMelInput(ContrastiveConfig):
     "What the pipeline asks of the configuration of a model that reads log-mel frames."
 
     padding_matters = False  # features of a caption do not depend on how far its waveform is padded
@@ -265,6 +266,8 @@ class LogMelInput:
 @dataclass(frozen=True)
 class ResDAVEnetConfig(LogMelInput):
     "Sizes of ResDAVEnet and of its loss. Defaults: the public code's command line."
+
+    system = "resdavenet"
 
     image_size: int = 224  # pixels a side (code)
     crop_pct: float = 0.875  # evaluation: centre crop of 224 out of 256 (code)
@@ -310,7 +313,7 @@ def resdavenet_tiny() -> ResDAVEnetConfig:
     return ResDAVEnetConfig(**image, image_bottleneck=False, **audio)
 
 # %% ../../nbs/models/12_resdavenet.ipynb #7f886300
-class ResDAVEnet(nn.Module):
+class ResDAVEnet(ContrastiveModel):
     "The two networks and their loss; embeds images and captions as `DualEncoder` does."
 
     def __init__(

@@ -23,12 +23,15 @@ from .image_encoder import check_images
 from .losses import info_nce
 from .published import hubert_weights
 from .resdavenet import build_checked, read_tensors
+from .sgmim import ContrastiveConfig, ContrastiveModel
 from .sources import LoadReport, Source, locate
 
 # %% ../../nbs/models/14_speechclip.ipynb #4c41c83a
 @dataclass(frozen=True)
-class SpeechCLIPConfig:
+class SpeechCLIPConfig(ContrastiveConfig):
     "Sizes of SpeechCLIP, parallel. Defaults: the base model of the public code."
+
+    system, similarity = "speechclip", "cosine"
 
     # CLIP's visual tower
     image_size: int = 224  # pixels a side (CLIP)
@@ -81,15 +84,14 @@ class SpeechCLIPConfig:
 
 # %% ../../nbs/models/14_speechclip.ipynb #0f86de2d
 def speechclip_tiny() -> SpeechCLIPConfig:
-    "A small variant for the embedded scenes (sizes ours), all of it trained: 96-pixel images, width 128."
+    "A small variant for the embedded scenes (sizes ours): `tiny-clip` and `tiny-hubert`, both frozen."
     image = dict(
         image_size=96, patch_size=12, image_width=128, image_depth=3, image_heads=4, image_hidden=512
     )
-    audio = dict(audio_width=128, audio_depth=3, audio_heads=4, audio_hidden=512, conv_norm="layer")
+    audio = dict(audio_width=128, audio_depth=4, audio_heads=4, audio_hidden=512, conv_norm="layer")
     convs = dict(conv_dim=(32, 96, 128, 128, 128), conv_kernel=(20, 4, 4, 4, 4), conv_stride=(10, 4, 4, 2, 2))
     convs |= dict(conv_bias=True, pos_kernel=32, valid_frames="convolution")
-    branch = dict(branch_heads=4, branch_hidden=512, embed_dim=128, train_image=True, train_audio=True)
-    return SpeechCLIPConfig(**image, **audio, **convs, **branch)
+    return SpeechCLIPConfig(**image, **audio, **convs, branch_heads=4, branch_hidden=512, embed_dim=128)
 
 # %% ../../nbs/models/14_speechclip.ipynb #7f9e8747
 class ParallelBranch(nn.Module):
@@ -155,7 +157,7 @@ def speech_tower(c: SpeechCLIPConfig) -> HubertModel:  # freshly initialised
     return HubertModel(hubert_config(**sizes))
 
 # %% ../../nbs/models/14_speechclip.ipynb #d0a1e134
-class SpeechCLIP(nn.Module):
+class SpeechCLIP(ContrastiveModel):
     "HuBERT, the parallel branch and CLIP's visual tower; embeds images and captions as `DualEncoder` does."
 
     def __init__(
@@ -168,6 +170,8 @@ class SpeechCLIP(nn.Module):
         self.layer_weights = nn.Parameter(torch.zeros(c.audio_depth + 1))
         sizes = (c.audio_width, c.branch_heads, c.branch_hidden, c.embed_dim)
         self.branch = ParallelBranch(*sizes, c.branch_dropout)
+        parts = dict(image_encoder=c.train_image, audio_encoder=c.train_audio)
+        self.frozen_parts = tuple(name for name, trained in parts.items() if not trained)
         self.image_encoder.requires_grad_(c.train_image)
         self.audio_encoder.requires_grad_(c.train_audio)
 

@@ -104,6 +104,10 @@ ROW_OF = {
     "Ours": "+ Summary",
     "+ Summary (Ours)": "+ Summary",
     "VG-HuBERT [6]": "VG-HuBERT",
+    "ResDAVEnet [2]": "ResDAVEnet",
+    "MILAN [19]": "MILAN-style",
+    "FaST-VGS [7]": "FaST-VGS",
+    "SpeechCLIP [8]": "SpeechCLIP",
 }
 CORPUS_OF_TABLE = {1: "places", 2: "spokencoco", 3: "facc", 4: "places"}
 CORPUS_NAMES = {

@@ -36,8 +36,9 @@ from sgmim.core import (
 from ..data.corpora import canonical, open_splits, recognise, role_splits
 from ..evaluation.analysis import corpus_entries, markdown_table
 from ..evaluation.retrieval import embed, pool
-from ..models.pretrained import initial_weights, shipped, state_digest
-from ..models.sgmim import PRESETS, ROWS, SGMIM, SGMIMConfig
+from ..models.pretrained import give_regions, initial_weights, shipped, start_sources, state_digest
+from ..models.sgmim import ROWS
+from ..models.systems import OTHER_ROWS, PRESETS, new_model, requirements
 from .published import CORPUS_NAMES, CORPUS_OF_TABLE, PAPER, paper_table, rows_of
 from sgmim.paper.records import (
     check_file,
@@ -97,8 +98,8 @@ class TablePlan:
 
     @property
     def known_rows(self):
-        "The rows that can be trained: VG-HuBERT as published needs DINO's weights and the full size."
-        return tuple(r for r in rows_of(self.table) if self.data != "scenes" or r in ROWS)
+        "The rows that can be trained: on the embedded corpus all but VG-HuBERT as published, which is large."
+        return tuple(r for r in rows_of(self.table) if self.data != "scenes" or r != "VG-HuBERT")
 
     @property
     def seed_list(self):
@@ -174,11 +175,11 @@ _PROTOCOL_VERSION = 1  # changes if the same settings are trained or tested diff
 
 @lru_cache
 def _initial(preset, weights):
-    "The initial weights: hashes of the shipped encoders for the small preset, else 'pretrained' or 'random'."
-    if weights == "random" or preset != "scenes-tiny":
+    "The initial weights: hashes of the shipped encoders for a small preset, else 'pretrained' or 'random'."
+    if weights == "random" or not preset.endswith("-tiny"):
         return weights
-    names = ("tiny-mae", "tiny-hubert")
-    return {n: read_json(shipped(n) / "config.json")["weights"]["blake2b"] for n in names}
+    names = [*start_sources(preset).values(), *["tiny-mae"] * preset.startswith("fast-vgs")]
+    return {n: read_json(shipped(n) / "config.json")["weights"]["blake2b"] for n in names} or "random"
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +190,7 @@ class RunSpec:
     row: str  # name of the row
     seed: int  # of the training
     preset: str  # name of the preset
-    model: SGMIMConfig  # configuration of the model
+    model: object  # configuration of the model
     train: TrainConfig  # configuration of the training
     sizes: DemoData | None  # of the embedded corpus; None on other data
 
@@ -229,13 +230,24 @@ class RunSpec:
         return Path(results) / "tuning" / self.plan.label / f"{slug(self.row)}-seed{self.seed}{tried}.json"
 
 # %% ../../nbs/paper/03_runs.ipynb #e7a1f0c2
+def _preset(plan, row, settings):
+    "The preset of a row."
+    if row in OTHER_ROWS:
+        return OTHER_ROWS[row] + "-tiny" * (plan.data == "scenes")
+    own = plan.preset or settings.get("preset")
+    return own or ("vg-hubert" if row == "VG-HuBERT" else _PRESET_OF_DATA[plan.data])
+
+
 def _settled(plan, row, settings):
     "(preset, model configuration, training configuration) of a row with all settings and changes."
-    preset = plan.preset or settings.get("preset")
-    preset = preset or ("vg-hubert" if row == "VG-HuBERT" else _PRESET_OF_DATA[plan.data])
-    own = settings.get("set", {}) | settings.get("rows", {}).get(row, {})
-    changes = own | parse_changes((*plan.changes, *plan.tried))
-    model, train = with_changes(PRESETS[preset](), recipe(preset), changes)
+    preset = _preset(plan, row, settings)
+    own, changes = dict(settings.get("set", {})), parse_changes((*plan.changes, *plan.tried))
+    if row in OTHER_ROWS:  # what all rows have in common is their training, as far as a row does not choose
+        own = {k: v for k, v in own.items() if k in TrainConfig.__dataclass_fields__}
+    own |= settings.get("rows", {}).get(row, {})
+    model, train = with_changes(PRESETS[preset](), recipe(preset), own | changes)
+    if row in OTHER_ROWS:
+        return preset, model, train
     if plan.weights == "random":  # a random front end must be trained
         model, train = replace(model, freeze_cnn=False), replace(train, cache_frames=False)
     return preset, replace(model, reconstruction=ROWS.get(row, "none")), train
@@ -266,9 +278,8 @@ def open_data(
     "{'train': corpus, 'dev': {name: corpus}, 'tests': {name: corpus}} of a run, by the paper's protocol."
     data, sizes, tests, o = spec.plan.data, spec.sizes, spec.plan.tests, options
     if data == "scenes":
-        made = partial(
-            load_scenes, seed=sizes.seed, size=spec.model.image_size, cache=o.cache, progress=o.progress
-        )
+        size = getattr(spec.model, "image_size", 96)
+        made = partial(load_scenes, seed=sizes.seed, size=size, cache=o.cache, progress=o.progress)
         return {
             "train": made("train", sizes.train, sizes.captions),
             "dev": {"dev": made("dev", sizes.dev)},
@@ -315,6 +326,7 @@ class RunOptions:
     hours: float | None = None  # start no run after this many hours
     image_weights: str | None = None  # pre-trained image encoder: file, folder or name
     audio_weights: str | None = None  # pre-trained audio encoder
+    regions: tuple = ()  # files of region features, for FaST-VGS
     download: bool = False  # download weights that are not on this machine
     progress: bool = True  # show progress bars
     show: object = print  # called with each message
@@ -351,10 +363,19 @@ def run_spec(
     "Train (or resume) and test one run in its folder below `options.runs`; returns its record."
     o, plan, code, device = options, spec.plan, code_version(), pick_device(options.device)
     torch.manual_seed(spec.seed)
-    model = SGMIM(spec.model)
-    pretrained = initial_weights(
-        model, spec.preset, plan.weights, o.image_weights, o.audio_weights, spec.seed, o.download
+    give_regions(
+        spec.model,
+        data["train"],
+        *data["dev"].values(),
+        *data["tests"].values(),
+        files=o.regions,
+        cache=o.cache,
     )
+    model = new_model(spec.model)
+    # of a table with several rows, given encoders are those of SG-MIM
+    own = spec.row not in OTHER_ROWS or plan.rows == (spec.row,)
+    given = (o.image_weights, o.audio_weights) if own else (None, None)
+    pretrained = initial_weights(model, spec.preset, plan.weights, *given, spec.seed, o.download)
     notes = {"preset": spec.preset, "pretrained": pretrained}
     how = dict(device=device, progress=o.progress, workers=o.workers, notes=notes)
     fitted = fit(model, data["train"], data["dev"], spec.train, out=Path(o.runs) / spec.folder, **how)
@@ -526,6 +547,9 @@ def run_table(
     todo = [s for s in specs if states[s][0] != "done"]
     o.show(_describe(states))
     if todo and dry_run:
+        for preset in dict.fromkeys(s.preset for s in todo):
+            needs = requirements(preset, start_sources(preset), o.regions, o.download)
+            o.show("\n  ".join([f"{preset} needs", *(needs or ["nothing"])]))
         o.show(_cost(todo, opened, o))
     failed = [] if dry_run else _run_all(todo, opened, prints, o)
     every = replace(plan, rows=())

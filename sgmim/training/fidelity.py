@@ -84,6 +84,9 @@ def origin_lines(
     corpus: str = "",  # as in `printed_values`
 ) -> dict[str, list[str]]:  # {title: lines}
     "Every field of the configuration, grouped by origin, as text."
+    if model.system != "sgmim":
+        fields = ", ".join(f"{f}={v}" for f, v in (vars(model) | vars(train)).items())
+        return {f"Configuration of {model.system}": textwrap.wrap(fields, 108, break_on_hyphens=False)}
     here, departing = vars(model) | vars(train), departures(model, train, corpus)
     origins = {f: origin(f, v, corpus) for f, v in here.items()}
 

@@ -26,17 +26,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import ConfigError, SgmimError, config_from_dict, config_to_dict, peak_memory_mb, rng_for
 from ..data.audio import RATE
 from ..data.check import EXPECTED
-from ..models.sgmim import SGMIM, SGMIMConfig
+from ..models.systems import new_model, read_config
 from ..train import Feed, TrainConfig
 from .step import keep_memory, make_optimiser, train_step
 
 # %% ../../nbs/training/11_plan.ipynb #f717c6e5
 @lru_cache
-def parameter_counts(model: SGMIMConfig) -> dict:  # {part: (trained, all)}, and their sum under 'all'
+def parameter_counts(model) -> dict:  # {part: (trained, all)}, and their sum under 'all'
     "The number of parameters of each part of a model (created on the meta device)."
     counts = {}
     with torch.device("meta"):
-        for name, part in SGMIM(model).named_children():
+        for name, part in new_model(model).named_children():
             sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
             counts[name] = (sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
     trained, every = zip(*counts.values(), strict=True)
@@ -84,10 +84,10 @@ def _usual_seconds(model, train):
 
 
 def _noise(model, n, seconds, device):
-    "A batch of `n` pairs of noise for an `SGMIM`."
-    size, samples = model.config.image_size, round(seconds * RATE)
+    "A batch of `n` pairs of noise."
+    samples = round(seconds * RATE)
     batch = {
-        "image": torch.randn(n, 3, size, size),
+        "image": torch.randn(n, *model.config.image_shape),
         "audio": 0.1 * torch.randn(n, samples),
         "audio_len": torch.full((n,), samples),
         "image_id": torch.arange(n),
@@ -97,13 +97,13 @@ def _noise(model, n, seconds, device):
 
 @lru_cache
 def pair_flops(
-    model: SGMIMConfig,  # the model
+    model,  # its configuration
     train: TrainConfig,  # its training
     batch: int = 2,  # pairs over which the count is a mean
 ) -> tuple[float, float]:  # before, after the onset of reconstruction
     "Floating-point operations per pair in training, forward and backward."
     with torch.random.fork_rng():
-        net, counts = SGMIM(model).train(), []
+        net, counts = new_model(model).train(), []
         data = _noise(net, batch, _usual_seconds(model, train), "cpu")
         for reconstruct in (False, True):
             with CountFlops() as flops:
@@ -114,19 +114,21 @@ def pair_flops(
 # %% ../../nbs/training/11_plan.ipynb #a05e0002
 @lru_cache
 def shape_cost(
-    model: SGMIMConfig,  # the model
+    model,  # its configuration
     seconds: float,  # of audio in training
     eval_seconds: float | None = None,  # of audio in evaluation (None: as in training)
     batch: int = 2,  # pairs over which the counts are means
 ) -> dict:
     """The cost per pair from shapes: 'flops', (before, after the onset), forward and backward; 'image_flops'
     and 'caption_flops', to embed one; 'kept', bytes that autograd keeps in float32."""
-    with torch.device("meta"):
-        net = SGMIM(model).train()
-        data = _noise(net, batch, seconds, "meta")
+    # models that check their input need values, so they are counted on the CPU
+    device = "meta" if model.system == "sgmim" else "cpu"
+    with torch.random.fork_rng(), torch.device(device):
+        net = new_model(model).train()
+        data = _noise(net, batch, seconds, device)
         before, _ = _count_step(net, data, reconstruct=False)
         after, kept = _count_step(net, data, reconstruct=True)
-        evaluated = _noise(net, batch, eval_seconds or seconds, "meta")
+        evaluated = _noise(net, batch, eval_seconds or seconds, device)
         with torch.no_grad(), CountFlops() as image:
             net.embed_image(data["image"])
         with torch.no_grad(), CountFlops() as caption:
@@ -241,6 +243,10 @@ _CORPORA = {
     "paper-spokencoco": ("spokencoco", ("val",)),
     "paper-facc": ("facc", ("dev",)),
     "vg-hubert": ("spokencoco", ("val",)),
+    "resdavenet": ("places", ("dev_seen", "dev_unseen")),
+    "milan-style": ("places", ("dev_seen", "dev_unseen")),
+    "fast-vgs": ("spokencoco", ("val",)),
+    "speechclip": ("facc", ("dev",)),
 }
 
 
@@ -259,7 +265,7 @@ def preset_workload(
     return Workload(size("train", "captions"), images, captions)
 
 # %% ../../nbs/training/11_plan.ipynb #dc20a1f6n
-def _step_lengths(feed: Feed, model: SGMIMConfig, k: int = 4) -> list[dict]:
+def _step_lengths(feed: Feed, model, k: int = 4) -> list[dict]:
     """For the steps before and after the onset: 'reconstruct'; 'lengths' in samples of the captions of `k`
     steps, from short to long; and of the 'longest' of 200. No lengths if all captions are padded equally."""
     reconstructs = model.reconstruction != "none"
@@ -319,7 +325,7 @@ def _image_cache_bytes(feed: Feed) -> int:
 # %% ../../nbs/training/11_plan.ipynb #a05e0014
 def open_workload(
     feed: Feed,  # of the training
-    model: SGMIMConfig,  # the model
+    model,  # its configuration
     dev: dict | None = None,  # {name: dev corpus}
     before: int | None = None,  # `resident_bytes` before the corpus was opened
 ) -> Workload:
@@ -367,7 +373,7 @@ def _snapshot_bytes(trained, every):
 
 
 def modelled(
-    model: SGMIMConfig,  # the model
+    model,  # its configuration
     train: TrainConfig,  # its training
     device: Device,  # with its published rates
     work: Workload | None = None,  # None: captions of the usual length
@@ -430,8 +436,9 @@ def take_steps(
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
     keep_memory()
-    model, train = config_from_dict(SGMIMConfig, spec["model"]), config_from_dict(TrainConfig, spec["train"])
-    net, train = SGMIM(model).to(device).train(), replace(train, micro_batch=0)
+    model = read_config(spec["model"], spec["system"])
+    train = config_from_dict(TrainConfig, spec["train"])
+    net, train = new_model(model).to(device).train(), replace(train, micro_batch=0)
     optimiser = make_optimiser(net, train)
 
     def step(n, part, lengths):
@@ -458,7 +465,7 @@ def take_steps(
 
 # %% ../../nbs/training/11_plan.ipynb #a05e0016
 def steps_to_take(
-    model: SGMIMConfig,  # the model
+    model,  # its configuration
     train: TrainConfig,  # its training
     device="cpu",  # 'cpu', 'cuda' or a torch.device
     work: Workload | None = None,  # None: time of captions of usual length, memory of the longest
@@ -472,7 +479,12 @@ def steps_to_take(
     parts = work.steps if work and work.steps else [{"reconstruct": r, "longest": longest} for r in both]
     parts = [part | {"lengths": part.get("lengths") or usual} for part in parts]
     mean_seconds = float(np.mean(parts[-1]["lengths"])) / RATE
-    spec = {"model": config_to_dict(model), "train": config_to_dict(train), "device": str(device)}
+    spec = {
+        "system": model.system,
+        "model": config_to_dict(model),
+        "train": config_to_dict(train),
+        "device": str(device),
+    }
     spec |= {"threads": threads or 0, "pairs": _most_pairs(model, train, device), "seconds": seconds}
     caption_seconds = train.eval_seconds if model.padding_matters else mean_seconds
     return spec | {"parts": parts, "caption_seconds": caption_seconds}
@@ -486,7 +498,7 @@ def _most_pairs(model, train, device):
 
 # %% ../../nbs/training/11_plan.ipynb #a05e0027
 def measured(
-    model: SGMIMConfig,  # the model
+    model,  # its configuration
     train: TrainConfig,  # its training
     device="cpu",  # 'cpu', 'cuda' or a torch.device
     work: Workload | None = None,  # None: captions of the usual length
@@ -616,7 +628,7 @@ _FORWARD = 0.35  # share of a step before the onset that is its forward pass
 
 def make_plan(
     cost: Cost,  # of its steps
-    model: SGMIMConfig,  # the model
+    model,  # its configuration
     train: TrainConfig,  # its training
     work: Workload,  # its corpus
     device: Device | None = None,  # gives memory and link (None: no limits)

@@ -205,7 +205,8 @@ def recover_best(
     shots: Snapshots,  # of the run
     best: dict,  # step and score of the best model, from the newest snapshot
     step: int,  # of the newest snapshot
-    model: dict,  # configuration of the model
+    system: dict,  # 'model' and 'config' of the files of a checkpoint
+    frozen: dict | None = None,  # {name: tensor} of parts that snapshots do not have
 ) -> dict:  # step and score of the model in best/
     """Restore `best/` if it is missing or broken. It may be later than the newest snapshot, if the run was
     interrupted just after it. Raises `CheckpointError` if the best model is lost."""
@@ -224,18 +225,18 @@ def recover_best(
                 place.rename(path)
             return {"step": there, "score": meta["score"]} if later and "score" in meta else best
         why = why or f"{place} is of step {there}"
-    if _best_from_snapshot(path, shots, best, model):
+    if _best_from_snapshot(path, shots, best, system, frozen or {}):
         return best
     do = f"Restore {path} from a backup, or start a new run in another folder (in Python, resume=False)"
     raise CheckpointError(f"the best model so far, of step {best['step']:,}, is lost: {why} {do}")
 
 
-def _best_from_snapshot(path, shots, best, model):
+def _best_from_snapshot(path, shots, best, system, frozen):
     "Write `best/` from the snapshot of its step; False if there is none."
     for shot in (p for p in shots.steps() if int(p.name[5:]) == best["step"]):
         with contextlib.suppress(CheckpointError):
-            tensors = part_of(load_checkpoint(shot)[0], "model.")
-            meta = {"model": "sgmim", "config": model, **best}
+            tensors = frozen | part_of(load_checkpoint(shot)[0], "model.")
+            meta = {**system, **best}
             replace_folder(path, lambda part, t=tensors, m=meta: save_checkpoint(part, t, m))
             return True
     return False

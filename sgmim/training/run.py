@@ -113,7 +113,7 @@ def _resume(run, start):
     # the same model object, interrupted or done
     again = alike(getattr(run.model, "began", None) or {}, meta["about"].get("start"))
     _compare(run, meta, start and not again)
-    load_state(run.model, part_of(tensors, "model."), what=str(run.folder))
+    load_state(run.model, _frozen(run) | part_of(tensors, "model."), what=str(run.folder))
     restore_optimiser(run.optimiser, tensors, meta["optimiser"])
     _restore_counts(run, meta)
     if run.best:
@@ -134,12 +134,19 @@ def _restore_counts(run, meta):
         run.sums["n_mim"] = since_onset * (run.model.decoder is not None)
 
 
+def _frozen(run):
+    "The tensors of parts that are frozen as a whole: a snapshot leaves them out."
+    state = run.model.state_dict()
+    return {k: v for k, v in state.items() if k.split(".")[0] in run.model.frozen_parts}
+
+
 def _find_best(run):
     "The first process looks for the best model and informs the others."
     best, wrong = None, None
     if run.team.first:
         try:
-            best = recover_best(run.folder, run.shots, run.best, run.step, run.about["model"])
+            system = {"model": run.model.config.system, "config": run.about["model"]}
+            best = recover_best(run.folder, run.shots, run.best, run.step, system, _frozen(run))
         except CheckpointError as e:
             wrong = str(e)
     run.best, wrong = run.team.everyone((best, wrong))[0]
@@ -252,7 +259,8 @@ def _write(run):
         fault = f"weights are not finite at step {run.step} ({broken[0]} …) and were not saved"
         raise SgmimError(f"{fault}. The last good checkpoint is in {run.shots.folder}. {_LOWER}.")
     tensors, numbers = optimiser_state(run.optimiser)
-    tensors |= {f"model.{k}": v for k, v in run.model.state_dict().items()}
+    frozen = _frozen(run)
+    tensors |= {f"model.{k}": v for k, v in run.model.state_dict().items() if k not in frozen}
     kept = {k: getattr(run, k) for k in _KEPT} | {"seen": run.feed.seen, "seconds": run.seconds}
     run.shots.save(run.step, tensors, {"about": run.about, "optimiser": numbers, **kept})
     with atomic_write(run.folder / "log.jsonl", "w") as f:

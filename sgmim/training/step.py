@@ -42,13 +42,19 @@ def make_optimiser(
     params = [p for p in model.parameters() if p.requires_grad]
     if config.optimiser == "bertadam":
         return BertAdam(params, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimiser == "adam":  # weight decay is part of the gradient
+        return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(params, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
 
 
 def _set_rate(optimiser, config, x):
     "Set the learning rate after a share `x` of training, and return it."
-    schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[config.schedule]
-    lr = config.lr * schedule(x, config.warmup)
+    if config.schedule == "steps":
+        first, every = config.step_epochs
+        lr = config.lr * config.step_factor ** max(0, 1 + math.floor((x * config.epochs - first) / every))
+    else:
+        schedule = {"linear": warmup_linear, "cosine": warmup_cosine}[config.schedule]
+        lr = config.lr * schedule(x, config.warmup)
     for group in optimiser.param_groups:
         group["lr"] = lr
     return lr
