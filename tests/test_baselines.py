@@ -14,6 +14,7 @@ from transformers import HubertModel, Wav2Vec2Config, Wav2Vec2Model
 
 from sgmim.core import CheckpointError
 from sgmim.models.audio_encoder import hubert_config
+from sgmim.models.pretrained import open_checkpoint
 
 
 def random_norms(module):
@@ -82,6 +83,7 @@ def test_a_published_resdavenet_loads(tmp_path, second, millions):
         state = {f"module.{k}": v for k, v in net.state_dict().items()}
         torch.save(state, tmp_path / "models" / f"best_{part}_model.pth")
     model, report = resdavenet_model(tmp_path, device="cpu")
+    assert type(open_checkpoint(tmp_path)) is type(model)
     assert [s.tensors for s in report.sources.values()] == [131, 320]
     pixels, sound = torch.randn(2, 3, 224, 224), torch.randn(2, 20_000)
     with torch.no_grad():
@@ -166,6 +168,7 @@ def test_a_published_speechclip_loads(tmp_path):
     config = argparse.Namespace(a=1)  # a class that is not read
     torch.save({"state_dict": state, "hyper_parameters": {"config": config}}, tmp_path / "x.ckpt")
     model, report = speechclip_model(tmp_path / "x.ckpt", device="cpu")
+    assert type(open_checkpoint(tmp_path / "x.ckpt")) is type(model)
     assert report.sources["model"].left_out == ("clip.model.logit_scale",)
     pixels, sound = torch.randn(2, 3, 224, 224), 0.1 * torch.randn(2, 16_000)
     clip.load_state_dict({k: v.half().float() for k, v in clip.state_dict().items()})
@@ -239,6 +242,7 @@ def test_a_published_fast_vgs_loads(tmp_path):
     torch.save(content, tmp_path / "best_bundle.pth")
     (tmp_path / "args.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")  # never read
     model, report = fast_vgs_model(tmp_path, device="cpu")
+    assert type(open_checkpoint(tmp_path)) is type(model)
     source = report.sources["model"]
     assert (source.tensors, len(source.left_out)) == (405, 12) and "cross_encoder" in source.beside
     used = [v for k, v in s.items() if k not in source.left_out]

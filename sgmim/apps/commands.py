@@ -190,6 +190,7 @@ def sgmim_demo(
     set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
     model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     data: list[str] = (),  # field=value: sizes and recipe (see DemoData), as in train=12000
+    audio_weights: str = None,  # folder of a small HuBERT (default: the shipped tiny-hubert)
 ):
     "Generate the embedded corpus, train a small SG-MIM model on it, evaluate it and plot the results."
     from sgmim.apps.demo import run_demo
@@ -200,7 +201,7 @@ def sgmim_demo(
     _set_threads(threads)
     config = _changed(dataclasses.replace(scenes_tiny(), reconstruction=ROWS[row]), model, "--model")
     sizes, train = _changed(DemoData(), data, "--data"), _changed(recipe("scenes-tiny"), set)
-    run_demo(out, sizes, train, config, device=device)
+    run_demo(out, sizes, train, config, device=device, audio_weights=audio_weights)
 
 # %% ../../nbs/apps/05_commands.ipynb #4ecb7a76
 _EXPORTED = {

@@ -17,7 +17,7 @@ from ..evaluation.analysis import corpus_entries
 from ..evaluation.dependence import CAPTIONS, caption_dependence, reconstruct_with
 from ..evaluation.figures import attention_figure, reconstruction_figure, retrieval_gallery, save_figure
 from ..evaluation.retrieval import bootstrap, embed, format_table, pool, top_k
-from ..models.pretrained import load_tiny_backbones
+from ..models.pretrained import initial_weights
 from ..models.sgmim import SGMIM, scenes_tiny
 from ..scenes.corpus import SAMPLE_RATE, DemoData, demo_splits, oracle_ladder
 from ..train import fit, recipe
@@ -103,7 +103,7 @@ def _draw_figures(model, scenes, embeddings, folder):
     return {name: path for name, (_, path) in drawn.items()} | {"curves": folder / "curves.png"}
 
 # %% ../../nbs/apps/00_demo.ipynb #4b1d5b44
-def run_demo(
+def run_demo(  # noqa: PLR0913  the call that users make
     out="runs/demo",  # folder of the run, its figures and its record
     data: DemoData = DemoData(),  # sizes of the embedded corpus
     config=None,  # a `TrainConfig`; None: the recipe of scenes-tiny
@@ -112,6 +112,7 @@ def run_demo(
     device=None,  # None: CUDA if there is one, else CPU
     progress: bool = True,  # show progress bars
     workers: int = 1,  # data loading processes
+    audio_weights=None,  # folder of a small HuBERT; None: the shipped `tiny-hubert`
 ) -> dict:  # run record, also written to `out`/demo.json
     "Generate the corpus, train, evaluate and plot. A second call resumes."
     out, device, clock, code = Path(out), pick_device(device), _Clock(), code_version()
@@ -119,8 +120,9 @@ def run_demo(
     clock("data")
     config, model = config or recipe("scenes-tiny"), model or scenes_tiny()
     torch.manual_seed(config.seed)
-    start = load_tiny_backbones(SGMIM(model))
-    options = dict(device=device, progress=progress, workers=workers)
+    start = SGMIM(model)
+    notes = {"pretrained": initial_weights(start, "scenes-tiny", audio=audio_weights)}
+    options = dict(device=device, progress=progress, workers=workers, notes=notes)
     dev = {name: s for name, s in splits.items() if name.startswith("dev")}
     fitted = fit(start, splits["train"], dev, config, out=out, **options)
     clock("training")
@@ -152,6 +154,7 @@ def _demo_record(fitted, data, splits, metrics, seed, device, code):
         code,
         steps=fitted.record["steps"],
         pairs_seen=fitted.record["pairs_seen"],
+        pretrained=fitted.record["pretrained"],
     )
 
 

@@ -229,6 +229,9 @@ def check_batches(batches):  # an iterable
         raise DataError("the loader gave no batch: it is empty, or an exhausted generator (give a list)")
 
 # %% ../../nbs/data/06_batches.ipynb #6d260df2
+_CLEAN = 0.3  # share of captions that stay as they are where sound effects are on
+
+
 class Pairs(torch.utils.data.Dataset):
     "The pairs of a corpus, by caption."
 
@@ -308,7 +311,9 @@ class Pairs(torch.utils.data.Dataset):
             wave = resample(wave, round(RATE * (1 + change)), RATE)
         wave = wave[: self.max_samples]
         if self.effects and draw is not None:
-            wave = apply_effects(wave, self.effects, rng_for(draw, "effects"), self.max_samples)
+            rng = rng_for(draw, "effects")
+            if rng.random() >= _CLEAN:
+                wave = apply_effects(wave, self.effects, rng, self.max_samples)
         if len(wave) < self.shortest:
             raise DataError(f"caption {j} has {len(wave)} samples, but one frame needs {self.shortest}")
         return {"audio": wave}

@@ -137,9 +137,10 @@ def _field_differences(was, now, defaults):
     def decisive(train):
         return {k: v for k, v in (defaults | train).items() if k not in _FREE}
 
+    before = {k: v for k, v in BEFORE.items() if k in now["model"]}
     data = {k: now["data"].get(k) if v is None else v for k, v in was["data"].items()}
     pairs = [
-        ("model", now["model"] | BEFORE | was["model"], now["model"]),
+        ("model", now["model"] | before | was["model"], now["model"]),
         ("train", decisive(was["train"]), decisive(now["train"])),
         ("data", {"left_out": {}} | data, {"left_out": {}} | now["data"]),
         ("run", {"steps": was["steps"]}, {"steps": now["steps"]}),
