@@ -60,6 +60,8 @@ class TrainConfig:
     augment: str = "randaugment"  # crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
     speed: float = 0.0  # captions are up to this share faster or slower, at random (ours)
     effects: str = ""  # sound effects of captions: 'all' or names of `sgmim.data.effects.EFFECTS` (ours)
+    # share of training in which sound effects become more frequent, from none to 7 of 10 captions (ours)
+    effects_ramp: float = 0.5
     # 'full': to max_seconds (VG); 'batch': to the longest caption; 'auto': 'full' where padding matters (VG)
     pad: str = "auto"
     bucket: int = 0  # batches per pool that is sorted by length (ours); 0: no pools
@@ -96,7 +98,7 @@ def _check_config(c):
     need(c.batch_size > 1, "batch_size", "at least 2 (the contrastive loss of a single pair is always 0)")
     for f in ("clip", "weight_decay", "bucket", "micro_batch", "max_skipped"):
         need(getattr(c, f) >= 0, f, "0 or more")
-    for f in ("warmup", "curriculum", "speed", "max_unreadable"):
+    for f in ("warmup", "curriculum", "speed", "effects_ramp", "max_unreadable"):
         need(0 <= getattr(c, f) < 1, f, "at least 0 and less than 1")
     need(len(c.step_epochs) == 2 and min(c.step_epochs) > 0, "step_epochs", "two numbers above 0")
     need(0 < c.step_factor <= 1, "step_factor", "above 0, at most 1")

@@ -52,7 +52,9 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", ["resdavenet", *(pytest.param(n, marks=pytest.mark.slow) for n in [*SMALL][1:])]
+)
 def test_an_interrupted_run_continues_to_the_same_weights(name, tmp_path):
     whole = train(SMALL[name], toy(), tmp_path / "whole")
 
@@ -70,11 +72,11 @@ def test_an_interrupted_run_continues_to_the_same_weights(name, tmp_path):
     opened = open_checkpoint(tmp_path / "two")
     assert type(opened) is type(whole.model) and same(opened, whole.model)
     assert evaluate(opened, toy(16)).mean == evaluate(whole.model, toy(16)).mean
-    if name != "sgmim":
-        with pytest.raises(CheckpointError, match=f"another system, '{name}'"):
-            load_model(tmp_path / "two/best")
+    with pytest.raises(CheckpointError, match=f"another system, '{name}'"):
+        load_model(tmp_path / "two/best")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_it_learns_eight_pairs(name):
     fitted = train(SMALL[name], toy(8), epochs=60.0, batch_size=8, lr=2e-3)

@@ -229,9 +229,6 @@ def check_batches(batches):  # an iterable
         raise DataError("the loader gave no batch: it is empty, or an exhausted generator (give a list)")
 
 # %% ../../nbs/data/06_batches.ipynb #6d260df2
-_CLEAN = 0.3  # share of captions that stay as they are where sound effects are on
-
-
 class Pairs(torch.utils.data.Dataset):
     "The pairs of a corpus, by caption."
 
@@ -296,7 +293,8 @@ class Pairs(torch.utils.data.Dataset):
     def sound(
         self,
         j,  # number of the caption
-        draw=None,  # seed of the speed; None: the original speed
+        draw=None,  # seed of speed and effects; None: the recording as it is
+        effects=1.0,  # probability that sound effects are applied
     ):  # {'audio': waveform} or {'frames': (T, C)}
         "The recording of caption `j`, or its frames."
         if self.frames is not None:
@@ -312,7 +310,7 @@ class Pairs(torch.utils.data.Dataset):
         wave = wave[: self.max_samples]
         if self.effects and draw is not None:
             rng = rng_for(draw, "effects")
-            if rng.random() >= _CLEAN:
+            if rng.random() < effects:
                 wave = apply_effects(wave, self.effects, rng, self.max_samples)
         if len(wave) < self.shortest:
             raise DataError(f"caption {j} has {len(wave)} samples, but one frame needs {self.shortest}")
@@ -332,12 +330,18 @@ class Pairs(torch.utils.data.Dataset):
             return {"unreadable": (what, str(e))}
 
     def __getitem__(self, key):
-        "Caption `j`, or (j, draw); `draw` seeds the augmentation, which so depends only on seed and step."
-        j, draw = key if isinstance(key, tuple) else (key, None)
+        """Caption `j`, or (j, draw, probability of sound effects); `draw` seeds the augmentation, which so
+        depends only on seed and step."""
+        j, draw, effects = (*key, 1.0)[:3] if isinstance(key, tuple) else (key, None, 0.0)
         i = int(self.image_of_caption[j])
 
         def read():
-            return {"image": self.image(i, draw), **self.sound(j, draw), "image_id": i, "index": int(j)}
+            return {
+                "image": self.image(i, draw),
+                **self.sound(j, draw, effects),
+                "image_id": i,
+                "index": int(j),
+            }
 
         return self.attempt(f"caption {j}", read)
 
@@ -394,6 +398,7 @@ class Order:
         if not 1 < batch_size <= self.n:
             raise ConfigError(f"batch_size must be 2 to {self.n} (the number of pairs), got {batch_size}")
         self.warm = round(curriculum * steps)
+        self.effects_ramp = 0  # steps in which sound effects become more frequent
         # the incomplete batch at the end of each epoch is dropped
         self.per_epoch = self.n // batch_size
         self._epoch = self._batches = self._by_length = None
@@ -442,6 +447,9 @@ class Order:
         return np.concatenate([rng.permutation(np.concatenate([members[g] for g in w])) for w in windows])
 
 # %% ../../nbs/data/06_batches.ipynb #f0aa64ef
+_EFFECTS_SHARE = 0.7  # of the captions, after the ramp; the others stay as they are
+
+
 class _Steps(torch.utils.data.Sampler):
     def __init__(self, order, start, rows):
         self.order, self.start, self.rows = order, start, rows
@@ -453,7 +461,8 @@ class _Steps(torch.utils.data.Sampler):
         for s in range(self.start, len(self.order)):
             batch = self.order[s]
             own = batch if self.rows is None else batch[self.rows(len(batch))]
-            yield [(int(j), stable_hash(self.order.seed, s, int(j)) % 2**63) for j in own]
+            effects = _EFFECTS_SHARE * min(1.0, s / max(1, self.order.effects_ramp))
+            yield [(int(j), stable_hash(self.order.seed, s, int(j)) % 2**63, effects) for j in own]
 
 
 def train_loader(

@@ -54,7 +54,9 @@ class Feed:
         "The captions of each step."
         c, shards = self.config, getattr(self.data, "shard_of_caption", None)
         how = (c.batch_size, self.steps, c.seed, c.bucket, c.curriculum)
-        return Order(self.pairs.lengths, *how, groups=shards, window=c.shard_window)
+        order = Order(self.pairs.lengths, *how, groups=shards, window=c.shard_window)
+        order.effects_ramp = round(c.effects_ramp * self.steps)
+        return order
 
     def from_step(self, start: int):  # completed steps -> iterator over batches
         "The batches of the remaining steps."
