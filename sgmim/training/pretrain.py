@@ -387,7 +387,7 @@ class ClipPretraining:
 
     images: int = 16_000  # of the embedded corpus, with one caption each
     recipe: str = "scenes-1"  # of the embedded corpus, one of `sgmim.scenes.corpus.RECIPES`
-    steps: int = 4000  # updates
+    steps: int = 1500  # updates
     batch_size: int = 64  # pairs
     lr: float = 1e-3  # peak
     temperature: float = 0.07  # of the loss (CLIP's initial value)
