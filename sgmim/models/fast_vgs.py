@@ -186,6 +186,11 @@ class FastVGSConfig(ContrastiveConfig):
         return self.num_boxes, self.region_width + 4
 
     @property
+    def embed_dim(self) -> int:
+        "D: width of z^I and z^A."
+        return self.width
+
+    @property
     def audio_width(self) -> int:
         "D, under the name of `EncoderConfig`."
         return self.width

@@ -6,6 +6,7 @@
 __all__ = ['margin_at', 'efficientnet_tower', 'MILANStyleConfig', 'milan_style_tiny', 'MILANStyle']
 
 # %% ../../nbs/models/13_milan_style.ipynb #785921c3
+import functools
 from dataclasses import dataclass
 
 import timm
@@ -41,6 +42,12 @@ def efficientnet_tower(
         raise ConfigError(f"{name} does not reduce its input by 32, as an EfficientNet does")
     return net
 
+
+@functools.lru_cache
+def _tower_width(name):
+    with torch.device("meta"):
+        return efficientnet_tower(name).num_features
+
 # %% ../../nbs/models/13_milan_style.ipynb #595049a4
 @dataclass(frozen=True)
 class MILANStyleConfig(LogMelInput):
@@ -69,6 +76,11 @@ class MILANStyleConfig(LogMelInput):
             given = f"margin = {self.margin} and margin_growth = {self.margin_growth}"
             raise ConfigError(f"MILANStyleConfig: {given}, but they must be at least 0 and at least 1")
 
+    @property
+    def embed_dim(self) -> int:
+        "Width of z^I and z^A: that of the wider tower."
+        return max(_tower_width(self.image_tower), _tower_width(self.audio_tower))
+
 
 def milan_style_tiny() -> MILANStyleConfig:
     "A small variant for the embedded scenes (ours): 96-pixel images, 4 s, 1.5 million parameters."
@@ -88,9 +100,8 @@ class MILANStyle(ContrastiveModel):
         self.image_encoder = efficientnet_tower(c.image_tower)
         self.audio_encoder = efficientnet_tower(c.audio_tower, channels=1)
         widths = self.image_encoder.num_features, self.audio_encoder.num_features
-        self.embed_dim = max(widths)
         self.image_proj, self.audio_proj = (
-            nn.Identity() if width == self.embed_dim else nn.Linear(width, self.embed_dim) for width in widths
+            nn.Identity() if width == c.embed_dim else nn.Linear(width, c.embed_dim) for width in widths
         )
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
