@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import Toy, micro
+from conftest import Toy, first, micro
 
 from sgmim.apps.commands import run_command
 from sgmim.core import ConfigError, DataError, read_json, write_json
@@ -562,14 +562,14 @@ def test_content_and_function():
 
 
 def test_choice_is_by_dev(model, scenes):
-    table = _quantile_table(model, scenes["dev"], [1, -1], (0.5, 0.8))
+    table = _quantile_table(model, dev := first(scenes["dev"], 40), [1, -1], (0.5, 0.8))
     assert [(r["layer"], r["at"], r["quantile"]) for r in table] == [
         (k, at, q) for k in (1, 3) for at in ("middles", "edges") for q in (0.5, 0.8)
     ]
     best = _choose_quantile(table)
     assert best["r_value"] == max(r["r_value"] for r in table if r["at"] == "middles")
     assert _choose_quantile(table, layer=-1, at="edges")["layer"] == 3
-    [h] = [h for h in [cls_attention_of(model, scenes["dev"], layer=1)]]
+    [h] = [h for h in [cls_attention_of(model, dev, layer=1)]]
     row = next(r for r in table if r["layer"] == 1 and r["quantile"] == 0.8 and r["at"] == "edges")
     assert row["r_value"] == pytest.approx(
         _boundary_scores(_found_boundaries(h, 0.8, "edges"), truth(h))["r_value"]
@@ -777,15 +777,18 @@ def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsy
     assert f"| test | {len(test)} | {len(test) - 5} | 3 | 2 | 1 | " in capsys.readouterr().out
 
 
-def test_nothing_can_be_read(model, coco, tmp_path):
-    toy = load_corpus(coco[0], "test")
-    toy.audio_root = tmp_path
+def test_nothing_can_be_read(model, corpus, tmp_path):
+    part = load_scenes("test-seen", 3, cache=corpus.folder.parent.parent, progress=False)
+    export_spokencoco({"test": part}, tmp_path / "coco")
+    toy = load_corpus(tmp_path / "coco", "test")
+    toy.audio_root = tmp_path / "nowhere"
     with pytest.raises(DataError, match="none of .* captions could be read"):
         discovery_record(model, toy, {"test": toy})
     with pytest.raises(DataError):
         cls_attention_of(model, toy, [0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_other_analyses_say_of_a_corpus_without_scenes(coco, tmp_path, capsys):
     assert run_command("sgmim_analyse", ["grounding", "--data", str(coco[0]), "--device", "cpu"]) == 1
