@@ -58,7 +58,7 @@ def dev(scenes):
 
 @pytest.fixture(scope="module")
 def grounded(trained, dev):
-    return _ground(trained, dev, 80)
+    return _ground(trained, dev)
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +455,7 @@ def test_the_shipped_model_points(grounded, dev):
         for who in (*_CHANCE, "beside"):
             assert thing[score][f"minus_{who}"]["interval"][0] > 0, (score, who)
     assert thing["choice"]["model"]["n"] == sum(len(s.things) for s in dev.scenes if len(s.things) > 1)
-    assert found["words"] == len(grounded.words) and found["images"] == 80
+    assert found["words"] == len(grounded.words) and found["images"] == 120
 
 
 def test_each_chance_map_is_scored_with_its_own_threshold(grounded):

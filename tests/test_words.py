@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import Toy, first, micro
+from conftest import Toy, micro
 
 from sgmim.apps.commands import run_command
 from sgmim.core import ConfigError, DataError, read_json, write_json
@@ -562,14 +562,14 @@ def test_content_and_function():
 
 
 def test_choice_is_by_dev(model, scenes):
-    table = _quantile_table(model, dev := first(scenes["dev"], 40), [1, -1], (0.5, 0.8))
+    table = _quantile_table(model, scenes["dev"], [1, -1], (0.5, 0.8))
     assert [(r["layer"], r["at"], r["quantile"]) for r in table] == [
         (k, at, q) for k in (1, 3) for at in ("middles", "edges") for q in (0.5, 0.8)
     ]
     best = _choose_quantile(table)
     assert best["r_value"] == max(r["r_value"] for r in table if r["at"] == "middles")
     assert _choose_quantile(table, layer=-1, at="edges")["layer"] == 3
-    [h] = [h for h in [cls_attention_of(model, dev, layer=1)]]
+    [h] = [h for h in [cls_attention_of(model, scenes["dev"], layer=1)]]
     row = next(r for r in table if r["layer"] == 1 and r["quantile"] == 0.8 and r["at"] == "edges")
     assert row["r_value"] == pytest.approx(
         _boundary_scores(_found_boundaries(h, 0.8, "edges"), truth(h))["r_value"]
