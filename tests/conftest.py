@@ -182,9 +182,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scenes(cache):
-    "{'train': 300 images, 'dev': 120 images} with a caption each, as any user gets them."
+    "{'train': 130 images, 'dev': 120 images} with a caption each, as any user gets them."
     from sgmim.scenes.corpus import load_scenes
 
     return {
-        name: load_scenes(name, n, cache=cache, progress=False) for name, n in (("train", 300), ("dev", 120))
+        name: load_scenes(name, n, cache=cache, progress=False) for name, n in (("train", 130), ("dev", 120))
     }

@@ -252,6 +252,7 @@ def test_normalised_targets_are_what_the_loss_sees():
     torch.testing.assert_close(target.var(-1, unbiased=False), torch.ones(3, 16), atol=1e-2, rtol=0)
 
 
+@pytest.mark.slow
 def test_learning_to_listen_shows():
     """A decoder that is trained where only the caption can help comes to depend on it; the measure shows
     it, and not for exchanged captions."""
@@ -495,6 +496,7 @@ def test_sorted_errors_add_up(scenes, trained):
     )
 
 
+@pytest.mark.slow
 def test_the_shipped_model_depends_on_names_where_things_are(scenes, trained):
     found = speech_dependence(trained, scenes["dev"], resamples=200)
     for part in (found["overall"], *found["patch"].values()):
@@ -837,6 +839,7 @@ def test_several_models_are_their_mean(scenes):
     ) and all_of["thing"]["of_wrong"]["n"] == sum(e["thing"]["of_wrong"]["n"] for e in each)
 
 
+@pytest.mark.slow
 def test_the_shipped_model_hears_places_and_things(scenes, trained, tmp_path):
     corpus = scenes["dev"]
     assert (_retrieved(trained, corpus) == corpus.image_of_caption).mean() > 0.2

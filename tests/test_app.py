@@ -677,6 +677,7 @@ def browser(folder, tmp_path_factory):
         yield driver
 
 
+@pytest.mark.slow
 def test_in_a_browser(server, folder, browser, tmp_path):
     """Record from a microphone, upload, type; press a word and a picture, with the mouse and the keyboard.
     Nothing is fetched from elsewhere, no script fails, no name becomes markup."""
@@ -772,6 +773,7 @@ def test_in_a_browser(server, folder, browser, tmp_path):
     assert asked and all(u.startswith(server.address) for u in asked), asked
 
 
+@pytest.mark.slow
 def test_in_a_narrow_dark_browser(server, folder, browser, tmp_path):
     "On a telephone, in the dark: nothing sticks out; every control has a name."
     from selenium.webdriver.common.by import By

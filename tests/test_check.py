@@ -228,9 +228,19 @@ IMAGE_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "pairs"])
 @pytest.mark.parametrize(
-    "files, faults", [(wavs, SOUND_FAULTS), (images, IMAGE_FAULTS)], ids=["recordings", "images"]
+    "layout, files, faults",
+    [
+        pytest.param(layout, files, faults, id=f"{layout}-{name}", marks=pytest.mark.slow if slow else ())
+        for layout, slow_ones in (
+            ("places", ["images"]),
+            ("spokencoco", ["recordings"]),
+            ("facc", ["recordings", "images"]),
+            ("pairs", ["recordings"]),
+        )
+        for name, files, faults in (("recordings", wavs, SOUND_FAULTS), ("images", images, IMAGE_FAULTS))
+        for slow in (name in slow_ones,)
+    ],
 )
 def test_a_bad_file_is_found(copy, layout, files, faults):
     folder = copy(layout)
@@ -705,6 +715,7 @@ def test_long_recordings(tmp_path):
     assert len(matching(checked(tmp_path), "warning", "67% of the opened recordings longer than 10 s")) == 1
 
 
+@pytest.mark.slow
 def test_a_large_corpus_takes_seconds(tmp_path):
     "Half a million captions: lists, overlaps and the listing of folders are linear."
     n, start = 300_000, time.monotonic()
@@ -1040,9 +1051,9 @@ def sounds_of(folder):
     "files, spoil, words",
     [
         (sounds_of, Path.unlink, "recordings missing"),
-        (images_of, Path.unlink, "images missing"),
-        (images_of, lambda p: p.write_bytes(b""), "images empty"),
-        (sounds_of, web_page, "opened recordings unreadable"),
+        pytest.param(images_of, Path.unlink, "images missing", marks=pytest.mark.slow),
+        pytest.param(images_of, lambda p: p.write_bytes(b""), "images empty", marks=pytest.mark.slow),
+        pytest.param(sounds_of, web_page, "opened recordings unreadable", marks=pytest.mark.slow),
         (images_of, web_page, "opened images unreadable"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -1190,7 +1201,15 @@ def test_the_option_for_files_elsewhere_is_named(tmp_path, pattern, option, othe
     assert "refused" in said and said.count(option) == 1 and other not in said
 
 
-@pytest.mark.parametrize("lost, refused", [(0, False), (1, False), (2, True), (100, True)])
+@pytest.mark.parametrize(
+    "lost, refused",
+    [
+        pytest.param(0, False, marks=pytest.mark.slow),
+        (1, False),
+        (2, True),
+        pytest.param(100, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_table_of_the_paper_tolerates_what_training_does(tmp_path, lost, refused):
     from sgmim.paper.runs import RunOptions, TablePlan, open_data, plan_runs
 
@@ -1220,6 +1239,7 @@ def test_the_command_has_the_rule_too(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_no_fault_of_an_earlier_version_is_back(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "tests/faults.py", tmp_path], cwd=ROOT, capture_output=True, text=True

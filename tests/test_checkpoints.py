@@ -290,6 +290,7 @@ def big(tmp_path):
 # ---- full size
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_hubert_base_from_both_layouts(hubert, big):
     model, x = empty_model(replace(paper(), reinit_layers=0)), torch.randn(2, 12000, generator=seeded()) * 0.1
@@ -349,6 +350,7 @@ def test_hubert_base_from_both_layouts(hubert, big):
         )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_mae_vit_b_16(big):
     torch.manual_seed(0)
@@ -363,6 +365,7 @@ def test_mae_vit_b_16(big):
     assert report.sources["image"].tensors == 150 and report.sources["image"].not_read == ()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_dino_vit_s_8(vits8, big):
     image = torch.randn(1, 3, 224, 224, generator=seeded())
@@ -376,6 +379,7 @@ def test_dino_vit_s_8(vits8, big):
         image_weights(big / "dino_deitsmall8_pretrain.pth", paper())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_vg_hubert_bundle(hubert, vits8, big):
     torch.manual_seed(3)
@@ -946,6 +950,7 @@ def test_vit_of_transformers(tmp_path, kind, saved):
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_vit_mae_base_at_full_size(big):
     with torch.device("meta"):
@@ -1777,7 +1782,9 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "many sets" else ()) for n in BOMBS]
+)
 def test_pickles_that_would_exhaust_the_machine(tmp_path, name):
     path = tmp_path / "b.pth"
     for write in (zip_with, legacy_with, lambda path, data: path.write_bytes(data)):

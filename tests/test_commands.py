@@ -102,7 +102,13 @@ def test_check_train_evaluate(layouts, made, layout, test, tmp_path, capsys):
 
 
 def test_places_says_who_was_seen(layouts, tmp_path, capsys):
-    ok("sgmim_eval", "--data", layouts["places"], "--device", "cpu")
+    "The lists of the training split are enough: its recordings may be missing."
+    import shutil
+
+    shutil.copytree(layouts["places"], tmp_path / "places")
+    for path in (tmp_path / "places" / "wavs").rglob("utterance_train_*.wav"):
+        path.unlink()
+    ok("sgmim_eval", "--data", tmp_path / "places", "--device", "cpu")
     out = capsys.readouterr().out
     seen, unseen = (
         next(line for line in out.splitlines() if line.startswith(s)) for s in ("test_seen:", "test_unseen:")
@@ -228,6 +234,7 @@ def test_the_papers_presets_say_what_they_are(layouts, tmp_path, capsys, preset,
     assert "freeze_cnn=False" in ours and "277,196,416 parameters, 191,397,760 of them trained" in out
 
 
+@pytest.mark.slow
 def test_the_equations_as_printed_are_no_departure(layouts, tmp_path, capsys):
     ok(
         "sgmim_train",
@@ -254,6 +261,7 @@ def test_the_equations_as_printed_are_no_departure(layouts, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_without_weights_the_message_helps(layouts, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert (
@@ -302,6 +310,7 @@ def test_other_roots_instead_of_edited_files(layouts, tmp_path, capsys):
     ok("sgmim_eval", "--data", tmp_path / "corpus", "--image-root", tmp_path / "pictures", "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_own_pairs(layouts, made, tmp_path, capsys):
     "A table of one's own, with a column of splits."
     corpora = {s: load_corpus(layouts["facc"], s) for s in ("train", "dev", "test")}
@@ -361,19 +370,6 @@ def test_a_corpus_that_lacks_many_files_is_refused(layouts, tmp_path, capsys):
         assert "are missing or empty" in error and "more than 1.0%" in error
     ok("sgmim_eval", "--data", tmp_path / "corpus", "--max-unreadable", 0.5, "--device", "cpu")
     assert "left out" in capsys.readouterr().out
-
-
-def test_seen_and_unseen_need_only_the_lists(layouts, tmp_path, capsys):
-    import shutil
-
-    shutil.copytree(layouts["places"], tmp_path / "places")
-    for path in (tmp_path / "places" / "wavs").rglob("utterance_train_*.wav"):
-        path.unlink()
-    ok("sgmim_eval", "--data", tmp_path / "places", "--device", "cpu")
-    out = capsys.readouterr().out
-    assert (
-        "100% of the captions are by speakers of the training split" in out and " 0% of the captions" in out
-    )
 
 
 def test_embeddings_of_another_model_or_other_files_are_refused(layouts, tmp_path, capsys):
@@ -447,6 +443,7 @@ def test_a_preset_of_a_real_corpus_needs_the_corpus(tmp_path, capsys):
     assert "add --data FOLDER, with the folder of FACC" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_encoder_of_ones_own_and_the_other_shipped(layouts, tmp_path, capsys):
     ok(
         "sgmim_train",
@@ -467,6 +464,7 @@ def test_one_encoder_of_ones_own_and_the_other_shipped(layouts, tmp_path, capsys
     assert record["audio"] == "tiny-hubert, shipped" and record["image"]["tensors"] > 10
 
 
+@pytest.mark.slow
 def test_other_weights_do_not_go_on_with_a_run(layouts, tmp_path, capsys, monkeypatch):
     """Begun with the default weights, stopped, and begun again with others: refused, and nothing in the
     folder is changed. The same command goes on."""
@@ -516,7 +514,7 @@ def test_other_weights_do_not_go_on_with_a_run(layouts, tmp_path, capsys, monkey
     assert read_json(tmp_path / "run" / "record.json")["pretrained"]["image"] == "tiny-mae, shipped"
 
 
-@pytest.mark.parametrize("what", ["words", "grounding", "dependence"])
+@pytest.mark.parametrize("what", ["words", pytest.param("grounding", marks=pytest.mark.slow), "dependence"])
 def test_analyses_by_command(cache, tmp_path, monkeypatch, capsys, what):
     monkeypatch.setenv("SGMIM_CACHE", str(cache))
     ok("sgmim_analyse", what, "--images", 24, "--record", tmp_path / "r.json", "--device", "cpu")
@@ -534,6 +532,7 @@ def test_a_table_is_planned_by_command(tmp_path, capsys):
     assert "+ Summary" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_dependence_beside_a_model_of_the_recon_row(cache, tmp_path, monkeypatch, capsys):
     from dataclasses import replace
 
@@ -578,7 +577,7 @@ def test_data_with_its_kind(layouts, tmp_path, capsys):
     assert "holds no split of a corpus of kind 'places'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["gradients", "mistakes"])
+@pytest.mark.parametrize("what", [pytest.param("gradients", marks=pytest.mark.slow), "mistakes"])
 def test_analyses_of_several_checkpoints(cache, tmp_path, monkeypatch, capsys, what):
     from sgmim.models.sgmim import save_model
 
@@ -614,6 +613,7 @@ def test_analyses_of_several_checkpoints(cache, tmp_path, monkeypatch, capsys, w
     )
 
 
+@pytest.mark.slow
 def test_analyses_of_the_runs_behind_the_records(cache, tmp_path, monkeypatch, capsys):
     """The seeds of a row count as one model; the first row is what others are compared with; what has no
     record that counts is left out."""

@@ -37,6 +37,7 @@ def model():
     return SGMIM(paper())
 
 
+@pytest.mark.slow
 def test_the_sizes_of_section_3_2(model):
     """ViT-B/16 and HuBERT Base as published, projections 768 → 768, a decoder of one layer with
     cross-attention, a momentum encoder like the image encoder."""

@@ -439,6 +439,7 @@ def test_features_that_mean_nothing_score_like_chance(grounded, dev, seed):
     )
 
 
+@pytest.mark.slow
 def test_captions_dealt_out_anew_score_like_chance(trained, dev):
     dealt = _ground(trained, Dealt(dev), 70, ("without",))
     found = _grounding_scores(dealt, chosen_by_hand(), resamples=200)["kind"]["thing"]

@@ -213,8 +213,14 @@ def test_whole_recordings_are_read_whole(tmp_path, blob, name):
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
-@pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
+@pytest.mark.parametrize(
+    "channels, mode",
+    [
+        pytest.param(c, m, marks=() if (c, m) in ((1, "CONSTANT"), (2, "VARIABLE")) else pytest.mark.slow)
+        for c in (1, 2)
+        for m in ("CONSTANT", "AVERAGE", "VARIABLE")
+    ],
+)
 def test_an_mp3_is_as_long_as_its_frames(tmp_path, rate, channels, mode):
     "Without a Xing header, with tags of any size around it, padded; quiet first or loud first."
     wave = np.interp(np.arange(2 * rate) / rate, np.arange(2 * RATE) / RATE, two)
@@ -658,7 +664,7 @@ def jpeg_with_exif(*entries, order="<", count=None):
     return out.getvalue()[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + out.getvalue()[2:]
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("order", ["<", pytest.param(">", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tag", [0x11A, 0x128, 0x132, 0x8769, 0x8825, 0x927C, 0x829A, 0x201, 0xFFFF])
 def test_broken_exif_entries_do_not_matter(tmp_path, tag, order):
     "Of any type, count and value: the pixels are whole, and the orientation can be read."
@@ -935,7 +941,7 @@ def test_retrieval_gallery_marks_the_right_ones():
 
 
 @pytest.mark.parametrize("N, D", [(4, 1), (64, 3), (196, 768)])
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_reconstruction_figure(N, D, n):
     rng = np.random.default_rng(0)
     target, mask = rng.normal(size=(N, D)), np.arange(N) % 4 > 0

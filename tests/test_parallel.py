@@ -152,17 +152,20 @@ def test_two_processes_compute_what_one_does(found, one):
         assert abs(a - b).max() < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_their_gradients_are_those_of_one(found, case):
     agree(found["gradients"][case], grads_of(Team(), case[0]))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_one_training_is_said(found):
     assert all("different runs" in e["seeds"] for e in found["everyone"]) and all(
         "batch of 1 pairs cannot be shared by 2" in e["small"] for e in found["everyone"]
     )
 
 
+@pytest.mark.slow
 def test_every_test_caption_is_embedded_once(found):
     "The very numbers of one process, on both processes: none twice, none left out."
     alone = evaluate(build(), Toy(**DEV), "cpu", batch_size=7).to_dict()
@@ -174,6 +177,7 @@ def test_every_test_caption_is_embedded_once(found):
     assert [e["result"] for e in found["everyone"]] == [alone] * 2
 
 
+@pytest.mark.slow
 def test_one_writes_for_all(found):
     record = read_json(found["out"] / "together" / "record.json")
     assert record["processes"] == 2 and record["steps"] == 15 and record["pairs_seen"] == 120
@@ -182,6 +186,7 @@ def test_one_writes_for_all(found):
     )
 
 
+@pytest.mark.slow
 def test_what_one_began_two_go_on_with(found):
     alone = quick(**PLAIN)
     assert [h["step"] for h in found["continued"]] == list(range(1, 16))
@@ -189,6 +194,7 @@ def test_what_one_began_two_go_on_with(found):
     assert a[:5] == b[:5] and np.abs(np.subtract(a, b))[:8].max() < 1e-5
 
 
+@pytest.mark.slow
 def test_what_stops_one_stops_all(found):
     "At the same step, with a checkpoint; and a loss that is no number is the same error everywhere."
     said = [e["stopped"] for e in found["everyone"]]

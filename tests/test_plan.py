@@ -53,7 +53,15 @@ def device(memory, link=math.inf):
 # ---- counted from shapes
 
 
-@pytest.mark.parametrize("row", ["VG-HuBERT (M)", "+ Recon", "+ Speech-Guided", "+ Summary"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        "VG-HuBERT (M)",
+        pytest.param("+ Recon", marks=pytest.mark.slow),
+        pytest.param("+ Speech-Guided", marks=pytest.mark.slow),
+        "+ Summary",
+    ],
+)
 def test_shapes_say_what_numbers_do(row):
     c = table4_rows(micro(dropout=0.0))[row]
     found, real = P.shape_cost(c, 0.4), P.pair_flops(c, QUICK)
@@ -74,6 +82,7 @@ def test_shapes_say_what_numbers_do(row):
     assert 0 < found["image_flops"] + found["caption_flops"] < 0.5 * found["flops"][0]
 
 
+@pytest.mark.slow
 def test_a_full_size_model_is_counted_without_being_made():
     found = P.shape_cost(PRESETS["paper-spokencoco"](), 8.0)
     assert (
@@ -347,6 +356,7 @@ def test_sgmim_plan(capsys, tmp_path):
         assert run_command("sgmim_plan", args) == 1 and why in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_corpus_is_planned_by_its_lengths(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("SGMIM_CACHE", str(tmp_path / "cache"))
     assert (

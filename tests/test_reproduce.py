@@ -195,6 +195,7 @@ def test_a_table_from_nothing_to_its_last_record(plan, monkeypatch, tmp_path):
     assert "2 to run" in said[0] and "not valid JSON" in said[0] and "**Stale or broken**" in said[2]
 
 
+@pytest.mark.slow
 def test_under_a_standard_label_other_settings_are_stale(plan):
     plan, _ = plan
     found = run(**{**plan, "label": None, "rows": TWO[:1], "seeds": 1})

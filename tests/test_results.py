@@ -1039,6 +1039,7 @@ def test_the_other_sentences_of_the_page_about_ablations():
                 assert e["interval"][0] <= 0 <= e["interval"][1]
 
 
+@pytest.mark.slow
 def test_without_benchmarks_the_page_about_scaling_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SGMIM_RESULTS", str(tmp_path))
     cells = {

@@ -724,7 +724,7 @@ def test_makes_lost_shards_again(loose, copy, written):
 def test_changed_files_are_no_way_to_mend(own, copy):
     Image.new("RGB", (50, 50)).save(own.image_path(0))
     (copy / "train-00000.tar").unlink()
-    with pytest.raises(DataError, match="have changed since. Write all anew"):
+    with pytest.raises(DataError, match="have changed since. Write all shards again"):
         _to_arrays(own, copy)
     assert not (copy / "train-00000.tar").exists() and not list(copy.glob(".*"))
 

@@ -40,7 +40,14 @@ def test_every_synthesiser_speaks(name):
     assert np.abs(wave[:3200]).max() > 0.003 and np.abs(wave[-3200:]).max() > 0.003  # no silence around it
 
 
-@pytest.mark.parametrize("name", (*ONE_OF_EACH, SLOW))
+@pytest.mark.parametrize(
+    "name",
+    (
+        *ONE_OF_EACH[:4],
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ONE_OF_EACH[4:]),
+        SLOW,
+    ),
+)
 def test_a_voice_is_the_same_in_another_process_and_after_other_sentences(name):
     need(name)
     code = (
@@ -111,7 +118,9 @@ def test_missing_programs_are_named_with_their_remedy(monkeypatch):
         speak("A cat", SPEAKERS["festival-slt"])
 
 
-@pytest.mark.parametrize("kind", ["hibari", "flite", "festival", "piper"])
+@pytest.mark.parametrize(
+    "kind", ["hibari", "flite", *(pytest.param(k, marks=pytest.mark.slow) for k in ("festival", "piper"))]
+)
 def test_an_unknown_voice_is_refused(kind):
     need(next(s.name for s in SPEAKERS.values() if s.kind == kind))
     with pytest.raises(ConfigError, match="nobody"):
@@ -192,6 +201,7 @@ def test_the_human_test_is_left_out_of_pre_training():
     assert all(licences[word.package].english for word in HUMAN_TEST)
 
 
+@pytest.mark.slow
 def test_analyses_leave_out_captions_without_word_times(tmp_path):
     "hibari gives no word times: such captions have no mentions, and grounding uses the others."
     from sgmim.evaluation.dependence import mentions

@@ -112,6 +112,7 @@ def test_a_recording_of_ones_own(model, corpus):
     assert explorer.own is None and explorer.words.children and explorer.said.value == ""
 
 
+@pytest.mark.slow
 def test_photographs_are_seen_as_the_model_sees_them(model, corpus):
     """Pictures of any shape: the square that the encoder is given, under its patches; a file that cannot
     be read is said."""
@@ -158,6 +159,7 @@ def test_closing_leaves_other_explorers_alone(model, corpus):
     assert kept.shown.value != was and kept.said.value == ""
 
 
+@pytest.mark.slow
 def test_each_layer_is_another_picture(model, corpus):
     explorer = AttentionExplorer(model, corpus)
     seen = set()

@@ -777,15 +777,18 @@ def test_the_command_on_files_that_are_not_all_well(model, coco, tmp_path, capsy
     assert f"| test | {len(test)} | {len(test) - 5} | 3 | 2 | 1 | " in capsys.readouterr().out
 
 
-def test_nothing_can_be_read(model, coco, tmp_path):
-    toy = load_corpus(coco[0], "test")
-    toy.audio_root = tmp_path
+def test_nothing_can_be_read(model, corpus, tmp_path):
+    part = load_scenes("test-seen", 3, cache=corpus.folder.parent.parent, progress=False)
+    export_spokencoco({"test": part}, tmp_path / "coco")
+    toy = load_corpus(tmp_path / "coco", "test")
+    toy.audio_root = tmp_path / "nowhere"
     with pytest.raises(DataError, match="none of .* captions could be read"):
         discovery_record(model, toy, {"test": toy})
     with pytest.raises(DataError):
         cls_attention_of(model, toy, [0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_other_analyses_say_of_a_corpus_without_scenes(coco, tmp_path, capsys):
     assert run_command("sgmim_analyse", ["grounding", "--data", str(coco[0]), "--device", "cpu"]) == 1

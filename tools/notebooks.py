@@ -1,7 +1,10 @@
 """Run nbdev_test on every notebook, and fail where it would pass in silence: no notebook found, or too
 long a run.
 
-python tools/notebooks.py [SECONDS]     default 600; the notebooks are meant to take 240 s on two cores
+python tools/notebooks.py [SECONDS] [slow]
+
+SECONDS: default 600; the notebooks are meant to take 240 s on two cores.
+slow: also run the cells marked `#| slow`.
 """
 
 import os
@@ -12,11 +15,12 @@ import sys
 COMMAND = ["nbdev_test", "--n_workers", "2", "--do_print", "--timing"]
 
 
-def main(seconds):
+def main(seconds, slow):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     # a session of its own, so that the workers can be stopped with their parent: they would keep the output
     # open
-    run = subprocess.Popen(COMMAND, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    command = COMMAND + ["--flags", "slow"] * slow
+    run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
     timed_out, success = [], False
     signal.signal(signal.SIGALRM, lambda *_: (timed_out.append(True), os.killpg(run.pid, signal.SIGKILL)))
     signal.alarm(seconds)
@@ -38,4 +42,5 @@ def main(seconds):
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 600))
+    numbers = [int(a) for a in sys.argv[1:] if a != "slow"]
+    sys.exit(main(numbers[0] if numbers else 600, "slow" in sys.argv[1:]))

@@ -2,8 +2,8 @@
 # The tests, in the active environment: without an argument the quick ones (`make test`), with `all` everything (`make test-all`, CI).
 # Every step runs even if an earlier one failed.
 set -u
-select=(-m "not slow")
-[ "${1:-}" = all ] && select=()
+select=(-m "not slow") cells=()
+[ "${1:-}" = all ] && select=() cells=(1500 slow)
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 failed=()
@@ -16,8 +16,8 @@ step() { # step NAME COMMAND...
 
 step "format" ruff format --check nbs tests tools benchmarks setup.py
 step "lint" ruff check nbs tests tools benchmarks setup.py
-step "notebooks" python tools/notebooks.py
-step "pytest" python -m pytest --durations=8 "${select[@]}"
+step "notebooks" python tools/notebooks.py ${cells[@]+"${cells[@]}"}
+step "pytest" python -m pytest --durations=8 ${select[@]+"${select[@]}"}
 
 if ((${#failed[@]})); then
     printf '\nFAILED: %s\n' "$(IFS=,; echo "${failed[*]}")"

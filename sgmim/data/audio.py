@@ -22,34 +22,34 @@ from ..core import DataError, atomic_write
 
 # %% ../../nbs/data/00_audio.ipynb #5209b493
 RATE = 16_000  # Hz; what HuBERT was trained on
-_MIN_SAMPLES = 400  # the receptive field of HuBERT's CNN: a shorter waveform gives it not one frame
+_MIN_SAMPLES = 400  # the receptive field of HuBERT's CNN: a shorter waveform has no frame
 
 # %% ../../nbs/data/00_audio.ipynb #d75dd95b
 def audio_problems(
     wave: np.ndarray,  # (L,)
-    min_samples: int = _MIN_SAMPLES,  # fewer are too short
+    min_samples: int = _MIN_SAMPLES,  # a shorter waveform is too short
 ) -> list:  # any of 'empty', 'too short', 'not finite', 'silent'
-    "What is wrong with a waveform."
+    "The problems of a waveform, as a list of words."
     wave = np.asarray(wave)
     if wave.size == 0:
         return ["empty"]
     found = ["too short"] if wave.size < min_samples else []
     if not np.isfinite(wave).all():
         return found + ["not finite"]
-    return found + (["silent"] if np.abs(wave).max() < 1e-5 else [])  # 1e-5: below half a step of 16 bit
+    return found + (["silent"] if np.abs(wave).max() < 1e-5 else [])  # less than half a 16-bit step
 
 # %% ../../nbs/data/00_audio.ipynb #736916ce
 def check_audio(
     wave: np.ndarray,  # (L,)
     where: str = "the waveform",  # the file or record, for messages
-    min_samples: int = _MIN_SAMPLES,  # fewer are too short
+    min_samples: int = _MIN_SAMPLES,  # a shorter waveform is too short
 ) -> list:  # ['silent'] or []
     "Raise `DataError` if a waveform cannot be encoded; warn if it is silent."
     found = audio_problems(wave, min_samples)
     said = {
         "empty": "has no samples",
         "not finite": "holds NaN or infinite samples",
-        "too short": f"has {np.size(wave)} samples, and the first frame needs {min_samples}",
+        "too short": f"has {np.size(wave)} samples, but the first frame needs {min_samples}",
     }
     fatal = [said[p] for p in found if p in said]
     if fatal:
@@ -88,7 +88,7 @@ def resample(
 
 # %% ../../nbs/data/00_audio.ipynb #e1cea516
 def _wav_chunks(blob: bytes):
-    "Yield (name, position, size) of the chunks of a wav, as far as they go."
+    "Yield (name, position, size) of each chunk of a wav, up to the end of `blob`."
     at = 12
     while len(blob) >= at + 8:
         name, n = struct.unpack("<4sI", blob[at : at + 8])
@@ -97,7 +97,7 @@ def _wav_chunks(blob: bytes):
 
 
 def _wav_end(path) -> int:
-    "Where the sound of a RIFF wav ends, by its header; the size of the file for streams and other formats."
+    "Where the sound of a RIFF wav ends according to its header; the file size for streams and other formats."
     size = os.path.getsize(path)
     with open(path, "rb") as f:
         head = f.read(65_536)
@@ -106,8 +106,8 @@ def _wav_end(path) -> int:
 
 # %% ../../nbs/data/00_audio.ipynb #de11dd77
 def _check_ogg(path, blob=None) -> None:
-    """Walk the pages of an Ogg file (Vorbis, Opus), or of its content `blob`. `DataError` if one is
-    incomplete or a second recording follows; a warning if the end is not marked."""
+    """Check the pages of an Ogg file (Vorbis, Opus), or of its content `blob`. Raises `DataError` if a page
+    is incomplete or a second recording follows; warns if the last page is not marked as the last."""
     size, at, last, data = os.path.getsize(path) if blob is None else len(blob), 0, None, False
     with open(path, "rb") if blob is None else io.BytesIO(blob) as f:
         while (head := f.read(27))[:4] == b"OggS":
@@ -143,7 +143,7 @@ _KBPS = {
 
 def _mp3_frame(head: bytes) -> tuple | None:
     """(bytes, (version, layer, rate)) of the MPEG audio frame that starts with the four bytes `head`; None
-    if they are no frame's."""
+    if no frame starts there."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = {0: 2.5, 2: 2, 3: 1}.get(head[1] >> 3 & 3), 4 - (head[1] >> 1 & 3)
@@ -157,9 +157,9 @@ def _mp3_frame(head: bytes) -> tuple | None:
 
 # %% ../../nbs/data/00_audio.ipynb #4a39598f
 def _count_mp3(blob: bytes) -> tuple:
-    """Frames of an mp3: (position of the first, number, whether the last is incomplete). Bytes between
-    frames (tags, damage) are passed over: a frame counts if another of its kind follows it, or a tag, or
-    the end of the file."""
+    """Count the frames of an mp3: (position of the first, number, whether the last is incomplete). Bytes
+    between frames (tags, damage) are skipped. A frame counts if it is followed by another frame of its kind,
+    a tag, or the end of the file."""
     at, first, kind, n, size = 0, None, None, 0, len(blob)
     while at < size - 4:
         frame = _mp3_frame(blob[at : at + 4])
@@ -170,7 +170,7 @@ def _count_mp3(blob: bytes) -> tuple:
         tag = blob[end : end + 3] in (b"TAG", b"APE", b"LYR")
         if fits and (end > size - 4 or tag or _followed(blob, at, frame, 1)):
             first, kind, n, at = (at if first is None else first), frame[1], n + 1, end
-        elif first is not None and frame and _followed(blob, at, frame, 2):  # two more: no chance
+        elif first is not None and frame and _followed(blob, at, frame, 2):  # two more: not by chance
             raise DataError("an mp3 of several recordings of different rates or kinds")
         else:
             at = (blob.find(b"\xff", at + 1) + size + 1) % (size + 1)  # -1, not found: the end
@@ -178,7 +178,7 @@ def _count_mp3(blob: bytes) -> tuple:
 
 
 def _followed(blob, at, frame, times) -> bool:
-    "Whether a frame at a byte is followed by this many frames of its kind."
+    "Whether the frame at position `at` is followed by `times` frames of its kind."
     for _ in range(times):
         at, kind = at + frame[0], frame[1]
         frame = _mp3_frame(blob[at : at + 4])
@@ -188,8 +188,8 @@ def _followed(blob, at, frame, times) -> bool:
 
 
 def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
-    """An mp3 with a Xing header that has the right number of frames, from the first frame on; None if it
-    has one already. `DataError` if its last frame is incomplete and no header says so."""
+    """An mp3 from its first frame on, with a Xing header that states the right number of frames; None if it
+    already has one. Raises `DataError` if the last frame is incomplete and there is no such header."""
     try:
         first, n, cut = _count_mp3(blob)
     except DataError as e:
@@ -204,7 +204,7 @@ def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
     if tag >= 0:
         said = int.from_bytes(head[tag + 8 : tag + 12], "big") if head[tag + 7] & 1 else None
         if said is not None and (n - 1 <= said + 1 or cut):
-            return None  # some encoders count the header too; too few frames show in decoding
+            return None  # some encoders count the header too; missing frames are noticed in decoding
         first, n = first + length, n - 1
     elif cut:
         raise DataError(_CUT.format(where))
@@ -212,7 +212,7 @@ def _with_mp3_header(blob: bytes, where="the mp3") -> bytes | None:
 
 
 def _xing(head: bytes, frames: int) -> bytes:
-    "A frame without sound of the kind of `head`, with the number of frames."
+    "A frame without sound, of the same kind as `head`, that states the number of frames."
     side = {(1, 1): 17, (1, 0): 32, (0, 1): 9, (0, 0): 17}[head[1] >> 3 & 1, int(head[3] >> 6 == 3)]
     for speed in range(1, 15):
         new = bytes([head[0], head[1] | 1, speed << 4 | head[2] & 0x0C, head[3]])
@@ -223,7 +223,7 @@ def _xing(head: bytes, frames: int) -> bytes:
 
 # %% ../../nbs/data/00_audio.ipynb #09924051
 def _id3_bytes(blob: bytes) -> int:
-    "Bytes of the ID3v2 tags at the beginning."
+    "Size of the ID3v2 tags at the beginning, in bytes."
     at = 0
     while blob[at : at + 3] == b"ID3" and len(blob) >= at + 10:
         size = blob[at + 6 : at + 10]
@@ -232,7 +232,7 @@ def _id3_bytes(blob: bytes) -> int:
 
 
 def _past_chunks(blob: bytes, at: int) -> int:
-    "The end of the chunks that begin at a byte: four printable characters and a size that fits, each."
+    "The end of the chunks that begin at `at`. A chunk has a name of four characters and a size that fits."
     while (
         len(blob) >= at + 8
         and blob[at : at + 4].strip().isalnum()
@@ -243,15 +243,15 @@ def _past_chunks(blob: bytes, at: int) -> int:
 
 
 def _wav_to_its_end(blob: bytes) -> bytes | None:
-    "A wav whose data chunk has size 0 although sound follows, with the size of a stream; None for any other."
+    "If the data chunk of a wav has size 0 but sound follows: the wav with the size of a stream. Else None."
     at = next((at for name, at, n in _wav_chunks(blob) if name == b"data" and n == 0), None)
     if at is None or _past_chunks(blob, at + 8) >= len(blob):
-        return None  # nothing follows but other chunks
+        return None  # only other chunks follow
     return blob[: at + 4] + b"\xff" * 4 + blob[at + 8 :]
 
 
 def _rest_of_wav(path) -> int:
-    "Bytes of a wav behind its sound that are no chunks; up to 4 kB count as none, and are not read."
+    "Number of bytes after the sound of a wav that are not chunks; 0 for up to 4 kB, which are not examined."
     end = _wav_end(path)
     if os.path.getsize(path) - end <= 4096:
         return 0
@@ -262,7 +262,7 @@ def _rest_of_wav(path) -> int:
 
 
 def _repaired(path) -> bytes | None:
-    "The content of a sound file as libsndfile reads it rightly; None if the file itself will do."
+    "The content of a sound file, changed so that libsndfile reads all of it; None if no change is needed."
     with open(path, "rb") as f:
         head = f.read(65_536)
 
@@ -273,7 +273,7 @@ def _repaired(path) -> bytes | None:
             blob = (blob := rest())[_id3_bytes(blob) :].lstrip(b"\0")
             return (blob[:4] == b"RIFF" and _wav_to_its_end(blob)) or blob
         if head[:4] == b"RIFF":
-            # 0: also where it lies further back
+            # 0: also if it comes later in the file
             data = next((n for name, _, n in _wav_chunks(head) if name == b"data"), 0)
             return _wav_to_its_end(rest()) if data == 0 else None
         if head[:4] == b".snd" and head[8:12] == bytes(4):
@@ -287,28 +287,28 @@ def _repaired(path) -> bytes | None:
             return rest().lstrip(b"\0")  # padding in front
 
 # %% ../../nbs/data/00_audio.ipynb #b317cc08
-# whose end can be checked
+# formats whose end can be checked
 _SOUND_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
-MAX_PEAK = 8.0  # float samples beyond it are integers written as floats
+MAX_PEAK = 8.0  # larger float samples are integers written as floats
 
 
 @contextlib.contextmanager
 def _open_sound(path):
-    """A `soundfile.SoundFile` of a file's content, to be read from its beginning to its end, whatever the
-    file is called. Raises `DataError` for formats that are not read here, and what libsndfile raises."""
+    """Open a sound file as a `soundfile.SoundFile`, by its content and not by its name, for reading from
+    beginning to end. Raises `DataError` for unsupported formats, and the errors of libsndfile."""
     with contextlib.ExitStack() as opened:
         f = opened.enter_context(_sound_file(path, blob := _repaired(path)))
         if f.format not in _SOUND_FORMATS:
             raise DataError(f"{path} is in the format {f.format}, not read here. Convert it to wav or flac.")
         if f.format == "MP3" and (whole := _with_mp3_header(blob or Path(path).read_bytes(), path)):
             f = opened.enter_context(_sound_file(path, whole))
-        f.seekable = lambda: False  # reading goes forward alone: FLAC of unknown length cannot be sought in
+        f.seekable = lambda: False  # only read forwards: FLAC of unknown length cannot be sought
         yield f
 
 
 @contextlib.contextmanager
 def _sound_file(path, blob=None):
-    "The `SoundFile` of a file, or of a `blob` of bytes."
+    "Open a file, or a `blob` of bytes, as a `SoundFile`."
     import soundfile
 
     with open(path, "rb") if blob is None else io.BytesIO(blob) as source:
@@ -318,16 +318,16 @@ def _sound_file(path, blob=None):
 
 def sound_length(
     path,  # of a sound file
-) -> tuple:  # (samples, rate in Hz); 0 samples where the headers do not say
-    "The length of a sound file, from its headers. Raises `DataError` and what libsndfile raises."
+) -> tuple:  # (samples, rate in Hz); 0 samples if the headers do not state the length
+    "The length of a sound file, from its headers. Raises `DataError` and the errors of libsndfile."
     with _open_sound(path) as f:
         return (0 if f.frames >= 2**62 else f.frames), f.samplerate
 
 
 def sound_facts(
     path,  # of a sound file
-) -> dict:  # rate (Hz), channels, format, peak (of the samples as stored if they are floats, else 0)
-    "What a sound file holds. Raises `DataError` and what libsndfile raises."
+) -> dict:  # rate (Hz), channels, format, peak (of stored float samples; 0 for other formats)
+    "The format of a sound file. Raises `DataError` and the errors of libsndfile."
     with _open_sound(path) as f:
         facts, peak = {"rate": f.samplerate, "channels": f.channels, "format": f"{f.format} {f.subtype}"}, 0.0
         while f.subtype in ("FLOAT", "DOUBLE") and len(piece := f.read(1 << 20, always_2d=True)):
@@ -336,12 +336,12 @@ def sound_facts(
 
 
 def _is_short(path, f) -> bool:
-    "Whether the header of a file promises more sound than the file holds."
+    "Whether the header of a file states more sound than the file has."
     if f.format == "NIST":
         with open(path, "rb") as source:
             said = re.search(rb"sample_count -i (\d+)", source.read(4096))
         return bool(said) and int(said[1]) > f.frames
-    # libsndfile's log
+    # from libsndfile's log
     sizes = re.findall(r"(?:data|SSND|Data Size|riff|Riff size) *: *(\d+) \(should be (\d+)\)", f.extra_info)
     return any(int(there) < int(said) < 0x7FFF0000 for said, there in sizes) or _wav_end(
         path
@@ -349,17 +349,17 @@ def _is_short(path, f) -> bool:
 
 
 def _decode(path, max_seconds):
-    """Samples (n, channels) float32 and their rate. Raises whatever the decoder raises, and `DataError` if
-    the file is cut short."""
+    """Samples (n, channels) float32 and their rate. Raises `DataError` if the file is truncated, and the
+    errors of the decoder."""
     blob = _repaired(path)
     _check_ogg(path, blob)
     with _open_sound(path) as f:
         most = math.inf if max_seconds is None else math.ceil((max_seconds + 0.1) * f.samplerate)
-        pieces, left = [], min(f.frames, most)  # piece by piece: a damaged header can promise terabytes
+        pieces, left = [], min(f.frames, most)  # in pieces: a damaged header can state terabytes
         while left > 0 and len(piece := f.read(min(left, 1 << 20), dtype="float32", always_2d=True)):
             pieces.append(piece)
             left -= len(piece)
-        slack = 2304 if f.format == "MP3" else 0  # an mp3's length is good to a frame or two
+        slack = 2304 if f.format == "MP3" else 0  # the length of an mp3 is exact to one or two frames
         known, floating, whole = f.frames < 2**62, f.subtype in ("FLOAT", "DOUBLE"), f.frames < most
         if (known and left > slack) or _is_short(path, f):
             raise DataError(_CUT.format(path))
@@ -371,8 +371,8 @@ def _decode(path, max_seconds):
 
 
 def _in_range(wave, path):
-    """Float samples; those that are integers written as floats are divided by the range of these integers,
-    with a warning."""
+    """Float samples in the usual range: integers written as floats are divided by the range of these
+    integers, with a warning."""
     peak = np.abs(wave).max(initial=0)
     if not peak > MAX_PEAK or not np.isfinite(peak):
         return wave
@@ -390,8 +390,8 @@ def load_audio(
     max_seconds: float | None = None,  # read only the beginning; None: all
 ) -> np.ndarray:  # float32 (L,), mono
     """Read a sound file of any rate and any number of channels. Raises `DataError`, naming the file, if it is
-    missing, empty, truncated, no sound file, shorter than one frame, or not finite. A silent file gives a
-    warning, and so does one whose end is not marked, or that holds integers as floats."""
+    missing, empty, truncated, not a sound file, shorter than one frame, or not finite. Warns if the file is
+    silent, has integers written as floats, or does not mark its end."""
     path = Path(path)
     if max_seconds is not None and not 0 < max_seconds < math.inf:
         raise DataError(f"max_seconds is {max_seconds}; give a number > 0")
@@ -419,7 +419,7 @@ def load_audio(
 
 # %% ../../nbs/data/00_audio.ipynb #116b5d1f
 def write_audio(
-    path,  # its suffix names the format: .wav, .flac (16 bit), .ogg or .mp3
+    path,  # its suffix selects the format: .wav, .flac (16 bit), .ogg or .mp3
     wave: np.ndarray,  # (L,) or (L, channels), in [-1, 1]
     rate: int = RATE,  # Hz
 ):
@@ -478,7 +478,7 @@ def _power_spectrum(
     "|DFT|² of each window of a waveform (L,): float64 (T, n_fft//2 + 1)."
     x = _windows(np.asarray(wave, np.float64), window, hop)
     x = x - x.mean(axis=1, keepdims=True)
-    # lifts the weak high frequencies of speech
+    # amplify the weak high frequencies of speech
     x = x - preemphasis * np.concatenate([x[:, :1], x[:, :-1]], axis=1)
     # the next power of 2
     n_fft = n_fft or 2 ** math.ceil(math.log2(window))
@@ -490,7 +490,7 @@ def log_mel(
     rate: int = RATE,  # Hz
     n_mels: int = 40,  # bands
     window: int = 400,  # samples
-    hop: int = 320,  # samples; the defaults give one row to each frame of HuBERT's CNN
+    hop: int = 320,  # samples; the defaults give one row per frame of HuBERT's CNN
 ) -> np.ndarray:  # float32 (T, n_mels), T = (L - window) // hop + 1
     "Log-mel spectrogram, natural logarithm."
     power = _power_spectrum(wave, window, hop)

@@ -43,10 +43,10 @@ _SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    "Something that was found in a corpus."
+    "A problem or property of a corpus."
 
     severity: str  # 'error', 'warning' or 'note'
-    what: str  # was found
+    what: str  # the finding in words
     where: tuple = ()  # examples
     do: str = ""  # what to do about it
 
@@ -55,7 +55,7 @@ class Finding:
 
 
 def _paragraphs(findings):
-    "Findings as lines of text, the worst first; the same severity and the same advice stand together."
+    "Findings as lines of text, the most severe first, grouped by severity and advice."
     groups = {}
     for f in sorted(findings, key=lambda f: _SEVERITIES.index(f.severity)):
         groups.setdefault((f.severity, f.do), []).append(f)
@@ -70,14 +70,14 @@ def _paragraphs(findings):
 # %% ../../nbs/data/05_check.ipynb #2a6e2c18
 @dataclass(eq=False)
 class CorpusReport:
-    "What `check_data` found in a corpus."
+    "The findings and numbers of `check_data`."
 
     path: Path  # folder or metadata file of the corpus
     kind: str | None = None  # as `recognise` names it
     findings: list = field(default_factory=list)  # of `Finding`
     stats: dict = field(default_factory=lambda: {"splits": {}})  # numbers, {'splits': {split: {…}}}
     seconds: dict = field(default_factory=dict)  # {split: (n,) lengths of the opened recordings}
-    per_speaker: dict = field(default_factory=dict)  # {split: captions of each speaker, the most first}
+    per_speaker: dict = field(default_factory=dict)  # {split: captions per speaker, in descending order}
 
     lines = 40  # of findings in the text; `to_dict` has all
 
@@ -87,11 +87,11 @@ class CorpusReport:
     def add(
         self,
         severity,  # 'error', 'warning' or 'note'
-        what,  # was found
+        what,  # the finding in words
         do="",  # what to do about it
-        where=(),  # iterable of places; three are kept
+        where=(),  # iterable of examples; three are kept
     ):
-        "Note a finding."
+        "Add a finding."
         self.findings.append(Finding(severity, what, tuple(map(str, itertools.islice(where, 3))), do))
 
     def of(self, severity) -> list:  # 'error', 'warning' or 'note'
@@ -152,7 +152,7 @@ def _row(name, s):
 
 
 def _rest(bounds):
-    "What the opened files say of the others; `bounds`: for recordings and images, None if some were bad."
+    "The bound for files that were not opened; `bounds`: for recordings and images, None if some were bad."
     if bounds is None or None in bounds:
         return "?" if bounds is None else "some were bad"
     return f"< {max(bounds):.1%}" if max(bounds) else "none left"
@@ -200,12 +200,12 @@ def _check_counts(report, name, split, images, captions):
         report.add("note", f"{split}: {said or f'{captions:,} captions (official: about {about:,})'}", part)
 
 # %% ../../nbs/data/05_check.ipynb #67a057a2
-_FIELDS = {"recording": "audio", "image": "image"}  # what a file is: its field in a `Corpus`
+_FIELDS = {"recording": "audio", "image": "image"}  # kind of file: its field in a `Corpus`
 
 
 def _check_files(report, corpus, find=None, max_unreadable=0.01):
-    """Look for every listed file. Returns which recordings (n,) and images (m,) are there and not empty.
-    `find`: (names, root, option) -> advice on where else the files may be."""
+    """Look for every listed file. Returns which recordings (n,) and images (m,) exist and are not empty.
+    `find`: (names, root, option) -> advice on other folders of the files."""
     stats, faults, there = report.stats["splits"][corpus.split], {}, []
     for what, field_ in _FIELDS.items():
         sizes, missing, empty = file_faults(corpus, field_)
@@ -228,7 +228,7 @@ def _check_files(report, corpus, find=None, max_unreadable=0.01):
             do = "unpack or download them again; if they stay empty, they are left out in training."
             report.add(severity, said, do, (names[k] for k in np.flatnonzero(empty)))
         if spelt := corpus.spelt(_FIELDS[what]):
-            said = f"{corpus.split}: {_n(spelt, what)} {_be(spelt)} spelt otherwise on the disk than listed"
+            said = f"{corpus.split}: {_n(spelt, what)} {_be(spelt)} spelt differently on the disk"
             do = "nothing: they are found here. For other programs, rename them or correct the lists."
             report.add("note", said, do, (f"{listed} is {there}" for listed, there in spelt.items()))
     return there
@@ -262,9 +262,10 @@ def _share(corpus, which, what):
 
 # %% ../../nbs/data/05_check.ipynb #1f2e5005
 def _seek(names, starts, home=None, seconds=5.0, depth=7):
-    """(folder, None): the relative paths `names` can be joined to it; (None, path) of a file with such a
-    name; or (None, None). Breadth first below `starts`, at most `depth` levels and `seconds` long. Below
-    `home`, the folder of the corpus, one path is enough, elsewhere nearly all have to be there."""
+    """Search for the folder of the relative paths `names`. Returns (folder, None); (None, path) for a file
+    with such a name elsewhere; or (None, None). Searches breadth first below `starts`, at most `depth` levels
+    and `seconds` seconds. Below `home`, the folder of the corpus, one path is enough; elsewhere nearly all
+    have to exist."""
     deadline, queue = time.monotonic() + seconds, deque((Path(os.path.abspath(s)), 0) for s in starts)
     bases, seen, elsewhere = {Path(n).name for n in names}, set(), None
     while queue and time.monotonic() < deadline:
@@ -319,8 +320,8 @@ def _advice(path):
 class _Opening:
     "Which files of a split are opened, and how."
 
-    sample: int | None  # how many recordings, and as many images; None: all
-    seed: int  # chooses them
+    sample: int | None  # number of recordings, and of images; None: all
+    seed: int  # of the random sample
     workers: int  # threads
     max_unreadable: float  # share of the captions above which unreadable files are an error
 
@@ -334,7 +335,7 @@ def _bound(n, total):
 
 
 def _draw(eligible, sample, seed, *key):
-    "Up to `sample` (None: all) of the indices where `eligible` (n,) bool is true, in rising order."
+    "Up to `sample` (None: all) of the indices where `eligible` (n,) bool is true, in ascending order."
     index = np.flatnonzero(eligible)
     if sample is None or sample >= len(index):
         return index
@@ -367,8 +368,8 @@ def _look_at_image(corpus, i):
 
 # %% ../../nbs/data/05_check.ipynb #84fb8c44
 def _check_opened(report, corpus, there, opening):
-    """Open a sample of the recordings and images that are `there`, and judge what is seen. Returns the
-    indices of the (recordings, images) that could be read."""
+    """Open a sample of the recordings and images that are `there`, and report on them. Returns the indices of
+    the (recordings, images) that could be read."""
     s, readable, broken, lost = report.stats["splits"][corpus.split], [], {}, 0
     s |= {"opened": {}, "rest": []}
     judges = {"recording": _judge_sounds, "image": _judge_images}
@@ -392,27 +393,27 @@ def _check_opened(report, corpus, there, opening):
 
 
 def _open_all(corpus, what, which, opening):
-    "{index: what was seen} of a sample of the files `which` (n,) bool."
+    "{index: properties or fault} of a sample of the files `which` (n,) bool."
     from tqdm.auto import tqdm
 
     look = {"recording": _look_at_recording, "image": _look_at_image}[what]
     chosen = _draw(which, opening.sample, opening.seed, corpus.split, what)
     bar = dict(total=len(chosen), desc=f"{corpus.split}: {what}s", disable=None, leave=False)
     with ThreadPoolExecutor(opening.workers) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # silence is counted, not warned of
+        warnings.simplefilter("ignore")  # silent recordings are counted instead
         seen = list(tqdm(in_order(pool, lambda k: look(corpus, k), chosen), **bar))
     return dict(zip(chosen.tolist(), seen, strict=True))
 
 
 def _share_lost(corpus, what, seen):
-    "The share of the captions of the opened files that is lost with the bad ones."
+    "The share of the captions of the opened files that are lost because of bad files."
     images = np.bincount(corpus.image_of_caption, minlength=corpus.n_images)
     captions = {k: images[k] if what == "image" else 1 for k in seen}
     return sum(n for k, n in captions.items() if "fault" in seen[k]) / sum(captions.values())
 
 # %% ../../nbs/data/05_check.ipynb #a7eb72f2
 def _judge_sounds(report, corpus, seen):
-    "Lengths, rates, channels and silence of the recordings that could be read, {index: what was seen}."
+    "Report lengths, rates, channels and silence of the readable recordings, {index: properties}."
     _lengths(report, corpus, seen)
     s, split, every = report.stats["splits"][corpus.split], corpus.split, list(seen.values())
     for key in ("rate", "channels", "format"):
@@ -441,7 +442,7 @@ def _judge_sounds(report, corpus, seen):
 
 
 _INTEGERS = "nothing: they are divided by the range of these integers; write them again if that is wrong."
-_SOUNDS = {  # severity, what was found, what to do
+_SOUNDS = {  # severity, finding, what to do
     "low": (
         "warning",
         "sampled below {rate:,} Hz ({rates})",
@@ -449,9 +450,13 @@ _SOUNDS = {  # severity, what was found, what to do
     ),
     "other": ("note", "not sampled at {rate:,} Hz ({rates})", "nothing: they are converted on reading."),
     "several": ("note", "with several channels", "nothing: their mean is taken."),
-    "silent": ("warning", "silent", "leave these records out: they teach nothing."),
+    "silent": ("warning", "silent", "leave these records out: they have no content."),
     "loud": ("warning", "hold integers as floating-point samples (up to {peak:,.0f})", _INTEGERS),
-    "over": ("note", "have floating-point samples beyond -1 and 1", "nothing: training takes them so."),
+    "over": (
+        "note",
+        "have floating-point samples beyond -1 and 1",
+        "nothing: training uses them as they are.",
+    ),
 }
 
 
@@ -475,7 +480,7 @@ def _lengths(report, corpus, seen):
 
 # %% ../../nbs/data/05_check.ipynb #f95815cd
 def _judge_images(report, corpus, seen):
-    "Sizes and modes of the images that could be read, {index: what was seen}."
+    "Report sizes and modes of the readable images, {index: properties}."
     s, seen = report.stats["splits"][corpus.split], list(seen.values())
     short = np.array([x["short"] for x in seen])
     s["image_sizes"] = {
@@ -505,7 +510,7 @@ _LATE = 0.1  # seconds
 def _check_alignments(report, corpus, seconds):
     "Look for word times after the end of a recording. `seconds`: {caption: length of its recording}."
     if not corpus.alignments or isinstance(corpus, Shards) and corpus.settings.get("max_seconds"):
-        return  # shards may hold the beginnings alone
+        return  # the shards may only have the beginnings of the recordings
     late = []
     for j, s in seconds.items():
         end = max((end for _, _, end in corpus.captions[j].words), default=0)
@@ -513,13 +518,13 @@ def _check_alignments(report, corpus, seconds):
             late.append(f"{corpus.uttids[j]}: the words end at {end:g} s, the recording at {s:.2f} s")
     if late:
         said = f"{corpus.split}: {len(late):,} of {len(seconds):,} opened recordings end before the last word"
-        do = "look whether the alignments are of these recordings, and in seconds; no training needs them."
+        do = "check that the alignments are of these recordings and in seconds; training does not need them."
         report.add("warning", f"{said} of their alignment", do, late)
 
 # %% ../../nbs/data/05_check.ipynb #44b1f75a
 def _check_lists(report, corpus, told=None):
-    """What the lists of a split say by themselves: its numbers, what its reader left out, recordings that
-    are listed twice. `told`: a set of what was reported for other splits."""
+    """Report on the lists of a split: its numbers, the skipped records, recordings that are listed twice.
+    `told`: the set of records that were reported for other splits."""
     report.stats["splits"][corpus.split] = _list_numbers(report, corpus)
     told = set() if told is None else told
     new = [x for x in corpus.skipped if x not in told]
@@ -532,10 +537,10 @@ def _check_lists(report, corpus, told=None):
         said = f"{corpus.split}: {len(those):,} x {fault} (in the lists)"
         report.add(severity, said, those[0].do or _HINTS[severity], where)
     for said in corpus.notes:
-        report.add("note", f"{corpus.split}: {said}", "nothing: training takes them so.")
+        report.add("note", f"{corpus.split}: {said}", "nothing: training uses them as they are.")
     if twice := [name for name, n in Counter(corpus.audio_names).items() if n > 1]:
         said = f"{corpus.split}: {_n(twice, 'recording')} {_be(twice)} listed more than once"
-        report.add("warning", said, "look which caption each belongs to.", twice)
+        report.add("warning", said, "check which caption each belongs to.", twice)
 
 
 def _list_numbers(report, corpus):
@@ -556,16 +561,16 @@ def _list_numbers(report, corpus):
 
 _HINTS = {
     "error": "correct the lists: what was trained on cannot be tested on.",
-    "warning": "these records are left out; correct the lists if that is more than you can spare.",
+    "warning": "these records are left out; correct the lists if these are too many.",
     "note": "nothing: training does not need it.",
 }
 
 # %% ../../nbs/data/05_check.ipynb #c59d2288
 def _check_overlap(report, corpora):
-    """`corpora`: {split: Corpus}. Images and recordings that two splits share (an error), and the share of
-    a split's captions whose speaker the training split has."""
+    """Report images and recordings that two splits share (an error), and the share of a split's captions
+    whose speaker is in the training split. `corpora`: {split: Corpus}."""
 
-    def files(c, what):  # as the disk spells them
+    def files(c, what):  # as spelt on the disk
         spelt = (c._spelt or {}).get(what, {})
         return {spelt.get(name, name) for name in getattr(c, f"{what}_names")}
 
@@ -587,19 +592,19 @@ def _check_overlap(report, corpora):
 
 
 def _check_seen(report, corpus, train):
-    "Whether the speakers of a split are those of the training split, as its name says."
+    "Check whether a split shares speakers with the training split, as its name says."
     split, name = corpus.split, canonical(corpus.split)
     shared = report.stats["splits"][split]["shared_with_train"] = overlap(corpus, train)
     share = shared["speakers"]
     odd = share > 0.1 if name.endswith("_unseen") else name.endswith("_seen") and share < 0.9
     if corpus.name == "places" and odd:
         said = f"{split}: {share:.0%} of its captions have a speaker of the training split, despite its name"
-        do = "look whether the files were renamed, or this training split is a part of the official one."
+        do = "check whether the files were renamed, or this training split is a part of the official one."
         report.add("warning", said, do)
 
 # %% ../../nbs/data/05_check.ipynb #aa8d7ea9
 def _check_copies(report, opened):
-    "`opened`: [(split, what, path), …] of files that were read. Reports other names with the same content."
+    "Report files with equal content under different names. `opened`: [(split, what, path), …] of read files."
     sizes, groups = {}, {}
     for split, what, path in opened:
         sizes.setdefault((what, os.path.getsize(path)), []).append((split, path))
@@ -618,15 +623,15 @@ def _check_copies(report, opened):
         if within:
             have = "has" if len(within) == 1 else "have"
             said = f"{len(within):,} {of} {have} copies under other names in the same split"
-            do = "look whether a download wrote one file over another."
+            do = "check whether a download wrote one file over another."
             report.add("warning", said, do, map(" = ".join, within))
 
 # %% ../../nbs/data/05_check.ipynb #a4121c42
-_DIGEST_BYTES = 2e9  # a split of shards up to this size is read whole
+_DIGEST_BYTES = 2e9  # up to this size, all shards of a split are read
 
 
 def _check_shards(report, corpus, whole=False):
-    "Compare the digests of the shards of a split. Returns which recordings and images can be tried: all."
+    "Compare the digests of the shards of a split. Returns which recordings and images to try: all."
     size = sum(p.stat().st_size for p in corpus.folder.glob(f"{corpus.split}-*.tar"))
     digests = whole or size <= _DIGEST_BYTES
     facts = {"shards": str(corpus.folder), "settings": corpus.settings}
@@ -643,7 +648,7 @@ def _check_shards(report, corpus, whole=False):
 
 # %% ../../nbs/data/05_check.ipynb #33f378ac
 _LAST = "tell sgmim_train so with --dev-split and no name after it: then the last checkpoint is kept."
-_ROLES = {  # what to do without a split of this role; what a part of it is for
+_ROLES = {  # what to do without a split for this role; the use of its parts
     "train": ("it is needed only for training.", ""),
     "dev": (_LAST, "the best checkpoint is chosen by the mean of dev_seen and dev_unseen."),
     "test": ("without it there is nothing to report on.", "the tables report test_seen and test_unseen."),
@@ -651,7 +656,7 @@ _ROLES = {  # what to do without a split of this role; what a part of it is for
 
 
 def _check_layout(report, there):
-    "Roles that none of the splits `there` can take, and lists that are not the published ones."
+    "Report roles without a split among `there`, and lists that are not the published ones."
     _check_published(report)
     if report.path.is_file() and report.kind != "pairs":
         return  # one file of several
@@ -691,7 +696,7 @@ def _splits_there(report, options):
             return there
         raise DataError(f"{report.path} holds no split of the kind {report.kind}")
     except (DataError, OSError) as e:
-        do = "mend the list" if report.kind else "give the folder that the archive was unpacked into"
+        do = "correct the list" if report.kind else "give the folder that the archive was unpacked into"
         report.add("error", str(e), f"{do}; see data_manifests/README.md for the expected layout.")
         return []
 
@@ -700,7 +705,7 @@ def _loaded(report, split, options, told):
     "The split as a `Corpus`, or None with a finding (each text once)."
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what was left out will be reported
+            warnings.simplefilter("ignore")  # skipped records are reported later
             return load_corpus(report.path, split, report.kind, **options)
     except (DataError, OSError) as e:
         what, _, do = str(e).partition(REMEDY)
@@ -722,17 +727,17 @@ def _check_media(report, corpus, opening, find):
 # %% ../../nbs/data/05_check.ipynb #6b12cdea
 def check_data(
     path,  # folder, or metadata file, of a corpus in any layout
-    kind=None,  # as `recognise` names it; None: find out
-    splits=None,  # those to look at; None: all
+    kind=None,  # as `recognise` names it; None: recognise it
+    splits=None,  # the splits to check; None: all
     sample=200,  # recordings of each split to open, and as many images
     all_files=False,  # open every file
-    seed=0,  # chooses the sample
+    seed=0,  # of the random sample
     workers=8,  # threads that open files
     max_unreadable=0.01,  # share of a split's captions that may be lost before it is an error, as in training
     **options,  # of the reader: image_root, audio_root, karpathy, metadata
 ):  # `CorpusReport`
-    """Look through a corpus, with progress bars on a terminal. What is wrong with the data is a finding in
-    the report, not an exception. `ConfigError` for arguments that cannot be."""
+    """Check a corpus, with progress bars in a terminal. Faults of the data are findings in the report, not
+    exceptions. Raises `ConfigError` for invalid arguments."""
     if sample < 1 or workers < 1:
         raise ConfigError(f"sample is {sample} and workers is {workers}; both have to be at least 1")
     opening = _Opening(None if all_files else sample, seed, workers, max_unreadable)

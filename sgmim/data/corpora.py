@@ -64,7 +64,7 @@ def _read_text(path):
 
 
 def _decode(path, blob):
-    "UTF-8 as text, without a byte order mark; a `DataError` says what else it may be."
+    "Decode UTF-8 without its byte order mark; the `DataError` suggests the actual encoding."
     wrong = 'the file is damaged, compressed, or in another encoding (Excel: save it as "CSV UTF-8")'
     if blob[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or blob[:2].count(0) == 1:
         wrong = 'the file is UTF-16: save it as UTF-8 (in Excel "CSV UTF-8")'
@@ -79,7 +79,7 @@ def _decode(path, blob):
 
 
 def _head(path):
-    "The first characters of a file, whatever they are; '' if there is none."
+    "The first characters of a file, in any encoding; '' if it cannot be read."
     try:
         with open(path, encoding="utf-8", errors="replace") as f:
             return f.read(65_536)
@@ -88,16 +88,16 @@ def _head(path):
 
 
 def _read_lines(path):
-    "Yield (number from 1, text) of the lines of a text file that hold something."
+    "Yield (number from 1, text) of the lines of a text file that are not blank."
     for n, line in enumerate(io.StringIO(_read_text(path), newline=None), 1):
         if line.strip():
             yield n, line.strip("\n")
 
 # %% ../../nbs/data/04_corpora.ipynb #1962a9cf
 class _Pieces:
-    """A JSON file from its beginning, as bytes, for ijson. Refuses what is better left to json: deep nesting,
-    for which ijson's memory grows with the square of the depth, and surrogates, of which it takes half a
-    pair for a question mark."""
+    """Passes a JSON file to ijson as bytes, from its beginning. Raises `ValueError` for content that json
+    has to read: deep nesting, for which ijson's memory grows with the square of the depth, and surrogates,
+    where ijson reads half a pair as a question mark."""
 
     def __init__(self, file, deepest=1000):
         file.seek(0)
@@ -127,7 +127,7 @@ def _entries(path, key="data", piece=1 << 14):
                 yield n, entry
                 n += 1
     except (ijson.JSONError, ValueError, OSError):
-        pass  # json reads the rest, or says where the fault is
+        pass  # json reads the rest, or reports the position of the fault
     else:
         if n:
             return
@@ -153,7 +153,7 @@ def _read_whole(path, key):
 
 # %% ../../nbs/data/04_corpora.ipynb #906b2158
 def _json_kind(value):
-    "What a JSON value is, in words."
+    "The type of a JSON value, in words."
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return "empty" if value == "" else kinds.get(type(value), "a number")
 
@@ -166,14 +166,14 @@ def _near(key, names, cutoff=0.6):
 
 
 def _missing(record, key):
-    "Words for a key that a record does not have."
+    "The message about a key that a record does not have."
     meant = _near(key, record)
     hint = f' (is "{meant}" meant?)' if meant else ""
     return f'no key "{key}"{hint}; it has {", ".join(list(record)[:12]) or "none"}'
 
 # %% ../../nbs/data/04_corpora.ipynb #6152a379
 class _Column(Strings):
-    "Strings that grow, packed from the beginning; `append` takes UTF-8 bytes."
+    "Packed strings that can grow; `append` takes UTF-8 bytes."
 
     def __init__(self):
         self.packed, self.ends = bytearray(), array("q", [0])
@@ -186,13 +186,13 @@ class _Column(Strings):
         self.ends.append(len(self.packed))
 
 # %% ../../nbs/data/04_corpora.ipynb #a39bc6ea
-UNKNOWN = "unknown"  # the speaker where none is known
+UNKNOWN = "unknown"  # name of an unknown speaker
 _RELATIVE = "List the paths relative to the folder of the files."
 _OUTSIDE = "Name the folder that the absolute paths lie below with {}, or list relative paths."
 
 
 def _path_fault(path, below=None):
-    """(why, what to do) of a listed path that cannot be used; ('', '') if it can. `below`: the `Below` of
+    """(why, what to do) for a listed path that cannot be used; ('', '') if it can. `below`: the `Below` of
     its folder."""
     if not isinstance(path, str):
         return path_fault(path), ""
@@ -209,7 +209,7 @@ def _path_fault(path, below=None):
 
 
 def _fault(record, keys, below):
-    "(kind, words, what to do) of what is wrong with the uttid, the recording or the image of a record."
+    "(kind, message, what to do) for a fault of the uttid, the recording or the image of a record."
     faults = {field: _path_fault(record.get(keys[field]), below.get(field)) for field in ("image", "audio")}
     outside = [field for field, (_, do) in faults.items() if do == _OUTSIDE]
     options = " and ".join(f"--{field}-root DIR ({field}_root=DIR)" for field in outside)
@@ -227,8 +227,8 @@ def _fault(record, keys, below):
 
 # %% ../../nbs/data/04_corpora.ipynb #6e895cd8
 def _misspelt(keys, record, filled):
-    """Words for an optional key that is probably misspelt in a record (its keys), or ''. `filled`: False
-    if the lack of a speaker or text is not noted elsewhere."""
+    """The message about an optional key that is probably misspelt in a record (its keys), or ''. `filled`:
+    False if a missing speaker or text is not noted elsewhere."""
     others = set(record) - set(keys.values())
     fields = ("alignment", "label") if filled else set(keys) - {"audio", "image"}
     gone = sorted(keys[f] for f in fields if f in keys and keys[f] not in record)
@@ -238,21 +238,21 @@ def _misspelt(keys, record, filled):
 class _Rows:
     """Columns that grow record by record. `keys`: {'uttid', 'audio', 'image', 'speaker'; if the corpus has
     them 'text', 'alignment', 'label': the key in a record}; `root`: the folder of the corpus; `image_root`,
-    `audio_root`: the folders that the caller names; `where(at)`: words for the place `at` of a record."""
+    `audio_root`: folders given by the caller; `where(at)`: describes the position `at` of a record."""
 
     def __init__(self, keys, root=None, image_root=None, audio_root=None, where=None):
         self.keys, self.root, self.where, self.skips = keys, root, where, Skips()
         self.given = {"image": image_root, "audio": audio_root}
         folders = {field: root if given is None else given for field, given in self.given.items()}
         self.below = {field: Below(folder) for field, folder in folders.items() if root is not None}
-        self.odd, self.blank = False, 0  # is a path not plain? how many texts are empty?
+        self.odd, self.blank = False, 0  # whether a path is not plain; number of empty texts
         self.images, self.labels, self.image_of_caption, self.speakers = {}, [], array("q"), []
         self.image_names, self.audio, self.uttids, self.texts, self.alignments = (_Column() for _ in range(5))
         self._seen, self._names, self._slips = set(), {}, {}
 
     def stored(self, field, path):
-        """A path as it is stored; None if it cannot be used. What is not plain is looked at again when the
-        folders are known."""
+        """A path as it is stored; None if it cannot be used. Paths that are not plain are resolved later,
+        when the folders are known."""
         if is_plain(path):
             return path
         self.odd = True
@@ -261,7 +261,7 @@ class _Rows:
         return path if plain_path(path)[:1] != "/" else f"{self.below[field].root}/{self.short(field, path)}"
 
     def short(self, field, path):
-        "A path in plain form, and relative if it can be."
+        "A path in plain form, made relative if possible."
         plain = path if is_plain(path) else plain_path(path)
         return plain[:1] == "/" and field in self.below and self.below[field](plain) or plain
 
@@ -269,7 +269,7 @@ class _Rows:
         self.skips.append(Skip(kind, self.where(at), why, do))
 
     def add(self, at, record, listed=None):
-        "Take a record, or note why not. `listed`: the record without what was filled in by its reader."
+        "Add a record, or note why it is skipped. `listed`: the record without values added by its reader."
         if type(record) is not dict:
             return self.skip("not a record", at, f"{_json_kind(record)}; an object was expected")
         uttid, audio, image = (record.get(self.keys[field]) for field in ("uttid", "audio", "image"))
@@ -302,15 +302,15 @@ class _Rows:
             self.skip("misspelt key", at, f"{why}. The caption is kept without it")
 
     def one(self, name):
-        "One string for each speaker and each label; '' for what is no text."
+        "One shared string per speaker or label; '' if `name` is not a string."
         if type(name) is not str:
             return ""
         return self._names.get(name) or self._names.setdefault(name, name.encode(errors="replace").decode())
 
     def corpus(self, name, split, strict, **first):
-        """The `Corpus`. `image`, `audio`: folders to look for the files in first. `DataError` if there is
-        nothing in it, or if `strict` and there was a fault."""
-        self._seen = self.images = None  # room for what follows
+        """The `Corpus`. `image`, `audio`: folders to search first. Raises `DataError` if it is empty, or if
+        `strict` and there was a fault."""
+        self._seen = self.images = None  # free memory
         roots = [_root(self, field, first.get(field, [])) for field in ("image", "audio")]
         notes = _settle(self, *roots) if self.odd else []
         if self.blank:
@@ -324,7 +324,7 @@ class _Rows:
 
 # %% ../../nbs/data/04_corpora.ipynb #4c3319fe
 def _add_optional(rows, at, record):
-    "Take what training can do without: the speaker, the text, the word times."
+    "Add the fields that training does not need: the speaker, the text, the word times."
     keys = rows.keys
     speaker, text, words = record.get(keys["speaker"]), "", record.get(keys.get("alignment")) or ""
     if type(speaker) is not str or not speaker:
@@ -355,8 +355,8 @@ def _lack(rows, kind, at, record, field, why=None):
 
 # %% ../../nbs/data/04_corpora.ipynb #eab42953
 def _settle(rows, image_root, audio_root):
-    "Bring the listed paths into plain form, relative to their roots. Returns notes on what was changed."
-    changed = {}  # how they are listed: [(listed, plain), …]
+    "Convert the listed paths to plain form, relative to their roots. Returns notes on the changes."
+    changed = {}  # form in the list: [(listed, plain), …]
 
     def settled(names, root):
         listing, base = Listing(root), os.path.abspath(root).rstrip("/") + "/"
@@ -384,8 +384,8 @@ def _settle(rows, image_root, audio_root):
 
 # %% ../../nbs/data/04_corpora.ipynb #129fd30c
 def _root(rows, field, first):
-    """The folder of the images or recordings of the rows: the one that the caller names, or one of those to
-    try `first`, or any below the corpus. A folder with lists of its own is another corpus."""
+    """The folder of the images or recordings of the rows: the one given by the caller, one of the folders
+    `first`, or any folder below the corpus. A folder with lists of its own is another corpus."""
     given, names = rows.given[field], rows.image_names if field == "image" else rows.audio
     if given is not None:
         if not os.path.isdir(given):
@@ -401,8 +401,8 @@ def _root(rows, field, first):
 
 
 def _find_root(guesses, names, other=lambda folder: False):
-    """The first of the folders `guesses` under which one of the first 20 names is a file (as it is listed,
-    or else in another spelling), else the first that is there. `other(folder)`: is it of another corpus?"""
+    """The first of the folders `guesses` that contains one of the first 20 names (as it is listed, or else in
+    another spelling), else the first that exists. `other(folder)`: whether it is of another corpus."""
     folders = [Path(g) for g in guesses if os.path.isdir(g)] or [Path(guesses[-1])]
     some = [names[i] for i in range(min(20, len(names)))]
     for alike in (False, True):
@@ -416,7 +416,7 @@ def _find_root(guesses, names, other=lambda folder: False):
 
 # %% ../../nbs/data/04_corpora.ipynb #29d183b7
 def _folder(root):
-    "`root` as a Path; `DataError` if it is no folder."
+    "`root` as a Path; `DataError` if it is not a folder."
     if os.path.isfile(root):
         raise DataError(f"{root} is a file; the folder of the corpus was expected (load_corpus takes both)")
     if not os.path.isdir(root):
@@ -433,7 +433,7 @@ def _names(folder, folders=False):
         return []
 
 
-def subfolders(folder) -> list:  # to look into
+def subfolders(folder) -> list:  # to list
     "The folders in a folder as paths; none if it cannot be read."
     return [Path(folder) / name for name in _names(folder, folders=True)]
 
@@ -442,7 +442,7 @@ _TABLES = (".csv", ".tsv", ".jsonl")
 
 
 def _kind_of_file(path):
-    "What the name or the head of a file says that it is; None if nothing."
+    "The kind of corpus of a file, from its name or its first characters; None if unknown."
     if path.suffix.lower() in _TABLES:
         return "pairs"
     if path.name in ("wav2capt.txt", "wav2spk.txt"):
@@ -454,10 +454,10 @@ def _kind_of_file(path):
         return "spokencoco" if re.search(r'"captions?"\s*:', head) else "places"
 
 
-def has_lists(folder) -> bool:  # to look into, without those in it
+def has_lists(folder) -> bool:  # to examine, without its subfolders
     "Whether a folder has lists of a spoken corpus, as `recognise` knows them."
     names = _names(folder)
-    heads = [name for name in names if name.lower().endswith(".json")][20:]  # enough were read
+    heads = [name for name in names if name.lower().endswith(".json")][20:]  # 20 are enough
     return any(_kind_of_file(Path(folder) / name) for name in names if name not in heads)
 
 # %% ../../nbs/data/04_corpora.ipynb #28072169
@@ -468,7 +468,7 @@ def canonical(split) -> str:  # name of a split
 
 
 def _one_split(path, split, there, advice=""):
-    "The one of the splits `there` that is meant by `split`, which may be None if there is only one."
+    "The split of `there` that `split` names; `split` may be None if there is only one."
     if split is not None:
         return _pick_split(split, there, path, advice)
     if len(there) != 1:
@@ -477,7 +477,7 @@ def _one_split(path, split, there, advice=""):
 
 
 def _pick_split(split, there, where, advice=""):
-    "The one of the splits `there` that is meant by `split`; `DataError` that lists them if there is none."
+    "The split of `there` that `split` names; a `DataError` that lists them if there is none."
     same = [s for s in there if s == split] or [s for s in there if canonical(s) == canonical(split)]
     if len(same) == 1:
         return same[0]
@@ -521,7 +521,7 @@ def _in_order(files, splits):
 
 
 def _base_path(path, field):
-    "[the absolute folder that a file of Places Audio names first for its images or recordings], or []."
+    "[the absolute folder of the images or recordings that a file of Places Audio names], or []."
     match = re.search(rf'"{field}_base_path"\s*:\s*("(?:[^"\\]|\\.)*")', _head(path))
     base = json.loads(match[1]) if match else ""
     return [base] if os.path.isabs(base) else []
@@ -533,7 +533,7 @@ def places_audio(
     metadata=None,  # the JSON file of the split, or the folder of the files; None: find them below `root`
     image_root=None,  # folder that the images ("a/abbey/1.jpg") are relative to; None: find it
     audio_root=None,  # folder that the recordings ("wavs/1/2.wav") are relative to; None: find it
-    strict=False,  # refuse a corpus with faults; else they are counted in `skipped`
+    strict=False,  # raise an error if there is a fault; else faults are counted in `skipped`
 ):  # `Corpus`
     "Read Places Audio 400k. Raises `DataError`."
     root = _folder(root)
@@ -546,7 +546,7 @@ def places_audio(
     rows = _Rows(_PLACES, root, image_root, audio_root, lambda k: f"{name}, data[{k}]")
     for k, record in _entries(path):
         rows.add(k, record)
-    # base paths last: they are those of somebody else's disk
+    # base paths last: they may be of another disk
     images, sounds = [root / "images", root, *_base_path(path, "image")], [root, *_base_path(path, "audio")]
     return rows.corpus("places", split, strict, image=images, audio=sounds)
 
@@ -567,7 +567,7 @@ def _coco_files(root):
             split, *marks = path.stem.split("_")[1:]
             files = unrolled if "karpathy" in marks else own
             if split not in files or len(path.name) > len(files[split].name):
-                files[split] = path  # the longer name holds more: _with_alignments
+                files[split] = path  # the file with the longer name has more: _with_alignments
         if listing is None and (folder / "dataset_coco.json").is_file():
             listing = folder / "dataset_coco.json"
     return _in_order(own, _KARPATHY), _in_order(unrolled, _KARPATHY), listing
@@ -597,7 +597,7 @@ def _coco_layout(root, karpathy, split=None):
 
 
 def _named_karpathy(path, split):
-    "({split: unrolled file}, dataset_coco.json or None) of a file or folder that the caller names."
+    "({split: unrolled file}, dataset_coco.json or None) of a file or folder given by the caller."
     if path.is_dir():
         _, unrolled, listing = _coco_files(path)
         if not unrolled and listing is None:
@@ -614,7 +614,7 @@ def _named_karpathy(path, split):
 
 # %% ../../nbs/data/04_corpora.ipynb #1b4a88aa
 def _coco_captions(rows, path, belongs):
-    "Add the captions of a SpokenCOCO file; `belongs(at, image)`: is the image of the split?"
+    "Add the captions of a SpokenCOCO file; `belongs(at, image)`: whether the image is of the split."
     rows.where = lambda at: f"{path.name}, data[{at[0]}]" + "".join(f".captions[{j}]" for j in at[1:])
     for k, entry in _entries(path):
         image = entry.get("image") if type(entry) is dict else None
@@ -630,7 +630,7 @@ def _coco_captions(rows, path, belongs):
 
 
 def _captions_of(rows, k, entry):
-    "Yield (place, caption) of an entry: of its `captions`, of its `caption`, or the flat entry itself."
+    "Yield (position, caption) for an entry with `captions`, with a `caption`, or a flat entry."
     if type(entry) is not dict or not entry.keys() & {"captions", "caption", "uttid", "wav"}:
         yield from _misspelt_captions(rows, k, entry)
     elif "captions" not in entry:
@@ -649,7 +649,7 @@ def _captions_of(rows, k, entry):
 
 
 def _misspelt_captions(rows, k, entry):
-    "Note an entry without captions once for each of those under a misspelt key; yield what is no entry."
+    "Note an entry without captions, once per caption under a misspelt key; yield it if it is not an object."
     if type(entry) is not dict:
         yield (k,), entry
         return
@@ -660,7 +660,7 @@ def _misspelt_captions(rows, k, entry):
 
 
 def _of_another_image(caption):
-    "Words for a caption whose uttid ends in the numbers of another image and its caption; else ''."
+    "The message about a caption whose uttid ends in the numbers of another image; '' if it does not."
     uttid, image = (caption.get(key) if type(caption) is dict else None for key in ("uttid", "image"))
     if type(uttid) is not str or type(image) is not str:
         return ""
@@ -680,7 +680,7 @@ def _image_number(image):
 
 # %% ../../nbs/data/04_corpora.ipynb #e4b7a287
 def _join(rows, own, listing, split, restval):
-    "Add the captions of Karpathy's `split` from SpokenCOCO's own files; what only one side knows is noted."
+    "Add the captions of Karpathy's `split` from SpokenCOCO's own files; note images that only one side has."
     if gone := [name for name in ("train", "val") if name not in own]:
         why = "Karpathy's splits have images of SpokenCOCO's train and val"
         raise DataError(f"SpokenCOCO_{gone[0]}.json is missing: {why}")
@@ -718,11 +718,11 @@ def _karpathy_splits(listing):
 def spokencoco(
     root,  # folder of the corpus
     split="train",  # train, val (or dev), test
-    karpathy=None,  # 'unrolled', 'dataset' (dataset_coco.json), 'none', or a path; None: what is there
+    karpathy=None,  # 'unrolled', 'dataset' (dataset_coco.json), 'none', or a path; None: take what exists
     restval=True,  # False: train without COCO's val2014 images
     image_root=None,  # folder that the images ("val2014/COCO_….jpg") are relative to; None: find it
     audio_root=None,  # folder that the recordings ("wavs/val/0/….wav") are relative to; None: find it
-    strict=False,  # refuse a corpus with faults; else they are counted in `skipped`
+    strict=False,  # raise an error if there is a fault; else faults are counted in `skipped`
 ):  # `Corpus`
     """Read SpokenCOCO. `karpathy` says which files define the splits: his unrolled files, dataset_coco.json,
     or ('none') SpokenCOCO's own; None takes the first of these that is in `root`, `root`/SpokenCOCO or
@@ -798,11 +798,11 @@ def flickr8k_audio(
     split="train",  # train, dev, test
     image_root=None,  # folder of the images; None: find it
     audio_root=None,  # folder of the recordings; None: find it
-    strict=False,  # refuse a corpus with faults; else they are counted in `skipped`
+    strict=False,  # raise an error if there is a fault; else faults are counted in `skipped`
 ):  # `Corpus`
     """Read Flickr8k Audio (FACC): flickr_audio/, Flickr_8k.<split>Images.txt (or in Flickr8k_text/), the
     images in Flicker8k_Dataset/ (or any folder), and for texts Flickr8k.token.txt. An image in two lists is
-    left out of both, a recording in no list belongs to none. Raises `DataError`."""
+    left out of both; a recording in no list is skipped. Raises `DataError`."""
     root = _folder(root)
     talk, lists, token = _facc_files(root)
     split = _pick_split(split, list(lists), root, f"{_FACC_LISTS} {root}.")
@@ -826,7 +826,7 @@ def flickr8k_audio(
 
 # %% ../../nbs/data/04_corpora.ipynb #8934621c
 def _facc_lines(rows, path, *fields):
-    "Yield (place, values) of the lines of a file that have these `fields`."
+    "Yield (position, values) of the lines of a file that have these `fields`."
     *first, last = fields
     for n, line in _read_lines(path):
         if len(values := line.split()) == len(fields):
@@ -859,14 +859,14 @@ def _facc_record(rows, at, line, speakers, texts):
     if texts and _key(image) + number in texts:
         record["text"] = texts[_key(image) + number]
     if why := _wrong_number(key, number):
-        do = "Look which of the two numbers is right."
+        do = "Check which of the two numbers is right."
         rows.skip("wrong number", at, f"{why}. The caption stays, without a text", do)
         record["text"] = ""
     return record
 
 # %% ../../nbs/data/04_corpora.ipynb #070ef735
 def _other_image(wav, image, listed):
-    "The listed image that the name of a recording says it is of, if it is not `image`; else ''."
+    "The other listed image that a recording is named after; '' if it is named after `image`, or after none."
     stem = Path(wav).stem.rstrip("0123456789").removesuffix("_")
     if stem == Path(image).stem:
         return ""
@@ -875,7 +875,7 @@ def _other_image(wav, image, listed):
 
 
 def _wrong_number(wav, number):
-    "Words for a recording …_k whose line says another #number; else ''."
+    "The message about a recording …_k whose line has another #number; '' if they agree."
     k = Path(wav).stem.rpartition("_")[2]
     if not re.fullmatch("[0-9]+", k) or k.lstrip("0") == number[1:].lstrip("0"):
         return ""
@@ -908,7 +908,7 @@ _PAIR_COLUMNS = ("image", "audio", "text", "speaker", "split", "uttid", "alignme
 
 
 def _check_columns(path, names):
-    "`DataError` if a column is needed and not there, there twice, or probably misspelt."
+    "Raise `DataError` if a required column is missing, or a column is duplicate or probably misspelt."
     there, free = f"its columns are {', '.join(names)}", [c for c in _PAIR_COLUMNS if c not in names]
     for name in names:
         if name not in _PAIR_COLUMNS and (meant := _near(name.strip().lower(), free, 0.8)):
@@ -952,8 +952,8 @@ def _fields(path):
 
 
 def _delimiter(path, text):
-    """What separates the columns: the tab of a .tsv, the comma of a .csv, or, if the heading has none,
-    what it has: Excel writes semicolons in many countries."""
+    """The separator of the columns: a tab in a .tsv, a comma in a .csv. If the heading has none of these, the
+    one that it has: Excel writes semicolons in many countries."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     heading = text.lstrip().splitlines()[0]  # lines may end with CR alone
     return next((d for d in (usual, *";\t,") if d in heading), usual)
@@ -975,19 +975,21 @@ def _jsonl(path):
 # %% ../../nbs/data/04_corpora.ipynb #b6245ebf
 def pairs(
     manifest,  # a table (.csv, .tsv, .jsonl) with the columns image and audio
-    split=None,  # one of the column split; without that column it is the name of the file
+    split=None,  # one of the values of the column split; without that column, the name of the file
     image_root=None,  # folder that the images are relative to; None: that of the table
     audio_root=None,  # folder that the recordings are relative to; None: that of the table
-    strict=False,  # refuse a corpus with faults; else they are counted in `skipped`
+    strict=False,  # raise an error if there is a fault; else faults are counted in `skipped`
 ):  # `Corpus`
-    "Read a table of your own. It may have the columns text, speaker, split, uttid, alignment too."
+    "Read your own table. It may also have the columns text, speaker, split, uttid, alignment."
     path = Path(manifest)
     rows = _Rows({}, path.parent, image_root, audio_root, lambda n: f"{path.name}, line {n}")
     table, first = list(_table(path, rows)), {}
     optional = {"text"} if any("text" in r for _, r in table if type(r) is dict) else set()
     rows.keys = {c: c for c in _PAIR_COLUMNS if c not in ("text", "split") or c in optional}
     there = _splits(table)
-    advice = "" if there else "The table has no column 'split', so it is one, called like the file."
+    advice = (
+        "" if there else "The table has no column 'split', so it is a single split, named after the file."
+    )
     split = _one_split(path, split, there or [path.stem], advice)
     for n, record in table:
         if type(record) is not dict:
@@ -1004,8 +1006,8 @@ def pairs(
 
 
 def _uttid(rows, record, first, n):
-    """The name of a pair that has none: the path of its recording, and that of its image too if the
-    recording belongs to another image already. `first`: {recording: its first image}."""
+    """The name of a pair without a name: the path of its recording, with that of its image if the recording
+    already belongs to another image. `first`: {recording: its first image}."""
     audio, image = record.get("audio"), record.get("image")
     if not isinstance(audio, str) or not isinstance(image, str):
         return str(n)
@@ -1014,7 +1016,7 @@ def _uttid(rows, record, first, n):
 
 # %% ../../nbs/data/04_corpora.ipynb #7a478742
 def _split_of(record):
-    "The split of a record as text ('' if it names none): a number in a .jsonl is a name too."
+    "The split of a record as text; '' if it names none. A number in a .jsonl is converted."
     split = record.get("split")
     return "" if split is None else str(split).strip()
 
@@ -1034,7 +1036,7 @@ _LISTS = {
 
 
 def _kinds_of_folder(path):
-    "The corpora that a folder holds the lists of."
+    "The kinds of corpora whose lists a folder contains."
     there = {
         "shards": any(path.glob("shards-*.json")),
         "places": _places_files(path),
@@ -1051,14 +1053,14 @@ def _tables(folder):
 
 # %% ../../nbs/data/04_corpora.ipynb #718e23b3
 def recognise(path) -> str:  # folder or file
-    """What kind of corpus a path holds: 'places', 'spokencoco', 'facc', 'shards' or 'pairs'. `DataError` says
-    what was looked for, and what is there."""
+    """The kind of corpus of a path: 'places', 'spokencoco', 'facc', 'shards' or 'pairs'. The `DataError`
+    lists the files that were expected and those that exist."""
     path = Path(path)
     if path.is_file():
         if kind := _kind_of_file(path):
             return kind
         if path.suffix.lower() == ".json":
-            _read_text(path)  # it may say more
+            _read_text(path)  # it may raise a more precise error
         raise DataError(f"{path} is no metadata of a known kind: {'; '.join(_LISTS.values())}")
     if not path.is_dir():
         raise DataError(f"{path} does not exist")
@@ -1072,8 +1074,8 @@ def recognise(path) -> str:  # folder or file
     return kinds[0]
 
 # %% ../../nbs/data/04_corpora.ipynb #d2b589b0
-# Of each kind: (path, its folder, options of the reader) ->
-# (what the reader takes first, the splits, options that the path settles)
+# For each kind: (path, its folder, options of the reader) ->
+# (first argument of the reader, the splits, options that follow from the path)
 
 
 def _locate_places(path, folder, options):
@@ -1126,7 +1128,7 @@ _READERS = {
 
 
 def _locate(path, kind, options):
-    "(kind, what its reader takes first, its splits, options that the path settles)."
+    "(kind, first argument of its reader, its splits, options that follow from the path)."
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path} does not exist")
@@ -1139,7 +1141,7 @@ def _locate(path, kind, options):
 
 def splits_of(
     path,  # folder or metadata file
-    kind=None,  # as `recognise` names it; None: find out
+    kind=None,  # as `recognise` names it; None: recognise it
     **options,  # of the reader, as for `load_corpus`
 ):  # list of names
     "The splits that a path holds."
@@ -1149,7 +1151,7 @@ def splits_of(
 def load_corpus(
     path,  # folder or metadata file of any kind
     split=None,  # may be left out if there is only one; '-' and '_', dev and val are the same
-    kind=None,  # as `recognise` names it; None: find out
+    kind=None,  # as `recognise` names it; None: recognise it
     **options,  # of the reader: `image_root`, `audio_root`, `strict`, `metadata` or `karpathy`
 ):  # `Corpus`
     "Read a corpus. Raises `DataError`, and `ConfigError` for an unknown option."
@@ -1157,7 +1159,7 @@ def load_corpus(
     if split is None or isinstance(first, dict) or kind == "shards":
         split = _one_split(path, split, there)
     if isinstance(first, dict):
-        first = first[split]  # a table a split
+        first = first[split]  # one table per split
     reader = _READERS[kind][1]
     known = list(inspect.signature(reader).parameters)[2:]
     if odd := [o for o in options if o not in known]:
@@ -1178,9 +1180,9 @@ PROTOCOL_SPLITS = {
 def protocol_splits(
     kind,  # of corpus, as `recognise` names it
     which,  # role: 'train', 'dev' or 'test'
-    there=None,  # choose among these by name: for packed and own corpora, and the older files of Places
+    there=None,  # choose from these by name: for packed and own corpora, and the older files of Places
 ):  # tuple of names, ('dev_seen', 'dev_unseen') for 'places', 'dev'
-    "The splits that play a role in the tables. `DataError` if there is none."
+    "The splits for a role in the tables. Raises `DataError` if there is none."
     if which not in PROTOCOL_SPLITS.get(kind, {}):
         kinds = ", ".join(PROTOCOL_SPLITS)
         raise ConfigError(f"no role '{which}' of '{kind}'; kinds are {kinds}; roles are {', '.join(_THREE)}")
@@ -1199,7 +1201,7 @@ def role_splits(
     which,  # role: 'train', 'dev' or 'test'
     options=None,  # of the reader, a dict
 ):  # tuple of names
-    "The splits that play a role: those of the protocol, or, if these are not all there, by their names."
+    "The splits for a role: those of the protocol, or, if some of these are missing, by their names."
     names, there = protocol_splits(kind, which), splits_of(path, kind, **(options or {}))
     if not there:
         raise DataError(f"{path} holds no split of a corpus of kind '{kind}'; omit the kind to detect it")
@@ -1213,10 +1215,11 @@ def open_splits(
     kind,  # as `recognise` names it
     names,  # of the splits
     options=None,  # of the reader, a dict
-    max_missing=1.0,  # share of a split's captions that may be missing; None: do not look for the files
+    max_missing=1.0,  # share of a split's captions that may be missing; None: do not check the files
 ):  # {split: `Corpus`}
-    """Read some splits of a corpus without the captions whose files are missing or empty. More than
-    `max_missing` of them is a `DataError`: a smaller test set is easier, a smaller corpus teaches less."""
+    """Read some splits of a corpus without the captions whose files are missing or empty. If their share is
+    above `max_missing`, raises `DataError`, because a smaller test set is easier and a smaller training
+    set is worse."""
     options = {} if kind == "shards" else {"strict": False, **(options or {})}
     listed = {n: load_corpus(path, n, kind=kind, **options) for n in names}
     if max_missing is None:
