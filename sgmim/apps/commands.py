@@ -190,18 +190,22 @@ def sgmim_demo(
     set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
     model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     data: list[str] = (),  # field=value: sizes and recipe (see DemoData), as in train=12000
-    audio_weights: str = None,  # folder of a small HuBERT (default: the shipped tiny-hubert)
+    # train this checkpoint further; scenes-tiny is the shipped one (default: start from the small encoders)
+    start: str = None,
 ):
     "Generate the embedded corpus, train a small SG-MIM model on it, evaluate it and plot the results."
     from sgmim.apps.demo import run_demo
+    from sgmim.models.pretrained import open_checkpoint, shipped
     from sgmim.models.sgmim import ROWS, scenes_tiny
     from sgmim.scenes.corpus import DemoData
     from sgmim.train import recipe
 
     _set_threads(threads)
-    config = _changed(dataclasses.replace(scenes_tiny(), reconstruction=ROWS[row]), model, "--model")
+    start = shipped(start) if start == "scenes-tiny" else start
+    config = open_checkpoint(Path(start)).config if start else scenes_tiny()
+    config = _changed(dataclasses.replace(config, reconstruction=ROWS[row]), model, "--model")
     sizes, train = _changed(DemoData(), data, "--data"), _changed(recipe("scenes-tiny"), set)
-    run_demo(out, sizes, train, config, device=device, audio_weights=audio_weights)
+    run_demo(out, sizes, train, config, device=device, start=start)
 
 # %% ../../nbs/apps/05_commands.ipynb #4ecb7a76
 _EXPORTED = {

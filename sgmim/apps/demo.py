@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from ..core import code_version, config_to_dict, pick_device, run_record, write_json
+from ..core import code_version, config_to_dict, load_state, pick_device, run_record, write_json
 from ..data.batches import Pairs, collate, eval_loader
 from ..evaluation.analysis import corpus_entries
 from ..evaluation.dependence import CAPTIONS, caption_dependence, reconstruct_with
 from ..evaluation.figures import attention_figure, reconstruction_figure, retrieval_gallery, save_figure
 from ..evaluation.retrieval import bootstrap, embed, format_table, pool, top_k
-from ..models.pretrained import initial_weights
+from ..models.pretrained import initial_weights, open_checkpoint, state_digest
 from ..models.sgmim import SGMIM, scenes_tiny
 from ..scenes.corpus import SAMPLE_RATE, DemoData, demo_splits, oracle_ladder
 from ..train import fit, recipe
@@ -112,7 +112,7 @@ def run_demo(  # noqa: PLR0913  the call that users make
     device=None,  # None: CUDA if there is one, else CPU
     progress: bool = True,  # show progress bars
     workers: int = 1,  # data loading processes
-    audio_weights=None,  # folder of a small HuBERT; None: the shipped `tiny-hubert`
+    start=None,  # a trained checkpoint of the same sizes to train further; None: the small encoders
 ) -> dict:  # run record, also written to `out`/demo.json
     "Generate the corpus, train, evaluate and plot. A second call resumes."
     out, device, clock, code = Path(out), pick_device(device), _Clock(), code_version()
@@ -120,11 +120,10 @@ def run_demo(  # noqa: PLR0913  the call that users make
     clock("data")
     config, model = config or recipe("scenes-tiny"), model or scenes_tiny()
     torch.manual_seed(config.seed)
-    start = SGMIM(model)
-    notes = {"pretrained": initial_weights(start, "scenes-tiny", audio=audio_weights)}
+    net, notes = _initial_model(model, start)
     options = dict(device=device, progress=progress, workers=workers, notes=notes)
     dev = {name: s for name, s in splits.items() if name.startswith("dev")}
-    fitted = fit(start, splits["train"], dev, config, out=out, **options)
+    fitted = fit(net, splits["train"], dev, config, out=out, **options)
     clock("training")
     results = _test_results(fitted.model, splits, device, config.eval_seconds)
     guided = model.reconstruction in ("frames", "summary")
@@ -142,6 +141,16 @@ def run_demo(  # noqa: PLR0913  the call that users make
     return record
 
 # %% ../../nbs/apps/00_demo.ipynb #9050d2ef
+def _initial_model(config, start):
+    "(the model before training, notes for the record)."
+    net = SGMIM(config)
+    if start is None:
+        return net, {"pretrained": initial_weights(net, "scenes-tiny")}
+    trained = open_checkpoint(Path(start))
+    load_state(net, trained.state_dict(), str(start))
+    return net, {"pretrained": {"all": f"{Path(start).name}, digest {state_digest(trained)}"}}
+
+
 def _demo_record(fitted, data, splits, metrics, seed, device, code):
     return run_record(
         "demo",
