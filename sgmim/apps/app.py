@@ -356,13 +356,13 @@ def _connect(gr, searcher, ask, show):
     found = [show.status, show.query, show.chosen, show.found, show.words, show.sound, show.map]
     found += [show.pointing, show.gallery]
     turn, scroll = {"concurrency_id": "model", "concurrency_limit": 1}, {"scroll_to_output": True}
-    for button in ask.examples:
-        button.click(lambda text: text, button, ask.text, queue=False, api_visibility="private")
-        button.click(by_text, [button, ask.voice], found, api_visibility="private", **turn, **scroll)
     ask.text.submit(by_text, [ask.text, ask.voice], found, **turn, **scroll)
     recorded, cleared = [ask.recording.stop_recording, ask.recording.upload], [*found, ask.recording]
     gr.on(recorded, by_recording, ask.recording, cleared, **turn, **scroll)
-    pointed = [show.map, show.pointing]
+    pointed, turn["api_visibility"] = [show.map, show.pointing], "private"  # these two are the API
+    for button in ask.examples:
+        button.click(lambda text: text, button, ask.text, queue=False, api_visibility="private")
+        button.click(by_text, [button, ask.voice], found, **turn, **scroll)
     show.words.input(by_word, [show.query, show.chosen, show.words], [*pointed, show.sound], **turn)
     show.gallery.select(by_picture, [show.query, show.words], [show.chosen, *pointed], **turn)
 
@@ -446,7 +446,10 @@ _CSS = """
 #sound audio { width: 100%; height: 36px; }
 #status .doubt { padding: 8px 12px; border-left: 4px solid #d55e00; background: #d55e0018; }
 #pictures .grid-wrap { max-height: none; }
-@media (max-width: 640px) { #pictures .grid-container { grid-template-columns: repeat(3, 1fr) !important; } }
+@media (max-width: 640px) {
+  .gradio-container .main { padding: 12px !important; }
+  #pictures .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
+}
 """
 
 
