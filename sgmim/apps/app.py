@@ -438,7 +438,7 @@ def _of_own_page(headers):
     return same and (site or headers.get(b"sec-fetch-mode") == b"navigate")
 
 # %% ../../nbs/apps/02_app.ipynb #b8c9d0e1
-_CSS = """
+_STYLE = """<style>
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #examples { flex-wrap: wrap; gap: 6px; }
 #examples button { flex: 0 1 auto; border-radius: 999px; }
@@ -447,10 +447,10 @@ _CSS = """
 #status .doubt { padding: 8px 12px; border-left: 4px solid #d55e00; background: #d55e0018; }
 #pictures .grid-wrap { max-height: none; }
 @media (max-width: 640px) {
-  .gradio-container .main { padding: 12px !important; }
+  .main { padding: 12px !important; }
   #pictures .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
 }
-"""
+</style>"""
 
 
 def serve(
@@ -468,7 +468,8 @@ def serve(
 
     allowed = ["127.0.0.1", "localhost", *names, *([host] if host else []), *["*.gradio.live"] * share]
     checks = [Middleware(TrustedHostMiddleware, allowed_hosts=allowed), Middleware(_OwnPages)]
-    options = {"max_file_size": MAX_BYTES, "ssr_mode": False, "footer_links": [], "css": _CSS, "quiet": True}
+    options = {"max_file_size": MAX_BYTES, "ssr_mode": False, "footer_links": [], "quiet": True}
+    options["head"] = _STYLE  # Gradio would change the selectors of css=
     options["theme"] = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     # on a Space, its proxy stands between the browser and this server
     options["app_kwargs"] = {"middleware": [] if os.environ.get("SPACE_ID") else checks}
