@@ -536,7 +536,7 @@ def test_in_a_browser(server, driver, folder, tmp_path):
     page.all("button[aria-label='Upload file']")[0].click()
     page.until(lambda: page.all("input[type=file]"))
     page.all("input[type=file]")[0].send_keys(str(folder / "speech.wav"))
-    page.until(lambda: page.text("#words label").startswith("1:"))
+    page.until(lambda: page.text("#words label") == "0.0 s")
     by_upload = page.pictures()
     (tmp_path / "bad.wav").write_text("this is no sound")
     page.until(lambda: page.all("input[type=file]"))

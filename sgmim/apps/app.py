@@ -251,7 +251,7 @@ def _places_of_answers(gr, searcher):
     with gr.Row(visible=False) as show.found:
         with gr.Column(min_width=280):
             show.words = gr.Radio(
-                [], label="Press a word to hear it and see where it points", elem_id="words"
+                [], label="Press a word (in a recording, a part) to see where it points", elem_id="words"
             )
             show.sound, show.pointing = gr.HTML(elem_id="sound"), gr.HTML(elem_id="pointing")
         with gr.Column(min_width=280):
@@ -312,7 +312,7 @@ def _point(searcher, query, chosen, part):
 
 
 def _labels(query):
-    return [w or f"{i}: {s:.1f}–{e:.1f} s" for i, (w, s, e) in enumerate(query.parts, 1)]
+    return [word or f"{start:.1f} s" for word, start, _ in query.parts]
 
 
 def _answer(gr, searcher, find):
@@ -445,7 +445,7 @@ _STYLE = """<style>
 #note, #pointing { font-size: 0.9em; }
 #sound audio { width: 100%; height: 36px; }
 #status .doubt { padding: 8px 12px; border-left: 4px solid #d55e00; background: #d55e0018; }
-#pictures .grid-wrap { max-height: none; }
+#pictures .grid-wrap { max-height: none; overflow: visible; }
 @media (max-width: 640px) {
   .main { padding: 12px !important; }
   #pictures .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
