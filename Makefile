@@ -10,7 +10,7 @@ ACTIVE  := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lab docs readme refresh hooks clean distclean
+.PHONY: help demo app test test-all check lab docs readme refresh hooks clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' Makefile
@@ -28,6 +28,10 @@ $(STAMP): settings.ini setup.py pyproject.toml
 
 demo: $(STAMP) ## make the corpus, train, evaluate, plot: the whole method, in ten minutes
 	$(VENV)/bin/sgmim_demo
+
+app: $(STAMP) ## search pictures by speech, in a browser: the shipped weights, 200 pictures
+	@$(VENV)/bin/python -c 'import gradio' 2>/dev/null || $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -q -e '.[app]'
+	$(VENV)/bin/sgmim_app --browser
 
 test: $(STAMP) ## the quick tests: ruff, checks, the notebooks, pytest without slow tests
 	@$(ACTIVE) bash tools/test.sh

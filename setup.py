@@ -37,12 +37,12 @@ setup(
         "Programming Language :: Python :: 3",
     ],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={
-        cfg["lib_path"]: ["weights/**/*.safetensors", "weights/**/*.json", "static/*"]
-    },  # the small weights and the page of sgmim_app ship in the wheel
+    # the small weights ship in the wheel
+    package_data={cfg["lib_path"]: ["weights/**/*.safetensors", "weights/**/*.json"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
         "dev": cfg["dev_requirements"].split(),
+        "app": cfg["app_requirements"].split(),
         "voices": cfg["voices_requirements"].split(),
         "faiss": ["faiss-cpu"],
         "mteb": ["mteb>=2"],

@@ -17,6 +17,8 @@ import os
 import re
 import shutil
 import sys
+import tempfile
+import threading
 import time
 import typing
 import warnings
@@ -1009,36 +1011,43 @@ def sgmim_search(
 
 # %% ../../nbs/apps/05_commands.ipynb #1cfe5e3f
 def sgmim_app(
-    index: str,  # folder written by sgmim_index --images
+    index: str = None,  # folder written by sgmim_index --images (default: shipped weights, drawn pictures)
     *,
-    port: _at_least(0) = 8600,  # port; 0: any free one
-    # address to listen on; any other than the default makes the images visible to your network
-    host: str = "127.0.0.1",
+    pictures: _at_least(1) = 200,  # number of drawn pictures, without INDEX
+    port: _at_least(1) = None,  # port (default: the first free one from 7860)
+    # address to listen on (default: 127.0.0.1); any other makes the pictures visible to your network
+    host: str = None,
     name: list[str] = (),  # further host names that browsers may use, with another --host
-    top: _at_least(1) = 24,  # number of images to show
+    # also give the page a public address, through a server of Gradio's makers: for up to a week, everyone who
+    # has the address can search the pictures, and all sound and pictures pass through that server
+    share: bool = False,
+    browser: bool = False,  # open the page in a browser
+    top: _at_least(1) = 24,  # number of pictures to show
     checkpoint: str = None,  # checkpoint of the index, if it has moved
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
 ):
-    "Search the images of an index by speaking, in a browser on this computer. Stop with Ctrl-C."
-    from sgmim.apps.app import Searcher, Server
+    "Search pictures by speech, in a browser on this computer. Needs the extra app. Stop with Ctrl-C."
+    from sgmim.apps import app
     from sgmim.apps.search import Index, open_model
+    from sgmim.models.pretrained import open_checkpoint, shipped
 
+    app.import_gradio()
     _set_threads(threads)
-    opened = Index.open(index)
-    searcher = Searcher(opened, open_model(opened, checkpoint, device), top)
-    try:
-        server = Server(searcher, host, port, name)
-    except (OSError, OverflowError) as e:
-        raise ConfigError(
-            f"cannot listen at {host}, port {port} ({e}): another program may use it; choose another with"
-            " --port"
-        ) from e
-    if not server.server_address[0].startswith("127."):
-        print(
-            f"warning: {host} can be reached from other computers, and there is no password", file=sys.stderr
-        )
-    with server:
-        print(f"{len(opened):,} images at {server.address} (Ctrl-C stops)", flush=True)
+    with tempfile.TemporaryDirectory(prefix="sgmim_app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
+        if index:
+            opened = Index.open(index)
+            model = open_model(opened, checkpoint, device)
+        else:
+            checkpoint = Path(checkpoint or shipped("scenes-tiny"))
+            model = open_checkpoint(checkpoint).to(pick_device(device)).eval()
+            opened = app.demo_index(Path(folder), model, checkpoint, pictures)
+        page = app.build_page(app.Searcher(opened, model, top, checkpoint))
+        app.serve(page, host, port, name, share, browser)
+        if share or not page.local_url.startswith(("http://127.", "http://localhost")):
+            print("warning: other computers can reach the page, and there is no password", file=sys.stderr)
+        print(f"{len(opened):,} pictures at {page.share_url or page.local_url} (Ctrl-C stops)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+            threading.Event().wait()
+        page.close(verbose=False)

@@ -15,9 +15,9 @@ import time
 import numpy as np
 import torch
 
-from .app import MAX_BYTES, Refusal, decode_upload
 from ..core import DataError, SgmimError
 from ..data.audio import RATE
+from ..data.uploads import decode_upload
 from ..evaluation.dependence import reconstruct_with
 from ..evaluation.figures import attention_figure, curves_figure, reconstruction_figure, retrieval_gallery
 from ..evaluation.grounding import caption_maps, grounding_figure, model_view, spoken_words
@@ -89,7 +89,7 @@ class _Explorer:
         try:
             action()
             self.said.value = ""
-        except (SgmimError, Refusal, OSError) as e:
+        except (SgmimError, OSError) as e:
             self.said.value = f'<p role="alert" style="color:#D55E00">{html.escape(str(e))}</p>'
 
     def close(self):
@@ -259,11 +259,7 @@ class AttentionExplorer(_Explorer):
         "The recording that was uploaded."
         if not self.upload.value:
             return
-        blob = bytes(self.upload.value[0]["content"])
-        if len(blob) > MAX_BYTES:
-            most = f"at most {MAX_BYTES // 2**20} can be taken"
-            raise Refusal(413, f"The recording has {len(blob) / 2**20:.0f} MB; {most}.")
-        self.own = decode_upload(blob, self.seconds)[0]
+        self.own = decode_upload(bytes(self.upload.value[0]["content"]), self.seconds)[0]
         self.words.children, self.pressed.value, self.back.disabled = (), "", False
         self.refresh()
 
