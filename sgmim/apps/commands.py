@@ -391,7 +391,7 @@ def sgmim_train(
     "Train a model from a preset. Run the same command again to resume."
     import torch
 
-    from sgmim.models.pretrained import give_regions, initial_weights
+    from sgmim.models.pretrained import initial_weights
     from sgmim.models.systems import new_model
     from sgmim.train import fit
     from sgmim.training.feed import Feed
@@ -408,8 +408,8 @@ def sgmim_train(
         _check_corpus_given(preset, source)
         if dry_run and team.first:
             _print_requirements(preset, from_scratch, (image_weights, audio_weights), regions, download)
-        data, dev = _training_data(source, c, config, train_split, dev_split, images, captions)
-        give_regions(c, data, *dev.values(), files=regions)
+        names = {"train_split": train_split, "dev_split": dev_split}
+        data, dev = _training_data(source, c, config, images, captions, regions, **names)
     torch.manual_seed(config.seed)
     net, notes, plan = new_model(c), {"preset": preset}, None
     if not dry_run:
@@ -424,13 +424,18 @@ def sgmim_train(
     if dry_run:
         return team.wait()
     fitted = fit(net, data, dev, config, out=out, device=device, workers=workers, notes=notes)
-    text, best = f"model in {out}/best, record in {out}/record.json", fitted.record["metrics"]["best"]
-    if best:
-        r1, r10 = best["score"]
-        text += f"; best at step {best['step']}: dev R@1 {r1:.1f}, R@10 {r10:.1f} (mean of both directions)"
     if team.first:
         write_json(Path(out) / "plan.json", plan)
-        print(text, flush=True)
+        print(_outcome(out, fitted.record["metrics"]["best"]), flush=True)
+
+
+def _outcome(out, best):
+    "The last line of a training."
+    text = f"model in {out}/best, record in {out}/record.json"
+    if not best:
+        return text
+    r1, r10 = best["score"]
+    return f"{text}; best at step {best['step']}: dev R@1 {r1:.1f}, R@10 {r10:.1f} (mean of both directions)"
 
 # %% ../../nbs/apps/05_commands.ipynb #645a1701
 def _configuration(preset, row, set, model, from_scratch=False):
@@ -469,18 +474,24 @@ def _check_corpus_given(preset, source):
         )
 
 
-def _training_data(source, c, config, train_split=None, dev_split=None, images=7000, captions=2):
+def _training_data(
+    source, c, config, images=7000, captions=2, regions=(), *, train_split=None, dev_split=None
+):
     "(training corpus, {name: dev corpus})."
+    from sgmim.models.pretrained import give_regions
     from sgmim.scenes.corpus import load_scenes
 
     size, most = getattr(c, "image_size", 96), config.max_unreadable
     if source is None:
         if train_split or dev_split:
             raise ConfigError("--train-split and --dev-split name splits of a corpus: give --data too")
+        data = load_scenes("train", images, captions, size=size)
         dev = {} if dev_split == [] else {"dev": load_scenes("dev", max(100, images // 14), size=size)}
-        return load_scenes("train", images, captions, size=size), dev
-    [data] = _open_splits(source, train_split and [train_split], "train", most).values()
-    return data, {} if dev_split == [] else _open_splits(source, dev_split, "dev", most)
+    else:
+        [data] = _open_splits(source, train_split and [train_split], "train", most).values()
+        dev = {} if dev_split == [] else _open_splits(source, dev_split, "dev", most)
+    give_regions(c, data, *dev.values(), files=regions)
+    return data, dev
 
 # %% ../../nbs/apps/05_commands.ipynb #c05e0001
 def _plan_training(feed, c, dev, device, devices, before, measuring, out):

@@ -405,9 +405,9 @@ class ContrastiveModel(nn.Module):
     def forward(
         self,
         batch: dict,  # image, audio, audio_len, image_id
-        reconstruct: bool = False,  # without effect, as `lam` and `mask`: there is no decoder
-        lam: float | None = None,
-        mask=None,
+        reconstruct: bool = False,  # without effect: there is no decoder
+        lam: float | None = None,  # without effect
+        mask=None,  # without effect
         contrast=None,  # (z_image, z_audio, image_id) -> loss of a larger batch; None: `self.contrast`
     ) -> dict:  # loss, loss_nce, loss_mim (0), z_image, z_audio
         "The contrastive loss of one batch."

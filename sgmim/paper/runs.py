@@ -355,6 +355,17 @@ def _tested(spec, model, data, options):
     return {k: v for k, v in found.items() if v}
 
 # %% ../../nbs/paper/03_runs.ipynb #e7a1f0c3
+def _start(spec, options):
+    "(the model before training, notes for the record)."
+    torch.manual_seed(spec.seed)
+    model, o = new_model(spec.model), options
+    # of a table with several rows, given encoders are those of SG-MIM
+    own = spec.row not in OTHER_ROWS or spec.plan.rows == (spec.row,)
+    given = (o.image_weights, o.audio_weights) if own else (None, None)
+    pretrained = initial_weights(model, spec.preset, spec.plan.weights, *given, spec.seed, o.download)
+    return model, {"preset": spec.preset, "pretrained": pretrained}
+
+
 def run_spec(
     spec,  # `RunSpec`
     data,  # opened by `open_data`
@@ -362,21 +373,9 @@ def run_spec(
 ):
     "Train (or resume) and test one run in its folder below `options.runs`; returns its record."
     o, plan, code, device = options, spec.plan, code_version(), pick_device(options.device)
-    torch.manual_seed(spec.seed)
-    give_regions(
-        spec.model,
-        data["train"],
-        *data["dev"].values(),
-        *data["tests"].values(),
-        files=o.regions,
-        cache=o.cache,
-    )
-    model = new_model(spec.model)
-    # of a table with several rows, given encoders are those of SG-MIM
-    own = spec.row not in OTHER_ROWS or plan.rows == (spec.row,)
-    given = (o.image_weights, o.audio_weights) if own else (None, None)
-    pretrained = initial_weights(model, spec.preset, plan.weights, *given, spec.seed, o.download)
-    notes = {"preset": spec.preset, "pretrained": pretrained}
+    splits = (data["train"], *data["dev"].values(), *data["tests"].values())
+    give_regions(spec.model, *splits, files=o.regions, cache=o.cache)
+    model, notes = _start(spec, o)
     how = dict(device=device, progress=o.progress, workers=o.workers, notes=notes)
     fitted = fit(model, data["train"], data["dev"], spec.train, out=Path(o.runs) / spec.folder, **how)
     began, trained = time.perf_counter(), fitted.record
