@@ -1,5 +1,6 @@
 "The other systems of Tables 1 to 3 in the training loop, in checkpoints, with their data, and in the tables."
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from sgmim.models.resdavenet import resdavenet_tiny
 from sgmim.models.sgmim import load_model
 from sgmim.models.speechclip import speechclip_tiny
 from sgmim.train import TrainConfig, fit, recipe
+from sgmim.training.step import make_optimiser, train_step
 
 SMALL = {
     "resdavenet": replace(resdavenet_tiny(), image_channels=(8, 8, 16, 16), audio_widths=(8, 8, 16, 16, 16)),
@@ -199,3 +201,35 @@ def test_requirements_name_what_is_missing(tmp_path):
 def test_only_parts_that_a_system_has_are_loaded():
     with pytest.raises(ConfigError, match="resdavenet takes no pre-trained audio encoder"):
         S.fill_system(S.new_model(SMALL["resdavenet"]), {"audio": Path("x")}, shipped)
+
+
+def test_an_hdf5_file_is_read(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "val.hdf5", "w") as f:
+        f["features"] = rng.random((2, 36, 2048), dtype=np.float32)
+        f["boxes"] = np.tile(np.array([[0, 0, 60, 50]], np.float32), (2, 36, 1))
+        f["img_h"], f["img_w"] = np.array([50, 50]), np.array([60, 120])
+        features = f["features"][1]
+    (tmp_path / "val_imgid2idex.json").write_text('{"a": 1, "b": 0}')
+    table = S.open_regions([tmp_path / "val.hdf5", tmp_path / "val_imgid2idex.json"])
+    for copy in (table, pickle.loads(pickle.dumps(table))):  # as a loading process gets it
+        assert np.array_equal(copy["a"][:, :2048], features)
+        assert np.allclose(copy["a"][0, 2048:], [0, 0, 0.5, 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resdavenet", "milan-style", "fast-vgs", "speechclip"])
+def test_one_step_at_full_size(name):
+    torch.manual_seed(0)
+    model, seconds = S.new_model(S.PRESETS[name]()).train(), 2
+    batch = {
+        "image": torch.rand(2, *model.config.image_shape),
+        "audio": 0.1 * torch.randn(2, seconds * 16_000),
+        "audio_len": torch.tensor([seconds * 16_000, 20_000]),
+        "image_id": torch.tensor([0, 1]),
+        "index": torch.tensor([0, 1]),
+    }
+    config = replace(recipe(name), amp="off")
+    losses = train_step(model, batch, make_optimiser(model, config), 0, 10, 0, config)
+    assert losses["finite"] and losses["loss"] > 0
