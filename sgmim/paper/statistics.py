@@ -263,11 +263,12 @@ def _results(found, tests):
     table, own = PAPER[found.table], found.label == CORPUS_OF_TABLE[found.table]
     lines = []
     for name, printed in table.systems.items():
-        row, system = ROW_OF.get(name), name + " †" * (name in table.prior)
+        row, prior = ROW_OF.get(name), " †" * (name in table.prior)
+        system = name + prior
         if own:
             lines.append([system, "the paper", *(f"{x:.1f}" for t in tests for x in printed[t])])
         if row in (*ROWS, *OTHER_ROWS) or own and row:
-            lines.append([system if own else row, *_measured(found, row, tests)])
+            lines.append([system if own else f"{row}{prior}", *_measured(found, row, tests)])
     return _recall_table(found, tests, lines)
 
 
