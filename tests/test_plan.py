@@ -250,6 +250,7 @@ def test_exchange_grows_with_the_ring():
 def test_steps_are_really_taken():
     model, train = micro(), replace(QUICK, batch_size=6)
     spec = {
+        "system": "sgmim",
         "model": config_to_dict(model),
         "train": config_to_dict(train),
         "device": "cpu",

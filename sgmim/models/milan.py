@@ -85,7 +85,7 @@ class MILANStyleConfig(LogMelInput):
 def milan_style_tiny() -> MILANStyleConfig:
     "A small variant for the embedded scenes (ours): 96-pixel images, 4 s, 1.5 million parameters."
     image = dict(image_tower="tinynet_e", image_size=96, crop_pct=1.0)
-    return MILANStyleConfig(**image, audio_tower="tinynet_e", n_mels=64, max_frames=416)
+    return MILANStyleConfig(**image, audio_tower="tinynet_e", n_mels=32, max_frames=416)
 
 # %% ../../nbs/models/13_milan_style.ipynb #7805a443
 class MILANStyle(ContrastiveModel):
