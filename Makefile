@@ -10,7 +10,7 @@ ACTIVE  := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo app test test-all check lab docs readme refresh hooks clean distclean
+.PHONY: help demo app test test-all check lab docs quarto readme refresh hooks clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' Makefile
@@ -46,8 +46,11 @@ check: $(STAMP) ## only the quick checks (a few seconds): format, lint, modules,
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab --notebook-dir=nbs
 
-docs: $(STAMP) ## build the site into _docs (needs Quarto)
+docs: quarto $(STAMP) ## build the site into _docs (needs Quarto)
 	@$(ACTIVE) python tools/docs.py
+
+quarto:
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.5 or newer: install it from https://quarto.org/docs/get-started"; exit 1; }
 
 readme: $(STAMP) ## write README.md from nbs/index.ipynb
 	@$(VENV)/bin/python tools/readme.py

@@ -1,17 +1,22 @@
 """What Quarto is given: nbdev's processing of all notebooks, checked without Quarto; and each of these
 checks can fail. Also llms.txt and the social card."""
 
+import dataclasses
+import inspect
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
 
 import pytest
+import yaml
 from test_project import CORE, INDEX, ROOT, cell, mini, output, write  # noqa: F401
 
 sys.path.insert(0, str(ROOT / "tools"))
+import apidoc  # noqa: E402
 import checks  # noqa: E402
 import docs  # noqa: E402
 import llms  # noqa: E402
@@ -53,14 +58,113 @@ def test_the_site_is_ready_for_quarto(tmp_path):
     done = prepared(copy)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"prepared {len(checks.notebooks(ROOT))} notebooks" in done.stdout
-    for name in ("_quarto.yml", "sidebar.yml", "styles.css", "images/social_card.png"):
+    for name in (
+        "_quarto.yml",
+        "sidebar.yml",
+        "styles.css",
+        "theme.scss",
+        "404.qmd",
+        "images/social_card.png",
+    ):
         assert (copy / "_proc" / name).exists(), name
+    names = json.loads((copy / "_proc/api.ipynb").read_text())["cells"][-1]["source"]
+    for module, path in checks.modules(ROOT).items():
+        for name in docs.documented(ROOT, path):
+            assert f"[`{name}`](" in names, f"{module}.{name}"
+    words = "".join(p.read_text(encoding="utf-8").lower() for p in (copy / "_proc").rglob("*.ipynb"))
+    for sought in ("out of memory", "masking ratio", "resume", "license", "install"):
+        assert sought in words, f"a search for {sought!r} finds nothing"
+
+
+# --- our own rendering
+
+
+def test_a_name_is_linked_once_and_a_word_is_not():
+    site = "https://a.io/b"
+    for text, better in (
+        (f"see [[`run_demo`]({site}/x.html#run_demo)](y.ipynb).", "see [`run_demo`](y.ipynb)."),
+        (
+            f"[the [`Box`]({site}/x.html#box) and [`one`]({site}/x.html)](y.ipynb)",
+            "[the `Box` and `one`](y.ipynb)",
+        ),
+        (f"[`caption`]({site}/x.html#caption)", "`caption`"),
+        (f"[`draw()`]({site}/x.html#draw)", f"[`draw()`]({site}/x.html#draw)"),
+        (f"[`Box.size`]({site}/x.html#box.size)", f"[`Box.size`]({site}/x.html#box)"),
+        ("[`caption`](y.ipynb) [x] [a](b)", "[`caption`](y.ipynb) [x] [a](b)"),
+    ):
+        assert apidoc.fewer_links(text, site) == better
+        assert apidoc.untidy(better, site) == []
+    for text in (f"[[`a_b`]({site}/x)]({site}/y)", f"[`draw`]({site}/x)", "```\nf(*args, **kwargs)\n```"):
+        assert apidoc.untidy(text, site), text
+
+
+def test_every_field_of_a_configuration_has_its_comment():
+    from sgmim.models.patches import PatchMask
+    from sgmim.models.sgmim import EncoderConfig, SGMIMConfig
+    from sgmim.train import TrainConfig
+
+    for config in (TrainConfig, EncoderConfig, SGMIMConfig):
+        text = "\n".join(apidoc.described(config, config.__module__, config.__name__))
+        for field in dataclasses.fields(config):
+            row = re.search(rf"^\| `{field.name}` \| \S.* \| `.+` \| (\S.*) \|$", text, re.M)
+            assert row, f"{config.__name__}.{field.name}"
+        assert "§3.2" in text
+    text = "\n".join(apidoc.described(TrainConfig, "sgmim.train", "TrainConfig"))
+    assert "| `epochs` | float | `30.0` | §3.2: 30 for SpokenCOCO" in text
+    assert (
+        "| `optimiser` | str | `'bertadam'` | §3.2; 'adam' (ResDAVEnet" in text
+    )  # a comment above the field
+    assert max(map(len, re.search("```python\n(.*?)```", text, re.S)[1].splitlines())) <= 79
+    for name in PatchMask._fields:
+        assert f"| `{name}` |" in apidoc.parameter_table(PatchMask, inspect.signature(PatchMask))
+
+
+def test_the_options_of_a_command_are_those_of_its_parser():
+    from sgmim.apps import commands
+
+    for name in commands.__all__[1:]:
+        function = getattr(commands, name)
+        text = "\n".join(apidoc.described(function, apidoc.COMMANDS, name))
+        for action in commands._parser(function)._actions[1:]:
+            assert re.search(
+                rf"^\| `{(action.option_strings or [action.dest])[-1]}` \|.* \S+ \|$", text, re.M
+            )
+
+
+def test_without_quarto_the_site_says_what_to_install(tmp_path):
+    bare = {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/docs.py"],
+        cwd=ROOT,
+        env=bare,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode and done.stderr.count("\n") == 1 and "https://quarto.org" in done.stderr
+
+
+def test_the_page_of_a_wrong_address_leads_on():
+    targets = re.findall(r"\]\(/([^)]+)\)", (ROOT / "nbs/404.qmd").read_text(encoding="utf-8"))
+    assert targets and all((ROOT / "nbs" / target).exists() for target in targets)
+
+
+def test_the_site_needs_no_other():
+    "Mathematics and fonts are those of the browser; columns are as wide as their text; pages fit a phone."
+    settings = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["format"]["html"]
+    assert settings["html-math-method"] == "mathml"
+    assert all("theme.scss" in theme for theme in settings["theme"].values())
+    assert "$web-font-path: false;" in (ROOT / "nbs/theme.scss").read_text()
+    style = (ROOT / "nbs/styles.css").read_text()
+    assert "main table > colgroup > col { width: auto !important; }" in style and "url(" not in style
+    for part in ("main table { display: block;", ":not(pre) > code { overflow-wrap: anywhere;"):
+        assert part in style
 
 
 # --- each part can fail
 
 FIGURE = [
-    cell("Also `Box.size` and `one`.", "markdown"),
+    cell("Also `Box.size` and `one()`.", "markdown"),
     cell('#| fig-alt: "A plot."\n1', outputs=[output(**{"image/png": "iVBORw0KGgo="})]),
     cell("*A plot.*", "markdown"),
     cell("#| export\nclass Box:\n    'A box.'\n    def size(self):\n        'How large.'\n        return 2"),
@@ -128,6 +232,7 @@ def test_a_fault_of_the_site_is_found(site):
             lambda cells: cells.append({"cell_type": "markdown", "source": "[a](gone.ipynb)"}),
             "gone.ipynb, which does not exist",
         ),
+        (replace("Also ", "Also [[`a`](https://a)](https://b)"), "00_core.ipynb shows"),
         (replace("core.html#one", "core.html#nine"), "no such heading"),
         (replace("core.html#one", "cores.html"), "does not exist"),
     ):

@@ -449,6 +449,8 @@ def pages(root):
                         value = None
                     if not isinstance(value, str) or not value.strip():
                         problems.append(f"{name}: `{line[:60]}` is no text in YAML: put it in double quotes")
+                    elif "%" in value:  # which Quarto warns of
+                        problems.append(f"{name}: `{line[:60]}…` holds a %: write per cent")
             if not images(cell) or not is_shown(marks, "output"):
                 continue
             if "fig-alt" not in marks:

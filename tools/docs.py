@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import apidoc
 import checks
 import llms
 import readme
@@ -32,12 +33,8 @@ def prepare():
     from nbdev.serve import proc_nbs
 
     refresh_quarto_yml()  # nbs/nbdev.yml: title, addresses and folders from settings.ini
-    proc, site = Path(proc_nbs(force=True)), re.escape(get_config().doc_host + get_config().doc_baseurl)
-    # nbdev links `Class.method` to an anchor that only a method documented by itself has: to the class
-    # instead
-    for file in proc.rglob("*.ipynb"):
-        text = file.read_text(encoding="utf-8")
-        file.write_text(re.sub(rf"({site}/[\w/.-]+\.html#\w+)\.\w+", r"\1", text), encoding="utf-8")
+    proc = Path(proc_nbs(force=True))
+    apidoc.improve(get_config().config_path, proc)
     return proc
 
 
@@ -74,7 +71,8 @@ def problems(root, proc):
     """What is wrong with the processed notebooks `proc` of the project `root`: pages, prose, figures or
     documented names missing, errors, links that lead nowhere."""
     root, proc, found = Path(root), Path(proc), []
-    pages = checks.notebooks(root)
+    pages, cfg = checks.notebooks(root), checks.settings(root)
+    home = cfg["doc_host"] + cfg["doc_baseurl"]
     there = {p.relative_to(proc) for p in proc.rglob("*.ipynb")}
     found += [f"{p} was not processed" for p in sorted(set(pages) - there)] + [
         f"{p} is of no notebook" for p in sorted(there - set(pages))
@@ -93,6 +91,7 @@ def problems(root, proc):
             if any(out["output_type"] == "error" for c in cells for out in c.get("outputs", [])):
                 found.append(f"{path} shows an error")
             texts = [text for c in cells for text in written(c)]
+            found += [f"{path} shows {bad!r}" for t in texts for bad in apidoc.untidy(t, home)]
             prose = [joined(c["source"]) for c in checks.cells(root, path, "markdown")]
             whole = bare("".join(texts))
             # title and subtitle have become settings of the page
@@ -138,6 +137,10 @@ def problems(root, proc):
 
 
 def main(args):
+    if args != ["--prepare"] and not shutil.which("quarto"):
+        return (
+            f"{sys.argv[0]}: Quarto is not on the PATH; install it from https://quarto.org/docs/get-started"
+        )
     from nbdev.config import get_config
 
     cfg, proc = get_config(), prepare()
@@ -146,12 +149,6 @@ def main(args):
         return "The pages are not fit to be built:\n" + "\n".join(f"- {p}" for p in bad)
     if args == ["--prepare"]:
         return
-    if not shutil.which("quarto"):
-        return (
-            "The pages were not built: Quarto is not on the PATH.\nGet it from"
-            " https://quarto.org/docs/get-started (any release from 1.5 on; a plain unpacked archive will"
-            " do), then run `make docs` again."
-        )
     subprocess.run(["quarto", "render", "--no-cache"], cwd=proc, check=True)
     docs = Path(cfg.doc_path)
     shutil.rmtree(docs, ignore_errors=True)

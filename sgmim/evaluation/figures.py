@@ -301,7 +301,7 @@ def reconstruction_figure(
     fig = Picture(cell * (2 + len(errors)), 2 * cell + 0.85)
     upper, lower = fig.subplots(2, 2 + len(errors))
     seen = f"visible patches\n({(~mask).sum()} of {N})"
-    texts = ["image", "target features", *features, seen, ""]
+    texts = ["image", "target features", *features, seen, "grey: visible,\nnot predicted"]
     texts += [f"mean error {e[mask].mean():.3g}" for e in errors.values()]
     for ax, text in zip([*upper, *lower], texts, strict=True):
         _bare(ax)
@@ -314,7 +314,7 @@ def reconstruction_figure(
         heat = _patch_map(low, errors[name], mask, grid, cmap="magma_r", vmin=0, vmax=top)
     bar = fig.colorbar(heat, cax=lower[1].inset_axes([0.7, 0.02, 0.1, 0.9]))
     bar.ax.tick_params(labelsize=7)
-    bar.set_label("squared error,\nmean over D", fontsize=8)
+    bar.set_label("error of a patch\n(squared, mean over D)", fontsize=8)
     bar.ax.yaxis.set_label_position("left")
     return fig.titled(title)
 
