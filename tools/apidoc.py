@@ -133,12 +133,12 @@ def parameter_table(thing, signature):
 
 def method_table(cls):
     "The public methods that a class defines."
-    rows = [
-        [f"`{name}({', '.join(list(inspect.signature(f).parameters)[1:])})`", cell(inspect.getdoc(f))]
-        for name, f in vars(cls).items()
-        if inspect.isfunction(f) and not name.startswith("_") and f.__doc__
-    ]
-    return table(["method", "what it does"], rows) if rows else ""
+    rows = []
+    for name, method in vars(cls).items():
+        if inspect.isfunction(method) and not name.startswith("_") and method.__doc__:
+            arguments = ", ".join(f"`{p}`" for p in list(inspect.signature(method).parameters)[1:])
+            rows.append([f"`{name}`", arguments, cell(inspect.getdoc(method))])
+    return table(["method", "arguments", "meaning"], rows) if rows else ""
 
 
 def option_table(command):
