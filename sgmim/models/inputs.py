@@ -50,7 +50,7 @@ def corpus_pairs(
     if lengths and not own:
         measure(corpus, cache_folder())
     pairs = Pairs(corpus, max_seconds, pad=full, speed=speed, skip=not own, shortest=one_frame)
-    if model is not None and len(model.image_shape) == 2:
+    if len(getattr(model, "image_shape", (3, 0, 0))) == 2:
         return _region_pairs(corpus, pairs)
     if own:
         return _own_pairs(pairs, model, augment, keep)

@@ -169,7 +169,7 @@ def give_regions(
     cache=None,  # folder for the region features of the embedded corpus; None: the default
 ) -> None:
     "Attach region features to corpora if a model takes them. `DataError` if there are none."
-    if len(config.image_shape) != 2:
+    if len(getattr(config, "image_shape", (3, 0, 0))) != 2:
         return
     table = open_regions(files, config.num_boxes) if files else None
     for corpus in splits:
