@@ -389,7 +389,8 @@ def test_a_corpus_is_planned_by_its_lengths(capsys, tmp_path, monkeypatch):
     planned = capsys.readouterr().out.splitlines()
     assert run_command("sgmim_train", [*args, *dry, "--out", str(tmp_path / "run")]) == 0
     trained = [re.sub(r" \([^()]* free\)$", "", line) for line in capsys.readouterr().out.splitlines()]
-    assert trained == planned and "Estimate for cpu, at 40%" in said
+    assert trained[0] == "Needs" and trained[trained.index(planned[0]) :] == planned
+    assert "Estimate for cpu, at 40%" in said
     for line in ("Not as printed", "  image_size = 96: ours; printed: 224", "  pairs: 40"):
         assert line in planned
 

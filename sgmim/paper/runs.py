@@ -466,6 +466,13 @@ def _cost(todo, data, options):
     runs, hours = f"{len(todo)} run{'s' * (len(todo) != 1)}", f"{len(todo) * plan.hours:,.2g}"
     return f"{spec.row}:\n{plan}\n{runs} like this, one after the other: {hours} hours"
 
+
+def _needs(todo, options):
+    "Lines: what the presets of the runs `todo` need, and what of it is missing."
+    for preset in dict.fromkeys(s.preset for s in todo):
+        needs = requirements(preset, start_sources(preset), options.regions, options.download)
+        yield "\n  ".join([f"{preset} needs", *(needs or ["nothing"])])
+
 # %% ../../nbs/paper/03_runs.ipynb #8c620307
 def _asked(files):
     "The `TablePlan` of the first valid record of some files, or None."
@@ -546,10 +553,7 @@ def run_table(
     todo = [s for s in specs if states[s][0] != "done"]
     o.show(_describe(states))
     if todo and dry_run:
-        for preset in dict.fromkeys(s.preset for s in todo):
-            needs = requirements(preset, start_sources(preset), o.regions, o.download)
-            o.show("\n  ".join([f"{preset} needs", *(needs or ["nothing"])]))
-        o.show(_cost(todo, opened, o))
+        o.show("\n".join([_cost(todo, opened, o), *_needs(todo, o)]))
     failed = [] if dry_run else _run_all(todo, opened, prints, o)
     every = replace(plan, rows=())
     found = records_of_table(plan.table, plan.data, plan.budget, results, plan.label, every)
