@@ -427,7 +427,7 @@ def test_a_corpus_on_disk(plan, cache, tmp_path, monkeypatch):
         table=1,
         data="places",
         path=tmp_path / "places",
-        rows=(),
+        rows=TWO,
         seeds=1,
         preset="scenes-tiny",
         sizes=None,

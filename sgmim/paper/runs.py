@@ -245,9 +245,13 @@ def _settled(plan, row, settings):
     if row in OTHER_ROWS:  # what all rows have in common is their training, as far as a row does not choose
         own = {k: v for k, v in own.items() if k in TrainConfig.__dataclass_fields__}
     own |= settings.get("rows", {}).get(row, {})
-    model, train = with_changes(PRESETS[preset](), recipe(preset), own | changes)
-    if row in OTHER_ROWS:
-        return preset, model, train
+    model, train = PRESETS[preset](), recipe(preset)
+    if row in OTHER_ROWS:  # a field of SG-MIM that they do not have concerns the other rows
+        foreign = set(vars(PRESETS["scenes-tiny"]())) - set(vars(model))
+        return preset, *with_changes(
+            model, train, own | {k: v for k, v in changes.items() if k not in foreign}
+        )
+    model, train = with_changes(model, train, own | changes)
     if plan.weights == "random":  # a random front end must be trained
         model, train = replace(model, freeze_cnn=False), replace(train, cache_frames=False)
     return preset, replace(model, reconstruction=ROWS.get(row, "none")), train
