@@ -70,7 +70,7 @@ def test_the_site_is_ready_for_quarto(tmp_path):
     names = json.loads((copy / "_proc/api.ipynb").read_text())["cells"][-1]["source"]
     for module, path in checks.modules(ROOT).items():
         for name in docs.documented(ROOT, path):
-            assert f"[`{name}`](" in names, f"{module}.{name}"
+            assert f"[{name}](" in names, f"{module}.{name}"
     words = "".join(p.read_text(encoding="utf-8").lower() for p in (copy / "_proc").rglob("*.ipynb"))
     for sought in ("out of memory", "masking ratio", "resume", "license", "install"):
         assert sought in words, f"a search for {sought!r} finds nothing"

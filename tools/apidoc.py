@@ -231,7 +231,7 @@ def name_index(root, site):
     address, parts = {p: a for a, p in checks.html_pages(root).items()}, []
     for module, path in checks.modules(root).items():
         rows = [
-            [f"[`{node.name}`]({site}/{address[Path(root) / 'nbs' / path]}#{node.name.lower()})"]
+            [f"[{node.name}]({site}/{address[Path(root) / 'nbs' / path]}#{node.name.lower()})"]
             + [cell((ast.get_docstring(node) or "").split("\n\n")[0])]
             for marks, tree in checks.code_cells(root, path)
             if tree and {"export", "exports"} & marks.keys() and checks.is_shown(marks)
