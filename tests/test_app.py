@@ -480,6 +480,20 @@ class Browser:
         stale = [StaleElementReferenceException, IndexError]
         return WebDriverWait(self.driver, 60, 0.1, stale).until(lambda _: test())
 
+    def press(self, css, k, where, text):
+        "Click element `k` until `where` says `text`: a page that is being updated can lose a click."
+        from selenium.common.exceptions import TimeoutException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        def answered():
+            self.all(css)[k].click()
+            try:
+                return WebDriverWait(self.driver, 10, 0.1).until(lambda _: text in self.text(where))
+            except TimeoutException:
+                return False
+
+        self.until(answered)
+
     def says(self, css, text):
         self.until(lambda: text in self.text(css))
 
@@ -522,8 +536,7 @@ def test_in_a_browser(server, driver, folder, tmp_path):
     page.says("#pointing", "“red” points")
     page.all("#words input")[0].send_keys(Keys.SPACE)  # by the keyboard
     page.says("#pointing", "“A” points")
-    page.all("#pictures .grid-container button")[3].click()
-    page.says("#pointing", "In picture 4, “A”")
+    page.press("#pictures .grid-container button", 3, "#pointing", "In picture 4, “A”")
     page.shot("pressed")
 
     box = page.all("textarea, input[type=text]")[0]
