@@ -154,12 +154,16 @@ def _speech_tensors(config, source, download, progress):
     return kept, tensors.source
 
 
+def _speech_module(model):
+    "The part of a model that wav2vec2 or HuBERT fills."
+    return model.audio_encoder if model.config.system == "speechclip" else model.audio_encoder.hubert
+
+
 def _tensors_of(model, part, source, download, progress):
     "(module, its tensors, `Source`) of a part of a model."
     c = model.config
     if part == "audio":
-        module = model.audio_encoder if c.system == "speechclip" else model.audio_encoder.hubert
-        return module, *_speech_tensors(c, source, download, progress)
+        return _speech_module(model), *_speech_tensors(c, source, download, progress)
     if c.system == "speechclip":
         return model.image_encoder, *clip_weights(source, c, download, progress)
     return model.image_encoder, *_cnn_tensors(model.image_encoder, source, download, progress)
@@ -190,10 +194,6 @@ def fill_system(
         load_state(module, tensors, str(source))
     return LoadReport(used).to_dict() | tiny if used else tiny or {"all": "random"}
 
-
-def _speech_module(model):
-    return model.audio_encoder if model.config.system == "speechclip" else model.audio_encoder.hubert
-
 # %% ../../nbs/models/16_systems.ipynb #5d0a7e11
 def open_regions(
     paths,  # TSV files, or an HDF5 file and its JSON
@@ -202,7 +202,7 @@ def open_regions(
     "Open files of region features. `DataError` for other files."
     paths = [Path(p) for p in paths]
     if missing := [str(p) for p in paths if not p.is_file()]:
-        raise DataError(f"region features: {', '.join(missing)} does not exist")
+        raise DataError(f"region features: {missing[0]} does not exist; give the path of the file")
     kinds = sorted({p.suffix.lower() for p in paths})
     if kinds == [".tsv"]:
         return RegionTSV(*paths, num_boxes=num_boxes)
