@@ -36,7 +36,7 @@ from ..evaluation.figures import attention_figure, reconstruction_figure, retrie
 from ..evaluation.retrieval import bootstrap, embed, format_table, pool, top_k
 from ..models.pretrained import initial_weights, open_checkpoint, state_digest
 from ..models.sgmim import SGMIM, scenes_tiny
-from ..paper.records import SIDES, results_folder
+from ..paper.records import SIDES, results_folder, stale_reasons
 from ..scenes.corpus import SAMPLE_RATE, DemoData, demo_splits, oracle_ladder
 from ..train import fit, recipe
 
@@ -233,20 +233,26 @@ A -> I    a caption searches images; I -> A: an image searches captions
 oracle    understands exactly the words that its name lists, and guesses among what fits"""
 
 
-def _expected(record):
-    "(lower, upper) end of the R@10 of the reference record, the mean of both directions; None without one."
-    path = results_folder() / "demo.json"
-    reference = read_json(path) if path.is_file() else {"config": None}
-    if reference["config"] != json.loads(json.dumps(record["config"])):
+def _standard_config():
+    "The configuration of `make demo`, as in its record."
+    configs = {"model": scenes_tiny(), "train": recipe("scenes-tiny"), "data": DemoData()}
+    return json.loads(json.dumps({name: config_to_dict(c) for name, c in configs.items()}))
+
+
+def _expected(record, reference):
+    "(lower, upper) end of the R@10 of a record of the same demo, the mean of both directions; or None."
+    if not reference or stale_reasons(
+        reference, json.loads(json.dumps(record["config"])), _standard_config()
+    ):
         return None
     sides = [reference["metrics"]["test-seen"][s]["interval"]["recall_at_10"] for s in SIDES]
     return tuple(sum(side[k] for side in sides) / 2 for k in (0, 1))
 
 
-def _verdict(record):
+def _verdict(record, reference):
     "One line: the R@10 on test-seen, what is expected, and chance."
     n, mean = record["config"]["data"]["test"], record["metrics"]["test-seen"]["mean"]["recall_at_10"]
-    expected = _expected(record)
+    expected = _expected(record, reference)
     if expected is None:
         return f"R@10 {mean:.1f} %; chance {1000 / n:.1f}; there is no record of this configuration"
     low, high = expected
@@ -274,7 +280,9 @@ def _summary(record):
         )
     meaning = _MEANING.format(chance=2 * math.log(batch), n=n, ten=1000 / n)
     minutes = f"Minutes: {stages}; total {record['wall_seconds'] / 60:.1f}."
-    return "\n".join([*lines, "", meaning, "", minutes, "", _verdict(record)])
+    path = results_folder() / "demo.json"
+    verdict = _verdict(record, read_json(path) if path.is_file() else {})
+    return "\n".join([*lines, "", meaning, "", minutes, "", verdict])
 
 # %% ../../nbs/apps/00_demo.ipynb #399019b9
 _CAPTIONS = {
