@@ -422,8 +422,9 @@ def test_what_is_no_http(server, blob):
     assert request(server, "GET", "/config")[0] == 200
 
 
-def test_ports(server, folder, capsys):
+def test_ports(server, folder, capsys, monkeypatch):
     pytest.importorskip("gradio", reason="needs the extra app")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(server.kept))  # the command changes it; this sets it back
     arguments = [str(folder / "index"), "--port", str(server.server_port), "--device", "cpu"]
     assert run_command("sgmim_app", arguments) == 1 and "--port" in capsys.readouterr().err
 
