@@ -17,7 +17,8 @@ step() { # step NAME COMMAND...
 step "format" ruff format --check nbs tests tools benchmarks setup.py
 step "lint" ruff check nbs tests tools benchmarks setup.py
 step "notebooks" python tools/notebooks.py ${cells[@]+"${cells[@]}"}
-step "pytest" python -m pytest --durations=8 ${select[@]+"${select[@]}"}
+# two processes, each with whole files: they share fixtures
+step "pytest" python -m pytest -n 2 --dist loadfile --durations=8 ${select[@]+"${select[@]}"}
 
 if ((${#failed[@]})); then
     printf '\nFAILED: %s\n' "$(IFS=,; echo "${failed[*]}")"
