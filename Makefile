@@ -6,6 +6,9 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 
              $$p -c 'import sys; sys.exit(sys.version_info < ($(MIN)))' 2>/dev/null && echo $$p && break; done)
 VENV    := .venv
 STAMP   := $(VENV)/.installed
+# PyTorch for the CPU, or for the GPU whose driver is found; CPU=0: with CUDA in any case
+TORCH   := $(if $(filter 0,$(CPU)),,--torch-backend=auto)
+PIP      = $(VENV)/bin/python -m pip --disable-pip-version-check --no-input install
 ACTIVE  := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
@@ -21,16 +24,18 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	   echo "Install one, or name it: make PYTHON=/path/to/python3.11 test"; exit 1; fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < ($(MIN)) and "sgmim needs Python 3.10 or newer; $(PYTHON) is " + sys.version.split()[0] \
 	   + ". Name another: make PYTHON=python3.11 test")'
-	@echo "== Setting up $(VENV) with $$($(PYTHON) --version): some 6 GB and a few minutes, most of it PyTorch"
+	@echo "== Setting up $(VENV) with $$($(PYTHON) --version): a minute or more, most of it for PyTorch"
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV). On Debian and Ubuntu: sudo apt install python3-venv; then rm -r $(VENV) and try again."; exit 1; }
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar on -e '.[dev]'
+	$(PIP) -q uv
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python $(TORCH) -e '.[dev]' \
+	   || { echo "== uv could not install it (see above); pip tries, with its own settings"; $(PIP) -e '.[dev]'; }
 	@touch $@
 
 demo: $(STAMP) ## make the corpus, train, evaluate, plot: the whole method, in ten minutes
 	$(VENV)/bin/sgmim_demo
 
 app: $(STAMP) ## search pictures by speech, in a browser: the shipped weights, 200 pictures
-	@$(VENV)/bin/python -c 'import gradio' 2>/dev/null || $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -q -e '.[app]'
+	@$(VENV)/bin/python -c 'import gradio' 2>/dev/null || $(PIP) -q -e '.[app]'
 	$(VENV)/bin/sgmim_app --browser
 
 test: $(STAMP) ## the quick tests: ruff, checks, the notebooks, pytest without slow tests
@@ -43,8 +48,9 @@ check: $(STAMP) ## only the quick checks (a few seconds): format, lint, modules,
 	@$(ACTIVE) sh -c 'ruff format --check nbs tests tools benchmarks setup.py && ruff check nbs tests tools benchmarks setup.py'
 	@$(ACTIVE) python tools/checks.py
 
-lab: $(STAMP) ## open the notebooks in JupyterLab
-	$(VENV)/bin/jupyter lab --notebook-dir=nbs
+lab: $(STAMP) ## open the notebooks in JupyterLab, at the first one
+	$(VENV)/bin/jupyter trust nbs/tutorials/first_run.ipynb
+	$(VENV)/bin/jupyter lab --notebook-dir=nbs nbs/tutorials/first_run.ipynb
 
 docs: quarto $(STAMP) ## build the site into _docs (needs Quarto)
 	@$(ACTIVE) python tools/docs.py
