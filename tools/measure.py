@@ -99,7 +99,7 @@ def main():
         else:
             subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
         env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-        env["SGMIM_CACHE"] = f"{tmp}/cache"
+        env |= {"SGMIM_CACHE": f"{tmp}/cache", "UV_NO_CACHE": "1"}
         commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=clone, text=True).strip()
         machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
         found |= {"measured_on": machine, "command": "python tools/measure.py"}

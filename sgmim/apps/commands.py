@@ -196,15 +196,15 @@ def sgmim_demo(
     start: str = None,
 ):
     "Generate the embedded corpus, train a small SG-MIM model on it, evaluate it and plot the results."
-    from sgmim.apps.demo import run_demo
+    from sgmim.apps.demo import demo_model, run_demo
     from sgmim.models.pretrained import open_checkpoint, shipped
-    from sgmim.models.sgmim import ROWS, scenes_tiny
+    from sgmim.models.sgmim import ROWS
     from sgmim.scenes.corpus import DemoData
     from sgmim.train import recipe
 
     _set_threads(threads)
     start = shipped(start) if start == "scenes-tiny" else start
-    config = open_checkpoint(Path(start)).config if start else scenes_tiny()
+    config = open_checkpoint(Path(start)).config if start else demo_model()
     config = _changed(dataclasses.replace(config, reconstruction=ROWS[row]), model, "--model")
     sizes, train = _changed(DemoData(), data, "--data"), _changed(recipe("scenes-tiny"), set)
     run_demo(out, sizes, train, config, device=device, start=start)
