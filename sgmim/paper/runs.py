@@ -137,15 +137,18 @@ class TablePlan:
 _SETTINGS = {"kind", "why", "from", "set", "rows", "sizes", "preset"}
 
 
+def _settings_files(results, plan):
+    return [Path(results) / "tuning" / f"{name}.json" for name in dict.fromkeys((plan.label, plan.data))]
+
+
 def _read_settings(results, plan):
     "The settings of the label of a plan, or of its data; `ConfigError` for an unknown key."
-    for path in (Path(results) / "tuning" / f"{name}.json" for name in (plan.label, plan.data)):
-        if path.is_file():
-            settings = read_json(path)
-            if odd := set(settings) - _SETTINGS:
-                raise ConfigError(f"{path}: the keys are {sorted(_SETTINGS)}, not {sorted(odd)}")
-            return settings
-    return {}
+    if not (path := next((p for p in _settings_files(results, plan) if p.is_file()), None)):
+        return {}
+    settings = read_json(path)
+    if odd := set(settings) - _SETTINGS:
+        raise ConfigError(f"{path}: the keys are {sorted(_SETTINGS)}, not {sorted(odd)}")
+    return settings
 
 # %% ../../nbs/paper/03_runs.ipynb #727a2ef1
 _NEAR = (
@@ -438,6 +441,17 @@ def _state_of(spec, results, prints=None):
     return ("stale", reasons) if reasons else ("missing", None)
 
 # %% ../../nbs/paper/03_runs.ipynb #e7a1f0c5
+def _without_settings(results, plan):
+    "A warning as text if a plan on the embedded corpus has no file of settings, as in a wheel."
+    files = _settings_files(results, plan)
+    if plan.data != "scenes" or any(f.is_file() for f in files):
+        return ""
+    return (
+        f"\nNo {files[-1]}: the rows have the settings of their presets, not those of the published runs. Run"
+        " this in a clone of the repository, or name its folder of records with --results."
+    )
+
+
 def _describe(states):
     "A plan as text, from {`RunSpec`: `_state_of`}: existing, stale and missing records."
     plan, todo = next(iter(states)).plan, {s: why for s, (kind, why) in states.items() if kind != "done"}
@@ -555,7 +569,7 @@ def run_table(
         prints = {n: entry["fingerprint"] for n, entry in _entries(opened).items()}
     states = {s: _state_of(s, results, prints) for s in specs}
     todo = [s for s in specs if states[s][0] != "done"]
-    o.show(_describe(states))
+    o.show(_describe(states) + _without_settings(results, plan))
     if todo and dry_run:
         o.show("\n".join([_cost(todo, opened, o), *_needs(todo, o)]))
     failed = [] if dry_run else _run_all(todo, opened, prints, o)
