@@ -51,20 +51,20 @@ class TrainConfig:
     lr: float = 5e-6  # peak, §3.2
     warmup: float = 0.1  # share of training, §3.2
     schedule: str = "linear"  # §3.2; 'cosine' (ours); 'steps': times `step_factor` (ResDAVEnet, MILAN)
-    step_epochs: tuple = (2.0, 3.0)  # epochs before the first reduction, and between two (ResDAVEnet)
+    step_epochs: tuple = (2.0, 3.0)  # epochs until the first reduction, and between later ones (ResDAVEnet)
     step_factor: float = 0.95  # (ResDAVEnet)
     weight_decay: float = 0.01  # VG, on all parameters
     clip: float = 1.0  # global norm of the gradient, VG; 0: none
-    max_seconds: float = 8.0  # of each caption, VG (18 for Places)
+    max_seconds: float = 8.0  # of a training caption; longer ones are cut, VG (18 for Places)
     eval_seconds: float = 10.0  # of each caption in evaluation, VG (25 for Places)
     augment: str = "randaugment"  # crop and RandAugment (§3.2), flip (VG); 'crop': crop and flip (VG); 'none'
-    speed: float = 0.0  # captions are up to this share faster or slower, at random (ours)
+    speed: float = 0.0  # random change of a caption's speed, up to ± this share (ours)
     effects: str = ""  # sound effects of captions: 'all' or names of `sgmim.data.effects.EFFECTS` (ours)
     # share of training in which sound effects become more frequent, from none to 7 of 10 captions (ours)
     effects_ramp: float = 0.5
-    # 'full': to max_seconds (VG); 'batch': to the longest caption; 'auto': 'full' where padding matters (VG)
+    # 'full': to max_seconds (VG); 'batch': to the longest caption; 'auto': by what the model needs (VG)
     pad: str = "auto"
-    bucket: int = 0  # batches per pool that is sorted by length (ours); 0: no pools
+    bucket: int = 0  # sort groups of so many batches by caption length (ours); 0: off
     curriculum: float = 0.0  # share of training in which short captions come first (ours)
     shard_window: int = 16  # shards that are read at a time, for a corpus in shards (ours)
     micro_batch: int = 0  # pairs at a time, by gradient caching (ours); 0: the whole batch at once
@@ -124,8 +124,8 @@ RECIPES = {
         **dict(epochs=150.0, batch_size=64, optimiser="adam", lr=2e-4, warmup=0.0, schedule="steps"),
         **dict(weight_decay=5e-7, clip=0.0, max_seconds=20.48, eval_seconds=20.48, augment="crop"),
     ),
-    # optimiser and rate of the group's image-text model: 40,000 updates, times .999 every 1,000, of 402,385
-    # pairs in batches of 64; the rest is ours
+    # optimiser and rate as in an image-text model by MILAN's authors: 40,000 updates of 64 of 402,385 pairs,
+    # the rate times .999 after every 1,000; the rest is ours
     "milan-style": TrainConfig(
         **dict(epochs=6.36, batch_size=64, optimiser="adam", lr=1e-4, warmup=0.0, schedule="steps"),
         **dict(step_epochs=(0.159, 0.159), step_factor=0.999, weight_decay=0.0, clip=1.0),
@@ -154,7 +154,7 @@ def recipe(
 # %% ../nbs/training/10_train.ipynb #d5ee67e6
 def train_loop(
     run: Run,  # begun or resumed
-    pools: dict,  # {name: loader to evaluate on}
+    dev_loaders: dict,  # {name: loader to evaluate on}
     bar,  # `tqdm` of the steps
     watch=None,  # function of the history, called when there are new entries
 ) -> None:
@@ -178,8 +178,8 @@ def train_loop(
             if run.step % config.log_every == 0 or last:
                 log_losses(run)
                 bar.set_postfix_str(_progress(run))
-            if pools and (run.step % every == 0 or last):
-                log_recalls(run, {name: _recalls(run, pool) for name, pool in pools.items()})
+            if dev_loaders and (run.step % every == 0 or last):
+                log_recalls(run, {name: _recalls(run, pool) for name, pool in dev_loaders.items()})
             bar.update()
             if watch and run.history and run.history[-1]["step"] == run.step:
                 watch(run.history)
@@ -229,7 +229,8 @@ def fit(  # noqa: PLR0913  the call that users make
     model,  # a model or configuration of any system, or the name of a preset
     data,  # corpus, or re-iterable of batches with a length
     dev=None,  # corpus or loader for choosing the best checkpoint, or {name: corpus or loader}
-    config: TrainConfig | None = None,  # None: the recipe of the preset, else the paper's
+    # None: the recipe of a preset; else the paper's, which does not suit small models
+    config: TrainConfig | None = None,
     out: str | Path | None = None,  # folder of the run; None: nothing is written
     device=None,  # None: a GPU if there is one
     resume: bool = True,  # resume the run in `out`
@@ -237,10 +238,10 @@ def fit(  # noqa: PLR0913  the call that users make
     workers: int = 0,  # processes that decode ahead
     notes: dict | None = None,  # further entries of the run record
 ) -> Fitted:
-    """Train a model. A run in `out` resumes only with the same configuration, data, dev sets and initial
-    weights (any weights, if `model` is a configuration). Ctrl-C or SIGTERM saves a checkpoint at the end of
-    the step and raises `KeyboardInterrupt`. Raises `ConfigError`, `DataError`, `CheckpointError` (`out` holds
-    another run, or is in use), and `SgmimError` for a loss that is not finite."""
+    """Train a model. An unfinished run in `out` is resumed; configuration, data and dev sets must be the
+    same, and also the initial weights unless `model` is a preset or a configuration. Ctrl-C or SIGTERM saves
+    a checkpoint at the end of the step and raises `KeyboardInterrupt`. Raises `ConfigError`, `DataError`,
+    `CheckpointError` (`out` holds another run, or is in use), and `SgmimError` for a loss that is not finite."""
     keep_memory()
     team, device = join(device)
     config = config or (recipe(model) if isinstance(model, str) else TrainConfig())
@@ -258,9 +259,9 @@ def fit(  # noqa: PLR0913  the call that users make
             check_front_end(net, model)
         if show:
             print(_announcement(run, device), flush=True)
-        pools = prepare_data(net, run.feed, dev, show)
+        dev_loaders = prepare_data(net, run.feed, dev, show)
         bar = tqdm(total=run.feed.steps, initial=run.step, disable=not show, unit="step")
-        train_loop(run, pools, bar, progress if callable(progress) and team.first else None)
+        train_loop(run, dev_loaders, bar, progress if callable(progress) and team.first else None)
         return _finish(run, progress, device, notes)
 
 # %% ../nbs/training/10_train.ipynb #317da5c7

@@ -191,7 +191,7 @@ def sgmim_demo(
     threads: _at_least(1) = None,  # CPU threads
     set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
     model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
-    data: list[str] = (),  # field=value: sizes and recipe (see DemoData), as in train=12000
+    data: list[str] = (),  # field=value: sizes and recipe of the corpus (see DemoData), as in train=12000
     # train this checkpoint further; scenes-tiny is the shipped one (default: start from the small encoders)
     start: str = None,
 ):
@@ -370,7 +370,7 @@ def sgmim_train(
     set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
     model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     train_split: str = None,  # training split (default: the standard split of the corpus)
-    # splits that choose the best checkpoint; without a name: keep the last (default: the standard split)
+    # splits that choose the best checkpoint (default: the standard one); without a value: keep the last
     dev_split: list[str] = None,
     images: _at_least(2) = 7000,  # training images of the embedded corpus
     captions: int = 2,  # captions per image of the embedded corpus
@@ -382,7 +382,7 @@ def sgmim_train(
     download: bool = False,  # download weights that are not on this machine
     from_scratch: bool = False,  # start from random weights; also train the front end of the audio encoder
     dry_run: bool = False,  # print the configuration and the estimated time and memory, and stop
-    no_calibration: bool = False,  # do not measure a few steps first; estimate from the configuration alone
+    no_calibration: bool = False,  # skip the short timing run; estimate from the configuration alone
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
     workers: _at_least(0) = None,  # data loading processes (default: half the cores, at most 8)
@@ -615,7 +615,8 @@ def sgmim_eval(
     *,
     split: list[str] = (),  # splits to evaluate (default: the test splits)
     images: _at_least(2) = 1000,  # number of images of the embedded corpus
-    recipe: _RECIPE = "scenes-1",  # recipe of the embedded corpus
+    # voices and things of the embedded corpus: scenes-1 one synthesiser, scenes-2 two, scenes-2-full more
+    recipe: _RECIPE = "scenes-1",
     max_seconds: _positive = None,  # use only this much of each caption (default: 10; 25 for Places)
     max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable files
     embeddings: str = None,  # folder for the embeddings; reused if present
@@ -627,9 +628,9 @@ def sgmim_eval(
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     **corpus,
 ):
-    """Compute R@1, R@5 and R@10 of a checkpoint in both directions. With --data human=FOLDER, search the
-    pictures of test-seen by single words instead, said by people (FOLDER: their packages, unpacked; see
-    nbs/scenes/05_recordings.ipynb) and by synthetic voices."""
+    """Compute R@1, R@5 and R@10 of a checkpoint in both directions. With --data human=FOLDER, search
+    drawn pictures by single words, said by people and by synthetic voices; FOLDER contains the unpacked
+    packages of recordings (see nbs/scenes/05_recordings.ipynb)."""
     from sgmim.evaluation.analysis import corpus_entries
     from sgmim.evaluation.retrieval import evaluation_cut, format_table
     from sgmim.models.pretrained import give_regions, open_checkpoint, shipped, state_digest
@@ -1024,11 +1025,11 @@ def sgmim_search(
 def sgmim_app(
     index: str = None,  # folder written by sgmim_index --images (default: shipped weights, drawn pictures)
     *,
-    pictures: _at_least(1) = 200,  # number of drawn pictures, without INDEX
+    pictures: _at_least(1) = 200,  # number of drawn pictures to search, if no INDEX is given
     port: _at_least(1) = None,  # port (default: the first free one from 7860)
     # address to listen on (default: 127.0.0.1); any other makes the pictures visible to your network
     host: str = None,
-    name: list[str] = (),  # further host names that browsers may use, with another --host
+    name: list[str] = (),  # additional host names to accept, as in my.server.org; with --host
     # also give the page a public address, through a server of Gradio's makers: for up to a week, everyone who
     # has the address can search the pictures, and all sound and pictures pass through that server
     share: bool = False,
@@ -1038,7 +1039,8 @@ def sgmim_app(
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
 ):
-    "Search pictures by speech, in a browser on this computer. Needs the extra app. Stop with Ctrl-C."
+    """Search pictures by speech, in a browser on this computer. Requires Gradio (`pip install -e '.[app]'`).
+    Stop with Ctrl-C."""
     from sgmim.apps import app
     from sgmim.apps.search import Index, open_model
     from sgmim.models.pretrained import open_checkpoint, shipped
