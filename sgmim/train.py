@@ -241,7 +241,7 @@ def fit(  # noqa: PLR0913  the call that users make
     """Train a model. An unfinished run in `out` is resumed; configuration, data and dev sets must be the
     same, and also the initial weights unless `model` is a preset or a configuration. Ctrl-C or SIGTERM saves
     a checkpoint at the end of the step and raises `KeyboardInterrupt`. Raises `ConfigError`, `DataError`,
-    `CheckpointError` (`out` holds another run, or is in use), and `SgmimError` for a loss that is not finite."""
+    `CheckpointError` (`out` holds another run, or is in use), `SgmimError` (a loss is not finite)."""
     keep_memory()
     team, device = join(device)
     config = config or (recipe(model) if isinstance(model, str) else TrainConfig())
