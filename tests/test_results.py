@@ -1039,6 +1039,16 @@ def test_the_other_sentences_of_the_page_about_ablations():
                 assert e["interval"][0] <= 0 <= e["interval"][1]
 
 
+def test_what_the_page_about_voices_says_is_in_its_records():
+    text = prose("evaluation/08_spoken_words")
+    assert "significantly more often than by chance" in text and "less than 15 points below" in text
+    for scores in read_json(ROOT / "results/spoken-words-voices.json")["metrics"].values():
+        assert scores["best"]["interval"][0] > scores["best"]["chance"]
+    tests = read_json(ROOT / "results/tuning/voices.json")["metrics"]
+    ten = [tests[name]["mean"]["recall_at_10"] for name in ("test-seen", "test-unseen-kind")]
+    assert 0 < ten[0] - ten[1] < 15
+
+
 @pytest.mark.slow
 def test_without_benchmarks_the_page_about_scaling_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SGMIM_RESULTS", str(tmp_path))
