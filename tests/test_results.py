@@ -1039,6 +1039,22 @@ def test_the_other_sentences_of_the_page_about_ablations():
                 assert e["interval"][0] <= 0 <= e["interval"][1]
 
 
+@pytest.mark.parametrize("table", (1, 2, 3))
+def test_what_the_pages_say_about_the_other_systems_is_in_their_records(table):
+    text = prose(f"paper/table_{table}")
+    assert "find more than chance (an R@10 of 1 %) and far less than *VG-HuBERT (M)*" in text
+    found = runs.records_of_table(table, "scenes", results=ROOT / "results").records
+    ten = {row: [] for row, _ in found}
+    for (row, _), record in found.items():
+        ten[row].append(record["metrics"]["tests"]["test-seen"]["mean"]["recall_at_10"])
+    others = ten.keys() - {BASE, "+ Summary"}
+    assert len(others) == (3 if table == 1 else 2) and {len(ten[row]) for row in others} == {3}
+    for row in others - {"MILAN-style"}:
+        assert 1.5 < min(ten[row]) and max(ten[row]) < np.mean(ten[BASE]) / 2
+    if table == 1:
+        assert "*MILAN-style* is hardly better than chance" in text and np.mean(ten["MILAN-style"]) < 3
+
+
 def test_what_the_page_about_voices_says_is_in_its_records():
     text = prose("evaluation/08_spoken_words")
     assert "significantly more often than by chance" in text and "less than 15 points below" in text
