@@ -9,6 +9,8 @@ STAMP   := $(VENV)/.installed
 # PyTorch for the CPU, or for the GPU whose driver is found; CPU=0: with CUDA in any case
 TORCH   := $(if $(filter 0,$(CPU)),,--torch-backend=auto)
 PIP      = $(VENV)/bin/python -m pip --disable-pip-version-check --no-input install
+INSTALL  = $(VENV)/bin/uv pip install --python $(VENV)/bin/python $(TORCH) -e '.[$(1)]' \
+	   || { echo "== uv could not install it (see above); pip tries, with its own settings"; $(PIP) -e '.[$(1)]'; }
 ACTIVE  := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
@@ -27,15 +29,14 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	@echo "== Setting up $(VENV) with $$($(PYTHON) --version): a minute or more, most of it for PyTorch"
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV). On Debian and Ubuntu: sudo apt install python3-venv; then rm -r $(VENV) and try again."; exit 1; }
 	$(PIP) -q uv
-	$(VENV)/bin/uv pip install --python $(VENV)/bin/python $(TORCH) -e '.[dev]' \
-	   || { echo "== uv could not install it (see above); pip tries, with its own settings"; $(PIP) -e '.[dev]'; }
+	$(call INSTALL,dev)
 	@touch $@
 
 demo: $(STAMP) ## make the corpus, train, evaluate, plot: the whole method, in ten minutes
 	$(VENV)/bin/sgmim_demo
 
 app: $(STAMP) ## search pictures by speech, in a browser: the shipped weights, 200 pictures
-	@$(VENV)/bin/python -c 'import gradio' 2>/dev/null || $(PIP) -q -e '.[app]'
+	@$(VENV)/bin/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("gradio"))' || $(call INSTALL,app)
 	$(VENV)/bin/sgmim_app --browser
 
 test: $(STAMP) ## the quick tests: ruff, checks, the notebooks, pytest without slow tests
