@@ -442,6 +442,7 @@ def _configuration(preset, row, set, model, from_scratch=False):
     "(model, training) configuration of the options."
     from sgmim.models.sgmim import ROWS
     from sgmim.models.systems import PRESETS
+    from sgmim.train import from_scratch as scratch
     from sgmim.train import recipe
 
     c, config = PRESETS[preset](), _changed(recipe(preset), set)
@@ -449,8 +450,8 @@ def _configuration(preset, row, set, model, from_scratch=False):
         raise ConfigError(f"--row chooses among the rows of SG-MIM; --preset {preset} is a row of its own")
     if row:
         c = dataclasses.replace(c, reconstruction=ROWS[row])
-    if from_scratch and "freeze_cnn" in vars(c):
-        c, config = dataclasses.replace(c, freeze_cnn=False), dataclasses.replace(config, cache_frames=False)
+    if from_scratch:
+        c, config = scratch(c, config)
     return _changed(c, model, "--model"), config
 
 
@@ -632,7 +633,7 @@ def sgmim_eval(
     drawn pictures by single words, said by people and by synthetic voices; FOLDER contains the unpacked
     packages of recordings (see nbs/scenes/05_recordings.ipynb)."""
     from sgmim.evaluation.analysis import corpus_entries
-    from sgmim.evaluation.retrieval import evaluation_cut, format_table
+    from sgmim.evaluation.retrieval import format_table
     from sgmim.models.pretrained import give_regions, open_checkpoint, shipped, state_digest
 
     began, code, device = time.perf_counter(), code_version(), pick_device(device)
@@ -645,7 +646,7 @@ def sgmim_eval(
     embedded = (tests, images, getattr(net.config, "image_size", 96), recipe)
     splits = _open_splits(source, split, "test", max_unreadable, embedded)
     give_regions(net.config, *splits.values(), files=regions)
-    seconds, results = max_seconds or max(evaluation_cut(c) for c in splits.values()), {}
+    seconds, results = _evaluation_seconds(net, splits, max_seconds), {}
     for name, c in splits.items():
         kept = embeddings and Path(embeddings) / name
         made = _embeddings(net, c, seconds, (batch_size, workers), max_unreadable, kept)
@@ -664,6 +665,19 @@ def sgmim_eval(
         write_json(record, run_record("eval", config, 0, data, metrics, *run, remarks=remarks))
 
 # %% ../../nbs/apps/05_commands.ipynb #9ab57c2a
+def _evaluation_seconds(net, splits, asked):
+    "Maximum seconds of a caption: those asked for, or by the code of the system."
+    from sgmim.evaluation.retrieval import evaluation_cut
+    from sgmim.train import recipe
+
+    system = net.config.system
+    own = None if system in ("sgmim", "fast-vgs") else recipe(system).eval_seconds
+    seconds = asked or own or max(evaluation_cut(corpus) for corpus in splits.values())
+    if system == "fast-vgs":  # which cuts captions itself
+        net.config = dataclasses.replace(net.config, eval_seconds=seconds)
+    return seconds
+
+
 def _embeddings(net, corpus, seconds, loading, max_unreadable, kept):
     "`Embeddings` of a split, read from the folder `kept` if it exists, else computed (and saved there)."
     from sgmim.evaluation.retrieval import Embeddings, embed, pool

@@ -18,7 +18,7 @@ from ..core import CheckpointError, ConfigError, DataError, load_checkpoint, sav
 from ..data.batches import check_batches, is_corpus, pool_loader
 from ..data.check import CAPS
 from .analysis import Resamples, markdown_table, percentile_interval
-from ..models.inputs import corpus_pairs
+from ..models.inputs import corpus_pairs, pads_fully
 
 # %% ../../nbs/evaluation/02_retrieval.ipynb #3faff7a8
 def _ranks(z_image, z_audio, image_of_caption, block, team=None):
@@ -345,7 +345,7 @@ def pool(
 ) -> pool_loader:
     "The loader of a retrieval test: every image once, every caption once."
     max_seconds = evaluation_cut(corpus) if max_seconds is None else max_seconds
-    pairs = corpus_pairs(corpus, max_seconds, model, lengths=not model.padding_matters)
+    pairs = corpus_pairs(corpus, max_seconds, model, lengths=not pads_fully(model))
     return pool_loader(pairs, batch_size, workers)
 
 

@@ -149,10 +149,12 @@ def check_front_end(
     fits = [n for n, make in PRESETS.items() if _audio_sizes(make()) == _audio_sizes(model.config)]
     if not fits or not (isinstance(given, str) or dataclasses.is_dataclass(given)):
         return warnings.warn(f"{fault}: load weights into the model, or set freeze_cnn=False", stacklevel=3)
-    load = "load_pretrained(model, image=…, audio='facebook/hubert-base-ls960')"
+    load = "sgmim.models.pretrained.load_pretrained(model, image=…, audio='facebook/hubert-base-ls960')"
     if "scenes-tiny" in fits:
-        load = "load_tiny_backbones(model)"
-    advice = f"load encoders, sgmim.models.pretrained.{load}, and give fit the model; or set freeze_cnn=False"
+        load = "sgmim.models.pretrained.load_tiny_backbones(model)"
+    if model.config.system != "sgmim":
+        load = "sgmim.models.systems.fill_system"
+    advice = f"load encoders, {load}, and give fit the model; or set freeze_cnn=False"
     raise ConfigError(f"{fault}: {advice}")
 
 

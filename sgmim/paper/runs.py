@@ -51,7 +51,7 @@ from sgmim.paper.records import (
 )
 from .statistics import TableRecords, differences_table, primary_contrasts, results_table
 from ..scenes.corpus import TESTS, DemoData, load_scenes, oracle_ladder
-from ..train import TrainConfig, fit, recipe
+from ..train import TrainConfig, fit, from_scratch, recipe
 from ..training import plan as planner
 from ..training.process import alone
 
@@ -241,6 +241,15 @@ def _preset(plan, row, settings):
     return own or ("vg-hubert" if row == "VG-HuBERT" else _PRESET_OF_DATA[plan.data])
 
 
+# FaST-VGS's code: other lengths for Places, other batches for both
+_OF_CORPUS = {
+    ("FaST-VGS", "places"): {
+        **dict(batch_size=48, max_seconds=18.0, eval_seconds=25.0, train_seconds=18.0),
+    },
+    ("FaST-VGS", "facc"): {"batch_size": 96},
+}
+
+
 def _settled(plan, row, settings):
     "(preset, model configuration, training configuration) of a row with all settings and changes."
     preset = _preset(plan, row, settings)
@@ -251,13 +260,14 @@ def _settled(plan, row, settings):
     model, train = PRESETS[preset](), recipe(preset)
     if row in OTHER_ROWS:  # a field of SG-MIM that they do not have concerns the other rows
         foreign = set(vars(PRESETS["scenes-tiny"]())) - set(vars(model))
-        return preset, *with_changes(
-            model, train, own | {k: v for k, v in changes.items() if k not in foreign}
-        )
+        changes = {k: v for k, v in changes.items() if k not in foreign}
+        own = _OF_CORPUS.get((row, plan.data), {}) | own
+    else:
+        changes = changes | {"reconstruction": ROWS.get(row, "none")}
     model, train = with_changes(model, train, own | changes)
-    if plan.weights == "random":  # a random front end must be trained
-        model, train = replace(model, freeze_cnn=False), replace(train, cache_frames=False)
-    return preset, replace(model, reconstruction=ROWS.get(row, "none")), train
+    if plan.weights == "random":
+        model, train = from_scratch(model, train)
+    return preset, model, train
 
 
 def plan_runs(

@@ -6,6 +6,8 @@
 __all__ = ['Feed', 'front_end_frames', 'prepare_data']
 
 # %% ../../nbs/training/06_feed.ipynb #0807a576
+import math
+
 import torch
 from tqdm.auto import tqdm
 
@@ -145,6 +147,8 @@ def front_end_frames(
 
 def _check_caching(model, feed):
     "Raise `ConfigError` if the output of the front end is not constant."
+    if model.config.system != "sgmim":
+        raise ConfigError(f"cache_frames is for SG-MIM and VG-HuBERT, not for {model.config.system}")
     if not (feed.corpus and model.config.freeze_cnn):
         raise ConfigError("cache_frames needs a corpus and a frozen front end (freeze_cnn)")
     if feed.config.speed or feed.config.effects:
@@ -158,6 +162,16 @@ def _check_caching(model, feed):
         )
 
 
+def _check_seconds(model, config):
+    "Raise `ConfigError` if a model that cuts captions itself, as FaST-VGS, would cut those of the training."
+    for own, name in (("train_seconds", "max_seconds"), ("eval_seconds", "eval_seconds")):
+        asked, most = getattr(config, name), getattr(model.config, own, math.inf)
+        if asked > most:
+            raise ConfigError(
+                f"{name} is {asked:g}, but the model reads only {most:g} s of a caption; set its {own} too"
+            )
+
+
 def prepare_data(
     model: SGMIM,  # to be trained
     feed: Feed,  # of the run; receives the output of the front end
@@ -166,6 +180,7 @@ def prepare_data(
 ) -> dict:  # {name: loader to evaluate on}
     "Create loaders of the dev sets; with `TrainConfig.cache_frames`, compute the output of the front end."
     config, pools = feed.config, {}
+    _check_seconds(model, config)
     if config.cache_frames:
         _check_caching(model, feed)
         feed.pairs.frames = front_end_frames(model, feed.pairs, progress=progress)

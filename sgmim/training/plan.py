@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import ConfigError, SgmimError, config_from_dict, config_to_dict, peak_memory_mb, rng_for
 from ..data.audio import RATE
 from ..data.check import EXPECTED
+from ..models.inputs import pads_fully
 from ..models.systems import new_model, read_config
 from ..train import Feed, TrainConfig
 from .step import keep_memory, make_optimiser, train_step
@@ -80,7 +81,7 @@ _SPOKEN = 1.71  # seconds of the mean caption of the embedded corpus
 
 def _usual_seconds(model, train):
     "Seconds of audio per pair if there is no corpus; the longest if captions are padded to one length."
-    return train.max_seconds if model.padding_matters else min(_SPOKEN, train.max_seconds)
+    return train.max_seconds if pads_fully(model) else min(_SPOKEN, train.max_seconds)
 
 
 def _noise(model, n, seconds, device):
@@ -486,7 +487,7 @@ def steps_to_take(
         "device": str(device),
     }
     spec |= {"threads": threads or 0, "pairs": _most_pairs(model, train, device), "seconds": seconds}
-    caption_seconds = train.eval_seconds if model.padding_matters else mean_seconds
+    caption_seconds = train.eval_seconds if pads_fully(model) else mean_seconds
     return spec | {"parts": parts, "caption_seconds": caption_seconds}
 
 
