@@ -1663,16 +1663,19 @@ ODD = {
 @pytest.mark.parametrize("said", ODD)
 def test_what_is_no_weight(tmp_path, said):
     _, state = vg_state()
+    fault = f"b.pth has .*{said}" + "|missing" * (
+        said == "nested"
+    )  # PyTorch 2.15 does not read these any more
     for zipped in (True, False)[: 1 if "float8" in said else 2]:  # the old format has no float8
         torch.save(
             {"dual_encoder": {**state, FC1: ODD[said](state[FC1])}},
             tmp_path / "b.pth",
             _use_new_zipfile_serialization=zipped,
         )
-        with limited(), pytest.raises(CheckpointError, match=f"b.pth has .*{said}") as e:
+        with limited(), pytest.raises(CheckpointError, match=fault) as e:
             vg_hubert_model(tmp_path / "b.pth", VG_SMALL)
         assert "encoder.layers.1.feed_forward.intermediate_dense.weight" in str(e.value)
-        with limited(), pytest.raises(CheckpointError, match=f"b.pth has .*{said}"):
+        with limited(), pytest.raises(CheckpointError, match=fault):
             hubert_weights(tmp_path / "b.pth", SMALL)
 
 
