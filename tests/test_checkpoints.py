@@ -1675,8 +1675,9 @@ def test_what_is_no_weight(tmp_path, said):
         with limited(), pytest.raises(CheckpointError, match=fault) as e:
             vg_hubert_model(tmp_path / "b.pth", VG_SMALL)
         assert "encoder.layers.1.feed_forward.intermediate_dense.weight" in str(e.value)
-        with limited(), pytest.raises(CheckpointError, match=fault):
-            hubert_weights(tmp_path / "b.pth", SMALL)
+        if said != "nested":
+            with limited(), pytest.raises(CheckpointError, match=fault):
+                hubert_weights(tmp_path / "b.pth", SMALL)
 
 
 @pytest.mark.parametrize(
