@@ -404,7 +404,7 @@ def build_page(
 _HEADERS = {
     "content-security-policy": "default-src 'self' data: blob:; base-uri 'self'; form-action 'self';"
     " script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline';"
-    " frame-ancestors 'none'",
+    " frame-ancestors 'self' http://localhost:* http://127.0.0.1:*",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
