@@ -156,7 +156,9 @@ def _reader(model, kind: str, root: Path, max_seconds: float = 10.0):
     """A function `File` -> what the model is to embed (a picture, uint8 (S, S, 3), or a waveform), or the
     text of what is wrong with the file."""
     c = model.config
-    transform = image_transform(c)
+    if kind == "images" and c.system == "fast-vgs":
+        raise ConfigError("FaST-VGS takes region features, not pictures; index recordings with --audio")
+    transform = image_transform(c) if kind == "images" else None
 
     def read(file):
         try:

@@ -9,7 +9,7 @@ __all__ = ['model_card', 'export_model']
 from pathlib import Path
 
 from .. import __version__
-from ..core import atomic_write, config_to_dict, write_json
+from ..core import ConfigError, atomic_write, config_to_dict, write_json
 from .sgmim import SGMIM
 
 # %% ../../nbs/models/18_export.ipynb #66dfc65f
@@ -175,6 +175,11 @@ def export_model(
     "Write a model in the Hugging Face hub's layout, with its model card; `SGMIM.from_pretrained` reads it."
     from safetensors.torch import save
 
+    if model.config.system != "sgmim":
+        raise ConfigError(
+            f"only SG-MIM models can be exported, not {model.config.system}; share the folder of the run,"
+            " which sgmim.models.pretrained.open_checkpoint opens"
+        )
     folder = Path(folder)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     config = {"model_type": "sgmim", "architectures": ["SGMIM"], "library_name": "sgmim"}

@@ -279,7 +279,7 @@ def check_quick_gelu(
     config = config or {}
     stated = config.get("vision_config", config)
     activation = stated.get("hidden_act") if isinstance(stated, dict) else None
-    model = config.get("architecture") or (name if "_clip_" in name else "")
+    model = str(config.get("architecture") or "") or (name if "_clip_" in name else "")
     if activation not in (None, "quick_gelu"):
         model, found = name, f"has the activation {activation!r}"
     elif model and "quickgelu" not in model:
@@ -302,7 +302,9 @@ def clip_weights(
     path, stated, name = locate(source, download, progress)
     check_quick_gelu(stated if isinstance(stated, dict) else None, name)
     state, read = read_tensors(path)
-    tensors = clip_tensors({k.removeprefix("visual."): v for k, v in state.items()})
+    if any(k.startswith("visual.") for k in state):  # OpenAI's file has the text tower too
+        state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
+    tensors = clip_tensors(state)
     with torch.device("meta"):
         empty = clip_tower(config or SpeechCLIPConfig())
     check_state(empty, tensors, str(path))
