@@ -164,7 +164,7 @@ def test_regions_are_found_by_path_name_or_stem(tmp_path):
     ids = ["COCO_val2014_000000000042", "l/laundromat/gsun_1.jpg", "1000268201_693b08cb0e.jpg"]
     table = S.open_regions([write_tsv(tmp_path / "a.tsv", ids)])
     images = ["val2014/COCO_val2014_000000000042.jpg", "images/l/laundromat/gsun_1.jpg"]
-    corpus = SimpleNamespace(images=[*images, "Flicker8k_Dataset/1000268201_693b08cb0e.jpg"])
+    corpus = SimpleNamespace(image_names=[*images, "Flicker8k_Dataset/1000268201_693b08cb0e.jpg"])
     S.add_regions(corpus, table)
     assert [corpus.regions(i).shape for i in range(3)] == [(36, 2052)] * 3
     assert not np.array_equal(corpus.regions(0), corpus.regions(1))
@@ -173,7 +173,7 @@ def test_regions_are_found_by_path_name_or_stem(tmp_path):
 def test_faults_of_region_files(tmp_path):
     table = S.open_regions([write_tsv(tmp_path / "a.tsv", ["a"])])
     with pytest.raises(DataError, match="1 of 2 images have no region features, the first: x/b.jpg"):
-        S.add_regions(SimpleNamespace(images=["x/a.jpg", "x/b.jpg"]), table)
+        S.add_regions(SimpleNamespace(image_names=["x/a.jpg", "x/b.jpg"]), table)
     with pytest.raises(DataError, match="gone.tsv does not exist"):
         S.open_regions([tmp_path / "gone.tsv"])
     (tmp_path / "a.pkl").write_bytes(b"")

@@ -9,7 +9,7 @@ __all__ = ['model_card', 'export_model']
 from pathlib import Path
 
 from .. import __version__
-from ..core import ConfigError, atomic_write, config_to_dict, write_json
+from ..core import atomic_write, config_to_dict, write_json
 from .sgmim import SGMIM
 
 # %% ../../nbs/models/18_export.ipynb #66dfc65f
@@ -68,9 +68,9 @@ tags:
 - contrastive-learning
 ---
 
-# SG-MIM
+# {title}
 
-A model of images and their spoken captions, trained without text, by {method}. Made with sgmim {version}, \
+A model of images and their spoken captions, trained {method}. Made with sgmim {version}, \
 a reproducibility kit for the paper cited below; not by its authors.
 
 ## What it is
@@ -78,10 +78,7 @@ a reproducibility kit for the paper cited below; not by its authors.
 Two encoders that put an image and a spoken caption into one space of {c.embed_dim} dimensions, where the \
 {score} says how well they match.
 
-- image encoder: ViT, {c.image_size} pixels, patches of {c.patch_size}, width {c.image_width}, \
-{c.image_depth} layers, {image_millions:.1f} million parameters
-- audio encoder: HuBERT with [CLS], width {c.audio_width}, {c.audio_depth} layers, \
-{audio_millions:.1f} million parameters
+{parts}
 - everything else: `config.json`
 
 ## Intended use
@@ -93,11 +90,8 @@ known of others. It is not meant for decisions about people.
 ## How to load it
 
 ```python
-from sgmim.models.sgmim import SGMIM
-
-model = SGMIM.from_pretrained('path/to/this/folder')
-z_image = model.embed_image(image)             # (B, 3, {c.image_size}, {c.image_size}), normalised by \
-sgmim.data.image.eval_transform
+{load}
+z_image = model.embed_image(image)             # (B, {shape}), {image}
 z_audio = model.embed_audio(audio, audio_len)  # (B, L) waveform at 16 kHz, zero-padded; (B,) samples
 ```
 
@@ -115,7 +109,7 @@ The code of sgmim is under Apache-2.0. These weights may be bound by more than t
 
 - **Weights that started from MAE's are for non-commercial use** (CC BY-NC 4.0, as MAE's own),
   and so is what was trained from them.
-- **The method is the subject of a patent application, KR-20260064400-A (KAIST).**
+- **SG-MIM is the subject of a patent application, KR-20260064400-A (KAIST).**
   Nobody who made this file can grant a right under it.
 - The corpora that a model was trained on have terms of their own.
 
@@ -141,6 +135,34 @@ _METHOD = {
 }
 
 
+_SGMIM_PARTS = """\
+- image encoder: ViT, {c.image_size} pixels, patches of {c.patch_size}, width {c.image_width}, \
+{c.image_depth} layers, {image_millions:.1f} million parameters
+- audio encoder: HuBERT with [CLS], width {c.audio_width}, {c.audio_depth} layers, \
+{audio_millions:.1f} million parameters"""
+_LOAD = "from sgmim.models.sgmim import SGMIM\n\nmodel = SGMIM.from_pretrained('path/to/this/folder')"
+_OPEN = """\
+from pathlib import Path
+
+from sgmim.models.pretrained import open_checkpoint
+
+model = open_checkpoint(Path('path/to/this/folder'))"""
+
+
+def _of_system(model):
+    "What a card says of a system: title, method, parts, how to load it, and its images."
+    c, pixels = model.config, "normalised by sgmim.data.image.eval_transform"
+    if c.system == "sgmim":
+        image, audio = _millions(model.image_encoder), _millions(model.audio_encoder)
+        parts = _SGMIM_PARTS.format(c=c, image_millions=image, audio_millions=audio)
+        method = f"without text, by {_METHOD[c.reconstruction]}"
+        return {"title": "SG-MIM", "method": method, "parts": parts, "load": _LOAD, "image": pixels}
+    parts = f"- system: {c.system}, {_millions(model):.1f} million parameters"
+    image = pixels if len(c.image_shape) == 3 else "region features, see sgmim.models.fast_vgs.pack_regions"
+    loss = "by contrastive learning, with the loss of its own system"
+    return {"title": type(model).__name__, "method": loss, "parts": parts, "load": _OPEN, "image": image}
+
+
 def _millions(module) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
@@ -155,11 +177,10 @@ def model_card(
     return _CARD.format(
         c=model.config,
         licence="other\nlicense_name: see-model-card" if licence == "other" else licence,
-        method=_METHOD[model.config.reconstruction],
+        **_of_system(model),
+        shape=", ".join(map(str, model.config.image_shape)),
         version=__version__,
         score="cosine" if model.config.similarity == "cosine" else "inner product",
-        image_millions=_millions(model.image_encoder),
-        audio_millions=_millions(model.audio_encoder),
         training="\n".join(_training_lines(record)) or "No record of its training came with this model.",
         results="\n".join(_results_table(record.get("metrics", {})))
         or "No record of its results came with this model.",
@@ -175,14 +196,10 @@ def export_model(
     "Write a model in the Hugging Face hub's layout, with its model card; `SGMIM.from_pretrained` reads it."
     from safetensors.torch import save
 
-    if model.config.system != "sgmim":
-        raise ConfigError(
-            f"only SG-MIM models can be exported, not {model.config.system}; share the folder of the run,"
-            " which sgmim.models.pretrained.open_checkpoint opens"
-        )
-    folder = Path(folder)
+    folder, card = Path(folder), model_card(model, record, licence)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    config = {"model_type": "sgmim", "architectures": ["SGMIM"], "library_name": "sgmim"}
+    config = {"model_type": "sgmim", "architectures": [type(model).__name__], "library_name": "sgmim"}
+    config |= {} if model.config.system == "sgmim" else {"model": model.config.system}
     config |= {"sgmim_version": __version__, "config": config_to_dict(model.config)}
     with atomic_write(folder / "model.safetensors") as f:
         f.write(save(tensors, metadata={"format": "pt"}))
@@ -190,5 +207,5 @@ def export_model(
     if record is not None:
         write_json(folder / "record.json", record)
     with atomic_write(folder / "README.md", "w") as f:
-        f.write(model_card(model, record, licence))
+        f.write(card)
     return folder

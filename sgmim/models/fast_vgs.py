@@ -41,11 +41,16 @@ def pack_regions(
     if features.ndim != 2 or len(features) != num_boxes or boxes.shape != (num_boxes, 4):
         shapes = f"features {features.shape} and boxes {boxes.shape}"
         raise DataError(f"{where}: the model takes {num_boxes} boxes an image, got {shapes}")
+    if not np.isfinite(features).all():
+        raise DataError(f"{where}: features are not finite")
     height, width = size
+    if not 0 < min(height, width) <= max(height, width) < 2**31:
+        raise DataError(f"{where}: an image of {width} x {height} pixels")
     corners = boxes / np.array([width, height, width, height], np.float32)
-    if not (np.isfinite(features).all() and ((corners >= 0) & (corners <= 1)).all()):
+    if not ((corners >= 0) & (corners <= 1)).all() or (corners[:, :2] > corners[:, 2:]).any():
         raise DataError(
-            f"{where}: a box lies outside the image of {width} x {height} pixels, or is not finite"
+            f"{where}: a box lies outside the image of {width} x {height} pixels, is not finite, or has its"
+            " corners in the wrong order"
         )
     return np.concatenate([features, corners], 1)
 
@@ -63,8 +68,15 @@ class RegionTSV:
             with open(path, "rb") as f:
                 start = 0
                 for line in f:
-                    self.places[line.split(b"\t", 1)[0].decode()] = path, start
+                    image_id = line.split(b"\t", 1)[0]
+                    if not image_id.isascii() or b"\0" in image_id:
+                        raise DataError(
+                            f"{path}: not a TSV file of region features; if it is packed, unpack it"
+                        )
+                    self.places[image_id.decode()] = path, start
                     start += len(line)
+            if not start:
+                raise DataError(f"{path}: the file is empty")
 
     def __len__(self):
         return len(self.places)
@@ -106,9 +118,14 @@ class RegionHDF5:
         self.where = str(file) if isinstance(file, (str, Path)) else "the open file"
         self.file = _open_hdf5(file) if isinstance(file, (str, Path)) else file
         self.rows = rows if isinstance(rows, dict) else read_json(Path(rows))
+        if not isinstance(self.rows, dict):
+            raise DataError(f"{rows}: expected an object, the row of each image in the HDF5 file")
         self.num_boxes = num_boxes
         if missing := [k for k in ("features", "boxes", "img_h", "img_w") if k not in self.file]:
             raise DataError(f"{self.where} holds no region features: it lacks {', '.join(missing)}")
+        lengths = {k: len(self.file[k]) for k in ("features", "boxes", "img_h", "img_w")}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"{self.where}: its entries have different numbers of rows, {lengths}")
 
     def __getstate__(self):  # an open file cannot be sent to a process
         return {**vars(self), "file": self.where if self.where != "the open file" else self.file}
@@ -128,8 +145,10 @@ class RegionHDF5:
         "One image. Raises `DataError` where it is missing."
         if image_id not in self.rows:
             raise DataError(f"no region features for {image_id!r} among {len(self):,} images")
-        row, data = self.rows[image_id], self.file
-        where, size = f"{self.where}, image {image_id}", (int(data["img_h"][row]), int(data["img_w"][row]))
+        row, data, where = self.rows[image_id], self.file, f"{self.where}, image {image_id}"
+        if not isinstance(row, int) or not 0 <= row < len(data["features"]):
+            raise DataError(f"{where}: row {row!r} of {len(data['features']):,}")
+        size = (int(data["img_h"][row]), int(data["img_w"][row]))
         return pack_regions(data["features"][row], data["boxes"][row], size, where, self.num_boxes)
 
 
@@ -138,7 +157,10 @@ def _open_hdf5(path):
         import h5py
     except ImportError as e:
         raise DataError(f"{path}: reading HDF5 needs h5py. Install it (pip install h5py), or use TSV") from e
-    return h5py.File(path, "r")
+    try:
+        return h5py.File(path, "r")
+    except OSError as e:
+        raise DataError(f"{path}: not an HDF5 file, or damaged ({e})") from e
 
 # %% ../../nbs/models/15_fast_vgs.ipynb #2db250df
 @dataclass(frozen=True)
@@ -299,7 +321,7 @@ def normalised_waveforms(
     audio_len: torch.Tensor | None,  # (B,) valid samples; None: all
     samples: int,  # cut or pad to so many
 ) -> tuple:  # (B, samples) of mean 0 and variance 1, zero-padded; valid samples (B,)
-    "Cut, normalise, pad (code). Raises `DataError` for constant waveforms, which have no variance."
+    "Cut, normalise, pad (code). A silent waveform becomes zeros. Raises `DataError` for values not finite."
     n = torch.full((len(audio),), audio.shape[1], device=audio.device) if audio_len is None else audio_len
     audio, n = (
         nn.functional.pad(audio[:, :samples], (0, max(samples - audio.shape[1], 0))),
@@ -308,12 +330,11 @@ def normalised_waveforms(
     valid = torch.arange(samples, device=audio.device) < n[:, None]
     centred = (audio - ((audio * valid).sum(1) / n)[:, None]) * valid
     std = (centred.pow(2).sum(1) / n).sqrt()
-    if not bool((std > 1e-8).all()):  # also NaN
-        bad = (~(std > 1e-8)).nonzero().flatten().tolist()
-        raise DataError(
-            f"captions {bad} of the batch are silent, empty or not finite: they cannot be normalised"
-        )
-    return centred / std[:, None], n
+    if not bool(std.isfinite().all()):
+        bad = (~std.isfinite()).nonzero().flatten().tolist()
+        raise DataError(f"captions {bad} of the batch are empty or not finite: they cannot be normalised")
+    silent = (std <= 1e-8)[:, None]
+    return (centred / std[:, None].masked_fill(silent, 1.0)).masked_fill(silent, 0.0), n
 
 
 def _mlp(width):

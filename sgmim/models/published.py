@@ -165,7 +165,8 @@ def hubert_weights(
     state, read, hf = _open_encoder(source, _AUDIO_MARK, "HuBERT", AUDIO_EXTRA, entry, download, progress)
     if isinstance(hf, dict):
         hf = {k: tuple(v) if isinstance(v, list) else v for k, v in hf.items()}
-        _check_fields(f"config.json of {read.name}", hf, _HUBERT_FIXED)
+        fixed = _HUBERT_FIXED | {"model_type": wanted.get("speech_model", "hubert")}
+        _check_fields(f"config.json of {read.name}", hf, fixed)
         sizes = {ours: hf[theirs] for theirs, ours in HUBERT_SIZES.items() if theirs in hf}
         _check_fields(f"the HuBERT of {read.name}", sizes, wanted)
     fairseq = "feature_extractor.conv_layers.0.0.weight" in state

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROWS', 'HUBERT_SIZES', 'BEFORE', 'IMAGE_EXTRA', 'AUDIO_EXTRA', 'EncoderConfig', 'SGMIMConfig', 'paper', 'scenes_tiny',
            'vg_hubert', 'table4_rows', 'momentum_at', 'ema_update', 'build_image_encoder', 'build_audio_encoder',
-           'DualEncoder', 'ContrastiveConfig', 'ContrastiveModel', 'SGMIM', 'save_model', 'check_fit', 'load_model',
-           'modern_hubert_name', 'load_backbones']
+           'DualEncoder', 'ContrastiveConfig', 'ContrastiveModel', 'SGMIM', 'save_model', 'check_fit', 'read_saved',
+           'load_model', 'modern_hubert_name', 'load_backbones']
 
 # %% ../../nbs/models/05_sgmim.ipynb #84bc4a9c
 import copy
@@ -589,15 +589,27 @@ def check_fit(
     check_state(empty, tensors, what=str(where))
 
 # %% ../../nbs/models/05_sgmim.ipynb #e6b25d94
+def read_saved(
+    folder,  # written by `save_model`, or by `sgmim.models.export.export_model`
+) -> tuple[dict, dict]:  # tensors, config.json
+    "The files of a saved model of any system. `CheckpointError` for broken files and odd values."
+    exported = (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / WEIGHTS_FILE).is_file()
+    tensors, meta = _read_exported(folder) if exported else load_checkpoint(folder)
+    if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
+        raise CheckpointError(f'{folder} holds no model of sgmim: its config.json has no entry "config"')
+    weights = Path(folder) / ("model.safetensors" if exported else WEIGHTS_FILE)
+    counters = ("num_batches_tracked", "updates")  # integers, of BatchNorm and of MILAN-style
+    floats = {k: v for k, v in tensors.items() if k.rpartition(".")[2] not in counters}
+    check_tensors(floats, weights, weights.stat().st_size)
+    return tensors, meta
+
+
 def load_model(
     folder,  # written by `save_model`, or by `sgmim.models.export.export_model`
     device=None,  # None: CUDA if there is one, else CPU
 ) -> SGMIM:  # in evaluation mode
     "Rebuild a saved model. Raises `CheckpointError` where the folder is broken."
-    exported = (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / WEIGHTS_FILE).is_file()
-    tensors, meta = _read_exported(folder) if exported else load_checkpoint(folder)
-    if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
-        raise CheckpointError(f'{folder} holds no SG-MIM model: its config.json has no entry "config"')
+    tensors, meta = read_saved(folder)
     if meta.get("model", "sgmim") != "sgmim":
         open_it = "sgmim.models.pretrained.open_checkpoint opens it"
         raise CheckpointError(f"{folder} holds a model of another system, {meta['model']!r}; {open_it}")
@@ -605,8 +617,6 @@ def load_model(
         config = config_from_dict(SGMIMConfig, BEFORE | meta["config"], f"{folder}/config.json")
     except (ValueError, TypeError, ArithmeticError) as e:  # `ConfigError`, or too large a number
         raise CheckpointError(f"{e}; {folder}/config.json was changed, or written by another version") from e
-    weights = Path(folder) / ("model.safetensors" if exported else WEIGHTS_FILE)
-    check_tensors(tensors, weights, weights.stat().st_size)
     check_fit(config, tensors, folder)
     model = SGMIM(config)
     load_state(model, tensors, what=str(folder))

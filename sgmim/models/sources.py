@@ -149,10 +149,12 @@ def _timm_repo(name: str) -> str:
     "The hub repository of a timm model, 'vit_base_patch16_224.mae' -> 'timm/vit_base_patch16_224.mae'."
     import timm
 
-    if name in (known := timm.list_pretrained("vit_*")):
-        return f"timm/{name}"
+    if name in (known := timm.list_pretrained()):
+        return timm.get_pretrained_cfg(name).hf_hub_id
     hint = did_you_mean(name, known)
-    raise CheckpointError(f"{name} is neither a file, nor a folder, nor one of timm's pretrained ViTs{hint}")
+    raise CheckpointError(
+        f"{name} is neither a file, nor a folder, nor one of timm's pretrained models{hint}"
+    )
 
 # %% ../../nbs/models/08_sources.ipynb #c815e765
 def locate(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SpeechCLIPConfig', 'speechclip_tiny', 'ParallelBranch', 'clip_pixels', 'clip_tower', 'speech_tower', 'SpeechCLIP',
-           'clip_tensors', 'check_quick_gelu', 'clip_weights', 'speechclip_model']
+           'clip_tensors', 'check_clip_kind', 'clip_weights', 'speechclip_model']
 
 # %% ../../nbs/models/14_speechclip.ipynb #f6cde7fb
 import dataclasses
@@ -271,25 +271,26 @@ def clip_tensors(
     return tensors
 
 # %% ../../nbs/models/14_speechclip.ipynb #53dff6b7
-def check_quick_gelu(
-    config: dict | None,  # config.json beside the weights; None: there is none
+def check_clip_kind(
+    stated: dict | None,  # config.json beside the weights; None: there is none
     name: str,  # file, folder or model
+    config: SpeechCLIPConfig | None = None,  # of the model to be filled; None: ViT-B/32
 ) -> None:
-    "Raise `CheckpointError` if weights are stated to be of a CLIP with another activation than QuickGELU."
-    config = config or {}
-    stated = config.get("vision_config", config)
-    activation = stated.get("hidden_act") if isinstance(stated, dict) else None
-    model = str(config.get("architecture") or "") or (name if "_clip_" in name else "")
-    if activation not in (None, "quick_gelu"):
-        model, found = name, f"has the activation {activation!r}"
-    elif model and "quickgelu" not in model:
-        found = "is timm's network with GELU"
-    else:
-        return
-    right = (
-        "SpeechCLIP needs OpenAI's CLIP with 'quick_gelu', such as timm's vit_base_patch32_clip_quickgelu_224"
-    )
-    raise CheckpointError(f"{model} {found}, which is another network. {right}")
+    "Raise `CheckpointError` if weights are stated to be of a CLIP with another activation or other heads."
+    c, stated = config or SpeechCLIPConfig(), stated or {}
+    vision = stated.get("vision_config", stated)
+    vision = vision if isinstance(vision, dict) else {}
+    activation, heads = vision.get("hidden_act"), vision.get("num_attention_heads")
+    model = name if re.search("vit_.*_clip_", name) else stated.get("architecture")
+    if activation is None and isinstance(model, str):
+        activation = "quick_gelu" if "quickgelu" in model else "gelu"
+    if activation not in (None, c.image_activation):
+        raise CheckpointError(
+            f"{name} has the activation {activation!r}, the model {c.image_activation!r}; for 'quick_gelu'"
+            " take openai/clip-vit-base-patch32 or vit_base_patch32_clip_quickgelu_224.openai"
+        )
+    if heads not in (None, c.image_heads):
+        raise CheckpointError(f"{name} has {heads!r} heads, the model {c.image_heads}")
 
 
 def clip_weights(
@@ -300,7 +301,8 @@ def clip_weights(
 ) -> tuple[dict, Source]:  # {name: tensor} in transformers' names; where they come from
     "CLIP's visual tower. Raises `CheckpointError` for another size, or another activation."
     path, stated, name = locate(source, download, progress)
-    check_quick_gelu(stated if isinstance(stated, dict) else None, name)
+    asked = str(source) if "_clip_quickgelu_" in str(source) else name  # timm's two networks share a file
+    check_clip_kind(stated if isinstance(stated, dict) else None, asked, config)
     state, read = read_tensors(path)
     if any(k.startswith("visual.") for k in state):  # OpenAI's file has the text tower too
         state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}

@@ -47,7 +47,15 @@ from sgmim.models.resdavenet import (
     resdavenet_model,
     resdavenet_tiny,
 )
-from .sgmim import SGMIM, SGMIMConfig, build_image_encoder, paper, scenes_tiny, vg_hubert
+from sgmim.models.sgmim import (
+    SGMIM,
+    SGMIMConfig,
+    build_image_encoder,
+    paper,
+    read_saved,
+    scenes_tiny,
+    vg_hubert,
+)
 from .sources import PAPER_AUDIO, LoadReport, locate, read_state
 from sgmim.models.speechclip import (
     SpeechCLIP,
@@ -92,8 +100,13 @@ OTHER_ROWS = {
 def new_model(
     config,  # of any system
 ) -> torch.nn.Module:  # with random weights
-    "The model of a configuration."
-    return SYSTEMS[config.system][0](config)
+    "The model of a configuration. `ConfigError` for sizes of which none can be built."
+    try:
+        return SYSTEMS[config.system][0](config)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, AssertionError, ArithmeticError, RuntimeError, IndexError) as e:
+        raise ConfigError(f"no {config.system} model has these sizes: {e}") from e
 
 
 def read_config(
@@ -108,16 +121,19 @@ def read_config(
 
 # %% ../../nbs/models/16_systems.ipynb #5d0a7e0a
 def load_system(
-    folder,  # written by `save_model`
+    folder,  # written by `save_model`, or by `sgmim.models.export.export_model`
     device=None,  # None: CUDA if there is one, else CPU
 ) -> torch.nn.Module:  # in evaluation mode
     "Rebuild a saved model of one of the other systems. `CheckpointError` if the folder is broken."
-    tensors, meta = load_checkpoint(folder)
+    tensors, meta = read_saved(folder)
     try:
         config = read_config(meta["config"], meta.get("model"), f"{folder}/config.json")
     except (ValueError, TypeError, KeyError) as e:
         raise CheckpointError(f"{e}; {folder}/config.json was changed, or written by another version") from e
-    model = build_checked(lambda: new_model(config), tensors, str(folder))
+    try:
+        model = build_checked(lambda: new_model(config), tensors, str(folder))
+    except ConfigError as e:
+        raise CheckpointError(f"{e}; {folder}/config.json was changed") from e
     return model.to(pick_device(device)).eval()
 
 # %% ../../nbs/models/16_systems.ipynb #5d0a7e0d
@@ -144,6 +160,7 @@ def _cnn_tensors(module, source, download, progress):
 def _speech_tensors(config, source, download, progress):
     "Tensors of wav2vec2 or HuBERT for `config`: the first layers, if the file has more."
     deepest = SimpleNamespace(**vars(config) | dict(audio_width=config.audio_width, audio_depth=12))
+    deepest.speech_model = "wav2vec2" if config.system == "fast-vgs" else "hubert"
     tensors = hubert_weights(source, deepest, None, download, progress)
     first = tuple(f"encoder.layers.{i}." for i in range(config.audio_depth))
     kept = {
@@ -228,8 +245,8 @@ def add_regions(
     table,  # from `open_regions`
 ) -> None:
     "Attach region features to a corpus. `DataError` if images have none."
-    names = [_region_name(str(image), table) for image in corpus.images]
-    if missing := [str(image) for image, name in zip(corpus.images, names, strict=True) if name is None]:
+    names = [_region_name(str(image), table) for image in corpus.image_names]
+    if missing := [str(image) for image, name in zip(corpus.image_names, names, strict=True) if name is None]:
         raise DataError(
             f"{len(missing):,} of {len(names):,} images have no region features, the first: {missing[0]}"
         )
@@ -317,12 +334,15 @@ def requirements(
     download: bool = False,  # whether names that are not on this machine will be fetched
 ) -> list:  # lines of text
     "What a training of a preset needs, and what of it is missing on this machine."
-    lines = []
+    lines, system = [], PRESETS[preset]().system
+    if odd := set(sources) - set(_PARTS.get(system, sources)):
+        raise ConfigError(f"{system} takes no pre-trained {' and '.join(sorted(odd))} encoder")
     for part, source in sources.items():
         state = "shipped" if str(source).startswith("tiny-") else _state_of_source(source, download)
         lines.append(f"{part} weights: {source}: {state}")
     if preset == "fast-vgs":
-        given = ", ".join(map(str, regions or ())) or "MISSING: give --regions FILE"
+        files = [f"{path}{'' if Path(path).is_file() else ': MISSING'}" for path in regions or ()]
+        given = ", ".join(files) or "MISSING: give --regions FILE"
         lines.append(f"region features, 36 boxes per image: {given}")
     return lines
 
