@@ -98,8 +98,8 @@ class TablePlan:
 
     @property
     def known_rows(self):
-        "The rows that can be trained: on the embedded corpus all but VG-HuBERT as published, which is large."
-        return tuple(r for r in rows_of(self.table) if self.data != "scenes" or r != "VG-HuBERT")
+        "The rows that can be trained."
+        return tuple(rows_of(self.table))
 
     @property
     def seed_list(self):
@@ -238,15 +238,18 @@ def _preset(plan, row, settings):
     if row in OTHER_ROWS:
         return OTHER_ROWS[row] + "-tiny" * (plan.data == "scenes")
     own = plan.preset or settings.get("preset")
-    return own or ("vg-hubert" if row == "VG-HuBERT" else _PRESET_OF_DATA[plan.data])
+    published = row == "VG-HuBERT" and plan.data != "scenes"
+    return own or ("vg-hubert" if published else _PRESET_OF_DATA[plan.data])
 
 
-# FaST-VGS's code: other lengths for Places, other batches for both
-_OF_CORPUS = {
-    ("FaST-VGS", "places"): {
-        **dict(batch_size=48, max_seconds=18.0, eval_seconds=25.0, train_seconds=18.0),
-    },
-    ("FaST-VGS", "facc"): {"batch_size": 96},
+_OF_CORPUS = {  # what a row has on one corpus alone
+    # FaST-VGS's code: other lengths and batches
+    ("FaST-VGS", "places"): dict(batch_size=48, max_seconds=18.0, eval_seconds=25.0, train_seconds=18.0),
+    ("FaST-VGS", "facc"): dict(batch_size=96),
+    # the heads and the loss of `vg_hubert()`, small
+    ("VG-HuBERT", "scenes"): dict(
+        **dict(image_feature="cls", projection="mlp", similarity="dot", temperature=None, margin=1.0),
+    ),
 }
 
 
@@ -256,12 +259,11 @@ def _settled(plan, row, settings):
     own, changes = dict(settings.get("set", {})), parse_changes((*plan.changes, *plan.tried))
     if row in OTHER_ROWS:  # what all rows have in common is their training, as far as a row does not choose
         own = {k: v for k, v in own.items() if k in TrainConfig.__dataclass_fields__}
-    own |= settings.get("rows", {}).get(row, {})
+    own |= _OF_CORPUS.get((row, plan.data), {}) | settings.get("rows", {}).get(row, {})
     model, train = PRESETS[preset](), recipe(preset)
     if row in OTHER_ROWS:  # a field of SG-MIM that they do not have concerns the other rows
         foreign = set(vars(PRESETS["scenes-tiny"]())) - set(vars(model))
         changes = {k: v for k, v in changes.items() if k not in foreign}
-        own = _OF_CORPUS.get((row, plan.data), {}) | own
     else:
         changes = changes | {"reconstruction": ROWS.get(row, "none")}
     model, train = with_changes(model, train, own | changes)
