@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import Wav2Vec2Config
 
+from sgmim.apps.search import update_index
 from sgmim.core import CheckpointError, ConfigError, DataError
 from sgmim.data.corpora import open_splits
 from sgmim.models.export import export_model
@@ -31,13 +33,13 @@ def test_text_tower_does_not_overwrite_the_visual_one(tmp_path):
     assert all(torch.equal(tensors[k], v) for k, v in own.items())
 
 
-def test_reader_of_a_model_of_regions(tmp_path):
-    from sgmim.apps.search import _reader
-
-    model = new_model(PRESETS["fast-vgs-tiny"]())
-    assert callable(_reader(model, "audio", tmp_path))
+def test_a_model_of_regions_indexes_recordings_and_no_pictures(tmp_path, scenes):
+    model = new_model(PRESETS["fast-vgs-tiny"]()).eval()
+    soundfile.write(tmp_path / "a.wav", scenes["dev"].audio(0), 16_000)
+    assert update_index(tmp_path / "sounds", tmp_path, model, "audio", progress=False)
     with pytest.raises(ConfigError, match="region features"):
-        _reader(model, "images", tmp_path)
+        update_index(tmp_path / "pictures", tmp_path, model, progress=False)
+    assert not (tmp_path / "pictures").exists()
 
 
 @pytest.mark.parametrize(

@@ -468,7 +468,8 @@ def _print_requirements(preset, from_scratch, given, regions, download):
 def _check_corpus_given(preset, source):
     "`ConfigError` if a preset of a real corpus would train on the embedded one."
     if source is None and not preset.endswith("-tiny"):
-        corpus = {"paper-places": "Places Audio", "paper-facc": "FACC"}.get(preset, "SpokenCOCO")
+        corpora = {"paper-places": "Places Audio", "paper-facc": "FACC", "paper-spokencoco": "SpokenCOCO"}
+        corpus = corpora.get(preset, "Places Audio, SpokenCOCO or FACC,")
         raise ConfigError(
             f"--preset {preset} needs a corpus: add --data FOLDER, with the folder of {corpus} or of your own"
             " data. Only presets ending in -tiny train on the embedded corpus"

@@ -152,13 +152,18 @@ def embed_sounds(
     return to_unit(model, model.embed_audio(**sound_batch(model, waves, max_seconds)))
 
 # %% ../../nbs/apps/01_search.ipynb #c6418241
+def _picture_transform(config):
+    "What brings pictures to the size of a model. `ConfigError` for one that takes none."
+    if config.system == "fast-vgs":
+        raise ConfigError("FaST-VGS takes region features, not pictures; index recordings with --audio")
+    return image_transform(config)
+
+
 def _reader(model, kind: str, root: Path, max_seconds: float = 10.0):
     """A function `File` -> what the model is to embed (a picture, uint8 (S, S, 3), or a waveform), or the
     text of what is wrong with the file."""
     c = model.config
-    if kind == "images" and c.system == "fast-vgs":
-        raise ConfigError("FaST-VGS takes region features, not pictures; index recordings with --audio")
-    transform = image_transform(c) if kind == "images" else None
+    transform = _picture_transform(c) if kind == "images" else None
 
     def read(file):
         try:
@@ -662,6 +667,8 @@ def update_index(
     changed is embedded. Raises `DataError` if there is nothing to index, or if `folder` is something else,
     of another model, or of files that are mostly gone. Interrupted, it keeps what it has."""
     began, folder, root = time.perf_counter(), Path(folder), Path(root).resolve()
+    if kind == "images":
+        _picture_transform(model.config)
     files, left_out = list_files(root, kind)
     if not files:
         wanted = ", ".join(_KINDS[kind])
@@ -730,7 +737,7 @@ def query_of(
     if (picture is None) == (wants == "a picture"):
         raise ConfigError(f"this is an index of {index.about['kind']}: search it with {wants}")
     if picture is not None:
-        return embed_pictures(model, [image_transform(model.config)(load_image(picture))])[0]
+        return embed_pictures(model, [_picture_transform(model.config)(load_image(picture))])[0]
     seconds = index.about["max_seconds"]
     if text is not None and voice not in SPEAKERS:
         raise ConfigError(f"there is no voice '{voice}'; choose one of {', '.join(SPEAKERS)}")
