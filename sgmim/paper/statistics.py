@@ -267,7 +267,7 @@ def _results(found, tests):
         system = name + prior
         if own:
             lines.append([system, "the paper", *(f"{x:.1f}" for t in tests for x in printed[t])])
-        if row in (*ROWS, *OTHER_ROWS) or own and row:
+        if row:
             lines.append([system if own else f"{row}{prior}", *_measured(found, row, tests)])
     return _recall_table(found, tests, lines)
 
