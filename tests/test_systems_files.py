@@ -178,3 +178,19 @@ def test_needs_of_a_preset_say_what_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match="resdavenet takes no pre-trained audio encoder"):
         requirements("resdavenet", {"audio": "gone.pt"})
     assert any("gone.tsv: MISSING" in line for line in requirements("fast-vgs", {}, ["gone.tsv"]))
+
+
+def test_images_may_have_names_in_any_script(tmp_path):
+    (tmp_path / "r.tsv").write_text("Zürich\tx\n", encoding="utf-8")
+    assert "Zürich" in RegionTSV(tmp_path / "r.tsv")
+
+
+@pytest.mark.parametrize("changes", ({"heads": 0}, {"audio_heads": 0}, {"conv_dim": (32,)}))
+def test_sizes_of_fast_vgs_that_cannot_be_built(changes):
+    with pytest.raises(ConfigError):
+        new_model(replace(PRESETS["fast-vgs-tiny"](), **changes))
+
+
+def test_a_corpus_without_names_of_images():
+    with pytest.raises(DataError, match="has no image_names"):
+        add_regions([], {})

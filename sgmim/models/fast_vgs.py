@@ -68,12 +68,12 @@ class RegionTSV:
             with open(path, "rb") as f:
                 start = 0
                 for line in f:
-                    image_id = line.split(b"\t", 1)[0]
-                    if not image_id.isascii() or b"\0" in image_id:
+                    image_id = line.split(b"\t", 1)[0].decode(errors="replace")
+                    if "\0" in image_id or "\ufffd" in image_id:
                         raise DataError(
                             f"{path}: not a TSV file of region features; if it is packed, unpack it"
                         )
-                    self.places[image_id.decode()] = path, start
+                    self.places[image_id] = path, start
                     start += len(line)
             if not start:
                 raise DataError(f"{path}: the file is empty")
@@ -146,7 +146,7 @@ class RegionHDF5:
         if image_id not in self.rows:
             raise DataError(f"no region features for {image_id!r} among {len(self):,} images")
         row, data, where = self.rows[image_id], self.file, f"{self.where}, image {image_id}"
-        if not isinstance(row, int) or not 0 <= row < len(data["features"]):
+        if type(row) is not int or not 0 <= row < len(data["features"]):
             raise DataError(f"{where}: row {row!r} of {len(data['features']):,}")
         size = (int(data["img_h"][row]), int(data["img_w"][row]))
         return pack_regions(data["features"][row], data["boxes"][row], size, where, self.num_boxes)
@@ -194,6 +194,8 @@ class FastVGSConfig(ContrastiveConfig):
     mask_same_image: bool = True  # other captions of the same image are no negatives (code)
 
     def __post_init__(self):
+        if min(self.heads, self.audio_heads) < 1:
+            raise ConfigError(f"FastVGSConfig: heads {self.heads} and {self.audio_heads} must be above 0")
         if self.width % self.heads or self.width % self.audio_heads or len(self.stack_widths) != 4:
             given = (
                 f"width {self.width}, heads {self.heads} and {self.audio_heads}, stack {self.stack_widths}"

@@ -105,7 +105,7 @@ def new_model(
         return SYSTEMS[config.system][0](config)
     except ConfigError:
         raise
-    except (ValueError, TypeError, AssertionError, ArithmeticError, RuntimeError, IndexError) as e:
+    except Exception as e:  # of torch, timm or transformers: they check sizes in many ways
         raise ConfigError(f"no {config.system} model has these sizes: {e}") from e
 
 
@@ -245,6 +245,8 @@ def add_regions(
     table,  # from `open_regions`
 ) -> None:
     "Attach region features to a corpus. `DataError` if images have none."
+    if not hasattr(corpus, "image_names"):
+        raise DataError(f"{corpus!r} has no image_names, by which region features are found")
     names = [_region_name(str(image), table) for image in corpus.image_names]
     if missing := [str(image) for image, name in zip(corpus.image_names, names, strict=True) if name is None]:
         raise DataError(
