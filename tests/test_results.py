@@ -1042,7 +1042,7 @@ def test_the_other_sentences_of_the_page_about_ablations():
 @pytest.mark.parametrize("table", (1, 2, 3))
 def test_what_the_pages_say_about_the_other_systems_is_in_their_records(table):
     text = prose(f"paper/table_{table}")
-    assert "find more than chance (an R@10 of 1 %) and far less than *VG-HuBERT (M)*" in text
+    assert "score above chance (an R@10 of 1 %) and far below *VG-HuBERT (M)*" in text
     found = runs.records_of_table(table, "scenes", results=ROOT / "results").records
     ten = {row: [] for row, _ in found}
     for (row, _), record in found.items():

@@ -14,7 +14,7 @@ from sgmim.apps.search import update_index
 from sgmim.core import CheckpointError, ConfigError, DataError
 from sgmim.data.corpora import open_splits
 from sgmim.models.export import export_model
-from sgmim.models.fast_vgs import RegionHDF5, RegionTSV, pack_regions
+from sgmim.models.fast_vgs import RegionHDF5, RegionTSV, normalised_waveforms, pack_regions
 from sgmim.models.pretrained import open_checkpoint, shipped
 from sgmim.models.sgmim import save_model
 from sgmim.models.sources import _timm_repo
@@ -137,7 +137,13 @@ def test_regions_are_given_to_a_corpus_on_disk(tmp_path, scenes):
 
 
 @pytest.mark.parametrize(
-    "content, said", ((b"", "empty"), (b"\x1f\x8b\x00\xff\x00", "not a TSV"), (b"\xff\xfe\tx\n", "not a TSV"))
+    "content, said",
+    (
+        (b"", "empty"),
+        (b"\x1f\x8b\x00\xff\x00", "not a TSV"),
+        (b"\xff\xfe\tx\n", "not a TSV"),
+        (b"\n\n", "not a TSV"),
+    ),
 )
 def test_files_that_hold_no_regions(content, said, tmp_path):
     (tmp_path / "r.tsv").write_bytes(content)
@@ -150,8 +156,22 @@ def test_rows_that_a_file_of_regions_does_not_have(row):
     file = {"features": np.zeros((2, 1, 4)), "boxes": np.zeros((2, 1, 4)), "img_h": [9, 9], "img_w": [9, 9]}
     with pytest.raises(DataError, match="image x: row .* of 2"):
         RegionHDF5(file, {"x": row}, 1)["x"]
-    with pytest.raises(DataError, match="different numbers of rows"):
-        RegionHDF5(file | {"img_h": [9]}, {"x": 0}, 1)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    (
+        ({"img_h": [9]}, "many rows in each"),
+        ({"img_h": np.ones((2, 1))}, "img_h and img_w of 1"),
+        ({"img_w": 9}, "img_h and img_w of 1"),
+        ({"features": np.full((2, 1, 4), "x")}, "image x: expected numbers"),
+        ({"features": np.zeros((2, 1, 5))}, "takes 4 numbers a box, got 5"),
+    ),
+)
+def test_odd_entries_of_a_file_of_regions(changes, said):
+    file = {"features": np.zeros((2, 1, 4)), "boxes": np.zeros((2, 1, 4)), "img_h": [9, 9], "img_w": [9, 9]}
+    with pytest.raises(DataError, match=said):
+        RegionHDF5(file | changes, {"x": 0}, 1, 4)["x"]
 
 
 @pytest.mark.parametrize(
@@ -167,11 +187,14 @@ def test_regions_that_cannot_be(features, box, size, said):
         pack_regions(np.full((1, 4), features), np.array([box]), size, "image x", 1)
 
 
-def test_a_silent_caption_is_embedded():
+@pytest.mark.parametrize("value", (0.0, 1 / 3))
+def test_a_caption_without_sound_is_embedded(value):
+    "A constant is silence, also where rounding leaves some variance."
     model = new_model(PRESETS["fast-vgs-tiny"]()).eval()
+    wave = torch.full((1, 79_999), value)
     with torch.no_grad():
-        z = model.embed_audio(torch.zeros(1, 16_000), torch.tensor([16_000]))
-    assert z.isfinite().all()
+        z = model.embed_audio(wave, torch.tensor([79_999]))
+    assert z.isfinite().all() and not normalised_waveforms(wave, None, 79_999)[0].any()
 
 
 def test_needs_of_a_preset_say_what_is_wrong(tmp_path):
@@ -185,9 +208,12 @@ def test_images_may_have_names_in_any_script(tmp_path):
     assert "Zürich" in RegionTSV(tmp_path / "r.tsv")
 
 
-@pytest.mark.parametrize("changes", ({"heads": 0}, {"audio_heads": 0}, {"conv_dim": (32,)}))
+@pytest.mark.parametrize(
+    "changes",
+    ({"heads": 0}, {"conv_dim": (32,)}, {"conv_stride": (0,) * 5}, {"num_boxes": 0}, {"eval_seconds": -1.0}),
+)
 def test_sizes_of_fast_vgs_that_cannot_be_built(changes):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=f"{next(iter(changes))} = |has these sizes"):
         new_model(replace(PRESETS["fast-vgs-tiny"](), **changes))
 
 

@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ["install", "app", "test", "demo"]
 
 
 def minutes_since(start):
@@ -49,7 +48,9 @@ def install(clone, env, make):
     asked = "import torch; print(torch.__version__)"
     torch = subprocess.check_output([clone / ".venv/bin/python", "-c", asked], text=True).strip()
     kind = "cpu" if "+cpu" in torch else "cuda"
-    return {f"install_{kind}": {"minutes": minutes, "gb": folder_gb(clone / ".venv"), "torch": torch}}
+    found = {"minutes": minutes, "gb": folder_gb(clone / ".venv"), "torch": torch}
+    uv = {k: v for k, v in env.items() if k.startswith("UV_")}  # other sources than uv's own
+    return {f"install_{kind}": found | {"make": make, "environment": sorted(uv)}}
 
 
 def app(clone, env, make):
@@ -84,9 +85,12 @@ def demo(clone, env, make):
     return {"demo_minutes": minutes, "demo_memory_gb": round(memory, 1), "demo_disk_gb": round(disk, 2)}
 
 
+STEPS = {"install": install, "app": app, "test": test, "demo": demo}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--only", nargs="*", default=STEPS, choices=STEPS)
+    p.add_argument("--only", nargs="*", default=list(STEPS), choices=STEPS)
     p.add_argument("--keep", help="clone into this folder, leave it there and use it again")
     p.add_argument("--make", nargs="*", default=[], help="variables for make, such as CPU=0")
     a = p.parse_args()
@@ -104,7 +108,7 @@ def main():
         machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
         found |= {"measured_on": machine, "command": "python tools/measure.py"}
         for step in (s for s in STEPS if s in a.only):
-            found |= {**globals()[step](clone, env, a.make), f"{step}_commit": commit}
+            found |= {**STEPS[step](clone, env, a.make), f"{step}_commit": commit}
             path.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -255,9 +255,10 @@ def _corpus_on_disk(
     kind: _KIND = None,  # type of the corpus (default: detected)
     image_root: str = None,  # root folder of the listed images; absolute paths must be inside it
     audio_root: str = None,  # root folder of the listed recordings; absolute paths must be inside it
-    # SpokenCOCO: 'unrolled', 'dataset' (dataset_coco.json), 'none' (its own splits) or a path (default: any)
+    # SpokenCOCO: 'unrolled', 'dataset' (dataset_coco.json), 'none' (its own splits) or a path (default: what
+    # is found of these)
     karpathy: str = None,
-    no_restval: bool = False,  # SpokenCOCO: train without Karpathy's restval (82,783 images)
+    no_restval: bool = False,  # SpokenCOCO: leave out Karpathy's restval, so that 82,783 images remain
 ):
     "(path, kind, reader options) of the corpus; None for the embedded one."
     from sgmim.data.corpora import recognise
@@ -617,9 +618,10 @@ def sgmim_eval(
     *,
     split: list[str] = (),  # splits to evaluate (default: the test splits)
     images: _at_least(2) = 1000,  # number of images of the embedded corpus
-    # voices and things of the embedded corpus: scenes-1 one synthesiser, scenes-2 two, scenes-2-full more
+    # voices of the embedded corpus: scenes-1 has one synthesiser, scenes-2 two, scenes-2-full more
     recipe: _RECIPE = "scenes-1",
-    max_seconds: _positive = None,  # use only this much of each caption (default: 10; 25 for Places)
+    # use only this much of each caption (default: 10; 25 for Places; other systems: as in their code)
+    max_seconds: _positive = None,
     max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable files
     embeddings: str = None,  # folder for the embeddings; reused if present
     batch_size: _at_least(1) = 64,  # images or captions per batch

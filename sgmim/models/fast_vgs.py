@@ -35,12 +35,15 @@ def pack_regions(
     size: tuple,  # height and width of the image, in pixels
     where: str,  # the image and its file, for messages
     num_boxes: int = 36,  # N (code)
+    width: int | None = None,  # numbers that describe a box; None: any
 ) -> np.ndarray:  # (N, 2052) float32: features, and corners from 0 to 1
     "One image as the model takes it. Raises `DataError` for another number of boxes, or boxes outside it."
     features, boxes = np.asarray(features, np.float32), np.asarray(boxes, np.float32)
     if features.ndim != 2 or len(features) != num_boxes or boxes.shape != (num_boxes, 4):
         shapes = f"features {features.shape} and boxes {boxes.shape}"
         raise DataError(f"{where}: the model takes {num_boxes} boxes an image, got {shapes}")
+    if width not in (None, features.shape[1]):
+        raise DataError(f"{where}: the model takes {width} numbers a box, got {features.shape[1]}")
     if not np.isfinite(features).all():
         raise DataError(f"{where}: features are not finite")
     height, width = size
@@ -62,14 +65,15 @@ class RegionTSV:
         self,
         *paths,  # such as train2014_obj36.tsv and val2014_obj36.tsv
         num_boxes: int = 36,  # a line with another number is an error (code)
+        width: int | None = None,  # numbers that describe a box; None: any
     ):
-        self.num_boxes, self.places = num_boxes, {}
+        self.num_boxes, self.width, self.places = num_boxes, width, {}
         for path in map(Path, paths):
             with open(path, "rb") as f:
                 start = 0
                 for line in f:
                     image_id = line.split(b"\t", 1)[0].decode(errors="replace")
-                    if "\0" in image_id or "\ufffd" in image_id:
+                    if not image_id.strip() or "\0" in image_id or "\ufffd" in image_id:
                         raise DataError(
                             f"{path}: not a TSV file of region features; if it is packed, unpack it"
                         )
@@ -103,7 +107,7 @@ class RegionTSV:
             boxes, features = boxes.reshape(n, 4), features.reshape(n, -1)
         except ValueError as e:
             raise DataError(f"{where}: the line cannot be read ({e})") from e
-        return pack_regions(features, boxes, (height, width), where, self.num_boxes)
+        return pack_regions(features, boxes, (height, width), where, self.num_boxes, self.width)
 
 # %% ../../nbs/models/15_fast_vgs.ipynb #fb9f5b17
 class RegionHDF5:
@@ -114,18 +118,22 @@ class RegionHDF5:
         file,  # path of the HDF5 file, or an open file: a mapping with features, boxes, img_h and img_w
         rows,  # path of the JSON beside it, *_imgid2idex.json, or its dict: the row of each image
         num_boxes: int = 36,  # (code)
+        width: int | None = None,  # numbers that describe a box; None: any
     ):
         self.where = str(file) if isinstance(file, (str, Path)) else "the open file"
         self.file = _open_hdf5(file) if isinstance(file, (str, Path)) else file
         self.rows = rows if isinstance(rows, dict) else read_json(Path(rows))
         if not isinstance(self.rows, dict):
             raise DataError(f"{rows}: expected an object, the row of each image in the HDF5 file")
-        self.num_boxes = num_boxes
+        self.num_boxes, self.width = num_boxes, width
         if missing := [k for k in ("features", "boxes", "img_h", "img_w") if k not in self.file]:
             raise DataError(f"{self.where} holds no region features: it lacks {', '.join(missing)}")
-        lengths = {k: len(self.file[k]) for k in ("features", "boxes", "img_h", "img_w")}
-        if len(set(lengths.values())) > 1:
-            raise DataError(f"{self.where}: its entries have different numbers of rows, {lengths}")
+        shapes = {k: np.shape(self.file[k]) for k in ("features", "boxes", "img_h", "img_w")}
+        if [len(s) for s in shapes.values()] != [3, 3, 1, 1] or len({s[0] for s in shapes.values()}) > 1:
+            raise DataError(
+                f"{self.where}: expected features and boxes of 3 dimensions, img_h and img_w of 1, and as"
+                f" many rows in each; got {shapes}"
+            )
 
     def __getstate__(self):  # an open file cannot be sent to a process
         return {**vars(self), "file": self.where if self.where != "the open file" else self.file}
@@ -148,8 +156,12 @@ class RegionHDF5:
         row, data, where = self.rows[image_id], self.file, f"{self.where}, image {image_id}"
         if type(row) is not int or not 0 <= row < len(data["features"]):
             raise DataError(f"{where}: row {row!r} of {len(data['features']):,}")
-        size = (int(data["img_h"][row]), int(data["img_w"][row]))
-        return pack_regions(data["features"][row], data["boxes"][row], size, where, self.num_boxes)
+        try:
+            size = (int(data["img_h"][row]), int(data["img_w"][row]))
+            arrays = [np.asarray(data[k][row], np.float32) for k in ("features", "boxes")]
+        except (TypeError, ValueError, OverflowError) as e:
+            raise DataError(f"{where}: expected numbers ({e})") from e
+        return pack_regions(*arrays, size, where, self.num_boxes, self.width)
 
 
 def _open_hdf5(path):
@@ -194,8 +206,12 @@ class FastVGSConfig(ContrastiveConfig):
     mask_same_image: bool = True  # other captions of the same image are no negatives (code)
 
     def __post_init__(self):
-        if min(self.heads, self.audio_heads) < 1:
-            raise ConfigError(f"FastVGSConfig: heads {self.heads} and {self.audio_heads} must be above 0")
+        for name, value in vars(self).items():
+            numbers = [
+                n for n in (value if isinstance(value, tuple) else (value,)) if type(n) in (int, float)
+            ]
+            if numbers and min(numbers) <= 0 and name not in ("dropout", "margin"):
+                raise ConfigError(f"FastVGSConfig: {name} = {value!r}, but it must be above 0")
         if self.width % self.heads or self.width % self.audio_heads or len(self.stack_widths) != 4:
             given = (
                 f"width {self.width}, heads {self.heads} and {self.audio_heads}, stack {self.stack_widths}"
@@ -335,7 +351,8 @@ def normalised_waveforms(
     if not bool(std.isfinite().all()):
         bad = (~std.isfinite()).nonzero().flatten().tolist()
         raise DataError(f"captions {bad} of the batch are empty or not finite: they cannot be normalised")
-    silent = (std <= 1e-8)[:, None]
+    level = audio.abs().amax(1).clamp(min=1e-2)
+    silent = (std <= 1e-6 * level)[:, None]  # constant, but for rounding
     return (centred / std[:, None].masked_fill(silent, 1.0)).masked_fill(silent, 0.0), n
 
 

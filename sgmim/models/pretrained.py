@@ -173,7 +173,7 @@ def give_regions(
     "Attach region features to corpora if a model takes them. `DataError` if there are none."
     if len(getattr(config, "image_shape", (3, 0, 0))) != 2:
         return
-    table = open_regions(files, config.num_boxes) if files else None
+    table = open_regions(files, config.num_boxes, config.region_width) if files else None
     for corpus in splits:
         if hasattr(corpus, "scenes"):
             add_scene_regions(corpus, shipped(_TINY["image"]), config.num_boxes, cache)

@@ -190,6 +190,12 @@ _PARTS = {"resdavenet": ("image",), "milan-style": ("image",), "fast-vgs": ("aud
 _PARTS["speechclip"] = ("image", "audio")
 
 
+def _check_parts(system, sources):
+    "`ConfigError` for weights of a part that a system does not start from."
+    if odd := set(sources) - set(_PARTS.get(system, ("image", "audio"))):
+        raise ConfigError(f"{system} takes no pre-trained {' and '.join(sorted(odd))} encoder")
+
+
 def fill_system(
     model: torch.nn.Module,  # of one of the other systems; filled in place
     sources: dict,  # {'image' or 'audio': file, folder or name}
@@ -198,9 +204,8 @@ def fill_system(
     progress=None,  # called with lines of text
 ) -> dict:  # for the run record
     "Load pre-trained parts. `CheckpointError` if one does not fit, `ConfigError` for an unknown part."
-    system, used, tiny = model.config.system, {}, {}
-    if odd := set(sources) - set(_PARTS[system]):
-        raise ConfigError(f"{system} takes no pre-trained {' and '.join(sorted(odd))} encoder")
+    _check_parts(model.config.system, sources)
+    used, tiny = {}, {}
     for part, source in sources.items():
         if str(source).startswith("tiny-"):
             module = model.image_encoder if part == "image" else _speech_module(model)
@@ -215,6 +220,7 @@ def fill_system(
 def open_regions(
     paths,  # TSV files, or an HDF5 file and its JSON
     num_boxes: int = 36,  # boxes per image that the model takes
+    width: int | None = None,  # numbers that describe a box; None: any
 ):  # `RegionTSV` or `RegionHDF5`
     "Open files of region features. `DataError` for other files."
     paths = [Path(p) for p in paths]
@@ -222,10 +228,10 @@ def open_regions(
         raise DataError(f"region features: {missing[0]} does not exist; give the path of the file")
     kinds = sorted({p.suffix.lower() for p in paths})
     if kinds == [".tsv"]:
-        return RegionTSV(*paths, num_boxes=num_boxes)
+        return RegionTSV(*paths, num_boxes=num_boxes, width=width)
     if len(paths) == 2 and kinds in ([".hdf5", ".json"], [".h5", ".json"]):
         rows, file = sorted(paths, key=lambda p: p.suffix.lower() != ".json")
-        return RegionHDF5(file, rows, num_boxes)
+        return RegionHDF5(file, rows, num_boxes, width)
     names = ", ".join(p.name for p in paths)
     raise DataError(f"region features are TSV files, or an HDF5 file with its JSON; got {names}")
 
@@ -336,9 +342,8 @@ def requirements(
     download: bool = False,  # whether names that are not on this machine will be fetched
 ) -> list:  # lines of text
     "What a training of a preset needs, and what of it is missing on this machine."
-    lines, system = [], PRESETS[preset]().system
-    if odd := set(sources) - set(_PARTS.get(system, sources)):
-        raise ConfigError(f"{system} takes no pre-trained {' and '.join(sorted(odd))} encoder")
+    _check_parts(PRESETS[preset]().system, sources)
+    lines = []
     for part, source in sources.items():
         state = "shipped" if str(source).startswith("tiny-") else _state_of_source(source, download)
         lines.append(f"{part} weights: {source}: {state}")

@@ -248,7 +248,7 @@ _OF_CORPUS = {  # what a row has on one corpus alone
     ("FaST-VGS", "facc"): dict(batch_size=96),
     # the heads and the loss of `vg_hubert()`, small
     ("VG-HuBERT", "scenes"): dict(
-        **dict(image_feature="cls", projection="mlp", similarity="dot", temperature=None, margin=1.0),
+        image_feature="cls", projection="mlp", similarity="dot", temperature=None, margin=1.0
     ),
 }
 

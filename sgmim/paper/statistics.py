@@ -347,8 +347,8 @@ def effects_table(
 # %% ../../nbs/paper/02_statistics.ipynb #12e23ba3
 _NOTE = (
     "R@1 on {}, mean of both directions, paired by query and seed, with 95 % intervals over queries and seeds"
-    " (over queries only, with fewer than four seeds). Verdicts have Holm's correction over all pairs of the"
-    " table. The paper gives no intervals."
+    " (over queries only, with fewer than four seeds). Significance has Holm's correction for the number of"
+    " comparisons of the table. The paper gives no intervals."
 )
 
 
