@@ -573,8 +573,10 @@ def test_in_a_browser(server, driver, folder, tmp_path):
 
 def check_logs(page):
     assert page.driver.title == "Search pictures by speech"  # the picture named like a tag ran nothing
-    severe = [x for x in page.driver.get_log("browser") if x["level"] == "SEVERE"]
-    assert not severe, severe
+    severe = [x["message"] for x in page.driver.get_log("browser") if x["level"] == "SEVERE"]
+    # Gradio's player may ask for a recording that the server has read, and so deleted, a moment before
+    gone = re.compile(r"Waveform load error|/file=\S+\.(wav|webm)\S* .* 403 \(Forbidden\)")
+    assert not [m for m in severe if not gone.search(m)], severe
     sent = [x for x in page.driver.get_log("performance") if '"Network.requestWillBeSent"' in x["message"]]
     asked = {json.loads(x["message"])["message"]["params"]["request"]["url"] for x in sent}
     asked = {u for u in asked if u.startswith(("http", "ws"))}
