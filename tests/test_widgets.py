@@ -272,10 +272,10 @@ def lab(tmp_path_factory):
             }
         )
     )
-    book = json.loads((ROOT / "nbs/apps/04_widgets.ipynb").read_text())
+    book = json.loads((ROOT / "nbs/tutorials/explore.ipynb").read_text())
     for c in book["cells"]:
         c |= {"outputs": [], "execution_count": None} if c["cell_type"] == "code" else {}
-    (home / "notes/04_widgets.ipynb").write_text(json.dumps(book | {"metadata": {"kernelspec": kernel}}))
+    (home / "notes/explore.ipynb").write_text(json.dumps(book | {"metadata": {"kernelspec": kernel}}))
     whole = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     whole.parent.mkdir(parents=True)
     # all cells are in the page, not only those in view
@@ -369,7 +369,7 @@ def ready(browser):
 
 @pytest.mark.slow
 def test_widgets_outlive_run_all(lab, browser):
-    """All cells of the widgets' own notebook are run; then a slider of each explorer still changes its
+    """All cells of the tutorial on widgets are run; then a slider of each explorer still changes its
     picture."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -383,7 +383,7 @@ def test_widgets_outlive_run_all(lab, browser):
             "return [...arguments[0].querySelectorAll('.jp-OutputArea img')].map(i => i.src)", cell
         )
 
-    browser.get(lab.replace("widgets.ipynb", "04_widgets.ipynb"))
+    browser.get(lab.replace("widgets.ipynb", "explore.ipynb"))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, ".jp-CodeCell") and ready(browser))
     browser.execute_script(
         """
