@@ -14,7 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+from bs4 import BeautifulSoup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import apidoc
@@ -136,6 +139,21 @@ def problems(root, proc):
     return sorted(found)
 
 
+def rendered_problems(pages):
+    "What is wrong with the HTML pages in a folder: Markdown that was not rendered, files of other sites."
+    found = []
+    for path in sorted(pages.rglob("*.html")):
+        page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        loaded = page.select("script[src], img[src], link[rel~=stylesheet]")
+        files = [tag.get("src") or tag.get("href") for tag in loaded]
+        found += [f"{path.name} loads {file}" for file in files if file.startswith(("http", "//"))]
+        for tag in page(["script", "style", "pre", "code"]):
+            tag.decompose()
+        raw = re.findall(r"\S*\]\((?:http|\.\.?/|#)\S*", page.get_text())
+        found += [f"{path.name} shows {text!r}" for text in raw]
+    return found
+
+
 def main(args):
     if args != ["--prepare"] and not shutil.which("quarto"):
         return (
@@ -143,6 +161,7 @@ def main(args):
         )
     from nbdev.config import get_config
 
+    started = time.perf_counter()
     cfg, proc = get_config(), prepare()
     print(f"prepared {len(list(proc.rglob('*.ipynb')))} notebooks in {proc.name}/")
     if bad := problems(cfg.config_path, proc):
@@ -154,7 +173,9 @@ def main(args):
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(proc / docs.name, docs)
     (docs / "llms.txt").write_text(llms.listing(cfg.config_path), encoding="utf-8")
-    print(f"the site is in {docs.name}/index.html")
+    if bad := rendered_problems(docs):
+        return "The pages are built, but not as they should be:\n" + "\n".join(f"- {p}" for p in bad)
+    print(f"the site is in {docs.name}/index.html; built in {(time.perf_counter() - started) / 60:.1f} min")
 
 
 if __name__ == "__main__":  # nbdev starts worker processes that import this file again
