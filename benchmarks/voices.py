@@ -2,7 +2,9 @@
 
 Trains the shipped weights on captions of `scenes-2-full`, first by espeak-ng alone, then by more and more
 synthesisers, and at last with sound effects; every run has as many steps. Then single words are searched,
-spoken by people and by synthesisers that no run was trained on. FOLDER contains the unpacked recordings (see
+spoken by people and by synthesisers that no run was trained on. With --encoders it also compares two starts
+from the small encoders: the shipped ones, and those of that folder (`tiny-mae`, `tiny-hubert`), whose HuBERT
+was pre-trained on recordings of people too. FOLDER contains the unpacked recordings (see
 nbs/scenes/05_recordings.ipynb). The corpus needs the extra `voices`, flite and Festival. Runs that are done
 are kept in --out and not repeated.
 """
@@ -16,13 +18,15 @@ import torch
 
 from sgmim.core import code_version, read_json, run_record, write_json
 from sgmim.evaluation.spoken_words import human_queries, search_words, voice_queries
-from sgmim.models.pretrained import open_checkpoint, shipped
-from sgmim.models.sgmim import SGMIM
+from sgmim.models.pretrained import load_tiny_backbones, open_checkpoint, shipped
+from sgmim.models.sgmim import SGMIM, scenes_tiny
 from sgmim.scenes.corpus import load_scenes
 from sgmim.train import fit, recipe
 
 RECIPE = "scenes-2-full"
 KINDS = ("espeak-ng", "hibari", "flite", "kokoro")
+WEIGHTS = shipped("tiny-hubert").parent
+SETTINGS = {"freeze_cnn": False, "temperature": 0.05}
 UNSEEN = ("festival-slt", "kokoro-jf_gongitsune", "kokoro-jf_tebukuro", "piper-joe")
 
 
@@ -36,12 +40,20 @@ def spoken_by(scenes, kinds):
     return part
 
 
-def train_row(train, steps, effects, out):
-    "The shipped weights after `steps` on `train`, and what that took in seconds."
-    if not (out / "record.json").is_file():
+def start_from(encoders):
+    "The shipped weights, with other settings; or a new model that starts from the encoders in a folder."
+    if encoders is None:
         old = open_checkpoint(shipped("scenes-tiny"))
-        model = SGMIM(replace(old.config, freeze_cnn=False, temperature=0.05))
+        model = SGMIM(replace(old.config, **SETTINGS))
         model.load_state_dict(old.state_dict())
+        return model
+    torch.manual_seed(0)
+    return load_tiny_backbones(SGMIM(replace(scenes_tiny(), **SETTINGS)), encoders)
+
+
+def train_row(model, train, steps, effects, out):
+    "Train `model` for `steps`; the result, and what it took in seconds."
+    if not (out / "record.json").is_file():
         base = recipe("scenes-tiny")
         config = replace(base, epochs=steps * base.batch_size / len(train), lr=5e-4, warmup=0.05)
         # bfloat16 can give a gradient that is not finite; such a step is left out
@@ -52,6 +64,7 @@ def train_row(train, steps, effects, out):
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--people", type=Path, required=True)
+p.add_argument("--encoders", type=Path)
 p.add_argument("--images", type=int, default=8000)
 p.add_argument("--steps", type=int, default=750)
 p.add_argument("--out", type=Path, default=Path("runs/bench-voices"))
@@ -59,13 +72,17 @@ a = p.parse_args()
 code = code_version()
 train, test = load_scenes("train", a.images, 2, recipe=RECIPE), load_scenes("test-seen", 1000, recipe=RECIPE)
 queries = {"people": human_queries(test, a.people), **{name: voice_queries(test, name) for name in UNSEEN}}
-rows = [(" + ".join(KINDS[: n + 1]), KINDS[: n + 1], "") for n in range(len(KINDS))]
-rows.append(("all four, with sound effects", KINDS, "all"))
+# (name, kinds of voices, sound effects, encoders to start from, folder)
+rows = [(" + ".join(KINDS[:n]), KINDS[:n], "", None, f"{n}-none") for n in range(1, len(KINDS) + 1)]
+rows.append(("all four, with sound effects", KINDS, "all", None, "4-all"))
+if a.encoders:
+    for name, folder in (("tiny-hubert", WEIGHTS), ("tiny-hubert with people", a.encoders)):
+        rows.append((f"from {name}", KINDS, "all", folder, name.replace(" ", "-")))
 scores = {"shipped weights": search_words(open_checkpoint(shipped("scenes-tiny")), test, queries)}
 seconds = 0.0
-for name, kinds, effects in rows:
+for name, kinds, effects, encoders, folder in rows:
     part = spoken_by(train, kinds)
-    model, took = train_row(part, a.steps, effects, a.out / f"{len(kinds)}-{effects or 'none'}")
+    model, took = train_row(start_from(encoders), part, a.steps, effects, a.out / folder)
     scores[name], seconds = search_words(model, test, queries), seconds + took
     print(name, len(part), {voice: s["best"] for voice, s in scores[name].items()}, flush=True)
 for by_voice in scores.values():
