@@ -1936,7 +1936,7 @@ def test_export_overwrites_and_reports_failure(tmp_path):
 
 def test_a_hubert_folder_is_no_sgmim(tmp_path):
     small_hubert().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="holds no model of sgmim"):
+    with pytest.raises(CheckpointError, match="does not contain an sgmim model"):
         SGMIM.from_pretrained(tmp_path)
 
 

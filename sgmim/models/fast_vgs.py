@@ -408,7 +408,7 @@ class FastVGS(ContrastiveModel):
         z_image: torch.Tensor,  # z^I, (B, D)
         z_audio: torch.Tensor,  # z^A, (B, D)
         image_id: torch.Tensor | None = None,  # (B,) which image each pair is of
-        own: slice | None = None,  # these rows' part of the loss alone
+        own: slice | None = None,  # compute only the part of the loss of these rows
     ) -> torch.Tensor:  # scalar
         "InfoNCE with a margin."
         c = self.config

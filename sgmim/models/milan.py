@@ -129,7 +129,7 @@ class MILANStyle(ContrastiveModel):
         z_image: torch.Tensor,  # z^I, (B, E)
         z_audio: torch.Tensor,  # z^A, (B, E)
         image_id: torch.Tensor | None = None,  # (B,) which image each pair is of
-        own: slice | None = None,  # these rows' part of the loss alone
+        own: slice | None = None,  # compute only the part of the loss of these rows
     ) -> torch.Tensor:  # scalar
         "The masked margin softmax; in training, counts an update."
         c, margin = self.config, self.config.margin

@@ -237,7 +237,8 @@ def triplet_loss(
     z_image: torch.Tensor,  # (B, E) z^I
     z_audio: torch.Tensor,  # (B, E) z^A, row i belongs to row i of z_image
     margin: float = 1.0,  # (code)
-    own: slice | None = None,  # these rows' part of the loss alone: the parts of all processes add up to it
+    own: slice
+    | None = None,  # compute only the part of the loss of these rows; the parts of all processes add up to it
 ) -> torch.Tensor:  # scalar
     "Sampled and semi-hard triplet loss in both directions; impostors come from torch's random numbers."
     B, device = len(z_image), z_image.device
@@ -349,7 +350,7 @@ class ResDAVEnet(ContrastiveModel):
         z_audio: torch.Tensor,  # z^A, (B, E)
         # not used: another caption of the same image can be the impostor (code)
         image_id: torch.Tensor | None = None,
-        own: slice | None = None,  # these rows' part of the loss alone
+        own: slice | None = None,  # compute only the part of the loss of these rows
     ) -> torch.Tensor:  # scalar
         "The two triplet losses."
         return triplet_loss(z_image, z_audio, self.config.margin, own)

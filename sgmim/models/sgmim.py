@@ -70,9 +70,9 @@ class EncoderConfig:
     attention_dropout: float = 0.1  # (VG-HuBERT's code)
     activation_dropout: float = 0.0  # (VG-HuBERT's code)
     input_dropout: float = 0.1  # after the projection of the convolutions' output (VG-HuBERT's code)
-    # before the positional convolution: not in VG-HuBERT's code; transformers does
+    # zero padded frames before the positional convolution (transformers does, VG-HuBERT's code does not)
     zero_padded_frames: bool = False
-    # of a padded caption: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
+    # valid frames of a padded caption: 'any_sample' (VG-HuBERT's code) or 'convolution' (transformers)
     valid_frames: str = "any_sample"
     freeze_cnn: bool = True  # convolutions stay as pretrained (VG-HuBERT's code)
     reinit_layers: int = 3  # last layers re-initialised after loading HuBERT (§3.2)
@@ -99,7 +99,7 @@ class EncoderConfig:
 class SGMIMConfig(EncoderConfig):
     "The whole model and its objective. Defaults are the paper's; what it leaves open is marked *ours*."
 
-    # row of Table 4: 'none', 'plain', 'frames' or 'summary' (ours, in the paper's words)
+    # row of Table 4: 'none', 'plain', 'frames' or 'summary' (the paper's method)
     reconstruction: str = "summary"
     # decoder D_M
     decoder_width: int | None = None  # ours: None = as the image encoder
@@ -116,7 +116,7 @@ class SGMIMConfig(EncoderConfig):
     similarity: str = "dot"  # 'dot' (§2.2) or 'cosine'
     temperature: float | None = None  # None: none (eq. 2)
     margin: float = 0.0  # none (eq. 2); VG-HuBERT's code: 1
-    mask_same_image: bool = True  # other captions of one's own image are no negatives (VG-HuBERT's code)
+    mask_same_image: bool = True  # leave other captions of the same image out of the negatives (as VG-HuBERT)
     # reconstruction (eqs. 3-5)
     mask_ratio: float = 0.75  # (§3.2)
     lam: float = 2.0  # λ (§3.2)
@@ -179,7 +179,8 @@ def _is_temperature(v) -> bool:
     return v is None or (isinstance(v, (int, float)) and v > 0)
 
 
-# fields; when a value v of a field of c is right; what it must be. In this order: the later ones divide.
+# (field names, check of a value v in a configuration c, requirement). Later checks divide by the sizes, so
+# these come first.
 _RULES = [
     (_SIZES, lambda v, c: _is_size(v), "a whole number of at least 1"),
     ("decoder_width", lambda v, c: v is None or _is_size(v), "a whole number of at least 1"),
@@ -369,7 +370,7 @@ class DualEncoder(nn.Module):
         z_image: torch.Tensor,  # z^I, (B, E)
         z_audio: torch.Tensor,  # z^A, (B, E)
         image_id: torch.Tensor | None = None,  # (B,) which image each pair is of
-        own: slice | None = None,  # these rows' part of the loss alone
+        own: slice | None = None,  # compute only the part of the loss of these rows
     ) -> torch.Tensor:  # scalar
         "L_NCE (eq. 2), as the configuration says."
         c = self.config
@@ -453,7 +454,7 @@ class SGMIM(DualEncoder):
         return self
 
     def context(self, heard: AudioOutput) -> tuple:  # (B, S, D), and (B, S) True = padding, or None
-        "What the decoder hears, and its padding: the row of Table 4."
+        "The speech input of the decoder and its padding mask, which depend on the row of Table 4."
         if self.config.reconstruction == "summary":
             return summarise(heard.attention, heard.frames), None  # eq. 3
         return (heard.frames, heard.frame_mask) if self.config.reconstruction == "frames" else (None, None)
@@ -483,7 +484,7 @@ class SGMIM(DualEncoder):
         heard: AudioOutput,  # the caption
         mask: PatchMask,  # which patches are visible
     ) -> dict:  # predicted and target (B, N, D) of all patches; mask (B, N), True = hidden
-        "Eq. 4, but for the distance."
+        "The inputs of the distance in eq. 4: predictions, targets and mask."
         predicted = self.decoder(self.image_encoder.encode(tokens, mask), mask, *self.context(heard))
         return dict(predicted=predicted, target=self.target(image), mask=mask.mask)
 
@@ -578,14 +579,14 @@ def check_fit(
     # a layer has at least 12 tensors, a convolution has one
     if 12 * layers + len(config.conv_dim) > len(tensors):
         made = f"{layers:,} layers and {len(config.conv_dim):,} convolutions of its configuration"
-        raise CheckpointError(
-            f"{where}: {len(tensors):,} tensors do not make up the {made}: some are missing"
-        )
+        raise CheckpointError(f"{where}: {len(tensors):,} tensors are too few for the {made}")
     try:
         with torch.device("meta"):
             empty = SGMIM(config)
     except Exception as e:  # a size that no tensor can have
-        raise CheckpointError(f"{where}: its configuration makes no model ({type(e).__name__}: {e})") from e
+        raise CheckpointError(
+            f"{where}: no model can be built from its configuration ({type(e).__name__}: {e})"
+        ) from e
     check_state(empty, tensors, what=str(where))
 
 # %% ../../nbs/models/05_sgmim.ipynb #e6b25d94
@@ -596,7 +597,9 @@ def read_saved(
     exported = (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / WEIGHTS_FILE).is_file()
     tensors, meta = _read_exported(folder) if exported else load_checkpoint(folder)
     if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
-        raise CheckpointError(f'{folder} holds no model of sgmim: its config.json has no entry "config"')
+        raise CheckpointError(
+            f'{folder} does not contain an sgmim model: its config.json has no entry "config"'
+        )
     weights = Path(folder) / ("model.safetensors" if exported else WEIGHTS_FILE)
     counters = ("num_batches_tracked", "updates")  # integers, of BatchNorm and of MILAN-style
     floats = {k: v for k, v in tensors.items() if k.rpartition(".")[2] not in counters}

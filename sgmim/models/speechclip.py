@@ -223,7 +223,7 @@ class SpeechCLIP(ContrastiveModel):
         z_image: torch.Tensor,  # z^I, (B, E)
         z_audio: torch.Tensor,  # z^A, (B, E)
         image_id: torch.Tensor | None = None,  # (B,) which image each pair is of
-        own: slice | None = None,  # these rows' part of the loss alone
+        own: slice | None = None,  # compute only the part of the loss of these rows
     ) -> torch.Tensor:  # scalar
         "The masked contrastive loss."
         return info_nce(z_image, z_audio, image_id, "cosine", self.config.temperature, own=own) / 2
