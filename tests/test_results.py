@@ -920,7 +920,7 @@ NEXT = [("+ Speech-Guided", "+ Recon"), ("+ Summary", "+ Speech-Guided")]
 # page, what it says, budget of the records of Table 4 on the embedded corpus, pairs of rows, sign
 CLAIMS = [
     ("index", "at equal steps no row is significantly better", "steps", STEPS_OF, 0),
-    ("index", "at equal compute contrastive learning alone is significantly better", COMPUTE, STEPS_OF, -1),
+    ("index", "At equal compute contrastive learning alone is significantly better", COMPUTE, STEPS_OF, -1),
     *(
         (
             f"paper/table_{n}",
