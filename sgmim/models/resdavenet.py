@@ -237,8 +237,7 @@ def triplet_loss(
     z_image: torch.Tensor,  # (B, E) z^I
     z_audio: torch.Tensor,  # (B, E) z^A, row i belongs to row i of z_image
     margin: float = 1.0,  # (code)
-    own: slice
-    | None = None,  # compute only the part of the loss of these rows; the parts of all processes add up to it
+    own: slice | None = None,  # compute only the part of the loss of these rows, one process's share
 ) -> torch.Tensor:  # scalar
     "Sampled and semi-hard triplet loss in both directions; impostors come from torch's random numbers."
     B, device = len(z_image), z_image.device
