@@ -250,13 +250,15 @@ def sgmim_scenes(
 # %% ../../nbs/apps/05_commands.ipynb #65141be8
 def _corpus_on_disk(
     *,
-    # folder of a corpus or shards, or a .csv, .tsv or .jsonl of pairs; or kind=path (default: embedded)
+    # folder of a corpus or of shards, or a .csv, .tsv or .jsonl file of pairs; KIND=PATH sets --kind too
+    # (default: the embedded corpus, which is generated on first use)
     data: str = None,
     kind: _KIND = None,  # type of the corpus (default: detected)
     image_root: str = None,  # root folder of the listed images; absolute paths must be inside it
     audio_root: str = None,  # root folder of the listed recordings; absolute paths must be inside it
-    # SpokenCOCO: 'unrolled', 'dataset' (dataset_coco.json), 'none' (its own splits) or a path (default: what
-    # is found of these)
+    # SpokenCOCO: where Karpathy's splits come from: 'unrolled' (SpokenCOCO_<split>_unrolled_karpathy.json),
+    # 'dataset' (dataset_coco.json) or the path of either; 'none': SpokenCOCO's own splits (default: the first
+    # of these that the folder has)
     karpathy: str = None,
     no_restval: bool = False,  # SpokenCOCO: leave out Karpathy's restval, so that 82,783 images remain
 ):
@@ -366,18 +368,20 @@ def sgmim_train(
     *,
     out: str,  # folder of the run
     preset: _PRESET = "scenes-tiny",  # recipe and model
-    # row of the paper's Table 4, for SG-MIM (default: '+ Summary'; vg-hubert: 'VG-HuBERT (M)')
+    # variant of SG-MIM, by its row in the paper's Table 4 (default: '+ Summary'; preset vg-hubert: no
+    # reconstruction)
     row: _ROW = None,
     set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
     model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
     train_split: str = None,  # training split (default: the standard split of the corpus)
-    # splits that choose the best checkpoint (default: the standard one); without a value: keep the last
+    # splits that select the best checkpoint (default: the standard dev split of the corpus); with no value,
+    # the last checkpoint is kept
     dev_split: list[str] = None,
     images: _at_least(2) = 7000,  # training images of the embedded corpus
     captions: int = 2,  # captions per image of the embedded corpus
-    # file, folder or name (default: that of the preset, which --dry-run names)
+    # file, folder or name of published weights (default: those of the preset; --dry-run names them)
     image_weights: str = None,
-    # file, folder or name (default: that of the preset, which --dry-run names)
+    # file, folder or name of published weights (default: those of the preset; --dry-run names them)
     audio_weights: str = None,
     regions: list[str] = (),  # region features for FaST-VGS: TSV files, or an HDF5 file and its JSON
     download: bool = False,  # download weights that are not on this machine
@@ -616,11 +620,14 @@ def sgmim_eval(
     # (default: the shipped scenes-tiny)
     checkpoint: str = None,
     *,
-    split: list[str] = (),  # splits to evaluate (default: the test splits)
+    # splits to evaluate (default: the test splits; embedded corpus: test-seen, test-unseen, test-novel)
+    split: list[str] = (),
     images: _at_least(2) = 1000,  # number of images of the embedded corpus
-    # voices of the embedded corpus: scenes-1 has one synthesiser, scenes-2 two, scenes-2-full more
+    # variant of the embedded corpus: scenes-1 has one synthesiser, scenes-2 two, scenes-2-full four and
+    # twice as many things
     recipe: _RECIPE = "scenes-1",
-    # use only this much of each caption (default: 10; 25 for Places; other systems: as in their code)
+    # evaluate only the first MAX_SECONDS of each caption (default: 10, or 25 for Places; the other systems
+    # use the value of their published code)
     max_seconds: _positive = None,
     max_unreadable: _positive = 0.01,  # maximum share of missing or unreadable files
     embeddings: str = None,  # folder for the embeddings; reused if present
@@ -632,9 +639,9 @@ def sgmim_eval(
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     **corpus,
 ):
-    """Compute R@1, R@5 and R@10 of a checkpoint in both directions. With --data human=FOLDER, search
-    drawn pictures by single words, said by people and by synthetic voices; FOLDER contains the unpacked
-    packages of recordings (see nbs/scenes/05_recordings.ipynb)."""
+    """Compute R@1, R@5 and R@10 of a checkpoint in both directions. With --data human=FOLDER,
+    search the pictures of the embedded corpus by single words instead, spoken by people and by synthesisers;
+    FOLDER contains the unpacked packages of recordings (see nbs/scenes/05_recordings.ipynb)."""
     from sgmim.evaluation.analysis import corpus_entries
     from sgmim.evaluation.retrieval import format_table
     from sgmim.models.pretrained import give_regions, open_checkpoint, shipped, state_digest
@@ -1002,7 +1009,7 @@ def sgmim_search(
     query: str = None,  # recording (.wav, .flac, .mp3, .ogg) or image (.jpg, .png, .webp, …)
     *,
     say: str = None,  # sentence to synthesise as the query, instead of a recording
-    voice: str = "en-us-m3",  # voice of the synthesiser for --say
+    voice: str = "en-us-m3",  # voice of the synthesiser for --say (see nbs/scenes/03_voices.ipynb)
     top: _at_least(1) = 10,  # number of results
     json: bool = False,  # print JSON
     checkpoint: str = None,  # checkpoint of the index, if it has moved

@@ -346,9 +346,9 @@ def effects_table(
 
 # %% ../../nbs/paper/02_statistics.ipynb #12e23ba3
 _NOTE = (
-    "R@1 on {}, mean of both directions, paired by query and seed, with 95 % intervals over queries and seeds"
-    " (over queries only, with fewer than four seeds). Significance has Holm's correction for the number of"
-    " comparisons of the table. The paper gives no intervals."
+    "Differences in R@1 on {}, mean of both directions, paired by query and seed. The 95 % intervals account"
+    " for the variation between queries and between seeds (queries only, with fewer than four seeds)."
+    " Significance is Holm-corrected over the comparisons of the table. The paper gives no intervals."
 )
 
 
