@@ -15,7 +15,7 @@ ACTIVE  := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo app test test-all check lab docs quarto readme refresh hooks clean distclean
+.PHONY: help demo app weights test test-all check lab docs quarto readme refresh hooks clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' Makefile
@@ -38,6 +38,10 @@ demo: $(STAMP) ## make the corpus, train, evaluate, plot: the whole method, in t
 app: $(STAMP) ## search pictures by speech, in a browser: the shipped weights, 200 pictures
 	@$(VENV)/bin/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("gradio"))' || $(call INSTALL,app)
 	$(VENV)/bin/sgmim_app --browser
+
+weights: $(STAMP) ## train the weights scenes-voices again (hours): make weights PEOPLE=folder of unpacked recordings
+	$(call INSTALL,voices)
+	$(VENV)/bin/python tools/weights.py $(PEOPLE)
 
 test: $(STAMP) ## the quick tests: ruff, checks, the notebooks, pytest without slow tests
 	@$(ACTIVE) bash tools/test.sh

@@ -529,12 +529,12 @@ def test_in_a_browser(server, driver, folder, tmp_path):
     page = Browser(driver, server.local_url)
     page.shot("start")
     page.all("#examples button")[0].click()
-    page.says("#pointing", "“boat” points most to")
-    assert page.all("textarea, input[type=text]")[0].get_property("value") == "A red boat on the sea"
+    page.says("#pointing", "“duck” points most to")
+    assert page.all("textarea, input[type=text]")[0].get_property("value") == "A duck on the grass"
     assert len(page.pictures()) == 12 and "12 of 61 pictures" in page.text("#status")
 
-    page.all("#words label")[1].click()
-    page.says("#pointing", "“red” points")
+    page.all("#words label")[3].click()
+    page.says("#pointing", "“grass” points")
     page.all("#words input")[0].send_keys(Keys.SPACE)  # by the keyboard
     page.says("#pointing", "“A” points")
     page.press("#pictures .grid-container button", 3, "#pointing", "In picture 4, “A”")
@@ -593,8 +593,8 @@ def test_in_a_narrow_dark_browser(server, driver):
     page = Browser(driver, server.local_url)
     page.all("#examples button")[0].click()
     page.says("#pointing", "points most to")
-    page.all("#words label")[1].click()
-    page.says("#pointing", "“red” points")
+    page.all("#words label")[3].click()
+    page.says("#pointing", "“grass” points")
     page.shot("narrow")
     assert driver.execute_script("return document.documentElement.scrollWidth") == 390
     nameless = driver.execute_script(

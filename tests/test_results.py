@@ -1056,13 +1056,28 @@ def test_what_the_pages_say_about_the_other_systems_is_in_their_records(table):
 
 
 def test_what_the_page_about_voices_says_is_in_its_records():
-    text = prose("evaluation/08_spoken_words")
+    text, weights = prose("evaluation/08_spoken_words"), ROOT / "sgmim/weights/scenes-voices"
     assert "significantly more often than by chance" in text and "less than 15 points below" in text
-    for scores in read_json(ROOT / "results/spoken-words-voices.json")["metrics"].values():
+    words, record = read_json(weights / "spoken_words.json"), read_json(weights / "record.json")
+    for scores in words["metrics"].values():
         assert scores["best"]["interval"][0] > scores["best"]["chance"]
-    tests = read_json(ROOT / "results/tuning/voices.json")["metrics"]
-    ten = [tests[name]["mean"]["recall_at_10"] for name in ("test-seen", "test-unseen-kind")]
+    first = read_json(ROOT / "results/spoken-words-voices.json")["metrics"]
+    best = [scores["people"]["best"]["value"] for scores in (first, words["metrics"])]
+    assert "in 43 % of the cases" in text and "it was 22 %" in text
+    assert [round(100 * value) for value in best] == [22, 43]
+    assert "the best picture shows it in 43 % of the cases" in prose("tutorials/first_run")
+    ten = [record["metrics"][f"test-{name}"]["mean"]["recall_at_10"] for name in ("seen", "unseen-kind")]
     assert 0 < ten[0] - ten[1] < 15
+
+
+def test_the_records_beside_the_weights_are_of_these_weights():
+    from sgmim.models.pretrained import open_checkpoint, state_digest
+
+    for name in ("scenes-tiny", "scenes-voices"):
+        folder = ROOT / "sgmim/weights" / name
+        digest = state_digest(open_checkpoint(folder))
+        for file in ("spoken_words.json", "search_threshold.json"):
+            assert read_json(folder / file)["config"]["model"] == digest
 
 
 @pytest.mark.slow

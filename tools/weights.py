@@ -8,7 +8,6 @@ FOLDER contains the unpacked recordings (see nbs/scenes/05_recordings.ipynb). Th
 cores. The same command resumes it.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "sgmim/weights/scenes-voices"
 RECIPE = "scenes-2-full"
 # The front end is trained too. Steps whose gradient is not finite in bfloat16 are skipped.
-COMMON = f"--threads 1 --data recipe={RECIPE} train=8000 unseen_kinds=True"
+COMMON = f"--threads 2 --data recipe={RECIPE} train=8000 unseen_kinds=True"
 COMMON += " --model temperature=.05 freeze_cnn=False"
 COMMON += " --set lr=5e-4 warmup=.05 effects=all eval_every=1 save_every=200 amp=bf16 max_skipped=50"
 # The first stage makes sound effects more frequent step by step; the second has all of them from the start.
@@ -51,5 +50,4 @@ def main(people):
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main(sys.argv[1])

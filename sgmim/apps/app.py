@@ -28,7 +28,7 @@ from ..evaluation.grounding import DEFAULT_VARIANT, SpokenWord, heat_maps, patch
 from ..evaluation.threshold import read_threshold, trained_recipe
 from ..evaluation.words import boundaries, frame_times, segments
 from ..models.inputs import image_transform
-from ..scenes.captions import thing_names, word_class
+from ..scenes.captions import caption, thing_names, word_class
 from ..scenes.corpus import DEFAULT_RECIPE, RECIPES
 from ..scenes.pictures import COLOURS, SCENE_PLACES, draw_scene, sample_scene
 from ..scenes.voices import HIBARI_SPEAKERS, SEEN_SPEAKERS, SPEAKERS, UNSEEN_SPEAKERS, speak
@@ -186,6 +186,17 @@ def _how_well_people_are_understood(checkpoint):
     )
 
 
+def _demo_scene(checkpoint, i):
+    "The scene of drawn picture `i`, with the things that the weights know."
+    recipe = RECIPES[trained_recipe(checkpoint) or DEFAULT_RECIPE]
+    return sample_scene(rng_for("search app", i), categories=recipe.categories)
+
+
+def _example_sentences(checkpoint, n=5):
+    "A caption of each of the first `n` drawn pictures."
+    return [caption(_demo_scene(checkpoint, i), rng_for("search app", i)).text for i in range(n)]
+
+
 def demo_index(
     folder: Path,  # where pictures and index are written
     model,  # an `SGMIM`
@@ -193,11 +204,10 @@ def demo_index(
     images: int = 200,  # how many
 ) -> Index:
     "An index of new drawings of the things that weights know."
-    recipe, pictures = RECIPES[trained_recipe(checkpoint) or DEFAULT_RECIPE], Path(folder, "pictures")
+    pictures = Path(folder, "pictures")
     pictures.mkdir(parents=True)
     for i in range(images):
-        scene = sample_scene(rng_for("search app", i), categories=recipe.categories)
-        Image.fromarray(draw_scene(scene, 288)).save(pictures / f"{i:03d}.png")
+        Image.fromarray(draw_scene(_demo_scene(checkpoint, i), 288)).save(pictures / f"{i:03d}.png")
     update_index(folder / "index", pictures, model, checkpoint=checkpoint, progress=False)
     return Index.open(folder / "index")
 
@@ -212,8 +222,6 @@ def import_gradio():
     return gradio
 
 
-_EXAMPLES = ("A red boat on the sea", "A cat in the snow", "There is a yellow umbrella on the beach")
-_EXAMPLES += ("A blue house with a tree", "The moon at night")
 _GUIDE = """# Search pictures by speech
 
 Press an example, type a sentence for a built-in voice, or speak. The model compares the **sound** with {:,}
@@ -223,11 +231,11 @@ pictures; it sees no text. Then press a word, and any picture, to see where in t
 def _ways_to_ask(gr, searcher):
     "The left column: examples, a sentence, a recording, and what the model knows."
     folder, ask = searcher.checkpoint, SimpleNamespace(examples=[])
-    known, recipe = known_words(folder), trained_recipe(folder)
+    known, recipe, sentences = known_words(folder), trained_recipe(folder), _example_sentences(folder)
     if known:
         with gr.Row(elem_id="examples"):
-            ask.examples = [gr.Button(text, size="sm", min_width=60) for text in _EXAMPLES]
-    ask.text = gr.Textbox(label="Type a sentence", placeholder=_EXAMPLES[0], max_length=_MAX_TEXT)
+            ask.examples = [gr.Button(text, size="sm", min_width=60) for text in sentences]
+    ask.text = gr.Textbox(label="Type a sentence", placeholder=sentences[0], max_length=_MAX_TEXT)
     ask.text.submit_btn = "Say it"
     trained = {s.name for _, group in RECIPES[recipe].voices["seen"] for s in group} if recipe else ()
     voices = [s.name for s in (*SEEN_SPEAKERS, *UNSEEN_SPEAKERS, *HIBARI_SPEAKERS)]

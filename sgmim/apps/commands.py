@@ -189,10 +189,12 @@ def sgmim_demo(
     row: _ROW = "+ Summary",  # row of the paper's Table 4
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
-    set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
-    model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
-    data: list[str] = (),  # field=value: sizes and recipe of the corpus (see DemoData), as in train=12000
-    # train this checkpoint further; scenes-tiny is the shipped one (default: start from the small encoders)
+    set: list[str] = (),  # field=value: training settings (sgmim.train.TrainConfig), as in epochs=12 seed=1
+    model: list[str] = (),  # field=value: model settings (sgmim.models.sgmim.SGMIMConfig), as in lam=8
+    # field=value: sizes and recipe of the corpus (sgmim.scenes.corpus.DemoData), as in train=12000
+    data: list[str] = (),
+    # train this checkpoint further; scenes-tiny and scenes-voices are shipped (default: start from the small
+    # encoders)
     start: str = None,
 ):
     "Generate the embedded corpus, train a small SG-MIM model on it, evaluate it and plot the results."
@@ -203,7 +205,7 @@ def sgmim_demo(
     from sgmim.train import recipe
 
     _set_threads(threads)
-    start = shipped(start) if start == "scenes-tiny" else start
+    start = shipped(start) if start in ("scenes-tiny", "scenes-voices") else start
     config = open_checkpoint(Path(start)).config if start else demo_model()
     config = _changed(dataclasses.replace(config, reconstruction=ROWS[row]), model, "--model")
     sizes, train = _changed(DemoData(), data, "--data"), _changed(recipe("scenes-tiny"), set)
@@ -371,8 +373,8 @@ def sgmim_train(
     # variant of SG-MIM, by its row in the paper's Table 4 (default: '+ Summary'; preset vg-hubert: no
     # reconstruction)
     row: _ROW = None,
-    set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
-    model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
+    set: list[str] = (),  # field=value: training settings (sgmim.train.TrainConfig), as in epochs=12 seed=1
+    model: list[str] = (),  # field=value: model settings (sgmim.models.sgmim.SGMIMConfig), as in lam=8
     train_split: str = None,  # training split (default: the standard split of the corpus)
     # splits that select the best checkpoint (default: the standard dev split of the corpus); with no value,
     # the last checkpoint is kept
@@ -548,8 +550,8 @@ def sgmim_plan(
     *,
     preset: _PRESET = "scenes-tiny",  # recipe and model
     row: _ROW = None,  # row of the paper's Table 4 (default: '+ Summary'; vg-hubert: 'VG-HuBERT (M)')
-    set: list[str] = (),  # field=value: training settings (see TrainConfig), as in epochs=12 seed=1
-    model: list[str] = (),  # field=value: model settings (see SGMIMConfig), as in lam=8
+    set: list[str] = (),  # field=value: training settings (sgmim.train.TrainConfig), as in epochs=12 seed=1
+    model: list[str] = (),  # field=value: model settings (sgmim.models.sgmim.SGMIMConfig), as in lam=8
     pairs: _at_least(2) = None,  # training pairs (default: those of --data, or of the preset's corpus)
     device: str = "cpu",  # cpu or cuda (this machine); or h200, h100, a100, l40s, l4, rtx4090, as published
     devices: _at_least(1) = 1,  # number of devices that share a batch
@@ -1059,7 +1061,8 @@ def sgmim_app(
     share: bool = False,
     browser: bool = False,  # open the page in a browser
     top: _at_least(1) = 24,  # number of pictures to show
-    checkpoint: str = None,  # checkpoint of the index, if it has moved
+    # checkpoint of the index, if it has moved; without INDEX: what searches (default: scenes-voices)
+    checkpoint: str = None,
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
 ):
@@ -1077,7 +1080,7 @@ def sgmim_app(
             opened = Index.open(index)
             model = open_model(opened, checkpoint, device)
         else:
-            checkpoint = Path(checkpoint or shipped("scenes-tiny"))
+            checkpoint = Path(checkpoint or shipped("scenes-voices"))
             model = open_checkpoint(checkpoint).to(pick_device(device)).eval()
             opened = app.demo_index(Path(folder), model, checkpoint, pictures)
         page = app.build_page(app.Searcher(opened, model, top, checkpoint))

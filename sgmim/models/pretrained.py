@@ -38,7 +38,7 @@ _TINY = {"image": "tiny-mae", "audio": "tiny-hubert"}
 
 
 def shipped(
-    name: str,  # 'tiny-hubert', 'tiny-mae', 'tiny-clip' or 'scenes-tiny'
+    name: str,  # 'tiny-hubert', 'tiny-mae', 'tiny-clip', 'scenes-tiny' or 'scenes-voices'
 ) -> Path:
     "The folder of weights that are part of the package."
     folder = Path(str(files("sgmim") / "weights" / name))
@@ -191,10 +191,11 @@ def _system_in(folder):
 
 
 def open_checkpoint(
-    path: Path,  # of a run, an exported or a published model: a folder, a file, or `VG_HUB`
+    path: str | Path,  # of a run, an exported or a published model: a folder, a file, or `VG_HUB`
     download: bool = False,  # fetch VG-HuBERT from the hub if it is not in the cache
 ):  # the model, of any system, on the CPU and in evaluation mode
     "The trained model at `path`, in any supported format."
+    path = Path(path)
     if (path / "best").is_dir():
         path = path / "best"
     ours = any((path / name).is_file() for name in WEIGHT_FILES)
