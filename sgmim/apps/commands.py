@@ -1061,7 +1061,7 @@ def sgmim_app(
     share: bool = False,
     browser: bool = False,  # open the page in a browser
     top: _at_least(1) = 24,  # number of pictures to show
-    # checkpoint of the index, if it has moved; without INDEX: what searches (default: scenes-voices)
+    # checkpoint of the index, if it has moved; without INDEX: folder of the model (default: scenes-voices)
     checkpoint: str = None,
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
