@@ -1159,7 +1159,7 @@ def test_exported_layout_loads(tmp_path, batch):
         assert torch.equal(back(batch, generator=seeded())["loss"], m(batch, generator=seeded())["loss"])
     for broken in ([1], {**meta, "config": 3}):
         write_json(folder / "config.json", broken)
-        with pytest.raises(CheckpointError, match="no model of sgmim"):
+        with pytest.raises(CheckpointError, match="does not contain an sgmim model"):
             load_model(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
@@ -1186,7 +1186,7 @@ def test_checkpoint_faults(tmp_path):
         with pytest.raises(CheckpointError, match=words):
             load_model(tmp_path / "m", device="cpu")
     write_json(tmp_path / "m" / "config.json", {k: v for k, v in config.items() if k != "config"})
-    with pytest.raises(CheckpointError, match="no model of sgmim"):
+    with pytest.raises(CheckpointError, match="does not contain an sgmim model"):
         load_model(tmp_path / "m")
     write_json(tmp_path / "m" / "config.json", config)
     blob = (tmp_path / "m" / "weights.safetensors").read_bytes()
