@@ -3,10 +3,12 @@ says."""
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+from sgmim.apps import commands
 from sgmim.apps.commands import run_command
 from sgmim.core import read_json
 from sgmim.data.corpora import load_corpus
@@ -675,3 +677,13 @@ def test_splits_are_named_only_with_data(tmp_path, capsys):
     out = ["--out", str(tmp_path / "run"), "--dry-run"]
     assert run_command("sgmim_train", [*out, "--dev-split", "dev"]) == 1
     assert "name splits of a corpus: give --data too" in capsys.readouterr().err
+
+
+def test_shipped_weights_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert commands._model_folder(None) == shipped("scenes-tiny")
+    assert commands._model_folder("scenes-voices") == shipped("scenes-voices")
+    (tmp_path / "scenes-voices").mkdir()
+    assert commands._model_folder("scenes-voices") == Path(
+        "scenes-voices"
+    )  # a folder of one's own comes first

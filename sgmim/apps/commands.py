@@ -152,6 +152,14 @@ def _changed(config, changes, option="--set"):
     return config_from_dict(type(config), {**vars(config), **parse_changes(changes, option)}, option)
 
 
+def _model_folder(checkpoint, default="scenes-tiny"):
+    "The folder of a model: a path, or the name of shipped weights where there is no such path."
+    from sgmim.models.pretrained import shipped
+
+    path = Path(checkpoint or default)
+    return shipped(path.name) if str(path) in ("scenes-tiny", "scenes-voices") and not path.exists() else path
+
+
 def _set_threads(n):
     import torch
 
@@ -199,14 +207,14 @@ def sgmim_demo(
 ):
     "Generate the embedded corpus, train a small SG-MIM model on it, evaluate it and plot the results."
     from sgmim.apps.demo import demo_model, run_demo
-    from sgmim.models.pretrained import open_checkpoint, shipped
+    from sgmim.models.pretrained import open_checkpoint
     from sgmim.models.sgmim import ROWS
     from sgmim.scenes.corpus import DemoData
     from sgmim.train import recipe
 
     _set_threads(threads)
-    start = shipped(start) if start in ("scenes-tiny", "scenes-voices") else start
-    config = open_checkpoint(Path(start)).config if start else demo_model()
+    start = _model_folder(start) if start else None
+    config = open_checkpoint(start).config if start else demo_model()
     config = _changed(dataclasses.replace(config, reconstruction=ROWS[row]), model, "--model")
     sizes, train = _changed(DemoData(), data, "--data"), _changed(recipe("scenes-tiny"), set)
     run_demo(out, sizes, train, config, device=device, start=start)
@@ -618,8 +626,8 @@ def _preset_workload(preset, pairs):
 # %% ../../nbs/apps/05_commands.ipynb #9190c74b
 @_takes_corpus
 def sgmim_eval(
-    # folder of a run or of sgmim_export, or a published VG-HuBERT, ResDAVEnet, FaST-VGS or SpeechCLIP
-    # (default: the shipped scenes-tiny)
+    # folder of a run or of sgmim_export, or a published VG-HuBERT, ResDAVEnet, FaST-VGS or SpeechCLIP, or the
+    # shipped scenes-tiny or scenes-voices (default: scenes-tiny)
     checkpoint: str = None,
     *,
     # splits to evaluate (default: the test splits; embedded corpus: test-seen, test-unseen, test-novel)
@@ -646,10 +654,10 @@ def sgmim_eval(
     FOLDER contains the unpacked packages of recordings (see nbs/scenes/05_recordings.ipynb)."""
     from sgmim.evaluation.analysis import corpus_entries
     from sgmim.evaluation.retrieval import format_table
-    from sgmim.models.pretrained import give_regions, open_checkpoint, shipped, state_digest
+    from sgmim.models.pretrained import give_regions, open_checkpoint, state_digest
 
     began, code, device = time.perf_counter(), code_version(), pick_device(device)
-    folder = Path(checkpoint or shipped("scenes-tiny"))
+    folder = _model_folder(checkpoint)
     net = open_checkpoint(folder, download).to(device)
     if (corpus.get("data") or "").partition("=")[0] == "human":
         pool = (images, getattr(net.config, "image_size", 96), recipe)
@@ -904,10 +912,10 @@ def sgmim_analyse(
 ):
     "Analyse what a model has learned. The parameters of the analysis are chosen on dev."
     from sgmim.evaluation import words
-    from sgmim.models.pretrained import open_checkpoint, shipped, state_digest
+    from sgmim.models.pretrained import open_checkpoint, state_digest
 
     _check_analysis(what, checkpoint, recon, runs_of)
-    device, paths = pick_device(device), [Path(p) for p in checkpoint or [shipped("scenes-tiny")]]
+    device, paths = pick_device(device), [_model_folder(p) for p in checkpoint or [None]]
     groups = _checkpoint_groups(what, paths, runs_of, runs) if what in _SEVERAL else {"": paths}
     models, made_of = {}, {}
     for name, folders in groups.items():
@@ -988,12 +996,12 @@ def sgmim_index(
     """Embed a folder of images or recordings, to search it with sgmim_search or sgmim_app. A second call
     embeds only new and changed files."""
     from sgmim.apps.search import EmbedOptions, Index, build_approximate, printable, update_index
-    from sgmim.models.pretrained import open_checkpoint, shipped
+    from sgmim.models.pretrained import open_checkpoint
 
     if bool(images) == bool(audio):
         raise ConfigError("give a folder with --images or with --audio, not both")
     _set_threads(threads)
-    folder = Path(checkpoint or shipped("scenes-tiny")).resolve()
+    folder = _model_folder(checkpoint).resolve()
     model = open_checkpoint(folder).to(pick_device(device)).eval()
     kind, options = "images" if images else "audio", EmbedOptions(max_seconds, batch_size, workers)
     done = update_index(out, images or audio, model, kind, folder, options, prune)
@@ -1061,7 +1069,8 @@ def sgmim_app(
     share: bool = False,
     browser: bool = False,  # open the page in a browser
     top: _at_least(1) = 24,  # number of pictures to show
-    # checkpoint of the index, if it has moved; without INDEX: folder of the model (default: scenes-voices)
+    # checkpoint of the index, if it has moved; without INDEX: folder or name of the model (default:
+    # scenes-voices)
     checkpoint: str = None,
     device: str = None,  # cpu, cuda or cuda:N (default: cuda if there is one)
     threads: _at_least(1) = None,  # CPU threads
@@ -1070,7 +1079,7 @@ def sgmim_app(
     Stop with Ctrl-C."""
     from sgmim.apps import app
     from sgmim.apps.search import Index, open_model
-    from sgmim.models.pretrained import open_checkpoint, shipped
+    from sgmim.models.pretrained import open_checkpoint
 
     app.import_gradio()
     _set_threads(threads)
@@ -1080,7 +1089,7 @@ def sgmim_app(
             opened = Index.open(index)
             model = open_model(opened, checkpoint, device)
         else:
-            checkpoint = Path(checkpoint or shipped("scenes-voices"))
+            checkpoint = _model_folder(checkpoint, "scenes-voices")
             model = open_checkpoint(checkpoint).to(pick_device(device)).eval()
             opened = app.demo_index(Path(folder), model, checkpoint, pictures)
         page = app.build_page(app.Searcher(opened, model, top, checkpoint))
