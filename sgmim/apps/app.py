@@ -186,15 +186,16 @@ def _how_well_people_are_understood(checkpoint):
     )
 
 
-def _demo_scene(checkpoint, i):
-    "The scene of drawn picture `i`, with the things that the weights know."
+def _demo_scenes(checkpoint, n):
+    "The scenes of the first `n` drawn pictures, with the things that the weights know."
     recipe = RECIPES[trained_recipe(checkpoint) or DEFAULT_RECIPE]
-    return sample_scene(rng_for("search app", i), categories=recipe.categories)
+    return [sample_scene(rng_for("search app", i), categories=recipe.categories) for i in range(n)]
 
 
 def _example_sentences(checkpoint, n=5):
     "A caption of each of the first `n` drawn pictures."
-    return [caption(_demo_scene(checkpoint, i), rng_for("search app", i)).text for i in range(n)]
+    scenes = _demo_scenes(checkpoint, n)
+    return [caption(scene, rng_for("search app caption", i)).text for i, scene in enumerate(scenes)]
 
 
 def demo_index(
@@ -206,8 +207,8 @@ def demo_index(
     "An index of new drawings of the things that weights know."
     pictures = Path(folder, "pictures")
     pictures.mkdir(parents=True)
-    for i in range(images):
-        Image.fromarray(draw_scene(_demo_scene(checkpoint, i), 288)).save(pictures / f"{i:03d}.png")
+    for i, scene in enumerate(_demo_scenes(checkpoint, images)):
+        Image.fromarray(draw_scene(scene, 288)).save(pictures / f"{i:03d}.png")
     update_index(folder / "index", pictures, model, checkpoint=checkpoint, progress=False)
     return Index.open(folder / "index")
 
