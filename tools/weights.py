@@ -39,9 +39,10 @@ def main(people):
     for out, options in STAGES.items():
         if not Path(out, "demo.json").is_file():
             call("sgmim_demo", "--out", out, *options.format(COMMON).split())
-    tensors, meta = load_checkpoint(Path(out, "best"))
+    last = Path(list(STAGES)[-1])
+    tensors, meta = load_checkpoint(last / "best")
     save_checkpoint(TARGET, {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, meta)
-    write_json(TARGET / "record.json", read_json(Path(out, "demo.json")))
+    write_json(TARGET / "record.json", read_json(last / "demo.json"))
     calibrate_threshold(TARGET)
     words = TARGET / "spoken_words.json"
     call("sgmim_eval", TARGET, "--data", f"human={people}", "--recipe", RECIPE, "--record", words)
