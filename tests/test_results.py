@@ -1066,6 +1066,9 @@ def test_what_the_page_about_voices_says_is_in_its_records():
     assert "in 43 % of the cases" in text and "it was 22 %" in text
     assert [round(100 * value) for value in best] == [22, 43]
     assert "the best picture shows it in 43 % of the cases" in prose("tutorials/first_run")
+    assert f"{words['metrics']['people']['queries']} single-word recordings" in prose("index")
+    steps = [read_json(ROOT / "results/tuning/voices.json")["steps"], record["steps"]]
+    assert "two stages of {:,} and {:,} steps".format(*steps) in text
     ten = [record["metrics"][f"test-{name}"]["mean"]["recall_at_10"] for name in ("seen", "unseen-kind")]
     assert round(ten[0] - ten[1], 1) == 4.9
 

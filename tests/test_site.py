@@ -258,9 +258,6 @@ def test_a_cell_that_cannot_be_run_stops_the_site(exported):
     assert done.returncode != 0 and "ZeroDivisionError" in done.stdout + done.stderr
 
 
-# --- llms.txt and the card
-
-
 def test_a_fault_of_a_rendered_page_is_found(tmp_path):
     good = '<p>One (see <a href="b.html">b</a>)</p><code>[x](http://a.b)</code><script>a[0](http)</script>'
     (tmp_path / "good.html").write_text(good)
@@ -269,6 +266,9 @@ def test_a_fault_of_a_rendered_page_is_found(tmp_path):
     (tmp_path / "page.html").write_text(bad)
     found = ["page.html loads https://a.b/c.png", "page.html shows '](https://a.b/c.html)'"]
     assert docs.rendered_problems(tmp_path) == found
+
+
+# --- llms.txt and the card
 
 
 def test_llms(mini):  # noqa: F811
